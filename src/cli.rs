@@ -1,0 +1,262 @@
+//! The command line: one file a command. It holds no logic that the library lacks.
+
+use std::ffi::OsString;
+use std::path::PathBuf;
+
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+
+use crate::exit::Exit;
+
+mod check;
+mod explain;
+mod generate;
+mod inspect;
+mod output;
+mod plan;
+mod run;
+mod verify;
+
+use output::Output;
+
+/// Runs recipes: a YAML file says how a Hugging Face model directory is quantized to INT4 or INT8, one command does it.
+#[derive(Debug, Parser)]
+#[command(
+    name = "monoquant",
+    version,
+    max_term_width = 100,
+    after_help = "Exit statuses: 0 done · 1 a quality gate failed · 2 recipe or command line wrong · 3 model wrong or damaged · \
+                  4 cannot write · 5 the output failed its own check · 70 bug · 130 interrupted"
+)]
+struct Cli {
+    #[command(flatten)]
+    terminal: Terminal,
+    #[command(subcommand)]
+    command: Command,
+}
+
+/// How things are shown, for every command.
+#[derive(Debug, Args)]
+struct Terminal {
+    /// When to use colour. `auto` asks the terminal and the environment (NO_COLOR, CLICOLOR_FORCE).
+    #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
+    color: Color,
+    /// Say only what is wrong, and results.
+    #[arg(short, long, global = true, conflicts_with = "verbose")]
+    quiet: bool,
+    /// Say more.
+    #[arg(short, long, global = true)]
+    verbose: bool,
+    /// The form of results and diagnostics.
+    #[arg(long, global = true, value_enum, default_value_t = Format::Human, value_name = "FORM")]
+    format: Format,
+}
+
+/// When to use colour.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Color {
+    /// Where the terminal can.
+    Auto,
+    /// Always.
+    Always,
+    /// Never.
+    Never,
+}
+
+/// The form of results and diagnostics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// For people, with the words underlined.
+    Human,
+    /// One line a diagnostic.
+    Plain,
+    /// JSON, on standard output.
+    Json,
+    /// Annotations of GitHub Actions.
+    Github,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a recipe: quantize its model, judge the result, publish the output.
+    ///
+    /// Weights are read once and in tiles, so memory does not grow with the model. The output is built beside its place and
+    /// moved there in one step, after every gate before it has passed; until then nothing that was there is touched.
+    Run(RunArgs),
+    /// Show what a run would do, from the headers of the model alone.
+    ///
+    /// Per rule: tensors, scheme and bytes; per reason: what is left alone; then the size of the output to the byte, the disk
+    /// space it takes and the memory bound. Reads no weight and writes nothing.
+    Plan(PlanArgs),
+    /// Show every rule that touches a tensor, and the one that decides.
+    Explain(ExplainArgs),
+    /// Check recipes without their models. Fast enough for a pre-commit hook.
+    Check(CheckArgs),
+    /// Show a model's tensors, layer types, types, totals and quantization config.
+    Inspect(InspectArgs),
+    /// Check an output directory against its report: sizes and hashes of its weight files.
+    Verify(VerifyArgs),
+    /// Print the JSON Schema of recipes, or of reports.
+    Schema(SchemaArgs),
+    /// Print shell completions.
+    Completions(CompletionsArgs),
+    /// Print the manual page.
+    Man,
+}
+
+/// A recipe and what overrides it.
+#[derive(Debug, Args)]
+struct RecipeArgs {
+    /// The recipe.
+    recipe: PathBuf,
+    /// Override a value of the recipe, such as `quantize-int4.group_size=64` or `stages.2.group_size=64`.
+    #[arg(long, value_name = "PATH=VALUE")]
+    set: Vec<String>,
+    /// Use this model instead of the one of `load`; relative to the current folder.
+    #[arg(long, value_name = "DIR")]
+    model: Option<String>,
+    /// Publish here instead of `path` of `export`; relative to the current folder.
+    #[arg(long, value_name = "DIR")]
+    output: Option<String>,
+    /// Worker threads. Results do not depend on it. Default: the number of cores.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    /// Bound of the resident memory, such as 128MiB.
+    #[arg(long, value_name = "SIZE", value_parser = size)]
+    memory: Option<u64>,
+}
+
+fn size(text: &str) -> Result<u64, String> {
+    crate::stage::export::shards::parse_size(text)
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Only show the plan.
+    #[arg(long)]
+    dry_run: bool,
+    /// Use the kernels of this instruction set (portable, avx2, avx512, neon). Results do not depend on it.
+    #[arg(long, value_name = "NAME", env = "MONOQUANT_ISA", hide_env_values = true)]
+    isa: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct PlanArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// Print the plan as JSON, with every tensor.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct ExplainArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// A tensor's name, or a module's.
+    tensor: String,
+}
+
+#[derive(Debug, Args)]
+struct CheckArgs {
+    /// The recipes.
+    #[arg(required = true)]
+    recipes: Vec<PathBuf>,
+}
+
+#[derive(Debug, Args)]
+struct InspectArgs {
+    /// A model directory, a .safetensors file, or hf://org/name.
+    path: String,
+    /// Print it as JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, Args)]
+struct VerifyArgs {
+    /// A directory that monoquant wrote.
+    directory: PathBuf,
+}
+
+#[derive(Debug, Args)]
+struct SchemaArgs {
+    /// What to print the schema of.
+    #[arg(value_enum, default_value_t = SchemaOf::Recipe)]
+    of: SchemaOf,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum SchemaOf {
+    /// Recipes.
+    Recipe,
+    /// Reports.
+    Report,
+}
+
+#[derive(Debug, Args)]
+struct CompletionsArgs {
+    /// The shell.
+    #[arg(value_enum)]
+    shell: clap_complete::Shell,
+}
+
+/// Runs the command of the process's arguments.
+#[must_use]
+pub fn main() -> Exit {
+    shielded(|| run_with(std::env::args_os()))
+}
+
+/// A panic is a bug in monoquant, and its exit status says so. What was staged is gone by then, as after any failure.
+fn shielded(work: impl FnOnce() -> Exit) -> Exit {
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
+        output::bug();
+        Exit::Internal
+    })
+}
+
+/// Runs a command line; the first argument is the program's name.
+#[must_use]
+pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
+    let cli = match Cli::try_parse_from(args) {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to standard output and are no failure; a closed pipe is none either.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::BadRecipe } else { Exit::Done };
+        }
+    };
+    let output = Output::new(&cli.terminal);
+    let done = match &cli.command {
+        Command::Run(args) => run::run(args, &output),
+        Command::Plan(args) => plan::plan(&args.recipe, args.json, &output),
+        Command::Explain(args) => explain::explain(args, &output),
+        Command::Check(args) => check::check(&args.recipes, &output),
+        Command::Inspect(args) => inspect::inspect(args, &output),
+        Command::Verify(args) => verify::verify(&args.directory, &output),
+        Command::Schema(args) => generate::schema(args.of, &output),
+        Command::Completions(args) => generate::completions(args.shell, &mut Cli::command(), &output),
+        Command::Man => generate::man(Cli::command(), &output),
+    };
+    done.unwrap_or_else(|failure| {
+        output.findings(&failure.findings);
+        failure.exit
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_an_internal_error() {
+        assert_eq!(shielded(|| Exit::Done), Exit::Done);
+        assert_eq!(shielded(|| panic!("a bug on purpose")), Exit::Internal);
+    }
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

@@ -1,0 +1,79 @@
+//! `monoquant explain`.
+
+use std::fmt::Write;
+
+use super::output::Output;
+use super::run::planned;
+use super::{ExplainArgs, Format};
+use crate::exit::Exit;
+use crate::finding::Failure;
+use crate::plan::{Explanation, Plan, Rule, explain as explain_plan};
+
+pub(super) fn explain(args: &ExplainArgs, output: &Output) -> Result<Exit, Failure> {
+    let plan = planned(&args.recipe)?;
+    let explanations = explain_plan(&plan, &args.tensor)?;
+    if output.format() == Format::Json {
+        let all: Vec<_> = explanations.iter().map(|explanation| json(&plan, explanation)).collect();
+        output.result(&serde_json::to_string_pretty(&all).unwrap_or_default());
+    } else {
+        let all: Vec<String> = explanations.iter().map(|explanation| text(&plan, explanation)).collect();
+        output.result(&all.join("\n"));
+    }
+    Ok(Exit::Done)
+}
+
+fn at(plan: &Plan, rule: &Rule) -> String {
+    plan.line(rule).map_or_else(|| "built in".to_owned(), |line| format!("line {line}"))
+}
+
+fn text(plan: &Plan, explanation: &Explanation) -> String {
+    let tensor = &plan.model.tensors[explanation.tensor];
+    let class = &plan.classes[explanation.tensor];
+    let mut out = String::new();
+    let _ = writeln!(out, "{}  {} {:?}", tensor.name, tensor.stored, tensor.shape);
+    let _ = writeln!(out, "  kind  {}  ({})", class.kind.name(), class.kind_rule);
+    if let Some(role) = class.role {
+        let _ = writeln!(out, "  role  {}  ({})", role.name(), class.role_rule.unwrap_or_default());
+    }
+    if !explanation.fused_with.is_empty() {
+        let _ = writeln!(out, "  fused by engines with  {}", explanation.fused_with.join(", "));
+    }
+    if !explanation.touches.is_empty() {
+        let _ = writeln!(out, "\n  rules that touch it:");
+        for touch in &explanation.touches {
+            let _ = writeln!(out, "    {:<10}  {}: {}", at(plan, &touch.rule), touch.rule.text, touch.asks);
+        }
+    }
+    let decision = &explanation.decision;
+    let what = match decision.treatment() {
+        Some(treatment) => format!("quantized: {}, {}", treatment.scheme, treatment.observer),
+        None => format!("left alone: {}", decision.rule.reason),
+    };
+    let _ = writeln!(out, "\n  {what}");
+    let _ = writeln!(out, "  decided by {} ({})", decision.rule.text, at(plan, &decision.rule));
+    out
+}
+
+fn json(plan: &Plan, explanation: &Explanation) -> serde_json::Value {
+    let tensor = &plan.model.tensors[explanation.tensor];
+    let class = &plan.classes[explanation.tensor];
+    let decision = &explanation.decision;
+    let rule =
+        |rule: &Rule| serde_json::json!({"text": rule.text, "line": plan.line(rule), "reason": rule.reason});
+    serde_json::json!({
+        "tensor": tensor.name,
+        "dtype": tensor.stored.name(),
+        "shape": tensor.shape,
+        "kind": class.kind.name(),
+        "kind_rule": class.kind_rule,
+        "role": class.role.map(crate::layer::LayerType::name),
+        "role_rule": class.role_rule,
+        "fused_with": explanation.fused_with,
+        "rules": explanation.touches.iter().map(|touch| {
+            serde_json::json!({"rule": rule(&touch.rule), "asks": touch.asks})
+        }).collect::<Vec<_>>(),
+        "quantized": decision.treatment().is_some(),
+        "scheme": decision.treatment().map(|treatment| treatment.scheme.to_string()),
+        "decided_by": rule(&decision.rule),
+    })
+}

@@ -1,0 +1,136 @@
+//! `monoquant inspect`.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use serde_json::{Value, json};
+
+use super::output::Output;
+use super::{Format, InspectArgs};
+use crate::exit::Exit;
+use crate::finding::Failure;
+use crate::model::{self, LayerClass, ModelFolder};
+use crate::report::table::table;
+use crate::report::units::{bytes, counted, grouped};
+
+pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failure> {
+    let path = model::resolve(&args.path, Path::new("."))?;
+    let folder = model::look(&path)?;
+    let classified = model::classify(&folder);
+    if args.json || output.format() == Format::Json {
+        output.result(
+            &serde_json::to_string_pretty(&as_json(&folder, &classified.classes)).unwrap_or_default(),
+        );
+        return Ok(Exit::Done);
+    }
+    output.findings(&folder.warnings);
+    output.findings(&classified.warnings);
+    output.result(&as_text(&folder, &classified.classes));
+    Ok(Exit::Done)
+}
+
+fn as_text(folder: &ModelFolder, classes: &[LayerClass]) -> String {
+    let mut out = String::new();
+    let parameters: u64 = folder.tensors.iter().map(model::TensorInfo::elements).sum();
+    let _ = writeln!(
+        out,
+        "{}: {} in {}, {} parameters, {}",
+        folder.config.model_type().unwrap_or("model of unknown type"),
+        counted(folder.tensors.len(), "tensor"),
+        counted(folder.shards.len(), "file"),
+        grouped(parameters),
+        bytes(folder.tensor_bytes()),
+    );
+    if let Some(config) = folder.config.quantization_config() {
+        let _ = writeln!(out, "quantized: {}", quantization(config));
+    }
+    let mut types: BTreeMap<(&str, &str, &str), (usize, u64, &str)> = BTreeMap::new();
+    for (tensor, class) in folder.tensors.iter().zip(classes) {
+        let role = class.role.map_or("", crate::layer::LayerType::name);
+        let entry =
+            types.entry((class.kind.name(), role, tensor.stored.name())).or_insert((0, 0, &tensor.name));
+        entry.0 += 1;
+        entry.1 += tensor.bytes;
+    }
+    let mut rows: Vec<_> = types.into_iter().collect();
+    rows.sort_by_key(|(_, (_, size, _))| std::cmp::Reverse(*size));
+    let rows = rows
+        .into_iter()
+        .map(|((kind, role, dtype), (count, size, first))| {
+            vec![
+                kind.to_owned(),
+                role.to_owned(),
+                dtype.to_owned(),
+                count.to_string(),
+                bytes(size),
+                first.to_owned(),
+            ]
+        })
+        .collect();
+    let headings = ["kind", "role", "dtype", "tensors", "size", "first of them"];
+    let _ = write!(out, "\n{}", table(&headings, &[3, 4], rows));
+    let rows = folder
+        .tensors
+        .iter()
+        .zip(classes)
+        .map(|(tensor, class)| {
+            let role = class.role.map_or("", crate::layer::LayerType::name);
+            vec![
+                tensor.name.clone(),
+                tensor.stored.name().to_owned(),
+                format!("{:?}", tensor.shape),
+                class.kind.name().to_owned(),
+                role.to_owned(),
+                bytes(tensor.bytes),
+            ]
+        })
+        .collect();
+    let _ = write!(out, "\n{}", table(&["tensor", "dtype", "shape", "kind", "role", "size"], &[5], rows));
+    out
+}
+
+/// What a `quantization_config` says, in a line.
+fn quantization(config: &Value) -> String {
+    let word = |value: &Value| value.as_str().map(str::to_owned);
+    let method = word(&config["quant_method"]).unwrap_or_else(|| "unknown method".to_owned());
+    let mut parts = vec![method];
+    parts.extend(word(&config["format"]));
+    for group in config["config_groups"].as_object().into_iter().flat_map(|groups| groups.values()) {
+        let weights = &group["weights"];
+        let bits = weights["num_bits"].as_u64().map(|bits| format!("int{bits}"));
+        let strategy = match (word(&weights["strategy"]), weights["group_size"].as_u64()) {
+            (Some(strategy), Some(size)) => Some(format!("{strategy} {size}")),
+            (strategy, _) => strategy,
+        };
+        let symmetric =
+            weights["symmetric"].as_bool().map(|is| if is { "symmetric" } else { "asymmetric" }.to_owned());
+        let targets: Vec<&str> =
+            group["targets"].as_array().into_iter().flatten().filter_map(Value::as_str).collect();
+        let scheme: Vec<String> = [bits, symmetric, strategy].into_iter().flatten().collect();
+        parts.push(format!("{} for {}", scheme.join(" "), targets.join(", ")));
+    }
+    parts.join("; ")
+}
+
+fn as_json(folder: &ModelFolder, classes: &[LayerClass]) -> Value {
+    json!({
+        "model_type": folder.config.model_type(),
+        "files": folder.shards.iter().map(|shard| json!({"name": shard.name, "bytes": shard.len})).collect::<Vec<_>>(),
+        "parameters": folder.tensors.iter().map(model::TensorInfo::elements).sum::<u64>(),
+        "bytes": folder.tensor_bytes(),
+        "quantization_config": folder.config.quantization_config(),
+        "tensors": folder.tensors.iter().zip(classes).map(|(tensor, class)| json!({
+            "name": tensor.name,
+            "dtype": tensor.stored.name(),
+            "shape": tensor.shape,
+            "file": folder.shards[tensor.shard].name,
+            "offset": tensor.offset,
+            "bytes": tensor.bytes,
+            "kind": class.kind.name(),
+            "kind_rule": class.kind_rule,
+            "role": class.role.map(crate::layer::LayerType::name),
+            "role_rule": class.role_rule,
+        })).collect::<Vec<_>>(),
+    })
+}

@@ -1,0 +1,98 @@
+//! Where everything is printed: results on standard output, all the rest on standard error. A closed pipe is no failure.
+
+use std::io::{IsTerminal, Write};
+
+use anstream::{AutoStream, ColorChoice};
+
+use super::{Color, Format, Terminal};
+use crate::finding::{Finding, Severity, github, graphical, json, plain};
+
+/// How a command prints.
+#[derive(Debug)]
+pub struct Output {
+    color: ColorChoice,
+    format: Format,
+    is_quiet: bool,
+    is_verbose: bool,
+}
+
+impl Output {
+    pub fn new(terminal: &Terminal) -> Self {
+        let color = match terminal.color {
+            Color::Auto => AutoStream::choice(&std::io::stderr()),
+            Color::Always => ColorChoice::Always,
+            Color::Never => ColorChoice::Never,
+        };
+        Self { color, format: terminal.format, is_quiet: terminal.quiet, is_verbose: terminal.verbose }
+    }
+
+    pub fn format(&self) -> Format {
+        self.format
+    }
+
+    pub fn is_quiet(&self) -> bool {
+        self.is_quiet
+    }
+
+    pub fn is_verbose(&self) -> bool {
+        self.is_verbose
+    }
+
+    /// Whether a bar can be drawn.
+    pub fn is_interactive(&self) -> bool {
+        self.format == Format::Human && !self.is_quiet && std::io::stderr().is_terminal()
+    }
+
+    /// Prints a result.
+    pub fn result(&self, text: &str) {
+        let mut out = std::io::stdout().lock();
+        let _ = out
+            .write_all(text.as_bytes())
+            .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
+        let _ = out.flush();
+    }
+
+    /// Prints findings; warnings are left out where only what is wrong is wanted.
+    pub fn findings(&self, findings: &[Finding]) {
+        let shown: Vec<Finding> = findings
+            .iter()
+            .filter(|finding| finding.severity == Severity::Error || !self.is_quiet)
+            .cloned()
+            .collect();
+        if shown.is_empty() {
+            return;
+        }
+        match self.format {
+            Format::Json => self.result(&json::render(&shown)),
+            Format::Github => self.result(&github::render(&shown)),
+            Format::Plain => self.raw(&plain::render(&shown)),
+            Format::Human => {
+                let style = graphical::Style {
+                    color: matches!(self.color, ColorChoice::Always | ColorChoice::AlwaysAnsi),
+                    unicode: true,
+                    width: terminal_width(),
+                };
+                self.raw(&graphical::render(&shown, style));
+            }
+        }
+    }
+
+    fn raw(&self, text: &str) {
+        let mut err = std::io::stderr().lock();
+        let _ = err.write_all(text.as_bytes());
+        if !text.ends_with('\n') {
+            let _ = err.write_all(b"\n");
+        }
+    }
+}
+
+/// Says that what was printed above it, the message of a panic, is no fault of the user.
+pub fn bug() {
+    let text = "This is a bug in monoquant. Please report it with the lines above and the recipe.\n";
+    let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Columns of the terminal, within what reads well.
+fn terminal_width() -> usize {
+    std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok()).unwrap_or(100).clamp(60, 140)
+}

@@ -1,0 +1,19 @@
+//! `monoquant plan`.
+
+use super::output::Output;
+use super::run::planned;
+use super::{Format, RecipeArgs};
+use crate::exit::Exit;
+use crate::finding::Failure;
+use crate::report::plan_text;
+
+pub(super) fn plan(args: &RecipeArgs, json: bool, output: &Output) -> Result<Exit, Failure> {
+    let plan = planned(args)?;
+    if json || output.format() == Format::Json {
+        output.result(&serde_json::to_string_pretty(&plan_text::json(&plan)).unwrap_or_default());
+    } else {
+        output.findings(&plan.warnings);
+        output.result(&plan_text::text(&plan));
+    }
+    Ok(Exit::Done)
+}

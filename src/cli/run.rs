@@ -1,0 +1,77 @@
+//! `monoquant run`.
+
+use super::output::Output;
+use super::{Format, RecipeArgs, RunArgs};
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+use crate::plan::{Limits, Plan};
+use crate::quant::Isa;
+use crate::recipe::Overrides;
+use crate::report::progress::{Bar, Lines};
+use crate::report::summary::summary;
+use crate::run::{Cancel, Listener, Options, Silent};
+
+/// The plan that a recipe and its overrides on the command line make.
+pub(super) fn planned(args: &RecipeArgs) -> Result<Plan, Failure> {
+    let overrides =
+        Overrides { set: args.set.clone(), model: args.model.clone(), output: args.output.clone() };
+    let loaded = crate::recipe::load(&args.recipe, &overrides)?;
+    let limits = Limits { threads: args.threads.map(usize::from), memory: args.memory };
+    crate::plan::plan(loaded, limits)
+}
+
+pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
+    if args.dry_run {
+        return super::plan::plan(&args.recipe, false, output);
+    }
+    let isa = args.isa.as_deref().map(instruction_set).transpose()?;
+    let plan = planned(&args.recipe)?;
+    output.findings(&plan.warnings);
+    let options = Options { isa, cancel: Cancel::default() };
+    cancel_on_signals(&options.cancel)?;
+    let listener: Box<dyn Listener> = if output.is_quiet() || output.format() != Format::Human {
+        Box::new(Silent)
+    } else if output.is_interactive() {
+        Box::new(Bar::new())
+    } else {
+        Box::new(Lines::new(output.is_verbose()))
+    };
+    let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
+    drop(listener);
+    output.findings(&outcome.findings);
+    match output.format() {
+        Format::Json => output.result(&serde_json::to_string_pretty(&outcome.report).unwrap_or_default()),
+        _ if output.is_quiet() => {}
+        _ => output.result(&summary(&plan, &outcome.report, &outcome.report_paths)),
+    }
+    Ok(outcome.exit)
+}
+
+fn instruction_set(name: &str) -> Result<Isa, Failure> {
+    let available: Vec<&str> = Isa::available().iter().map(|isa| isa.name()).collect();
+    match Isa::from_name(name) {
+        Some(isa) if Isa::available().contains(&isa) => Ok(isa),
+        _ => {
+            let finding =
+                Finding::error("cli::isa", format!("`{name}` is no instruction set of this machine"))
+                    .help(format!("There are {}.", available.join(", ")));
+            Err(Failure::new(Exit::BadRecipe, finding))
+        }
+    }
+}
+
+/// The first signal asks the run to end at the next tile, which removes what was staged; the second ends the process.
+fn cancel_on_signals(cancel: &Cancel) -> Result<(), Failure> {
+    let cancel = cancel.clone();
+    ctrlc::set_handler(move || {
+        if cancel.is_cancelled() {
+            #[expect(clippy::exit, reason = "the person insists; staging is cleared by the next run")]
+            std::process::exit(Exit::Interrupted.code().into());
+        }
+        cancel.cancel();
+    })
+    .map_err(|error| {
+        let finding = Finding::error("cli::signals", format!("cannot listen for signals: {error}"));
+        Failure::new(Exit::Internal, finding)
+    })
+}

@@ -1,0 +1,12 @@
+//! What is left behind: the output directory, staged beside its place and published with one rename.
+
+pub mod compressed_tensors;
+pub mod config;
+pub mod files;
+pub mod publish;
+pub mod staging;
+
+pub use staging::Staging;
+
+/// The resolved recipe in an output directory.
+pub const RECIPE_FILE_NAME: &str = "monoquant-recipe.yaml";

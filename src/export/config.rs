@@ -1,0 +1,76 @@
+//! The output's config.json: the source's, key order and all, with a `quantization_config` for the format.
+
+use serde_json::Value;
+
+use super::compressed_tensors::{QuantizedModule, quantization_config};
+use crate::layer::LayerType;
+use crate::model::{LayerClass, ModelFolder};
+use crate::plan::layout::treatment_at;
+use crate::plan::select::subject;
+use crate::plan::{Decision, Piece};
+use crate::stage::export::Format;
+
+/// The text of config.json for an export; none where the source has none.
+#[must_use]
+pub fn config_text(
+    model: &ModelFolder,
+    classes: &[LayerClass],
+    decisions: &[Decision],
+    pieces: &[Piece],
+    export_stage: usize,
+    format: Format,
+) -> Option<String> {
+    let mut config = model.config.raw.as_object().filter(|config| !config.is_empty())?.clone();
+    // A dequantized scaled-FP8 source is no longer quantized, whatever the source said.
+    config.remove("quantization_config");
+    if format == Format::CompressedTensors {
+        let modules = quantized_modules(decisions, pieces, export_stage);
+        if !modules.is_empty() {
+            let left_alone = left_alone(model, classes, decisions, pieces, export_stage);
+            config.insert("quantization_config".to_owned(), quantization_config(&modules, &left_alone));
+        }
+    }
+    let mut text = serde_json::to_string_pretty(&Value::Object(config)).unwrap_or_default();
+    text.push('\n');
+    Some(text)
+}
+
+/// The modules of an export that hold codes.
+#[must_use]
+pub fn quantized_modules<'p>(
+    decisions: &'p [Decision],
+    pieces: &'p [Piece],
+    export_stage: usize,
+) -> Vec<QuantizedModule<'p>> {
+    pieces
+        .iter()
+        .filter_map(|piece| {
+            let treatment = treatment_at(&decisions[piece.tensor], export_stage)?;
+            Some(QuantizedModule { name: &piece.module, treatment })
+        })
+        .collect()
+}
+
+/// Linear modules that an export leaves alone: what a `Linear` target would hit in some engine.
+#[must_use]
+pub fn left_alone<'m>(
+    model: &'m ModelFolder,
+    classes: &[LayerClass],
+    decisions: &[Decision],
+    pieces: &'m [Piece],
+    export_stage: usize,
+) -> Vec<&'m str> {
+    let is_linear = |piece: &&Piece| {
+        matches!(classes[piece.tensor].kind, LayerType::Linear | LayerType::Router | LayerType::Experts)
+            && treatment_at(&decisions[piece.tensor], export_stage).is_none()
+    };
+    pieces
+        .iter()
+        .filter(is_linear)
+        .map(|piece| match piece.matrix {
+            // An expert that is written as a module of its own.
+            Some(_) => piece.module.as_str(),
+            None => subject(&model.tensors[piece.tensor]),
+        })
+        .collect()
+}

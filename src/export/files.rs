@@ -1,0 +1,137 @@
+//! File-system calls that name the path in their errors, and the meaning of those errors for a person.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::Path;
+
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+
+/// A failure to write, with the path and what to do.
+#[must_use]
+pub fn cannot_write(what: &str, path: &Path, error: &io::Error) -> Failure {
+    let finding =
+        Finding::error("export::cannot-write", format!("cannot {what} {}: {}", path.display(), plain(error)));
+    let help = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+            "Free some space, or choose another `path`. What was there before is untouched."
+        }
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
+            "Choose a `path` that you may write to, or change its permissions. What was there before is untouched."
+        }
+        _ => "What was there before is untouched.",
+    };
+    Failure::new(Exit::CannotWrite, finding.help(help))
+}
+
+/// The text of an error without the number that the standard library puts behind it.
+fn plain(error: &io::Error) -> String {
+    let text = error.to_string();
+    match text.find(" (os error") {
+        Some(end) => text[..end].to_lowercase(),
+        None => text,
+    }
+}
+
+/// Makes a folder and those above it.
+///
+/// # Errors
+/// Where it cannot be made.
+pub fn create_dir_all(path: &Path) -> Result<(), Failure> {
+    fs::create_dir_all(path).map_err(|error| cannot_write("make", path, &error))
+}
+
+/// Makes a file of a given size, in a folder that is made if need be. The umask decides about permissions.
+///
+/// # Errors
+/// Where it cannot be made or is too large for the disk.
+pub fn create(path: &Path, len: u64) -> Result<File, Failure> {
+    if let Some(parent) = path.parent() {
+        create_dir_all(parent)?;
+    }
+    let file = File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(path)
+        .map_err(|error| cannot_write("make", path, &error))?;
+    file.set_len(len).map_err(|error| cannot_write("write", path, &error))?;
+    Ok(file)
+}
+
+/// Writes a whole small file.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
+    if let Some(parent) = path.parent() {
+        create_dir_all(parent)?;
+    }
+    fs::write(path, bytes).map_err(|error| cannot_write("write", path, &error))
+}
+
+/// Writes bytes at a position.
+///
+/// # Errors
+/// Where they cannot be written.
+pub fn write_at(file: &File, path: &Path, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+    #[cfg(unix)]
+    let done = std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
+    #[cfg(windows)]
+    let done = {
+        use std::os::windows::fs::FileExt;
+        let mut written = 0;
+        loop {
+            if written == bytes.len() {
+                break Ok(());
+            }
+            match file.seek_write(&bytes[written..], offset + written as u64) {
+                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
+                Ok(n) => written += n,
+                Err(error) => break Err(error),
+            }
+        }
+    };
+    done.map_err(|error| cannot_write("write", path, &error))
+}
+
+/// Makes what was written to a folder's files survive a power cut.
+///
+/// # Errors
+/// Where the disk reports an error.
+pub fn sync_folder(path: &Path) -> Result<(), Failure> {
+    #[cfg(unix)]
+    {
+        let failed = |error: io::Error| cannot_write("flush", path, &error);
+        File::open(path).map_err(failed)?.sync_all().map_err(failed)?;
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
+}
+
+/// Reads bytes of a staged file back.
+///
+/// # Errors
+/// Where they cannot be read.
+pub fn read_at(staged: &super::staging::StagedFile, offset: u64, out: &mut [u8]) -> Result<(), Failure> {
+    #[cfg(unix)]
+    let done = std::os::unix::fs::FileExt::read_exact_at(&staged.file, out, offset);
+    #[cfg(windows)]
+    let done = {
+        use std::os::windows::fs::FileExt;
+        let mut filled = 0;
+        loop {
+            if filled == out.len() {
+                break Ok(());
+            }
+            match staged.file.seek_read(&mut out[filled..], offset + filled as u64) {
+                Ok(0) => break Err(io::ErrorKind::UnexpectedEof.into()),
+                Ok(n) => filled += n,
+                Err(error) => break Err(error),
+            }
+        }
+    };
+    done.map_err(|error| cannot_write("read back", &staged.path, &error))
+}

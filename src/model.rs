@@ -1,0 +1,72 @@
+//! What is on disk: the headers of a model folder, its index and config, what kind of layer each tensor is,
+//! and positioned reads of the weights.
+//!
+//! Opening a folder reads headers only, never a weight, and checks all that can be checked without one. What
+//! is to be done with the tensors is not known here (see `plan`).
+//!
+//! `resolve` → `open` → [`ModelFolder`] → `classify` (kinds and roles), `experts` (3-D stacks as matrices),
+//! `read` (rows of a matrix as bytes).
+
+pub mod config;
+pub mod dtype;
+pub mod experts;
+pub mod folder;
+pub mod header;
+pub mod hub;
+pub mod index;
+pub mod json;
+mod quantized;
+pub mod read;
+mod roles;
+pub mod tensor;
+pub mod types;
+pub mod widen;
+
+pub use config::Config;
+pub use dtype::Dtype;
+pub use experts::{ExpertMatrix, ExpertPart, ExpertStack, MatrixView};
+pub use folder::{ModelFolder, OtherFile, look, open};
+pub use hub::resolve;
+pub use index::Index;
+pub use tensor::{FileIdentity, Fp8Layout, Fp8Scales, Shard, TensorInfo};
+pub use types::{Classified, LayerClass, classify};
+
+/// Codes of the findings of this module, stable names for scripts.
+pub mod code {
+    /// The model is not there.
+    pub const NOT_FOUND: &str = "model::not-found";
+    /// What is there is not a model that can be read.
+    pub const NOT_A_MODEL: &str = "model::not-a-model";
+    /// A file system call failed.
+    pub const IO: &str = "model::io";
+    /// The header of a weight file is damaged.
+    pub const HEADER: &str = "model::header";
+    /// A weight file is shorter or longer than its header says.
+    pub const LENGTH: &str = "model::length";
+    /// Offsets of a tensor overlap, leave a hole or contradict its shape.
+    pub const OFFSETS: &str = "model::offsets";
+    /// A dtype that no version of the format knows.
+    pub const DTYPE: &str = "model::dtype";
+    /// One tensor name twice, in a file or in two.
+    pub const DUPLICATE: &str = "model::duplicate-tensor";
+    /// Index and files disagree.
+    pub const INDEX: &str = "model::index";
+    /// A file name of the index points out of the folder.
+    pub const PATH: &str = "model::path-traversal";
+    /// `config.json` is missing or cannot be read.
+    pub const CONFIG: &str = "model::config";
+    /// The weights are already quantized.
+    pub const ALREADY_QUANTIZED: &str = "model::already-quantized";
+    /// FP8 weights whose scales are missing or laid out in an unknown way.
+    pub const FP8: &str = "model::fp8-scales";
+    /// A glob of `include` or `exclude` is wrong or matches nothing.
+    pub const FILTER: &str = "model::filter";
+    /// A weight file changed after its header was read.
+    pub const CHANGED: &str = "model::changed";
+    /// A read ended before the bytes that the header promises.
+    pub const SHORT_READ: &str = "model::short-read";
+    /// The axes of a stack of experts cannot be told.
+    pub const EXPERTS: &str = "model::experts";
+    /// A layer that looks like a router and cannot be told from a linear layer.
+    pub const GATE: &str = "model::unsure-gate";
+}

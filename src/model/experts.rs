@@ -1,0 +1,299 @@
+//! 3-D stacks of experts as the matrices they hold: which axis is which, and where each matrix [out, in]
+//! lies.
+//!
+//! Families store the same two stacks as [E, out, in] or as [E, in, out], with gate and up as halves or
+//! interleaved. Nothing in the file says which. The text decoder's width does, since one side of every expert
+//! has it.
+
+use super::code;
+use super::folder::ModelFolder;
+use super::tensor::TensorInfo;
+use crate::finding::Finding;
+
+/// A matrix [out, in] inside a tensor: element (r, c) is at `offset + (r · row_stride + c · column_stride) ·
+/// element`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct MatrixView {
+    /// Bytes from the start of the tensor to element (0, 0).
+    pub offset: u64,
+    /// Rows: the output dimension.
+    pub rows: u64,
+    /// Columns: the input dimension.
+    pub cols: u64,
+    /// Elements from one row to the next.
+    pub row_stride: u64,
+    /// Elements from one column to the next; 1 where rows are contiguous.
+    pub column_stride: u64,
+}
+
+impl MatrixView {
+    /// A whole tensor as a matrix of contiguous rows: the first axis is the rows, all others together the
+    /// columns. `None` for a scalar, or where the columns of an empty tensor cannot be counted.
+    #[must_use]
+    pub fn whole(tensor: &TensorInfo) -> Option<Self> {
+        let (&rows, rest) = tensor.shape.split_first()?;
+        let cols = rest.iter().try_fold(1u64, |n, &axis| n.checked_mul(axis))?;
+        Some(Self { offset: 0, rows, cols, row_stride: cols, column_stride: 1 })
+    }
+
+    /// The transpose of a tensor [in, out], as GPT-2 stores its linear layers. `None` where it has not two
+    /// axes.
+    #[must_use]
+    pub fn transposed(tensor: &TensorInfo) -> Option<Self> {
+        let &[cols, rows] = &tensor.shape[..] else { return None };
+        Some(Self { offset: 0, rows, cols, row_stride: 1, column_stride: rows })
+    }
+
+    /// Whether rows lie one after the other without a gap, so that some rows are one read.
+    #[must_use]
+    pub fn is_contiguous(&self) -> bool {
+        self.column_stride == 1 && self.row_stride == self.cols
+    }
+
+    /// Bytes from the start of the tensor to the end of the last element; `None` where that overflows.
+    #[must_use]
+    pub fn end(&self, element: u64) -> Option<u64> {
+        if self.rows == 0 || self.cols == 0 {
+            return Some(self.offset);
+        }
+        let row = (self.rows - 1).checked_mul(self.row_stride)?;
+        let column = (self.cols - 1).checked_mul(self.column_stride)?;
+        row.checked_add(column)?.checked_add(1)?.checked_mul(element)?.checked_add(self.offset)
+    }
+}
+
+/// What a stack holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum ExpertPart {
+    /// Gate and up projection in one: `gate_up_proj`, Granite's `input_linear`.
+    GateUp,
+    /// `gate_proj`.
+    Gate,
+    /// `up_proj`.
+    Up,
+    /// `down_proj`, Granite's `output_linear`.
+    Down,
+}
+
+impl ExpertPart {
+    const NAMES: &[(&str, ExpertPart)] = &[
+        ("gate_up_proj", ExpertPart::GateUp),
+        ("input_linear", ExpertPart::GateUp),
+        ("gate_proj", ExpertPart::Gate),
+        ("up_proj", ExpertPart::Up),
+        ("down_proj", ExpertPart::Down),
+        ("output_linear", ExpertPart::Down),
+    ];
+
+    /// Matrices of the width I side by side in the output dimension.
+    fn width(self) -> u64 {
+        if self == ExpertPart::GateUp { 2 } else { 1 }
+    }
+}
+
+/// One expert's matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertMatrix {
+    /// The expert, from 0.
+    pub expert: u64,
+    /// The module it becomes: `{prefix}.experts.{e}.gate_proj`; its tensor is that and `.weight`.
+    pub module: String,
+    /// Where it lies in the stack.
+    pub view: MatrixView,
+}
+
+/// A 3-D tensor of experts, understood.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ExpertStack {
+    /// What it holds.
+    pub part: ExpertPart,
+    /// Stored as [E, in, out] instead of [E, out, in].
+    pub is_transposed: bool,
+    /// Gate in the even and up in the odd columns, instead of in the first and second half.
+    pub is_interleaved: bool,
+    /// Experts.
+    pub experts: u64,
+    /// What decided about the axes, where the shapes alone did not.
+    pub note: Option<String>,
+    /// Every expert's matrices, ordered by expert, gate before up.
+    pub matrices: Vec<ExpertMatrix>,
+}
+
+/// Understands the stack at index `tensor` of the folder.
+///
+/// # Errors
+/// The tensor is no stack of a known name, or its shape contradicts the configuration or its companion's.
+pub fn stack(folder: &ModelFolder, tensor: usize) -> Result<ExpertStack, Finding> {
+    let info = &folder.tensors[tensor];
+    let &[experts, a, b] = &info.shape[..] else {
+        return Err(contradiction(info, "a stack of experts has three axes"));
+    };
+    if info.elements() == 0 {
+        return Err(contradiction(info, "it is empty"));
+    }
+    let Some(name) = StackName::of(info) else {
+        let known: Vec<&str> = ExpertPart::NAMES.iter().map(|(name, _)| *name).collect();
+        return Err(contradiction(info, &format!("stacks are known by the names {}", known.join(", "))));
+    };
+    let element = info.stored.bytes().unwrap_or(1);
+    let (is_transposed, note) = orientation(folder, info, &name, [a, b])?;
+    // Only gpt-oss interleaves, and only gpt-oss has a bias there.
+    let is_interleaved = name.part == ExpertPart::GateUp
+        && is_transposed
+        && folder.parameter_of(info.module(), "gate_up_proj_bias").is_some();
+    let (out, cols) = if is_transposed { (b, a) } else { (a, b) };
+    let parts: &[&str] = match name.part {
+        ExpertPart::GateUp => &["gate_proj", "up_proj"],
+        ExpertPart::Gate => &["gate_proj"],
+        ExpertPart::Up => &["up_proj"],
+        ExpertPart::Down => &["down_proj"],
+    };
+    let width = name.part.width();
+    if !out.is_multiple_of(width) {
+        return Err(contradiction(
+            info,
+            &format!("{out} outputs cannot be a gate and an up projection of one size"),
+        ));
+    }
+    let rows = out / width;
+    let row_stride = if is_interleaved { 2 } else { 1 };
+    let mut matrices = Vec::new();
+    for expert in 0..experts {
+        for (half, part) in (0u64..).zip(parts) {
+            // Elements before this matrix; all products are below the tensor's size, which was checked.
+            let skipped = match (is_transposed, is_interleaved) {
+                (false, _) => half * rows * cols,
+                (true, false) => half * rows,
+                (true, true) => half,
+            };
+            let offset = (expert * a * b + skipped) * element;
+            let view = if is_transposed {
+                MatrixView { offset, rows, cols, row_stride, column_stride: out }
+            } else {
+                MatrixView { offset, rows, cols, row_stride: cols, column_stride: 1 }
+            };
+            matrices.push(ExpertMatrix { expert, module: name.expert_module(expert, part), view });
+        }
+    }
+    Ok(ExpertStack { part: name.part, is_transposed, is_interleaved, experts, note, matrices })
+}
+
+/// A stack's name taken apart.
+struct StackName<'a> {
+    part: ExpertPart,
+    /// The word that names the part.
+    word: &'a str,
+    /// What comes before the word: `model.layers.0.mlp.experts`.
+    module: &'a str,
+    /// What comes after it: nothing, or `.weight`.
+    tail: &'a str,
+}
+
+impl<'a> StackName<'a> {
+    fn of(info: &'a TensorInfo) -> Option<Self> {
+        let (stem, tail) = match info.name.strip_suffix(".weight") {
+            Some(stem) => (stem, ".weight"),
+            None => (info.name.as_str(), ""),
+        };
+        let (module, word) = stem.rsplit_once('.')?;
+        let part = ExpertPart::NAMES.iter().find(|(name, _)| *name == word)?.1;
+        Some(Self { part, word, module, tail })
+    }
+
+    /// The stack of the same experts with another word.
+    fn companion<'f>(&self, folder: &'f ModelFolder, words: &[&str]) -> Option<&'f TensorInfo> {
+        let found =
+            words.iter().find_map(|word| folder.by_name(&format!("{}.{word}{}", self.module, self.tail)));
+        found.filter(|info| info.shape.len() == 3)
+    }
+
+    fn expert_module(&self, expert: u64, part: &str) -> String {
+        let prefix = self.module.strip_suffix(".experts").unwrap_or(self.module);
+        if prefix == "experts" {
+            return format!("experts.{expert}.{part}");
+        }
+        format!("{prefix}.experts.{expert}.{part}")
+    }
+}
+
+/// Whether a stack is stored as [E, in, out], and a note where that was not plain.
+fn orientation(
+    folder: &ModelFolder,
+    info: &TensorInfo,
+    name: &StackName<'_>,
+    [a, b]: [u64; 2],
+) -> Result<(bool, Option<String>), Finding> {
+    let hidden = folder.config.hidden_size();
+    let is_down = name.part == ExpertPart::Down;
+    let companion = if is_down {
+        name.companion(folder, &["gate_up_proj", "input_linear", "gate_proj", "up_proj"])
+    } else {
+        name.companion(folder, &["down_proj", "output_linear"])
+    };
+    // The stack into the experts, with its width, and the one out of them: [.., in or out, ..] without the
+    // first axis.
+    let (inward, outward, width) = match companion {
+        None if is_down => (None, Some([a, b]), 1),
+        None => (Some([a, b]), None, name.part.width()),
+        Some(other) => {
+            let axes = [other.shape[1], other.shape[2]];
+            let inward_part =
+                if is_down { StackName::of(other).map_or(name.part, |n| n.part) } else { name.part };
+            let (inward, outward) = if is_down { (axes, [a, b]) } else { ([a, b], axes) };
+            (Some(inward), Some(outward), inward_part.width())
+        }
+    };
+    // In an orientation both stacks must have the hidden size outside and one inner size between them.
+    let fits = |transposed: bool| {
+        let flip = |axes: [u64; 2]| if transposed { [axes[1], axes[0]] } else { axes };
+        let (inward, outward) = (inward.map(flip), outward.map(flip));
+        let outside = inward.map(|[_, h]| h).into_iter().chain(outward.map(|[h, _]| h));
+        let is_hidden = outside.clone().all(|h| hidden.is_none_or(|hidden| h == hidden));
+        let inner = match (inward, outward) {
+            (Some([i, h]), Some([o, j])) => h == o && j.checked_mul(width) == Some(i),
+            _ => true,
+        };
+        is_hidden && inner
+    };
+    match (fits(false), fits(true)) {
+        (true, false) => Ok((false, None)),
+        (false, true) => Ok((true, None)),
+        (true, true) => {
+            let is_transposed = family_transposes(folder);
+            let order = if is_transposed { "[E, in, out]" } else { "[E, out, in]" };
+            let note = format!(
+                "`{}` {:?} fits both orders of axes; its family stores {order}",
+                info.name, info.shape
+            );
+            Ok((is_transposed, Some(note)))
+        }
+        (false, false) => {
+            let beside = companion.map_or(String::new(), |c| format!(" beside `{}` {:?}", c.name, c.shape));
+            let hidden = hidden.map_or("unknown".to_owned(), |h| h.to_string());
+            Err(contradiction(
+                info,
+                &format!("`{}`{beside} does not fit the hidden size {hidden}", name.word),
+            ))
+        }
+    }
+}
+
+/// Families that store [E, in, out].
+fn family_transposes(folder: &ModelFolder) -> bool {
+    let text = folder.config.text().get("model_type").and_then(serde_json::Value::as_str);
+    [folder.config.model_type(), text]
+        .into_iter()
+        .flatten()
+        .any(|family| ["qwen3_vl_moe", "llama4", "gpt_oss"].iter().any(|known| family.starts_with(known)))
+}
+
+fn contradiction(info: &TensorInfo, why: &str) -> Finding {
+    Finding::error(
+        code::EXPERTS,
+        format!("the experts `{}` ({}) cannot be split: {why}", info.name, info.describe()),
+    )
+    .help("Leave them alone with `skip_layer_types: [Experts]`, or report the family.")
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,281 @@
+//! A model's folder, opened: every header read and checked, index and files compared, all problems reported
+//! at once.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use rayon::prelude::*;
+
+use super::code;
+use super::config::Config;
+use super::header::{self, Header};
+use super::index::Index;
+use super::quantized;
+use super::tensor::{FileIdentity, Shard, TensorInfo};
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+
+use checks::{check_duplicates, check_index};
+use complaints::{absent, io, no_config, no_weights, not_safetensors};
+use files::{Listing, choose, file_name, list, read_index};
+
+mod checks;
+mod complaints;
+mod files;
+
+/// A model on disk, as its headers describe it.
+#[derive(Debug, Clone)]
+pub struct ModelFolder {
+    /// The folder; for a single file the folder that it is in.
+    pub root: PathBuf,
+    /// Whether one file was named instead of a folder.
+    pub is_single_file: bool,
+    /// The weight files, ordered by name.
+    pub shards: Vec<Shard>,
+    /// All tensors, ordered by shard, then by offset.
+    pub tensors: Vec<TensorInfo>,
+    /// `config.json`, or an empty one.
+    pub config: Config,
+    /// The index, where there is one.
+    pub index: Option<Index>,
+    /// Every other file of the folder but `config.json` and the index, ordered by name. None for a single
+    /// file.
+    pub others: Vec<OtherFile>,
+    /// What is doubtful.
+    pub warnings: Vec<Finding>,
+    names: NameIndex,
+}
+
+/// A file that holds no weights that were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct OtherFile {
+    /// The path relative to the folder, with `/`.
+    pub path: String,
+    /// Bytes.
+    pub len: u64,
+}
+
+impl OtherFile {
+    /// Whether it holds weights of its own (in another format, or left out by `exclude`), which the output
+    /// replaces.
+    #[must_use]
+    pub fn is_weights(&self) -> bool {
+        let extension = self.path.rsplit_once('.').map_or("", |(_, extension)| extension);
+        matches!(
+            extension,
+            "safetensors" | "bin" | "pt" | "pth" | "ckpt" | "gguf" | "onnx" | "h5" | "msgpack"
+        ) || self.path.ends_with(".index.json")
+    }
+}
+
+impl ModelFolder {
+    /// Puts a folder together from its parts; `tensors` must be ordered by shard, then offset.
+    #[must_use]
+    pub fn from_parts(root: PathBuf, shards: Vec<Shard>, tensors: Vec<TensorInfo>, config: Config) -> Self {
+        let names = NameIndex::of(&tensors);
+        let (index, others, warnings) = (None, Vec::new(), Vec::new());
+        Self { root, is_single_file: false, shards, tensors, config, index, others, warnings, names }
+    }
+
+    /// The index of the tensor with this name.
+    #[must_use]
+    pub fn find(&self, name: &str) -> Option<usize> {
+        self.names.find(&self.tensors, name)
+    }
+
+    /// The tensor with this name.
+    #[must_use]
+    pub fn by_name(&self, name: &str) -> Option<&TensorInfo> {
+        self.find(name).map(|i| &self.tensors[i])
+    }
+
+    /// The tensor of a module with this last part, such as its `bias`.
+    #[must_use]
+    pub fn parameter_of(&self, module: &str, parameter: &str) -> Option<&TensorInfo> {
+        if module.is_empty() {
+            self.by_name(parameter)
+        } else {
+            self.by_name(&format!("{module}.{parameter}"))
+        }
+    }
+
+    /// Bytes of all tensors in the files.
+    #[must_use]
+    pub fn tensor_bytes(&self) -> u64 {
+        self.tensors.iter().map(|t| t.bytes).sum()
+    }
+}
+
+/// Finds tensors by name: their indices, ordered by name. Holds no copy of the names.
+#[derive(Debug, Clone)]
+pub(super) struct NameIndex(Vec<usize>);
+
+impl NameIndex {
+    fn of(tensors: &[TensorInfo]) -> Self {
+        let mut order: Vec<usize> = (0..tensors.len()).collect();
+        order.par_sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        Self(order)
+    }
+
+    /// The index of the tensor with this name.
+    pub(super) fn find(&self, tensors: &[TensorInfo], name: &str) -> Option<usize> {
+        let at = self.0.binary_search_by(|&i| tensors[i].name.as_str().cmp(name)).ok()?;
+        Some(self.0[at])
+    }
+
+    /// Pairs of tensors with one name.
+    fn duplicates<'a>(&'a self, tensors: &'a [TensorInfo]) -> impl Iterator<Item = [&'a TensorInfo; 2]> {
+        let pairs = self.0.windows(2).map(|pair| [&tensors[pair[0]], &tensors[pair[1]]]);
+        pairs.filter(|[a, b]| a.name == b.name)
+    }
+}
+
+/// Opens the model at `model` (see [`super::resolve`]): a folder, or one `.safetensors` file. `include` and
+/// `exclude` are globs over file names relative to the folder; no `include` means every weight file at its
+/// top, and those that the index names. Reads headers, index and `config.json`, no weight.
+///
+/// # Errors
+/// Everything that is wrong, together, as [`Exit::BadModel`].
+pub fn open(model: &Path, include: &[&str], exclude: &[&str]) -> Result<ModelFolder, Failure> {
+    read(model, include, exclude, true)
+}
+
+/// As [`open`], for looking only: a model that is already quantized is none to quantize, but can be shown.
+///
+/// # Errors
+/// As [`open`].
+pub fn look(model: &Path) -> Result<ModelFolder, Failure> {
+    read(model, &[], &[], false)
+}
+
+fn read(
+    model: &Path,
+    include: &[&str],
+    exclude: &[&str],
+    refuses_quantized: bool,
+) -> Result<ModelFolder, Failure> {
+    let metadata = fs::metadata(model).map_err(|e| bad(vec![absent(model, &e)]))?;
+    let is_single_file = !metadata.is_dir();
+    let root = if is_single_file { model.parent().unwrap_or(Path::new(".")) } else { model }.to_path_buf();
+    let mut findings = Vec::new();
+    let mut listing = Listing::default();
+    if is_single_file {
+        let name = file_name(model);
+        if let Some(finding) = not_safetensors(&name) {
+            return Err(bad(vec![finding]));
+        }
+        listing.files.push(OtherFile { path: name, len: metadata.len() });
+    } else {
+        list(&root, "", 0, &mut listing, &mut findings);
+        listing.files.sort_by(|a, b| a.path.cmp(&b.path));
+    }
+    let config = read_config(&root, &mut findings);
+    let index = if is_single_file { None } else { read_index(&root, &listing, &mut findings) };
+    let chosen = if is_single_file {
+        vec![listing.files[0].clone()]
+    } else {
+        choose(&listing, index.as_ref(), include, exclude, &mut findings)
+    };
+    if chosen.is_empty() {
+        if !findings.iter().any(Finding::is_error) {
+            findings.push(no_weights(&root, &listing));
+        }
+        return Err(bad(findings));
+    }
+    let (shards, mut tensors) = read_headers(&root, &chosen, &mut findings);
+    let names = NameIndex::of(&tensors);
+    check_duplicates(&shards, &tensors, &names, &mut findings);
+    if let Some(index) = &index {
+        check_index(index, &shards, &tensors, &names, &mut findings);
+    }
+    if tensors.is_empty() && !findings.iter().any(Finding::is_error) {
+        findings.push(Finding::error(code::NOT_A_MODEL, format!("`{}` holds no tensor", model.display())));
+    }
+    quantized::recognise(&config, &mut tensors, &names, &mut findings);
+    if !refuses_quantized {
+        findings.retain(|finding| !matches!(finding.code, code::ALREADY_QUANTIZED | code::FP8));
+    }
+    if findings.iter().any(Finding::is_error) {
+        return Err(bad(findings));
+    }
+    let used = |path: &str| {
+        path == "config.json"
+            || index.as_ref().is_some_and(|i| i.file == path)
+            || chosen.iter().any(|c| c.path == path)
+    };
+    let others = listing.files.into_iter().filter(|file| !is_single_file && !used(&file.path)).collect();
+    Ok(ModelFolder {
+        root,
+        is_single_file,
+        shards,
+        tensors,
+        config,
+        index,
+        others,
+        warnings: findings,
+        names,
+    })
+}
+
+/// The configuration; an empty one, and a finding, where there is none to read.
+fn read_config(root: &Path, findings: &mut Vec<Finding>) -> Config {
+    let path = root.join("config.json");
+    let config = match fs::read(&path) {
+        Ok(text) => Config::parse(&text),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(no_config()),
+        Err(e) => Err(io(&path, &e)),
+    };
+    config.unwrap_or_else(|finding| {
+        findings.push(finding);
+        Config::default()
+    })
+}
+
+/// Reads all headers in parallel. The result does not depend on the order in which they finish.
+fn read_headers(
+    root: &Path,
+    chosen: &[OtherFile],
+    findings: &mut Vec<Finding>,
+) -> (Vec<Shard>, Vec<TensorInfo>) {
+    let read: Vec<Result<(Shard, Header), Vec<Finding>>> =
+        chosen.par_iter().map(|file| read_shard(root, &file.path)).collect();
+    let (mut shards, mut tensors) = (Vec::new(), Vec::new());
+    for result in read {
+        match result {
+            Ok((shard, header)) => {
+                let number = shards.len();
+                shards.push(shard);
+                tensors.extend(header.tensors.into_iter().map(|t| TensorInfo {
+                    name: t.name,
+                    stored: t.dtype,
+                    dtype: t.dtype,
+                    shape: t.shape,
+                    shard: number,
+                    offset: t.offset,
+                    bytes: t.bytes,
+                    fp8: None,
+                    scale_of: None,
+                }));
+            }
+            Err(found) => findings.extend(found),
+        }
+    }
+    (shards, tensors)
+}
+
+fn read_shard(root: &Path, name: &str) -> Result<(Shard, Header), Vec<Finding>> {
+    let path = root.join(name);
+    let file = fs::File::open(&path).map_err(|e| vec![io(&path, &e)])?;
+    let identity = FileIdentity::of(&file.metadata().map_err(|e| vec![io(&path, &e)])?);
+    let mut header = header::read(&file, identity.len, name)?;
+    let metadata = std::mem::take(&mut header.metadata);
+    let (len, data_start) = (identity.len, header.data_start);
+    Ok((Shard { name: name.to_owned(), path, len, data_start, metadata, identity }, header))
+}
+
+fn bad(findings: Vec<Finding>) -> Failure {
+    Failure { exit: Exit::BadModel, findings }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,75 @@
+//! What several headers and the index say of one another.
+
+use super::NameIndex;
+use super::complaints::{MAX_NAMES, be};
+use crate::finding::Finding;
+use crate::model::code;
+use crate::model::index::Index;
+use crate::model::tensor::{Shard, TensorInfo};
+
+/// A tensor in two files: which one counts cannot be told.
+pub(super) fn check_duplicates(
+    shards: &[Shard],
+    tensors: &[TensorInfo],
+    names: &NameIndex,
+    findings: &mut Vec<Finding>,
+) {
+    let twice: Vec<[&TensorInfo; 2]> = names.duplicates(tensors).collect();
+    for [a, b] in twice.iter().take(MAX_NAMES) {
+        let (first, second) = (&shards[a.shard].name, &shards[b.shard].name);
+        findings.push(
+            Finding::error(code::DUPLICATE, format!("`{}` is in `{first}` and in `{second}`", a.name))
+                .help("Leave one of the files out with `exclude`."),
+        );
+    }
+    if twice.len() > MAX_NAMES {
+        let message = format!("and {} more tensors are in two files", twice.len() - MAX_NAMES);
+        findings.push(Finding::error(code::DUPLICATE, message));
+    }
+}
+
+/// Compares what the index says with what the files hold.
+pub(super) fn check_index(
+    index: &Index,
+    shards: &[Shard],
+    tensors: &[TensorInfo],
+    names: &NameIndex,
+    findings: &mut Vec<Finding>,
+) {
+    let number = |file: &str| shards.binary_search_by(|shard| shard.name.as_str().cmp(file)).ok();
+    let (mut absent, mut elsewhere) = (Vec::new(), Vec::new());
+    for (tensor, file) in &index.weight_map {
+        // What a file holds that is left out, missing or damaged is not known.
+        let Some(shard) = number(file) else { continue };
+        match names.find(tensors, tensor) {
+            None => absent.push(tensor.as_str()),
+            Some(i) if tensors[i].shard != shard => elsewhere.push((tensor, file, i)),
+            Some(_) => {}
+        }
+    }
+    // A file that the index does not name at all has its own finding.
+    let files = index.files();
+    let is_named: Vec<bool> = shards.iter().map(|s| files.binary_search(&s.name.as_str()).is_ok()).collect();
+    let unnamed: Vec<&str> = tensors
+        .iter()
+        .filter(|tensor| is_named[tensor.shard] && !index.weight_map.contains_key(&tensor.name))
+        .map(|tensor| tensor.name.as_str())
+        .collect();
+    let file = &index.file;
+    let mut complain = |message: String| {
+        let help = "Index and files are of different versions of the model; get both again.";
+        findings.push(Finding::error(code::INDEX, message).help(help));
+    };
+    if !absent.is_empty() {
+        complain(format!("{} in `{file}` and not in the weight file that it names", be(&absent)));
+    }
+    if !unnamed.is_empty() {
+        complain(format!("{} in a weight file and not in `{file}`", be(&unnamed)));
+    }
+    if let Some((tensor, named, i)) = elsewhere.first() {
+        let (holder, count) = (&shards[tensors[*i].shard].name, elsewhere.len());
+        complain(format!(
+            "`{tensor}` is in `{holder}`, where `{file}` says `{named}` (tensors misplaced: {count})"
+        ));
+    }
+}

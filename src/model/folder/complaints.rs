@@ -1,0 +1,113 @@
+//! What to say when a path is not a model that can be read: what is there instead, and what to do.
+
+use std::fs;
+use std::path::Path;
+
+use super::files::{Listing, file_name};
+use crate::finding::{Finding, nearest};
+use crate::model::code;
+
+/// Names shown in one finding; more are counted.
+pub(super) const MAX_NAMES: usize = 5;
+
+/// A few names in backquotes, and how many more there are.
+pub(super) fn shown(names: &[&str]) -> String {
+    let list: Vec<String> =
+        names.iter().take(MAX_NAMES).map(|name| format!("`{}`", name.escape_debug())).collect();
+    let more = names.len().saturating_sub(MAX_NAMES);
+    let list = list.join(", ");
+    match (list.is_empty(), more) {
+        (true, _) => "none".to_owned(),
+        (_, 0) => list,
+        _ => format!("{list} and {more} more"),
+    }
+}
+
+/// `a is` or `a, b are`.
+pub(super) fn be(names: &[&str]) -> String {
+    format!("{} {}", shown(names), if names.len() == 1 { "is" } else { "are" })
+}
+
+/// A failed file system call.
+pub(super) fn io(path: &Path, error: &std::io::Error) -> Finding {
+    Finding::error(code::IO, format!("cannot read `{}`: {error}", path.display()))
+}
+
+/// Nothing is there, or it cannot be looked at.
+pub(super) fn absent(model: &Path, error: &std::io::Error) -> Finding {
+    if error.kind() != std::io::ErrorKind::NotFound {
+        return io(model, error);
+    }
+    let finding = Finding::error(code::NOT_FOUND, format!("the model `{}` does not exist", model.display()));
+    let parent = match model.parent() {
+        Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
+        Some(parent) => parent,
+        None => return finding,
+    };
+    let Ok(entries) = fs::read_dir(parent) else {
+        return finding.help(format!("The folder `{}` does not exist either.", parent.display()));
+    };
+    let mut names: Vec<String> =
+        entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
+    names.sort();
+    match nearest(&file_name(model), names.iter().map(String::as_str)) {
+        Some(name) => finding.help(format!("Did you mean `{}`?", parent.join(name).display())),
+        None => finding.help("Give a model's folder, one `.safetensors` file, or `hf://org/name`."),
+    }
+}
+
+/// What to say of a file that is not safetensors.
+pub(super) fn not_safetensors(name: &str) -> Option<Finding> {
+    if name.ends_with(".safetensors") {
+        return None;
+    }
+    let finding = Finding::error(code::NOT_A_MODEL, format!("`{name}` is not a `.safetensors` file"));
+    let extension = name.rsplit_once('.').map_or("", |(_, extension)| extension);
+    Some(match extension {
+        "json" => finding.help("Give the folder that it is in."),
+        "bin" | "pt" | "pth" | "ckpt" => finding.help(CONVERT),
+        "gguf" => finding.help("GGUF files are quantized already; give the model that it was made from."),
+        _ => finding.help("Give a model's folder, one `.safetensors` file, or `hf://org/name`."),
+    })
+}
+
+const CONVERT: &str = "Weights in pickle files are not read, because reading one can run code. \
+    Convert them with transformers: `AutoModelForCausalLM.from_pretrained(DIR, dtype=\"auto\").save_pretrained(NEW)`.";
+
+/// A folder without weights to read: says what it holds instead.
+pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
+    let folder = root.display();
+    let found = |end: &[&str]| listing.files.iter().find(|file| end.iter().any(|e| file.path.ends_with(e)));
+    let error = |message| Finding::error(code::NOT_A_MODEL, message);
+    if listing.files.is_empty() && listing.folders.is_empty() {
+        return error(format!("the folder `{folder}` is empty"));
+    }
+    if let Some(file) = found(&[".safetensors"]) {
+        return error(format!("`{folder}` has no weight file that `include` and `exclude` let through"))
+            .help(format!("There is `{}`; a file in a folder below needs an `include`.", file.path));
+    }
+    if let Some(file) = found(&[".bin", ".pt", ".pth", ".ckpt"]) {
+        return error(format!("`{folder}` has its weights in `{}` and none in safetensors", file.path))
+            .help(CONVERT);
+    }
+    if let Some(file) = found(&[".gguf"]) {
+        return error(format!("`{folder}` has only GGUF weights (`{}`)", file.path))
+            .help("GGUF files are quantized already; give the model that they were made from.");
+    }
+    if listing.folders.iter().any(|name| name == "snapshots") {
+        return error(format!("`{folder}` is an entry of the Hub's cache, not a model"))
+            .help("Give `hf://org/name`, or the folder below `snapshots`.");
+    }
+    error(format!("`{folder}` has no `.safetensors` file")).help(format!(
+        "It holds {}.",
+        shown(&listing.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>())
+    ))
+}
+
+pub(super) fn no_config() -> Finding {
+    Finding::warning(
+        code::CONFIG,
+        "the model has no `config.json`, so layer types are inferred from names and shapes alone",
+    )
+    .help("The output head, routers and extra prediction layers may not be recognised; check with `inspect`.")
+}

@@ -1,0 +1,293 @@
+//! Folders that are models, nearly models, or none.
+
+use std::fs;
+use std::path::Path;
+
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use super::*;
+use crate::finding::Severity;
+use crate::model::dtype::Dtype;
+use crate::model::tensor::Fp8Layout;
+
+/// A weight file of U8 zeros: names with dtype and shape, one after the other.
+fn write_weights(path: &Path, tensors: &[(&str, &str, &[u64])]) {
+    let mut header = serde_json::Map::new();
+    let mut end = 0;
+    for (name, dtype, shape) in tensors {
+        let start = end;
+        end += shape.iter().product::<u64>() * Dtype::from_name(dtype).unwrap().bits() / 8;
+        header.insert(
+            (*name).to_owned(),
+            json!({"dtype": dtype, "shape": shape, "data_offsets": [start, end]}),
+        );
+    }
+    let text = Value::Object(header).to_string();
+    let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
+    bytes.extend_from_slice(text.as_bytes());
+    bytes.resize(bytes.len() + usize::try_from(end).unwrap(), 0);
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, bytes).unwrap();
+}
+
+/// A folder with a configuration and two shards, `1.safetensors` with `a` and `2.safetensors` with `b` and
+/// `c`.
+fn two_shards() -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path();
+    fs::write(path.join("config.json"), "{}").unwrap();
+    write_weights(&path.join("1.safetensors"), &[("a", "F32", &[2])]);
+    write_weights(&path.join("2.safetensors"), &[("b", "F32", &[2]), ("c", "BF16", &[3])]);
+    folder
+}
+
+fn write_index(folder: &Path, map: &[(&str, &str)]) {
+    let map: serde_json::Map<String, Value> = map.iter().map(|(t, f)| ((*t).to_owned(), json!(f))).collect();
+    fs::write(folder.join("model.safetensors.index.json"), json!({"weight_map": map}).to_string()).unwrap();
+}
+
+const RIGHT: &[(&str, &str)] = &[("a", "1.safetensors"), ("b", "2.safetensors"), ("c", "2.safetensors")];
+
+fn refusal(path: &Path) -> Failure {
+    let failure = open(path, &[], &[]).expect_err("refused");
+    assert_eq!(failure.exit, Exit::BadModel);
+    failure
+}
+
+/// The only error of a refusal: its code, and message and help together.
+fn only(path: &Path) -> (&'static str, String) {
+    let failure = refusal(path);
+    let errors: Vec<&Finding> = failure.findings.iter().filter(|f| f.is_error()).collect();
+    assert_eq!(errors.len(), 1, "{failure}");
+    (errors[0].code, format!("{} {}", errors[0].message, errors[0].help.as_deref().unwrap_or("")))
+}
+
+#[test]
+fn a_folder_is_opened_in_the_order_of_its_files() {
+    let folder = two_shards();
+    let path = folder.path();
+    write_index(path, RIGHT);
+    fs::write(path.join("tokenizer.json"), "{}").unwrap();
+    fs::write(path.join(".hidden"), "").unwrap();
+    fs::create_dir_all(path.join("original")).unwrap();
+    fs::write(path.join("original/params.json"), "{ }").unwrap();
+    fs::write(path.join("pytorch_model.bin"), "").unwrap();
+    let model = open(path, &[], &[]).unwrap();
+    let names: Vec<&str> = model.tensors.iter().map(|t| t.name.as_str()).collect();
+    assert_eq!(names, ["a", "b", "c"]);
+    assert_eq!(
+        model.shards.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
+        ["1.safetensors", "2.safetensors"]
+    );
+    assert_eq!((model.find("c"), model.find("d")), (Some(2), None));
+    assert_eq!(model.tensors[2].offset + model.tensors[2].bytes, model.shards[1].len);
+    let others: Vec<(&str, u64, bool)> =
+        model.others.iter().map(|o| (o.path.as_str(), o.len, o.is_weights())).collect();
+    assert_eq!(
+        others,
+        [("original/params.json", 3, false), ("pytorch_model.bin", 0, true), ("tokenizer.json", 2, false)]
+    );
+    assert!(model.warnings.is_empty());
+    assert_eq!(model.shards[0].identity.len, model.shards[0].len);
+}
+
+#[test]
+fn one_file_is_a_model_too() {
+    let folder = two_shards();
+    let model = open(&folder.path().join("2.safetensors"), &[], &[]).unwrap();
+    assert!(model.is_single_file && model.index.is_none() && model.others.is_empty());
+    assert_eq!(model.tensors.len(), 2);
+    fs::remove_file(folder.path().join("config.json")).unwrap();
+    let model = open(&folder.path().join("2.safetensors"), &[], &[]).unwrap();
+    assert_eq!(model.warnings.len(), 1);
+    assert_eq!((model.warnings[0].code, model.warnings[0].severity), (code::CONFIG, Severity::Warning));
+    let (code, text) = only(&folder.path().join("tokenizer.json"));
+    assert!(code == code::NOT_FOUND && text.contains("does not exist"), "{text}");
+    fs::write(folder.path().join("x.gguf"), "").unwrap();
+    assert!(only(&folder.path().join("x.gguf")).1.contains("GGUF"));
+}
+
+#[test]
+fn what_is_no_model_says_what_it_is() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model-a");
+    let (code, text) = only(&path.join("x"));
+    assert!(code == code::NOT_FOUND && text.contains("does not exist either"), "{text}");
+    fs::create_dir(&path).unwrap();
+    assert!(only(&folder.path().join("model-b")).1.contains("Did you mean"), "a sibling is near");
+    assert!(only(&path).1.contains("is empty"));
+    fs::write(path.join("config.json"), "{}").unwrap();
+    assert!(only(&path).1.contains("no `.safetensors` file"));
+    fs::write(path.join("model.gguf"), "").unwrap();
+    assert!(only(&path).1.contains("GGUF"));
+    fs::write(path.join("pytorch_model.bin"), "").unwrap();
+    assert!(only(&path).1.contains("save_pretrained"));
+    write_weights(&path.join("below/model.safetensors"), &[("a", "F32", &[1])]);
+    assert!(only(&path).1.contains("needs an `include`"));
+    assert_eq!(open(&path, &["below/*"], &[]).unwrap().tensors.len(), 1);
+    let adapter = tempfile::tempdir().unwrap();
+    write_weights(&adapter.path().join("adapter_model.safetensors"), &[("a", "F32", &[1])]);
+    assert!(only(adapter.path()).1.contains("LoRA"));
+    let cache = tempfile::tempdir().unwrap();
+    fs::create_dir_all(cache.path().join("snapshots/abc")).unwrap();
+    assert!(only(cache.path()).1.contains("Hub's cache"));
+}
+
+#[test]
+fn globs_choose_the_files() {
+    let folder = two_shards();
+    let path = folder.path();
+    write_index(path, RIGHT);
+    assert_eq!(open(path, &["2*"], &[]).unwrap().tensors.len(), 2);
+    assert_eq!(open(path, &[], &["2*"]).unwrap().tensors.len(), 1);
+    let model = open(path, &[], &["3*"]).unwrap();
+    assert_eq!(model.warnings[0].code, code::FILTER);
+    for include in [&["3*"][..], &["1*", "3*"], &["[1"]] {
+        let failure = open(path, include, &[]).unwrap_err();
+        assert!(
+            failure.findings.iter().any(|f| f.code == code::FILTER && f.is_error()),
+            "{include:?}: {failure}"
+        );
+    }
+}
+
+#[test]
+fn the_index_must_agree_with_the_files() {
+    let folder = two_shards();
+    let path = folder.path();
+    let (a, b, c) = (RIGHT[0], RIGHT[1], RIGHT[2]);
+    let check = |map: &[(&str, &str)], words: &str| {
+        write_index(path, map);
+        let (code, text) = only(path);
+        assert!(code == code::INDEX && text.contains(words), "{text}");
+    };
+    check(&[a, b, c, ("d", "2.safetensors")], "`d` is in");
+    check(&[a, b, c, ("d", "3.safetensors")], "`3.safetensors` is named by");
+    check(&[a, b], "`c` is in a weight file and not in");
+    check(&[b, c], "`1.safetensors` is not named by");
+    check(&[a, b, ("c", "1.safetensors")], "`c` is in `2.safetensors`, where");
+    write_index(path, &[a, b, c, ("d", "../2.safetensors")]);
+    assert_eq!(only(path).0, code::PATH);
+}
+
+#[test]
+fn a_tensor_in_two_files_is_refused() {
+    let folder = two_shards();
+    write_weights(&folder.path().join("3.safetensors"), &[("a", "F32", &[2])]);
+    let (code, text) = only(folder.path());
+    assert!(
+        code == code::DUPLICATE && text.contains("`1.safetensors`") && text.contains("`3.safetensors`"),
+        "{text}"
+    );
+}
+
+#[test]
+fn all_problems_are_told_at_once() {
+    let folder = two_shards();
+    let path = folder.path();
+    fs::write(path.join("config.json"), "{").unwrap();
+    fs::write(path.join("1.safetensors"), "short").unwrap();
+    let bytes = fs::read(path.join("2.safetensors")).unwrap();
+    fs::write(path.join("2.safetensors"), &bytes[..bytes.len() - 1]).unwrap();
+    let codes: Vec<&str> = refusal(path).findings.iter().map(|f| f.code).collect();
+    assert_eq!(codes, [code::CONFIG, code::LENGTH, code::LENGTH]);
+}
+
+#[cfg(unix)]
+#[test]
+fn links_to_files_are_followed() {
+    let blobs = two_shards();
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["1.safetensors", "config.json"] {
+        std::os::unix::fs::symlink(blobs.path().join(name), folder.path().join(name)).unwrap();
+    }
+    assert_eq!(open(folder.path(), &[], &[]).unwrap().tensors.len(), 1);
+    fs::remove_file(blobs.path().join("1.safetensors")).unwrap();
+    assert!(only(folder.path()).1.contains("hf download"));
+}
+
+/// A folder with one file of these tensors and this configuration.
+fn one_shard(config: &Value, tensors: &[(&str, &str, &[u64])]) -> TempDir {
+    let folder = tempfile::tempdir().unwrap();
+    fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+    write_weights(&folder.path().join("model.safetensors"), tensors);
+    folder
+}
+
+#[test]
+fn quantized_models_are_refused_by_name() {
+    let gptq = json!({"quantization_config": {"quant_method": "gptq", "bits": 4}});
+    let packed =
+        json!({"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}});
+    let none = json!({});
+    type Tensor<'a> = (&'a str, &'a str, &'a [u64]);
+    let cases: &[(&Value, Tensor<'_>, &str)] = &[
+        (&gptq, ("m.qweight", "I32", &[4, 8]), "gptq"),
+        (&gptq, ("m.weight", "BF16", &[4, 8]), "gptq"),
+        (&packed, ("m.weight_packed", "I32", &[4, 8]), "compressed-tensors (pack-quantized)"),
+        (&none, ("m.weight_packed", "I32", &[4, 8]), "compressed-tensors"),
+        (&none, ("m.qweight", "I32", &[4, 8]), "GPTQ"),
+        (&none, ("experts.gate_up_proj_blocks", "U8", &[4, 8, 2, 16]), "MXFP4"),
+        (&none, ("m.weight", "I8", &[4, 8]), "int8"),
+        (&none, ("m.weight", "U8", &[32, 1]), "packed"),
+        (&none, ("m.weight.absmax", "F32", &[4]), "bitsandbytes"),
+    ];
+    for (config, tensor, words) in cases {
+        let folder = one_shard(config, &[*tensor]);
+        let (code, text) = only(folder.path());
+        assert!(code == code::ALREADY_QUANTIZED && text.contains(words), "{tensor:?}: {text}");
+    }
+    let fp8 = json!({"quantization_config": {"quant_method": "fp8"}});
+    let (code, text) = only(one_shard(&fp8, &[("m.weight", "BF16", &[4, 8])]).path());
+    assert!(code == code::ALREADY_QUANTIZED && text.contains("no weight is"), "{text}");
+}
+
+#[test]
+fn scaled_fp8_means_bf16() {
+    let fp8 = json!({"quantization_config": {"quant_method": "fp8", "weight_block_size": [128, 64]}});
+    let folder = one_shard(
+        &fp8,
+        &[
+            ("block.weight", "F8_E4M3", &[256, 130]),
+            ("block.weight_scale_inv", "F32", &[2, 3]),
+            ("row.weight", "F8_E5M2", &[256, 130]),
+            ("row.weight_scale", "BF16", &[256, 1]),
+            ("row.input_scale", "F32", &[]),
+            ("tensor.weight", "F8_E4M3", &[256, 130]),
+            ("tensor.weight_scale", "F32", &[]),
+            ("plain.weight", "BF16", &[4, 4]),
+        ],
+    );
+    let model = open(folder.path(), &[], &[]).unwrap();
+    let layout = |name: &str| {
+        let tensor = model.by_name(name).unwrap();
+        let scales = tensor.fp8.unwrap();
+        assert_eq!(model.tensors[scales.tensor].scale_of, model.find(name));
+        assert!(tensor.dtype == Dtype::Bf16 && tensor.stored.is_fp8());
+        scales.layout
+    };
+    assert_eq!(layout("block.weight"), Fp8Layout::Block { rows: 128, columns: 64 });
+    assert_eq!(layout("row.weight"), Fp8Layout::Channel);
+    assert_eq!(layout("tensor.weight"), Fp8Layout::Tensor);
+    assert_eq!(model.by_name("row.input_scale").unwrap().scale_of, model.find("row.weight"));
+    assert_eq!(model.by_name("plain.weight").unwrap().fp8, None);
+}
+
+#[test]
+fn fp8_is_never_read_without_its_scale() {
+    let weight = ("m.weight", "F8_E4M3", &[256u64, 256][..]);
+    let cases: &[&[(&str, &str, &[u64])]] = &[
+        &[weight],
+        &[weight, ("m.weight_scale_inv", "F32", &[3, 2])],
+        &[weight, ("m.weight_scale", "F32", &[256, 8])],
+        &[weight, ("m.weight_scale", "I32", &[1])],
+        &[weight, ("m.weight_scale", "F32", &[1]), ("m.weight_scale_inv", "F32", &[1])],
+        &[("m.experts.gate_up_proj", "F8_E4M3", &[4, 8, 8]), ("m.experts.weight_scale", "F32", &[1])],
+        &[("m.weight", "F8_E4M3FNUZ", &[4, 4]), ("m.weight_scale", "F32", &[1])],
+    ];
+    for case in cases {
+        let (code, text) = only(one_shard(&json!({}), case).path());
+        assert_eq!(code, code::FP8, "{case:?}: {text}");
+    }
+}

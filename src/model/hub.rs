@@ -1,0 +1,178 @@
+//! Where a recipe's `model` is: a path relative to the recipe's folder, or a snapshot in the local Hub cache.
+//!
+//! Nothing is downloaded. The cache's layout is that of `huggingface_hub`:
+//! `models--ORG--NAME/refs/REVISION` holds a commit, `models--ORG--NAME/snapshots/COMMIT` its files.
+
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::code;
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding, nearest};
+
+/// The prefix of a model in the Hub cache.
+const SCHEME: &str = "hf://";
+
+/// The path of `model` as a recipe names it; `base` is the recipe's folder. Whether a plain path exists is
+/// for [`super::open`] to say.
+///
+/// # Errors
+/// An `hf://` name that is no name, or whose snapshot is not in the cache.
+pub fn resolve(model: &str, base: &Path) -> Result<PathBuf, Failure> {
+    match model.strip_prefix(SCHEME) {
+        None => Ok(base.join(model)),
+        Some(name) => match cache_folder(|key| env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from))
+        {
+            Some(cache) => snapshot(name, &cache),
+            None => Err(fail(
+                Finding::error(
+                    code::NOT_FOUND,
+                    format!("`{model}`: there is no home folder to find the Hub cache in"),
+                )
+                .help("Set `HF_HUB_CACHE` to the folder of the cache."),
+            )),
+        },
+    }
+}
+
+/// The folder of the Hub cache, by the variables that `huggingface_hub` reads, in its order.
+fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
+    let home = || variable("HOME").or_else(|| variable("USERPROFILE"));
+    variable("HF_HUB_CACHE")
+        .or_else(|| variable("HUGGINGFACE_HUB_CACHE"))
+        .or_else(|| variable("HF_HOME").map(|folder| folder.join("hub")))
+        .or_else(|| variable("XDG_CACHE_HOME").map(|folder| folder.join("huggingface/hub")))
+        .or_else(|| home().map(|folder| folder.join(".cache/huggingface/hub")))
+}
+
+/// The snapshot of `name`, which is `org/name` or `org/name@revision`, in a cache.
+fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
+    let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
+    let parts: Vec<&str> = repository.split('/').collect();
+    let is_name = |part: &&str| {
+        !part.is_empty()
+            && !part.starts_with('.')
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    if parts.len() > 2 || !parts.iter().all(is_name) {
+        return Err(fail(
+            Finding::error(code::NOT_FOUND, format!("`{SCHEME}{name}` does not name a model of the Hub"))
+                .help("Write `hf://org/name` or `hf://org/name@revision`."),
+        ));
+    }
+    // A revision may have slashes (`refs/pr/1`), but must stay below the folder.
+    if !revision.split('/').all(|part| is_name(&part)) {
+        return Err(fail(Finding::error(
+            code::NOT_FOUND,
+            format!("`{revision}` cannot be a revision of a model"),
+        )));
+    }
+    let download = if revision == "main" {
+        format!("hf download {repository}")
+    } else {
+        format!("hf download {repository} --revision {revision}")
+    };
+    let folder = cache.join(format!("models--{}", parts.join("--")));
+    let commit = match fs::read_to_string(folder.join("refs").join(revision)) {
+        Ok(commit) => commit.trim().to_owned(),
+        Err(_) => revision.to_owned(),
+    };
+    let snapshot = folder.join("snapshots").join(&commit);
+    if is_name(&commit.as_str()) && snapshot.is_dir() {
+        return Ok(snapshot);
+    }
+    let message = format!("`{SCHEME}{name}` is not in the Hub cache at `{}`", cache.display());
+    let mut finding = Finding::error(code::NOT_FOUND, message)
+        .help(format!("Nothing is downloaded by itself; get it with `{download}`."));
+    if let Some(near) = near_repository(&parts.join("--"), cache) {
+        finding = finding.help(format!("The cache has `{SCHEME}{near}`."));
+    }
+    Err(fail(finding))
+}
+
+/// The model in the cache whose name is nearest.
+fn near_repository(wanted: &str, cache: &Path) -> Option<String> {
+    let mut names: Vec<String> = fs::read_dir(cache)
+        .ok()?
+        .flatten()
+        .filter_map(|entry| Some(entry.file_name().to_str()?.strip_prefix("models--")?.to_owned()))
+        .filter(|name| name != wanted)
+        .collect();
+    names.sort();
+    nearest(wanted, names.iter().map(String::as_str)).map(|name| name.replacen("--", "/", 1))
+}
+
+fn fail(finding: Finding) -> Failure {
+    Failure::new(Exit::BadModel, finding)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn cache() -> tempfile::TempDir {
+        let cache = tempfile::tempdir().unwrap();
+        let model = cache.path().join("models--org--tiny");
+        fs::create_dir_all(model.join("refs/refs/pr")).unwrap();
+        for commit in ["aaaa", "bbbb"] {
+            fs::create_dir_all(model.join("snapshots").join(commit)).unwrap();
+        }
+        fs::write(model.join("refs/main"), "aaaa\n").unwrap();
+        fs::write(model.join("refs/refs/pr/1"), "bbbb").unwrap();
+        fs::write(model.join("refs/gone"), "cccc").unwrap();
+        fs::write(model.join("refs/evil"), "../../..").unwrap();
+        cache
+    }
+
+    #[test]
+    fn revisions_lead_to_snapshots() {
+        let cache = cache();
+        for (name, commit) in
+            [("org/tiny", "aaaa"), ("org/tiny@refs/pr/1", "bbbb"), ("org/tiny@bbbb", "bbbb")]
+        {
+            assert!(snapshot(name, cache.path()).unwrap().ends_with(format!("snapshots/{commit}")), "{name}");
+        }
+    }
+
+    #[test]
+    fn what_is_not_there_says_how_to_get_it() {
+        let cache = cache();
+        let failure = snapshot("org/tinny", cache.path()).unwrap_err();
+        assert_eq!(failure.exit, Exit::BadModel);
+        let help = failure.findings[0].help.clone().unwrap();
+        assert!(help.contains("hf download org/tinny") && help.contains("hf://org/tiny"), "{help}");
+        let failure = snapshot("org/tiny@gone", cache.path()).unwrap_err();
+        assert!(failure.findings[0].help.clone().unwrap().contains("--revision gone"));
+    }
+
+    #[test]
+    fn names_cannot_leave_the_cache() {
+        let cache = cache();
+        for name in
+            ["../x", "a/b/c", "", "org/", "org/tiny@../../..", "org/tiny@evil", "/etc", "org/..", "org/tiny@"]
+        {
+            assert!(snapshot(name, cache.path()).is_err(), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_cache_is_where_the_variables_say() {
+        let of = |set: &[(&str, &str)]| {
+            cache_folder(|key| set.iter().find(|(k, _)| *k == key).map(|(_, v)| PathBuf::from(v)))
+        };
+        let all = [("HF_HUB_CACHE", "/a"), ("HF_HOME", "/b"), ("XDG_CACHE_HOME", "/c"), ("HOME", "/d")];
+        assert_eq!(of(&all), Some("/a".into()));
+        assert_eq!(of(&all[1..]), Some("/b/hub".into()));
+        assert_eq!(of(&all[2..]), Some("/c/huggingface/hub".into()));
+        assert_eq!(of(&all[3..]), Some("/d/.cache/huggingface/hub".into()));
+        assert_eq!(of(&[]), None);
+    }
+
+    #[test]
+    fn plain_paths_are_relative_to_the_recipe() {
+        let base = Path::new("/recipes");
+        assert_eq!(resolve("../models/x", base).unwrap(), Path::new("/recipes/../models/x"));
+        assert_eq!(resolve("/abs", base).unwrap(), Path::new("/abs"));
+    }
+}

@@ -1,0 +1,258 @@
+//! Positioned reads of weights.
+//!
+//! Files are not mapped: one that is cut off under a mapping kills the process, where a short read is an
+//! error with a name. A [`WeightFile`] can be read from many threads at once.
+
+use std::fs::File;
+use std::ops::Range;
+
+use super::code;
+use super::dtype::Dtype;
+use super::experts::MatrixView;
+use super::folder::ModelFolder;
+use super::tensor::{FileIdentity, Shard, TensorInfo};
+use super::widen::{self, ScaleGrid};
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+
+/// Bytes of source rows that are collected before they are transposed, so that both sides stay in the cache.
+const TRANSPOSE_BYTES: u64 = 256 * 1024;
+
+/// A weight file, open for reading.
+#[derive(Debug)]
+pub struct WeightFile {
+    file: File,
+    name: String,
+}
+
+impl WeightFile {
+    /// Opens a shard.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is not the file whose header was read.
+    pub fn open(shard: &Shard) -> Result<Self, Failure> {
+        let name = shard.name.clone();
+        let failed =
+            |e: std::io::Error| fail(code::IO, format!("cannot open `{}`: {e}", shard.path.display()));
+        let file = File::open(&shard.path).map_err(failed)?;
+        let identity = FileIdentity::of(&file.metadata().map_err(failed)?);
+        // The change time moves with a new link or a permission too, which changes no weight.
+        let unchanged = FileIdentity { ctime_ns: shard.identity.ctime_ns, ..identity } == shard.identity;
+        if !unchanged {
+            return Err(Failure::new(
+                Exit::BadModel,
+                Finding::error(code::CHANGED, format!("`{name}` changed after its header was read"))
+                    .help("Something else writes to the model's folder; run again when it is done."),
+            ));
+        }
+        Ok(Self { file, name })
+    }
+
+    /// Its name in messages.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Fills `buffer` with the bytes at `offset` of the file.
+    ///
+    /// # Errors
+    /// The file ends before, or the system cannot read it.
+    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
+        read_exact_at(&self.file, buffer, offset).map_err(|e| {
+            let bytes = buffer.len();
+            if e.kind() == std::io::ErrorKind::UnexpectedEof {
+                let message = format!(
+                    "`{}` ends before the {bytes} bytes at {offset} that its header promises",
+                    self.name
+                );
+                let finding = Finding::error(code::SHORT_READ, message);
+                Failure::new(
+                    Exit::BadModel,
+                    finding.help("The file was cut off while it was read; get it again."),
+                )
+            } else {
+                fail(code::IO, format!("cannot read {bytes} bytes at {offset} of `{}`: {e}", self.name))
+            }
+        })
+    }
+}
+
+#[cfg(unix)]
+fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
+}
+
+#[cfg(windows)]
+fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    while !buffer.is_empty() {
+        match file.seek_read(buffer, offset) {
+            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
+            Ok(n) => {
+                buffer = &mut buffer[n..];
+                offset += n as u64;
+            }
+            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(())
+}
+
+/// Reads rows of one matrix [out, in], in a type that can be quantized.
+#[derive(Debug)]
+pub struct MatrixReader<'a> {
+    file: &'a WeightFile,
+    tensor: &'a TensorInfo,
+    view: MatrixView,
+    element: u64,
+    scales: Option<ScaleGrid>,
+}
+
+impl<'a> MatrixReader<'a> {
+    /// A reader of `view` in `tensor`, which `file` holds. FP8 weights need their scales ([`read_scales`]).
+    ///
+    /// # Errors
+    /// The view lies outside of the tensor, the dtype cannot be read, or scales are missing.
+    pub fn new(
+        file: &'a WeightFile,
+        tensor: &'a TensorInfo,
+        view: MatrixView,
+        scales: Option<ScaleGrid>,
+    ) -> Result<Self, Failure> {
+        let problem =
+            |what: &str| fail(code::IO, format!("`{}` ({}) {what}", tensor.name, tensor.describe()));
+        let element = tensor.stored.bytes().ok_or_else(|| problem("has elements smaller than a byte"))?;
+        if view.end(element).is_none_or(|end| end > tensor.bytes) {
+            return Err(problem("is smaller than the matrix to be read from it"));
+        }
+        if tensor.fp8.is_some() && (scales.is_none() || !view.is_contiguous()) {
+            return Err(problem("is FP8 and can only be read by rows and with its scales"));
+        }
+        Ok(Self { file, tensor, view, element, scales })
+    }
+
+    /// Replaces `out` by the bytes of these rows, little endian, in [`TensorInfo::working_dtype`]. `scratch`
+    /// is memory to be used again. Rows of a transposed matrix are gathered: tiles of many rows are then
+    /// cheaper to read.
+    ///
+    /// # Errors
+    /// The file cannot be read.
+    pub fn rows(&self, rows: Range<u64>, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
+        let rows = rows.start.min(self.view.rows)..rows.end.min(self.view.rows);
+        let is_plain = self.tensor.stored == self.tensor.working_dtype();
+        out.clear();
+        if is_plain {
+            return self.fetch(&rows, out, scratch);
+        }
+        let mut raw = std::mem::take(scratch);
+        let fetched = self.fetch(&rows, &mut raw, out);
+        out.clear();
+        *scratch = raw;
+        fetched?;
+        match (&self.scales, self.tensor.stored) {
+            (_, Dtype::F64) => widen::f64_to_f32(scratch, out),
+            (Some(grid), dtype) => {
+                let (first, columns) = (self.size(rows.start)?, self.size(self.view.cols)?);
+                if !widen::fp8_to_bf16(scratch, dtype, first, columns, grid, out) {
+                    return Err(fail(code::FP8, format!("`{}` has too few scales", self.tensor.name)));
+                }
+            }
+            (None, _) => return Err(fail(code::FP8, format!("`{}` has no scales", self.tensor.name))),
+        }
+        Ok(())
+    }
+
+    /// The stored bytes of rows, in row order.
+    fn fetch(&self, rows: &Range<u64>, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
+        let (view, element) = (self.view, self.element);
+        let count = rows.end.saturating_sub(rows.start);
+        out.clear();
+        out.resize(self.size(count * view.cols * element)?, 0);
+        if out.is_empty() {
+            return Ok(());
+        }
+        let start = self.tensor.offset + view.offset + rows.start * view.row_stride * element;
+        if view.is_contiguous() {
+            return self.file.read_at(start, out);
+        }
+        if view.column_stride == 1 {
+            let row_bytes = self.size(view.cols * element)?;
+            for (row, bytes) in (0u64..).zip(out.chunks_exact_mut(row_bytes)) {
+                self.file.read_at(start + row * view.row_stride * element, bytes)?;
+            }
+            return Ok(());
+        }
+        self.gather(start, count, out, scratch)
+    }
+
+    /// Rows that lie across the file: the same stretch of every source row, transposed.
+    fn gather(&self, start: u64, count: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<(), Failure> {
+        let (view, element) = (self.view, self.element);
+        // One stretch holds element c of every wanted row; with a row stride of 2 there are others between
+        // them.
+        let stretch = ((count - 1) * view.row_stride + 1) * element;
+        let column_bytes = view.column_stride * element;
+        let batch = (TRANSPOSE_BYTES / stretch).clamp(1, view.cols);
+        let size = |n: u64| self.size(n);
+        let (step, width) = (size(element)?, size(stretch)?);
+        let (row_step, row_bytes) = (size(view.row_stride * element)?, size(view.cols * element)?);
+        let mut first = 0;
+        while first < view.cols {
+            let columns = batch.min(view.cols - first);
+            let at = start + first * column_bytes;
+            scratch.clear();
+            scratch.resize(size(columns * stretch)?, 0);
+            if column_bytes == stretch {
+                self.file.read_at(at, scratch)?;
+            } else {
+                for (column, bytes) in (0u64..).zip(scratch.chunks_exact_mut(width)) {
+                    self.file.read_at(at + column * column_bytes, bytes)?;
+                }
+            }
+            let to = size(first)? * step;
+            for (row, line) in out.chunks_exact_mut(row_bytes).enumerate() {
+                let cells = line[to..].chunks_exact_mut(step);
+                for (cell, source) in cells.zip(scratch.chunks_exact(width)) {
+                    cell.copy_from_slice(&source[row * row_step..row * row_step + step]);
+                }
+            }
+            first += columns;
+        }
+        Ok(())
+    }
+
+    fn size(&self, n: u64) -> Result<usize, Failure> {
+        usize::try_from(n)
+            .map_err(|_| fail(code::IO, format!("`{}` does not fit into memory", self.tensor.name)))
+    }
+}
+
+/// Reads the scales of an FP8 weight, from `file`, which holds the scale tensor; `None` for any other tensor.
+///
+/// # Errors
+/// The file cannot be read.
+pub fn read_scales(
+    folder: &ModelFolder,
+    tensor: &TensorInfo,
+    file: &WeightFile,
+) -> Result<Option<ScaleGrid>, Failure> {
+    let Some(described) = tensor.fp8 else { return Ok(None) };
+    let scales = &folder.tensors[described.tensor];
+    let bytes = usize::try_from(scales.bytes)
+        .map_err(|_| fail(code::IO, format!("`{}` does not fit into memory", scales.name)))?;
+    let mut buffer = vec![0; bytes];
+    file.read_at(scales.offset, &mut buffer)?;
+    match ScaleGrid::new(described.layout, scales.stored, &buffer) {
+        Some(grid) => Ok(Some(grid)),
+        None => Err(fail(code::FP8, format!("`{}` ({}) cannot be scales", scales.name, scales.describe()))),
+    }
+}
+
+fn fail(code: &'static str, message: String) -> Failure {
+    Failure::new(Exit::BadModel, Finding::error(code, message))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,147 @@
+//! One tensor and one file of a model, as their headers describe them.
+
+use std::collections::BTreeMap;
+use std::fs::Metadata;
+use std::path::PathBuf;
+
+use super::dtype::Dtype;
+
+/// A tensor, from the header of its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TensorInfo {
+    /// The name in the file.
+    pub name: String,
+    /// The type of the bytes in the file.
+    pub stored: Dtype,
+    /// The type that the weights mean: BF16 for a scaled FP8 weight, otherwise as stored.
+    pub dtype: Dtype,
+    /// Sizes of the axes; empty for a scalar.
+    pub shape: Vec<u64>,
+    /// The file that holds it, an index into the folder's shards.
+    pub shard: usize,
+    /// The first byte, counted from the start of the file.
+    pub offset: u64,
+    /// Bytes in the file.
+    pub bytes: u64,
+    /// The scales without which an FP8 weight means nothing.
+    pub fp8: Option<Fp8Scales>,
+    /// The FP8 weight that this tensor is a scale of: it is used up when that weight is read, and not a
+    /// layer's.
+    pub scale_of: Option<usize>,
+}
+
+impl TensorInfo {
+    /// The module: the name without its last part; empty where there is only one part.
+    #[must_use]
+    pub fn module(&self) -> &str {
+        self.name.rsplit_once('.').map_or("", |(module, _)| module)
+    }
+
+    /// The last part of the name, such as `weight`.
+    #[must_use]
+    pub fn parameter(&self) -> &str {
+        self.name.rsplit_once('.').map_or(&self.name, |(_, parameter)| parameter)
+    }
+
+    /// How many elements. The header was refused if that overflows.
+    #[must_use]
+    pub fn elements(&self) -> u64 {
+        self.shape.iter().product()
+    }
+
+    /// The type in which rows are delivered to be quantized ([`super::read`]): F32 for F64, otherwise the
+    /// dtype.
+    #[must_use]
+    pub fn working_dtype(&self) -> Dtype {
+        if self.dtype == Dtype::F64 { Dtype::F32 } else { self.dtype }
+    }
+
+    /// Dtype and shape as messages show them: `BF16 [256, 64]`.
+    #[must_use]
+    pub fn describe(&self) -> String {
+        format!("{} {:?}", self.stored, self.shape)
+    }
+}
+
+/// Where the scales of an FP8 weight are, and which weights share one. A weight means code × scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Fp8Scales {
+    /// The scale tensor, an index into the folder's tensors.
+    pub tensor: usize,
+    /// Which weights share a scale.
+    pub layout: Fp8Layout,
+}
+
+/// Which elements of an FP8 weight [out, in] share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fp8Layout {
+    /// All: the scale is `[]` or `[1]`.
+    Tensor,
+    /// A row: the scale is `[out]` or `[out, 1]`.
+    Channel,
+    /// A block of so many rows and columns: the scale is [ceil(out / rows), ceil(in / columns)].
+    Block {
+        /// Rows of a block.
+        rows: u64,
+        /// Columns of a block.
+        columns: u64,
+    },
+}
+
+/// One safetensors file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shard {
+    /// The name relative to the model's folder, with `/`.
+    pub name: String,
+    /// The path to open.
+    pub path: PathBuf,
+    /// Bytes of the file.
+    pub len: u64,
+    /// The first byte after the header.
+    pub data_start: u64,
+    /// `__metadata__` of the header, ordered by key.
+    pub metadata: BTreeMap<String, String>,
+    /// Tells whether the file is still the one whose header was read.
+    pub identity: FileIdentity,
+}
+
+/// What tells a file from its replacement without reading it. Zero where the system has no such number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub struct FileIdentity {
+    /// Bytes.
+    pub len: u64,
+    /// Last change of the contents, nanoseconds since 1970.
+    pub mtime_ns: i128,
+    /// Device.
+    pub dev: u64,
+    /// Inode.
+    pub ino: u64,
+    /// Last change of contents or attributes, nanoseconds since 1970.
+    pub ctime_ns: i128,
+}
+
+impl FileIdentity {
+    /// The identity that file metadata shows.
+    #[must_use]
+    pub fn of(metadata: &Metadata) -> Self {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let nanoseconds = |s: i64, ns: i64| i128::from(s) * 1_000_000_000 + i128::from(ns);
+            Self {
+                len: metadata.len(),
+                mtime_ns: nanoseconds(metadata.mtime(), metadata.mtime_nsec()),
+                dev: metadata.dev(),
+                ino: metadata.ino(),
+                ctime_ns: nanoseconds(metadata.ctime(), metadata.ctime_nsec()),
+            }
+        }
+        #[cfg(not(unix))]
+        {
+            let since_1970 =
+                metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            let mtime_ns = since_1970.and_then(|d| i128::try_from(d.as_nanos()).ok()).unwrap_or(0);
+            Self { len: metadata.len(), mtime_ns, ..Self::default() }
+        }
+    }
+}

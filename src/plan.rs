@@ -1,0 +1,521 @@
+//! What will be done: a checked recipe and the headers of a model, compiled into a [`Plan`]. Pure, but for file sizes: no
+//! weight is read and nothing is written.
+//!
+//! Everything that can be known before the first weight is read is known here: for every tensor the decision and the rule
+//! that made it, for every output tensor its file and offset, and whatever an engine would refuse.
+
+use std::path::PathBuf;
+
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding, Place};
+use crate::layer::LayerType;
+use crate::model::{self, LayerClass, MatrixView, ModelFolder};
+use crate::recipe::{Loaded, Recipe};
+use crate::stage::export::{Format, Target};
+use crate::stage::{Indivisible, SiblingPolicy, Stage};
+
+pub mod budget;
+pub mod copies;
+mod engines;
+pub mod explain;
+pub mod layout;
+pub mod places;
+mod reach;
+pub mod select;
+pub mod siblings;
+mod unmatched;
+
+pub use budget::Budget;
+pub use explain::{Explanation, explain};
+pub use layout::{ExportPlan, OutputFile, OutputTensor, Part, Piece, PieceOutput};
+pub use select::{Action, Decision, Rule, Treatment};
+pub use siblings::Siblings;
+
+/// What a plan takes from the command line instead of the recipe.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Limits {
+    /// Worker threads; the number of cores where none is given.
+    pub threads: Option<usize>,
+    /// Bound of the resident memory, in bytes.
+    pub memory: Option<u64>,
+}
+
+/// A recipe compiled for a model. Only [`plan`] makes one.
+#[derive(Debug)]
+pub struct Plan {
+    /// The recipe, with where everything stands in it.
+    pub loaded: Loaded,
+    /// The model's headers.
+    pub model: ModelFolder,
+    /// Kind and role of each tensor of the model.
+    pub classes: Vec<LayerClass>,
+    /// What is done with each tensor of the model.
+    pub decisions: Vec<Decision>,
+    /// What is read, treated and written as one, in the order of the files.
+    pub pieces: Vec<Piece>,
+    /// Modules that engines fuse.
+    pub siblings: Vec<Siblings>,
+    /// The exports, laid out.
+    pub exports: Vec<ExportPlan>,
+    /// The memory bound.
+    pub budget: Budget,
+    /// Everything doubtful, in the order in which it is to be read.
+    pub warnings: Vec<Finding>,
+    /// Worth knowing, and no reason to change anything.
+    pub notes: Vec<String>,
+}
+
+impl Plan {
+    /// The recipe.
+    #[must_use]
+    pub fn recipe(&self) -> &Recipe {
+        &self.loaded.recipe
+    }
+
+    /// The line of the recipe in which a rule stands, from 1; none for built-in rules and overrides.
+    #[must_use]
+    pub fn line(&self, rule: &Rule) -> Option<usize> {
+        places::line(&self.loaded, rule.pointer.as_deref()?)
+    }
+
+    /// The place of a stage's name in the recipe.
+    #[must_use]
+    pub fn stage_place(&self, stage: usize) -> Option<Place> {
+        self.loaded.stage_place(stage)
+    }
+
+    /// How many tensors are quantized.
+    #[must_use]
+    pub fn quantized_tensors(&self) -> usize {
+        self.decisions.iter().filter(|decision| decision.treatment().is_some()).count()
+    }
+
+    /// Bytes of all source tensors.
+    #[must_use]
+    pub fn source_bytes(&self) -> u64 {
+        self.model.shards.iter().map(|shard| shard.len).sum()
+    }
+}
+
+/// Reads a recipe's model and compiles the plan.
+///
+/// # Errors
+/// All problems at once: of the model with [`Exit::BadModel`], of the recipe in view of the model with [`Exit::BadRecipe`].
+pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
+    let (model, layer_types) = open_model(&loaded)?;
+    let mut classified = model::classify(&model);
+    correct_classes(&model, &layer_types, &mut classified.classes);
+    let classes = classified.classes;
+    let mut findings = loaded.warnings.clone();
+    findings.extend(model.warnings.iter().cloned());
+    findings.extend(classified.warnings);
+
+    let stages = select::QuantizeStage::all(&loaded.recipe);
+    let items = select::items(&model, &classes);
+    findings.extend(unmatched::check(&loaded, &stages, &items));
+    let mut decisions: Vec<Decision> = items.iter().map(|item| select::judge(&stages, item, None)).collect();
+    let groups = siblings::groups(&items);
+    findings.extend(engines::leave_unloadable_experts(&loaded, &model, &stages, &items, &mut decisions));
+    siblings::keep_whole_by_default(&groups, &items, &mut decisions);
+    let indivisible = |stage: usize| {
+        let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
+        (policy.unwrap_or(Indivisible::Error), format!("/stages/{stage}/indivisible"))
+    };
+    let columns = |tensor: usize| row_lengths(&model, &classes, tensor);
+    let undivided = siblings::resolve_indivisible(&groups, &mut decisions, &columns, &indivisible);
+    findings.extend(undivided_findings(&loaded, &model, &decisions, &undivided));
+    findings.extend(split_findings(&loaded, &items, &groups, &decisions));
+    findings.extend(idle_stages(&loaded, &stages, &items, &decisions));
+
+    let (pieces, problems) = pieces(&loaded, &model, &classes, &decisions);
+    findings.extend(problems);
+    stop_on_errors(&findings)?;
+
+    let exports = exports(&loaded, &model, &classes, &decisions, &pieces);
+    findings.extend(export_paths(&loaded, &model, &exports));
+    for export in &exports {
+        findings.extend(engines::check(&loaded, &model, &classes, &decisions, export));
+    }
+    findings.extend(reach::check(&loaded, &model, &decisions));
+    stop_on_errors(&findings)?;
+
+    let threads = limits
+        .threads
+        .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
+        .unwrap_or(1);
+    let budget = budget::budget(&model, &decisions, &pieces, threads, limits.memory).map_err(|least| {
+        let finding = Finding::error("plan::memory", "the memory bound is too small for this model")
+            .help(format!("One worker needs {} MiB here.", least.div_ceil(1 << 20)));
+        Failure::new(Exit::BadRecipe, finding)
+    })?;
+    let notes = engines::notes(&pieces, &decisions, &exports);
+    let siblings = groups;
+    Ok(Plan {
+        loaded,
+        model,
+        classes,
+        decisions,
+        pieces,
+        siblings,
+        exports,
+        budget,
+        warnings: findings,
+        notes,
+    })
+}
+
+fn stop_on_errors(findings: &[Finding]) -> Result<(), Failure> {
+    if findings.iter().any(Finding::is_error) {
+        return Err(Failure { exit: Exit::BadRecipe, findings: findings.to_vec() });
+    }
+    Ok(())
+}
+
+type LayerTypes = indexmap::IndexMap<crate::layer::pattern::Pattern, LayerType>;
+
+fn open_model(loaded: &Loaded) -> Result<(ModelFolder, LayerTypes), Failure> {
+    let Some((index, load)) =
+        loaded.recipe.stages.iter().enumerate().find_map(|(index, stage)| match stage {
+            Stage::Load(load) => Some((index, load)),
+            _ => None,
+        })
+    else {
+        let finding = Finding::error("recipe::stage-order", "the recipe has no `load` stage");
+        return Err(Failure::new(Exit::BadRecipe, finding));
+    };
+    let place = loaded.place(&format!("/stages/{index}/model"));
+    // A problem of the model as a whole points at the word that named it.
+    let point = |mut failure: Failure| {
+        for finding in &mut failure.findings {
+            if finding.labels.is_empty() {
+                *finding = finding.clone().at_opt(place.clone(), "named here");
+            }
+        }
+        failure
+    };
+    let path = model::resolve(&load.model, &loaded.base).map_err(point)?;
+    let globs = |globs: &[crate::layer::pattern::FileGlob]| -> Vec<String> {
+        globs.iter().map(|glob| glob.as_str().to_owned()).collect()
+    };
+    let (include, exclude) = (globs(&load.include), globs(&load.exclude));
+    let include: Vec<&str> = include.iter().map(String::as_str).collect();
+    let exclude: Vec<&str> = exclude.iter().map(String::as_str).collect();
+    let model = model::open(&path, &include, &exclude).map_err(point)?;
+    Ok((model, load.layer_types.clone()))
+}
+
+fn correct_classes(model: &ModelFolder, layer_types: &LayerTypes, classes: &mut [LayerClass]) {
+    for (tensor, class) in model.tensors.iter().zip(classes) {
+        let subject = select::subject(tensor);
+        for (pattern, layer_type) in layer_types {
+            if !pattern.matches(subject) {
+                continue;
+            }
+            if layer_type.is_role() {
+                class.role = Some(*layer_type);
+                class.role_rule = Some("layer_types of the recipe");
+            } else if tensor.shape.len() >= 2 || tensor.parameter() == "weight" {
+                class.kind = *layer_type;
+                class.kind_rule = "layer_types of the recipe";
+            }
+        }
+    }
+}
+
+/// The lengths of the rows that a tensor's matrices have: the input width of its layers.
+fn row_lengths(model: &ModelFolder, classes: &[LayerClass], tensor: usize) -> Vec<u64> {
+    let info = &model.tensors[tensor];
+    if classes[tensor].kind == LayerType::Experts {
+        return match model::experts::stack(model, tensor) {
+            Ok(stack) => stack.matrices.first().map(|matrix| matrix.view.cols).into_iter().collect(),
+            Err(_) => Vec::new(),
+        };
+    }
+    matrix_view(info, classes[tensor].kind).map(|view| view.cols).into_iter().collect()
+}
+
+/// The matrix of weights [out, in] that a tensor is. GPT-2 stores its linear layers the other way round.
+fn matrix_view(info: &model::TensorInfo, kind: LayerType) -> Option<MatrixView> {
+    let transposed = if kind == LayerType::Conv1D { MatrixView::transposed(info) } else { None };
+    transposed.or_else(|| MatrixView::whole(info))
+}
+
+fn undivided_findings(
+    loaded: &Loaded,
+    model: &ModelFolder,
+    decisions: &[Decision],
+    undivided: &[siblings::Undivided],
+) -> Option<Finding> {
+    let first = undivided.first()?;
+    let stage = decisions[first.tensor].treatment().map_or(0, |treatment| treatment.stage);
+    let place = loaded.place(&format!("/stages/{stage}/group_size"));
+    let count = undivided.len();
+    let mut finding = Finding::error(
+        "plan::indivisible",
+        format!(
+            "groups of {} do not divide the rows of {count} layer{}",
+            first.group_size,
+            if count == 1 { "" } else { "s" }
+        ),
+    )
+    .at_opt(place, "must divide the length of every row");
+    let mut lines = String::from("Rows that cannot be divided:");
+    for (columns, names) in by_length(model, undivided) {
+        lines.push_str(&format!("\n  {columns} columns: {}", names.join(", ")));
+    }
+    finding = finding.help(lines);
+    let shrunk = [128_u64, 64, 32, 16]
+        .into_iter()
+        .find(|size| *size < first.group_size && undivided.iter().all(|u| u.columns % size == 0));
+    let advice = match shrunk {
+        Some(size) => format!(
+            "`indivisible: shrink` would use groups of {size} for these layers, `channel` one scale a row, `skip` would leave \
+             them alone."
+        ),
+        None => "`indivisible: channel` would use one scale a row for these layers, `skip` would leave them alone.".to_owned(),
+    };
+    Some(finding.help(advice))
+}
+
+fn by_length<'m>(model: &'m ModelFolder, undivided: &[siblings::Undivided]) -> Vec<(u64, Vec<&'m str>)> {
+    let mut out: Vec<(u64, Vec<&str>)> = Vec::new();
+    for one in undivided {
+        let name = select::subject(&model.tensors[one.tensor]);
+        match out.iter_mut().find(|(columns, _)| *columns == one.columns) {
+            Some((_, names)) => names.push(name),
+            None => out.push((one.columns, vec![name])),
+        }
+    }
+    out
+}
+
+fn split_findings(
+    loaded: &Loaded,
+    items: &[select::Item<'_>],
+    groups: &[Siblings],
+    decisions: &[Decision],
+) -> Vec<Finding> {
+    let targets_vllm = loaded.recipe.stages.iter().any(|stage| {
+        matches!(stage, Stage::Export(export) if export.format == Format::CompressedTensors
+            && export.target != Target::Transformers)
+    });
+    let mut found: Vec<(Vec<Rule>, Finding, usize)> = Vec::new();
+    for split in siblings::splits(groups, decisions) {
+        let group = &groups[split.group];
+        let stage = split
+            .examples
+            .iter()
+            .filter_map(|&index| decisions[index].treatment().map(|treatment| treatment.stage))
+            .max()
+            .unwrap_or(0);
+        let policy = loaded.recipe.stages[stage].quantize().map_or(SiblingPolicy::Error, |q| q.siblings());
+        if policy == SiblingPolicy::Ignore || (!targets_vllm && !group.are_experts()) {
+            continue;
+        }
+        // The same rules split the same group in every layer: one finding for all of them.
+        let rules: Vec<Rule> = split.examples.iter().map(|&index| decisions[index].rule.clone()).collect();
+        if let Some((_, _, count)) = found.iter_mut().find(|(known, _, _)| *known == rules) {
+            *count += 1;
+            continue;
+        }
+        let what = |index: usize| match decisions[index].treatment() {
+            Some(treatment) => treatment.scheme.to_string(),
+            None => "left alone".to_owned(),
+        };
+        let parts: Vec<String> = split
+            .examples
+            .iter()
+            .map(|&index| {
+                let subject = items[index].subject;
+                let last = subject.strip_prefix(group.parent.as_str()).unwrap_or(subject);
+                format!("`{}` is {}", last.trim_start_matches('.'), what(index))
+            })
+            .collect();
+        let message = format!("parts of `{}.{}` are treated differently", group.parent, group.fused);
+        let message = message.replace(".experts.experts", ".experts");
+        let mut finding = match policy {
+            SiblingPolicy::Error => Finding::error("plan::split-siblings", message),
+            _ => Finding::warning("plan::split-siblings", message),
+        };
+        for (&index, part) in split.examples.iter().zip(&parts) {
+            let pointer = decisions[index].rule.pointer.as_deref();
+            finding = finding.at_opt(pointer.and_then(|pointer| loaded.place(pointer)), part.clone());
+        }
+        let who = if group.are_experts() { "vLLM and transformers make" } else { "vLLM makes" };
+        finding = finding.help(format!(
+            "{}. {who} one module of them, so they must share one scheme or all be left alone.",
+            parts.join(", ")
+        ));
+        finding = finding
+            .help("`siblings: warn` or `ignore` on the quantize stage lets it through for other engines.");
+        found.push((rules, finding, 1));
+    }
+    found
+        .into_iter()
+        .map(|(_, mut finding, count)| {
+            if count > 1 {
+                finding.message = format!("{}, and so in {} more layers", finding.message, count - 1);
+            }
+            finding
+        })
+        .collect()
+}
+
+fn idle_stages(
+    loaded: &Loaded,
+    stages: &[select::QuantizeStage<'_>],
+    items: &[select::Item<'_>],
+    decisions: &[Decision],
+) -> Vec<Finding> {
+    let transposed = items.iter().filter(|item| item.is(LayerType::Conv1D)).count();
+    stages
+        .iter()
+        .filter(|stage| {
+            !decisions.iter().any(|d| d.treatment().is_some_and(|treatment| treatment.stage == stage.index))
+        })
+        .map(|stage| {
+            let name = loaded.recipe.stages[stage.index].name();
+            let finding = Finding::error("plan::nothing-to-quantize", format!("`{name}` quantizes nothing"))
+                .at_opt(loaded.stage_place(stage.index), "claims no tensor of the model")
+                .help(
+                    "Its targets are all skipped, or claimed by a stage before it. `monoquant inspect` shows the model's layer \
+                     types, `monoquant explain RECIPE TENSOR` why a tensor is left alone.",
+                );
+            if transposed == 0 {
+                return finding;
+            }
+            finding.help(format!(
+                "{transposed} layers are Conv1D, GPT-2's transposed linear layers, of which no engine has a quantized form: \
+                 `targets: [Conv1D]` takes them for an export with `format: dequantized`."
+            ))
+        })
+        .collect()
+}
+
+/// Cuts the model into pieces: whole tensors, and the matrices of stacks of experts that are quantized, or that an engine
+/// wants one by one whether they are quantized or not.
+fn pieces(
+    loaded: &Loaded,
+    model: &ModelFolder,
+    classes: &[LayerClass],
+    decisions: &[Decision],
+) -> (Vec<Piece>, Vec<Finding>) {
+    let mut pieces = Vec::with_capacity(model.tensors.len());
+    let mut findings = Vec::new();
+    let splits_kept = engines::splits_kept_experts(loaded, model);
+    for (tensor, info) in model.tensors.iter().enumerate() {
+        if info.scale_of.is_some() {
+            continue;
+        }
+        let quantized = decisions[tensor].treatment().is_some();
+        let splits = quantized || splits_kept && info.stored == info.working_dtype();
+        if splits && classes[tensor].kind == LayerType::Experts {
+            match model::experts::stack(model, tensor) {
+                Ok(stack) => pieces.extend(stack.matrices.into_iter().map(|matrix| Piece {
+                    tensor,
+                    module: matrix.module,
+                    matrix: Some(matrix.view),
+                })),
+                Err(finding) => findings.push(finding),
+            }
+            continue;
+        }
+        pieces.push(Piece {
+            tensor,
+            module: info.module().to_owned(),
+            matrix: if quantized { matrix_view(info, classes[tensor].kind) } else { None },
+        });
+    }
+    (pieces, findings)
+}
+
+fn exports(
+    loaded: &Loaded,
+    model: &ModelFolder,
+    classes: &[LayerClass],
+    decisions: &[Decision],
+    pieces: &[Piece],
+) -> Vec<ExportPlan> {
+    let mut exports = Vec::new();
+    for (index, stage) in loaded.recipe.stages.iter().enumerate() {
+        let Stage::Export(export) = stage else { continue };
+        let (files, tensors, outputs) =
+            layout::lay_out(model, decisions, pieces, index, export.format, export.shards);
+        let config =
+            crate::export::config::config_text(model, classes, decisions, pieces, index, export.format);
+        exports.push(ExportPlan {
+            stage: index,
+            format: export.format,
+            target: export.target,
+            overwrite: export.overwrite,
+            path: normalized(&loaded.resolve_path(&export.path)),
+            index: layout::index(model, &files, &tensors),
+            config,
+            copies: if export.copy { copies::carried_over(model) } else { Vec::new() },
+            files,
+            tensors,
+            pieces: outputs,
+        });
+    }
+    exports
+}
+
+/// A path without `.` and `..`, as far as that can be told without the file system.
+fn normalized(path: &std::path::Path) -> PathBuf {
+    use std::path::Component;
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir if matches!(out.components().next_back(), Some(Component::Normal(_))) => {
+                out.pop();
+            }
+            other => out.push(other),
+        }
+    }
+    if out.as_os_str().is_empty() { PathBuf::from(".") } else { out }
+}
+
+/// A path with its links resolved, as far as it exists; the rest need not.
+fn canonical(path: &std::path::Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let resolved = absolute.ancestors().find_map(|existing| {
+        let rest = absolute.strip_prefix(existing).ok()?;
+        let found = existing.canonicalize().ok()?;
+        // Joining nothing would leave a slash at the end.
+        Some(if rest.as_os_str().is_empty() { found } else { found.join(rest) })
+    });
+    resolved.unwrap_or(absolute)
+}
+
+/// Output paths that would destroy the model or each other.
+fn export_paths(loaded: &Loaded, model: &ModelFolder, exports: &[ExportPlan]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let source = canonical(&model.root);
+    for (position, export) in exports.iter().enumerate() {
+        let place = loaded.place(&format!("/stages/{}/path", export.stage));
+        let path = canonical(&export.path);
+        let message = if path == source {
+            Some("the output would replace the model")
+        } else if path.starts_with(&source) && !model.is_single_file {
+            Some("the output lies inside the model's folder")
+        } else if source.starts_with(&path) {
+            Some("the model lies inside the output's folder")
+        } else {
+            exports[..position].iter().map(|other| canonical(&other.path)).find_map(|other| {
+                if other == path {
+                    Some("two exports write to the same folder")
+                } else if other.starts_with(&path) || path.starts_with(&other) {
+                    Some("one export lies inside another")
+                } else {
+                    None
+                }
+            })
+        };
+        if let Some(message) = message {
+            let finding = Finding::error("plan::output-path", message).at_opt(place, "choose another path");
+            findings.push(finding.help(format!("The model is {}.", source.display())));
+        }
+    }
+    findings
+}

@@ -1,0 +1,76 @@
+//! How much memory a run takes: tiles of a fixed size, one a worker, whatever the size of model or tensor.
+
+use super::layout::{Piece, logical_bytes};
+use super::select::Decision;
+use crate::model::ModelFolder;
+
+/// Source bytes of a tile, where its rows are not longer. Tiles stay in a core's cache from reading to writing, and their
+/// size is fixed, so that sums over tiles are the same in every run.
+pub const TILE_BYTES: u64 = 1 << 20;
+
+/// What the process takes without tiles: code, headers, the plan of an ordinary model.
+const BASE_BYTES: u64 = 24 << 20;
+
+/// Buffers of a worker for each source byte of a tile: the source, its widened form, codes with scales, the bytes read back,
+/// and the dequantized weights.
+const BYTES_PER_TILE_BYTE: u64 = 6;
+
+/// The memory bound of a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Budget {
+    /// Tiles that are worked on at once.
+    pub workers: usize,
+    /// Source bytes of the largest tile.
+    pub tile_bytes: u64,
+    /// Bound of the resident memory, in bytes.
+    pub bound: u64,
+}
+
+/// Rows of a tile of a matrix: about [`TILE_BYTES`], a multiple of what the scheme packs together, at least one multiple.
+#[must_use]
+pub fn tile_rows(columns: u64, bytes_per_weight: u64, row_multiple: u64) -> u64 {
+    let rows = TILE_BYTES / (columns * bytes_per_weight).max(1);
+    (rows / row_multiple * row_multiple).max(row_multiple)
+}
+
+/// Bytes of a weight where a tile's size is counted: the larger of stored and delivered.
+#[must_use]
+pub fn tile_weight_bytes(stored_bits: u64, working_bits: u64) -> u64 {
+    stored_bits.max(working_bits).div_ceil(8)
+}
+
+/// The bound for as many workers as `threads`, fewer where `memory` asks for it.
+///
+/// # Errors
+/// Where not even one worker fits into `memory`; the error is the least that would.
+pub(super) fn budget(
+    model: &ModelFolder,
+    decisions: &[Decision],
+    pieces: &[Piece],
+    threads: usize,
+    memory: Option<u64>,
+) -> Result<Budget, u64> {
+    let mut tile_bytes = 0;
+    for piece in pieces {
+        let tensor = &model.tensors[piece.tensor];
+        let bytes = match &piece.matrix {
+            Some(matrix) => {
+                let width = tile_weight_bytes(tensor.stored.bits(), tensor.working_dtype().bits());
+                let treatment = decisions[piece.tensor].treatment();
+                let multiple = treatment.map_or(1, |treatment| treatment.scheme.row_multiple() as u64);
+                tile_rows(matrix.cols, width, multiple).min(matrix.rows) * matrix.cols * width
+            }
+            _ => logical_bytes(tensor).min(TILE_BYTES),
+        };
+        tile_bytes = tile_bytes.max(bytes);
+    }
+    let a_worker = (tile_bytes * BYTES_PER_TILE_BYTE).max(1);
+    let base = BASE_BYTES + model.tensors.len() as u64 * 2048;
+    let fits = memory.map_or(usize::MAX, |memory| {
+        usize::try_from(memory.saturating_sub(base) / a_worker).unwrap_or(usize::MAX)
+    });
+    match threads.min(fits) {
+        0 => Err(base + a_worker),
+        workers => Ok(Budget { workers, tile_bytes, bound: base + a_worker * workers as u64 }),
+    }
+}

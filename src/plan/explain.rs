@@ -1,0 +1,58 @@
+//! Why a tensor is treated as it is: every rule that touches it, and the one that decided.
+
+use super::select::{self, Decision, Touch};
+use super::{Plan, unmatched};
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+
+/// Everything there is to say about one tensor of a plan.
+#[derive(Debug, Clone)]
+pub struct Explanation {
+    /// Index of the tensor among the model's.
+    pub tensor: usize,
+    /// Every rule that touches it, in the order in which they were asked.
+    pub touches: Vec<Touch>,
+    /// What is done, and the rule that decided.
+    pub decision: Decision,
+    /// Modules that engines fuse with it, by name.
+    pub fused_with: Vec<String>,
+}
+
+/// Explains the tensors that a name means: one tensor by its full name, or all tensors of a module.
+///
+/// # Errors
+/// Where the model has no such tensor; with the nearest names.
+pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
+    let stages = select::QuantizeStage::all(plan.recipe());
+    let items = select::items(&plan.model, &plan.classes);
+    let hits: Vec<usize> = (0..items.len())
+        .filter(|&index| {
+            let tensor = &plan.model.tensors[index];
+            tensor.name == name || tensor.module() == name
+        })
+        .collect();
+    if hits.is_empty() {
+        let mut finding = Finding::error("plan::no-such-tensor", format!("the model has no tensor `{name}`"));
+        let near = unmatched::nearest_tensors(name, &plan.model);
+        if !near.is_empty() {
+            finding = finding.help(format!("The nearest names are {}.", unmatched::list(&near)));
+        }
+        return Err(Failure::new(Exit::BadRecipe, finding));
+    }
+    Ok(hits
+        .into_iter()
+        .map(|tensor| {
+            let mut touches = Vec::new();
+            select::judge(&stages, &items[tensor], Some(&mut touches));
+            let fused_with = plan
+                .siblings
+                .iter()
+                .filter(|group| group.members.contains(&tensor))
+                .flat_map(|group| group.members.iter())
+                .filter(|member| **member != tensor)
+                .map(|member| items[*member].subject.to_owned())
+                .collect();
+            Explanation { tensor, touches, decision: plan.decisions[tensor].clone(), fused_with }
+        })
+        .collect())
+}

@@ -1,0 +1,429 @@
+//! Which tensors are quantized, how, and the rule that decided. Pure: names, shapes and the recipe, nothing else.
+//!
+//! Every tensor is judged alone here; what engines fuse is brought together afterwards in [`super::siblings`].
+
+use std::collections::HashMap;
+
+use crate::layer::LayerType;
+use crate::layer::pattern::Pattern;
+use crate::model::{LayerClass, ModelFolder, TensorInfo};
+use crate::quant::{Bits, FloatType, Granularity, Mse, Observer, Scheme, Storage};
+use crate::recipe::Recipe;
+use crate::stage::resolve_skips::SkipDefaults;
+use crate::stage::{
+    ActivationScheme, GranularityChoice, ObserverChoice, Quantize, ResolveSkips, ScaleDtype, Stage,
+};
+
+/// Layer types that the built-in lists leave alone, with the words for why.
+pub const DEFAULT_SKIPS: &[(LayerType, &str)] = &[
+    (LayerType::Embedding, "embedding"),
+    (LayerType::EmbeddingBag, "embedding"),
+    (LayerType::LayerNorm, "norm"),
+    (LayerType::RMSNorm, "norm"),
+    (LayerType::BatchNorm1d, "norm"),
+    (LayerType::BatchNorm2d, "norm"),
+    (LayerType::Router, "router"),
+    (LayerType::Head, "output head"),
+    (LayerType::Tower, "tower"),
+    (LayerType::Projector, "projector"),
+    (LayerType::MTP, "extra prediction layer"),
+    (LayerType::Indexer, "indexer"),
+    (LayerType::Gating, "gating"),
+    (LayerType::Hyper, "hyper-connection"),
+    (LayerType::PerLayer, "per-layer projection"),
+];
+
+/// The module that the built-in lists name.
+pub const DEFAULT_SKIP_NAME: &str = "lm_head";
+
+/// Modules with strictly fewer parameters than this are left alone by the int4 list.
+pub const DEFAULT_INT4_THRESHOLD: u64 = 512;
+
+/// A rule that decided about a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// Where the rule stands in the recipe, as a JSON pointer; none for what is built in.
+    pub pointer: Option<String>,
+    /// The rule in the recipe's words, such as `targets: Linear`.
+    pub text: String,
+    /// Why, in a few words, the same for all tensors that are to be counted together.
+    pub reason: String,
+    /// Whether the rule comes from a built-in list of skips, and so must not split siblings.
+    pub is_default_skip: bool,
+}
+
+impl Rule {
+    /// Whether the rule leaves a tensor alone on purpose, rather than for want of a target.
+    #[must_use]
+    pub fn is_skip(&self) -> bool {
+        self.is_default_skip || self.pointer.as_deref().is_some_and(|pointer| !pointer.contains("/targets/"))
+    }
+}
+
+/// How the weights of a tensor become integers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Treatment {
+    /// Index of the quantize stage in the recipe.
+    pub stage: usize,
+    /// The scheme.
+    pub scheme: Scheme,
+    /// How ranges are chosen.
+    pub observer: Observer,
+    /// How engines are told to quantize activations.
+    pub activations: ActivationScheme,
+}
+
+/// What is done with a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// It is left in the source's type.
+    Keep,
+    /// Its weights are quantized.
+    Quantize(Treatment),
+}
+
+/// What is done with a tensor, and why.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision {
+    /// What is done.
+    pub action: Action,
+    /// The rule that decided.
+    pub rule: Rule,
+}
+
+impl Decision {
+    /// The treatment, where the tensor is quantized.
+    #[must_use]
+    pub fn treatment(&self) -> Option<&Treatment> {
+        match &self.action {
+            Action::Quantize(treatment) => Some(treatment),
+            Action::Keep => None,
+        }
+    }
+}
+
+/// A rule that touches a tensor, for `explain`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Touch {
+    /// The rule.
+    pub rule: Rule,
+    /// What it asks for.
+    pub asks: String,
+}
+
+/// The name that patterns are held against: the module, or the whole name where the tensor is not a module's weight, bias
+/// or other named parameter (a stack of experts such as `mlp.experts.gate_up_proj`).
+#[must_use]
+pub fn subject(tensor: &TensorInfo) -> &str {
+    const PARAMETERS: [&str; 12] = [
+        "weight",
+        "bias",
+        "weight_scale",
+        "weight_scale_inv",
+        "running_mean",
+        "running_var",
+        "num_batches_tracked",
+        "scales",
+        "input_scale",
+        "e_score_correction_bias",
+        "A_log",
+        "dt_bias",
+    ];
+    if PARAMETERS.contains(&tensor.parameter()) { tensor.module() } else { &tensor.name }
+}
+
+/// The shape of a tensor as a matrix [rows, columns] whose rows are output channels; none below two dimensions.
+#[must_use]
+pub fn matrix_shape(tensor: &TensorInfo) -> Option<(u64, u64)> {
+    let (first, rest) = tensor.shape.split_first()?;
+    (!rest.is_empty()).then(|| (*first, rest.iter().product()))
+}
+
+/// One quantize stage with the skips that govern it.
+pub(super) struct QuantizeStage<'r> {
+    pub index: usize,
+    pub parameters: &'r dyn Quantize,
+    skips_index: Option<usize>,
+    skips: std::borrow::Cow<'r, ResolveSkips>,
+    list: SkipDefaults,
+}
+
+impl<'r> QuantizeStage<'r> {
+    /// The quantize stages of a recipe, in order.
+    pub fn all(recipe: &'r Recipe) -> Vec<Self> {
+        let mut governing: Option<(usize, &ResolveSkips)> = None;
+        let mut stages = Vec::new();
+        for (index, stage) in recipe.stages.iter().enumerate() {
+            if let Stage::ResolveSkips(skips) = stage {
+                governing = Some((index, skips));
+            }
+            let Some(parameters) = stage.quantize() else { continue };
+            let skips = match governing {
+                Some((_, skips)) => std::borrow::Cow::Borrowed(skips),
+                None => std::borrow::Cow::Owned(ResolveSkips::default()),
+            };
+            let list = match skips.defaults {
+                SkipDefaults::Auto if parameters.bits() == 4 => SkipDefaults::Int4,
+                SkipDefaults::Auto => SkipDefaults::Int8,
+                given => given,
+            };
+            stages.push(Self {
+                index,
+                parameters,
+                skips_index: governing.map(|(index, _)| index),
+                skips,
+                list,
+            });
+        }
+        stages
+    }
+
+    /// The `resolve-skips` stage that governs this one, where there is one.
+    pub fn skips(&self) -> Option<(usize, &ResolveSkips)> {
+        self.skips_index.map(|index| (index, self.skips.as_ref()))
+    }
+
+    fn own(&self, key: &str, position: Option<usize>, value: &str, reason: String) -> Rule {
+        let pointer = self.skips_index.map(|stage| match position {
+            Some(position) => format!("/stages/{stage}/{key}/{position}"),
+            None => format!("/stages/{stage}/{key}"),
+        });
+        Rule { pointer, text: format!("{key}: {value}"), reason, is_default_skip: false }
+    }
+
+    fn built_in(&self, what: &str, reason: &str) -> Rule {
+        let list = if self.list == SkipDefaults::Int4 { "int4" } else { "int8" };
+        Rule {
+            pointer: None,
+            text: format!("built-in {list} list: {what}"),
+            reason: reason.to_owned(),
+            is_default_skip: true,
+        }
+    }
+
+    /// Every rule by which this stage would leave the tensor alone, in order of precedence, and the ones that were taken back.
+    fn skip_rules(&self, item: &Item<'_>, mut found: impl FnMut(Rule, bool)) {
+        let skips = self.skips.as_ref();
+        for (key, patterns) in [
+            ("modules_to_not_convert", &skips.modules_to_not_convert),
+            ("skip_layer_names", &skips.skip_layer_names),
+        ] {
+            for (position, pattern) in patterns.iter().enumerate() {
+                if item.hit_by(pattern) {
+                    let reason = format!("{key}: {}", pattern.as_str());
+                    found(self.own(key, Some(position), pattern.as_str(), reason), false);
+                }
+            }
+        }
+        for (position, layer_type) in skips.skip_layer_types.iter().enumerate() {
+            if item.is(*layer_type) {
+                let name = layer_type.name();
+                let reason = format!("skip_layer_types: {name}");
+                found(self.own("skip_layer_types", Some(position), name, reason), false);
+            }
+        }
+        if let Some(threshold) = skips.skip_param_threshold
+            && item.parameters < threshold
+        {
+            let reason = format!("fewer than {threshold} parameters");
+            found(self.own("skip_param_threshold", None, &threshold.to_string(), reason), false);
+        }
+        if self.list == SkipDefaults::None {
+            return;
+        }
+        let taken_back = skips.quantize_anyway.iter().any(|pattern| item.hit_by(pattern));
+        for (layer_type, reason) in DEFAULT_SKIPS {
+            if item.is(*layer_type) {
+                found(self.built_in(layer_type.name(), reason), taken_back);
+            }
+        }
+        if item.is_head_name() && !item.is(LayerType::Head) {
+            found(self.built_in(DEFAULT_SKIP_NAME, "output head"), taken_back);
+        }
+        if self.list == SkipDefaults::Int4
+            && skips.skip_param_threshold.is_none()
+            && item.parameters < DEFAULT_INT4_THRESHOLD
+        {
+            let what = format!("fewer than {DEFAULT_INT4_THRESHOLD} parameters");
+            found(self.built_in(&what, &what), taken_back);
+        }
+    }
+
+    /// Whether the built-in lists hold for a tensor: there are some, and `quantize_anyway` does not take them back.
+    pub fn has_default_skips_for(&self, item: &Item<'_>) -> bool {
+        self.list != SkipDefaults::None
+            && !self.skips.quantize_anyway.iter().any(|pattern| item.hit_by(pattern))
+    }
+
+    fn target(&self, item: &Item<'_>) -> Option<Rule> {
+        let targets = self.parameters.targets();
+        let position = targets.iter().position(|pattern| item.hit_by(pattern))?;
+        Some(Rule {
+            pointer: Some(format!("/stages/{}/targets/{position}", self.index)),
+            text: format!("targets: {}", targets[position].as_str()),
+            reason: "target".to_owned(),
+            is_default_skip: false,
+        })
+    }
+}
+
+/// A tensor as the rules see it.
+pub(super) struct Item<'m> {
+    pub tensor: &'m TensorInfo,
+    pub class: &'m LayerClass,
+    pub subject: &'m str,
+    parameters: u64,
+    is_weight: bool,
+}
+
+impl Item<'_> {
+    pub fn is(&self, layer_type: LayerType) -> bool {
+        self.class.kind == layer_type || self.class.role == Some(layer_type)
+    }
+
+    fn is_head_name(&self) -> bool {
+        self.subject.rsplit('.').next() == Some(DEFAULT_SKIP_NAME)
+    }
+
+    /// A skip covers everything below the module that it names.
+    pub fn hit_by(&self, pattern: &Pattern) -> bool {
+        match pattern.layer_type() {
+            Some(layer_type) => self.is(layer_type),
+            None => pattern.matches(self.subject),
+        }
+    }
+
+    /// Whether the tensor can be seen as a matrix of floating-point weights at all.
+    fn can_be_quantized(&self) -> bool {
+        self.is_weight
+            && matrix_shape(self.tensor).is_some()
+            && self.class.kind != LayerType::Other
+            && float_type(self.tensor).is_some()
+    }
+}
+
+/// The type in which a tensor's weights are computed with; none where it does not hold floating-point numbers.
+#[must_use]
+pub fn float_type(tensor: &TensorInfo) -> Option<FloatType> {
+    use crate::model::Dtype;
+    match tensor.dtype {
+        Dtype::F32 | Dtype::F64 => Some(FloatType::F32),
+        Dtype::F16 => Some(FloatType::F16),
+        Dtype::Bf16 => Some(FloatType::Bf16),
+        _ => None,
+    }
+}
+
+/// The items of a model, in the order of its tensors.
+pub(super) fn items<'m>(model: &'m ModelFolder, classes: &'m [LayerClass]) -> Vec<Item<'m>> {
+    let mut biases: HashMap<&str, u64> = HashMap::new();
+    for tensor in &model.tensors {
+        if tensor.parameter() == "bias" {
+            biases.insert(tensor.module(), tensor.elements());
+        }
+    }
+    model
+        .tensors
+        .iter()
+        .zip(classes)
+        .map(|(tensor, class)| {
+            let is_weight = tensor.parameter() == "weight" || class.kind == LayerType::Experts;
+            let bias = if is_weight { biases.get(tensor.module()).copied().unwrap_or(0) } else { 0 };
+            Item { tensor, class, subject: subject(tensor), parameters: tensor.elements() + bias, is_weight }
+        })
+        .collect()
+}
+
+/// Decides about one tensor. `touches`, where given, receives every rule that touches it.
+pub(super) fn judge(
+    stages: &[QuantizeStage<'_>],
+    item: &Item<'_>,
+    mut touches: Option<&mut Vec<Touch>>,
+) -> Decision {
+    let mut touch = |rule: &Rule, asks: String| {
+        if let Some(touches) = touches.as_deref_mut() {
+            touches.push(Touch { rule: rule.clone(), asks });
+        }
+    };
+    let mut decision: Option<Decision> = None;
+    let mut first_skip: Option<Rule> = None;
+    for stage in stages {
+        let mut skip: Option<Rule> = None;
+        stage.skip_rules(item, |rule, taken_back| {
+            let asks = if taken_back {
+                "leave alone, but `quantize_anyway` takes it back".to_owned()
+            } else {
+                "leave alone".to_owned()
+            };
+            touch(&rule, asks);
+            if !taken_back && skip.is_none() {
+                skip = Some(rule);
+            }
+        });
+        let target = stage.target(item).filter(|_| item.can_be_quantized());
+        if let Some(rule) = &target {
+            touch(rule, format!("quantize to int{}", stage.parameters.bits()));
+        }
+        if let Some(rule) = skip {
+            first_skip.get_or_insert(rule);
+        } else if let Some(rule) = target
+            && decision.is_none()
+        {
+            decision = Some(Decision { action: Action::Quantize(treatment(stage, item.tensor)), rule });
+        }
+    }
+    decision.unwrap_or_else(|| Decision {
+        action: Action::Keep,
+        rule: first_skip.unwrap_or_else(|| not_targeted(item)),
+    })
+}
+
+fn not_targeted(item: &Item<'_>) -> Rule {
+    let reason = if item.can_be_quantized() {
+        format!("not targeted: {}", item.class.kind.name())
+    } else if item.tensor.parameter() == "bias" {
+        "bias".to_owned()
+    } else {
+        "not a weight matrix".to_owned()
+    };
+    Rule { pointer: None, text: reason.clone(), reason, is_default_skip: false }
+}
+
+fn treatment(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> Treatment {
+    let parameters = stage.parameters;
+    let source = float_type(tensor).unwrap_or(FloatType::F32);
+    let activations = parameters.activations();
+    let mse = Mse::default();
+    Treatment {
+        stage: stage.index,
+        scheme: Scheme {
+            bits: if parameters.bits() == 4 { Bits::Four } else { Bits::Eight },
+            symmetric: parameters.symmetric(),
+            granularity: match parameters.granularity() {
+                GranularityChoice::Group => Granularity::Group(parameters.group_size() as usize),
+                GranularityChoice::Channel => Granularity::Channel,
+                GranularityChoice::Tensor => Granularity::Tensor,
+            },
+            scale_type: match parameters.scale_dtype() {
+                ScaleDtype::Auto => source,
+                ScaleDtype::F16 => FloatType::F16,
+                ScaleDtype::Bf16 => FloatType::Bf16,
+                ScaleDtype::F32 => FloatType::F32,
+            },
+            storage: match activations {
+                ActivationScheme::None => Storage::Packed,
+                ActivationScheme::DynamicToken => Storage::Plain,
+            },
+        },
+        observer: match parameters.observer() {
+            ObserverChoice::Minmax => Observer::Minmax,
+            ObserverChoice::Mse => Observer::Mse(Mse {
+                maxshrink: parameters.maxshrink().unwrap_or(mse.maxshrink),
+                grid: parameters.grid().unwrap_or(mse.grid),
+                norm: parameters.norm().unwrap_or(mse.norm),
+            }),
+            ObserverChoice::Percentile => Observer::Percentile(parameters.percentile().unwrap_or(99.9)),
+        },
+        activations,
+    }
+}

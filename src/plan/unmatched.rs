@@ -1,0 +1,208 @@
+//! Patterns that match nothing: a typo in a skip list would otherwise quantize what was to be left alone.
+
+use std::collections::{BTreeSet, HashSet};
+
+use super::select::{DEFAULT_SKIP_NAME, Item, QuantizeStage};
+use crate::finding::Finding;
+use crate::layer::pattern::Pattern;
+use crate::model::ModelFolder;
+use crate::recipe::{Loaded, Recipe};
+use crate::stage::{OnUnmatched, Stage};
+
+/// How many names are suggested at most.
+const SUGGESTIONS: usize = 3;
+
+/// How many different names are compared at most: enough for any architecture, and bounded for strange ones.
+const CANDIDATES: usize = 50_000;
+
+/// A pattern of the recipe, with its place and what is to be done if it matches nothing.
+struct Written<'r> {
+    pattern: &'r Pattern,
+    pointer: String,
+    on_unmatched: OnUnmatched,
+    is_key: bool,
+}
+
+/// Findings for every pattern that matches nothing, for every `quantize_anyway` that contradicts its own stage.
+pub(super) fn check(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item<'_>]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for written in patterns(&loaded.recipe, stages) {
+        let pattern = written.pattern;
+        let exempt = pattern.layer_type().is_some()
+            || pattern.as_str() == DEFAULT_SKIP_NAME
+            || written.on_unmatched == OnUnmatched::Ignore
+            || items.iter().any(|item| pattern.matches(item.subject));
+        if exempt {
+            continue;
+        }
+        let message = format!("pattern `{}` matches no module of the model", pattern.as_str());
+        let mut finding = match written.on_unmatched {
+            OnUnmatched::Error => Finding::error("plan::unmatched-pattern", message),
+            _ => Finding::warning("plan::unmatched-pattern", message),
+        };
+        let place =
+            if written.is_key { loaded.key_place(&written.pointer) } else { loaded.place(&written.pointer) };
+        finding = finding.at_opt(place, "matches nothing");
+        let near = nearest_names(pattern.as_str(), items.iter().map(|item| item.subject));
+        finding = match near.as_slice() {
+            [] => finding.help("`monoquant inspect` lists the modules of a model."),
+            near => finding.help(format!("The nearest names are {}.", list(near))),
+        };
+        if written.on_unmatched == OnUnmatched::Error && written.pointer.contains("/skip_")
+            || written.pointer.contains("/modules_to_not_convert")
+        {
+            finding =
+                finding.help("`on_unmatched: ignore` on this stage allows patterns that match nothing.");
+        }
+        findings.push(finding);
+    }
+    findings.extend(contradictions(loaded, stages, items));
+    findings
+}
+
+fn patterns<'r>(recipe: &'r Recipe, stages: &[QuantizeStage<'r>]) -> Vec<Written<'r>> {
+    let mut out = Vec::new();
+    for (index, stage) in recipe.stages.iter().enumerate() {
+        match stage {
+            Stage::Load(load) => {
+                for pattern in load.layer_types.keys() {
+                    let key = pattern.as_str().replace('~', "~0").replace('/', "~1");
+                    out.push(Written {
+                        pattern,
+                        pointer: format!("/stages/{index}/layer_types/{key}"),
+                        on_unmatched: OnUnmatched::Error,
+                        is_key: true,
+                    });
+                }
+            }
+            Stage::ResolveSkips(skips) => {
+                for (key, patterns) in [
+                    ("modules_to_not_convert", &skips.modules_to_not_convert),
+                    ("skip_layer_names", &skips.skip_layer_names),
+                    ("quantize_anyway", &skips.quantize_anyway),
+                ] {
+                    out.extend(patterns.iter().enumerate().map(|(position, pattern)| Written {
+                        pattern,
+                        pointer: format!("/stages/{index}/{key}/{position}"),
+                        on_unmatched: skips.on_unmatched,
+                        is_key: false,
+                    }));
+                }
+            }
+            _ => {}
+        }
+    }
+    for stage in stages {
+        let on_unmatched = stage.skips().map_or(OnUnmatched::Error, |(_, skips)| skips.on_unmatched);
+        out.extend(stage.parameters.targets().iter().enumerate().map(|(position, pattern)| Written {
+            pattern,
+            pointer: format!("/stages/{}/targets/{position}", stage.index),
+            on_unmatched,
+            is_key: false,
+        }));
+    }
+    out.sort_by_key(|written| stage_number(&written.pointer));
+    out
+}
+
+fn stage_number(pointer: &str) -> usize {
+    pointer.split('/').nth(2).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// `quantize_anyway` takes back defaults only: an entry that hits what the same stage lists itself says two things at once.
+fn contradictions(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item<'_>]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let mut seen = HashSet::new();
+    for stage in stages {
+        let Some((index, skips)) = stage.skips() else { continue };
+        if !seen.insert(index) {
+            continue;
+        }
+        for (position, anyway) in skips.quantize_anyway.iter().enumerate() {
+            let own = |item: &Item<'_>| {
+                let names = skips.modules_to_not_convert.iter().map(|p| ("modules_to_not_convert", p));
+                let more = skips.skip_layer_names.iter().map(|p| ("skip_layer_names", p));
+                names
+                    .chain(more)
+                    .find(|(_, pattern)| item.hit_by(pattern))
+                    .map(|(key, pattern)| format!("{key}: {}", pattern.as_str()))
+                    .or_else(|| {
+                        let hit = skips.skip_layer_types.iter().find(|layer_type| item.is(**layer_type))?;
+                        Some(format!("skip_layer_types: {}", hit.name()))
+                    })
+            };
+            let clash = items
+                .iter()
+                .filter(|item| item.hit_by(anyway))
+                .find_map(|item| own(item).map(|own| (item, own)));
+            if let Some((item, own)) = clash {
+                findings.push(
+                    Finding::error(
+                        "plan::contradicting-skips",
+                        format!("`{}` is to be quantized anyway and to be left alone", item.subject),
+                    )
+                    .at_opt(
+                        loaded.place(&format!("/stages/{index}/quantize_anyway/{position}")),
+                        format!("takes back what this stage lists itself ({own})"),
+                    )
+                    .help("`quantize_anyway` takes back entries of the built-in lists only. Remove one of the two."),
+                );
+            }
+        }
+    }
+    findings
+}
+
+/// The names of a model that are nearest to a pattern: as many segments as the pattern has, from anywhere in a name.
+fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m str>) -> Vec<String> {
+    let text = pattern.strip_prefix("re:").unwrap_or(pattern).replace('\\', "");
+    let text = text.trim_start_matches(".*").trim_end_matches('$').trim_matches('.');
+    let wanted = text.split('.').count();
+    let mut windows: BTreeSet<&str> = BTreeSet::new();
+    for name in names {
+        let mut starts = vec![0];
+        starts.extend(name.match_indices('.').map(|(at, _)| at + 1));
+        for (first, &start) in starts.iter().enumerate() {
+            let end = match starts.get(first + wanted) {
+                Some(&next) => next - 1,
+                None if first + wanted == starts.len() => name.len(),
+                None => break,
+            };
+            windows.insert(&name[start..end]);
+        }
+        if windows.len() > CANDIDATES {
+            break;
+        }
+    }
+    let mut scored: Vec<(f64, &str)> = windows
+        .into_iter()
+        .map(|window| (strsim::normalized_damerau_levenshtein(text, window), window))
+        .filter(|(score, _)| *score >= 0.6)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+    scored.into_iter().take(SUGGESTIONS).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// Names that are near to a tensor's name, for a command line that names none.
+pub(super) fn nearest_tensors(word: &str, model: &ModelFolder) -> Vec<String> {
+    let mut scored: Vec<(f64, &str)> = model
+        .tensors
+        .iter()
+        .map(|tensor| (strsim::normalized_damerau_levenshtein(word, &tensor.name), tensor.name.as_str()))
+        .filter(|(score, _)| *score >= 0.5)
+        .collect();
+    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
+    scored.into_iter().take(SUGGESTIONS).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// Words as prose: `a`, `b` and `c`.
+pub(super) fn list(words: &[String]) -> String {
+    match words {
+        [] => String::new(),
+        [one] => format!("`{one}`"),
+        [init @ .., last] => {
+            let init: Vec<String> = init.iter().map(|word| format!("`{word}`")).collect();
+            format!("{} and `{last}`", init.join(", "))
+        }
+    }
+}

@@ -1,0 +1,429 @@
+//! Kernels against the slow twin, byte for byte, on every instruction set of the machine; metrics against plain f64.
+
+use proptest::prelude::*;
+use proptest::test_runner::TestCaseError;
+
+use super::reference::{Reference, Unpacked};
+use super::samples::{Numbers, gaussian, heavy};
+use super::{
+    BadValue, Bits, Distortion, FloatType, Granularity, Isa, Mse, Observer, Quantized, Quantizer, Scheme,
+    Scratch, Storage, TensorParams,
+};
+
+/// One matrix and how it is quantized.
+#[derive(Debug, Clone)]
+struct Case {
+    scheme: Scheme,
+    observer: Observer,
+    source: FloatType,
+    rows: usize,
+    cols: usize,
+    bytes: Vec<u8>,
+    /// Rows of a tile.
+    tile: usize,
+}
+
+impl Case {
+    fn weights(&self) -> Vec<f32> {
+        self.source.widen(&self.bytes)
+    }
+
+    fn quantizer(&self, isa: Isa) -> Quantizer {
+        Quantizer::new(self.scheme, self.observer, self.source, self.cols, isa)
+    }
+
+    fn twin(&self) -> (Reference, Unpacked) {
+        let reference = Reference {
+            scheme: self.scheme,
+            observer: self.observer,
+            source: self.source,
+            quotient: FloatType::F32,
+        };
+        let unpacked = reference.quantize(&self.weights(), self.cols);
+        (reference, unpacked)
+    }
+
+    fn tensor_params(&self, quantizer: &Quantizer) -> Result<Option<TensorParams>, BadValue> {
+        if self.scheme.granularity != Granularity::Tensor {
+            return Ok(None);
+        }
+        let mut survey = quantizer.begin_survey();
+        for _ in 0..quantizer.survey_passes() {
+            for tile in self.bytes.chunks(self.tile * quantizer.row_bytes()) {
+                let rows = tile.len() / quantizer.row_bytes();
+                survey.merge(quantizer.survey(&survey, tile, rows).map_err(|bad| bad.what)?);
+            }
+            quantizer.end_pass(&mut survey);
+        }
+        quantizer.tensor_params(&survey).map(Some)
+    }
+
+    /// All tiles, joined as a writer would lay them out, and their distortion.
+    fn run(&self, isa: Isa, scratch: &mut Scratch) -> Result<(Quantized, Vec<u8>, Distortion), BadValue> {
+        let quantizer = self.quantizer(isa);
+        let tensor = self.tensor_params(&quantizer)?;
+        let (mut all, mut dequantized, mut distortion) =
+            (Quantized::default(), Vec::new(), Distortion::default());
+        let (mut out, mut values) = (Quantized::default(), Vec::new());
+        for (i, tile) in self.bytes.chunks(self.tile * quantizer.row_bytes()).enumerate() {
+            let rows = tile.len() / quantizer.row_bytes();
+            quantizer.quantize(tensor.as_ref(), tile, rows, &mut out, scratch).map_err(|bad| bad.what)?;
+            distortion.merge(&quantizer.measure(tile, out.view(), rows, scratch), i * self.tile);
+            quantizer.dequantize(out.view(), rows, &mut values, scratch);
+            dequantized.extend_from_slice(&values);
+            all.codes.extend_from_slice(&out.codes);
+            if tensor.is_none() || i == 0 {
+                all.scales.extend_from_slice(&out.scales);
+                all.zero_points.extend_from_slice(&out.zero_points);
+            }
+        }
+        Ok((all, dequantized, distortion))
+    }
+}
+
+/// Weights of one character, of values that the type can hold.
+fn weights(kind: usize, count: usize, seed: u64, source: FloatType) -> Vec<f32> {
+    let mut numbers = Numbers(seed);
+    let (least, top) = match source {
+        FloatType::F32 => (f32::from_bits(1), f32::MAX),
+        FloatType::F16 => (2f32.powi(-24), 65504.0),
+        FloatType::Bf16 => (f32::from_bits(1 << 16), f32::from_bits(0x7f7f_0000)),
+    };
+    match kind {
+        0 => gaussian(count, seed),
+        1 => heavy(count, seed),
+        2 => gaussian(count, seed).iter().map(|x| x * 40.0 * least).collect(),
+        3 => gaussian(count, seed).iter().map(|x| x.clamp(-4.0, 4.0) / 4.0 * top).collect(),
+        // Ties: multiples of half a step, with the ends of the range now and then.
+        4 => (0..count).map(|_| (numbers.next() % 61) as f32 / 8.0 - 3.75).collect(),
+        5 => (0..count).map(|i| if i % 3 == 0 { -0.0 } else { 0.0 }).collect(),
+        6 => vec![0.5; count],
+        // Every magnitude there is.
+        7 => (0..count)
+            .map(|_| {
+                let exponent = numbers.uniform() * 60.0 - 40.0;
+                (numbers.gaussian().signum() * exponent.exp2()).clamp(-f64::from(top), f64::from(top)) as f32
+            })
+            .collect(),
+        8 => gaussian(count, seed).iter().map(|x| x.abs() + 3.0).collect(),
+        _ => gaussian(count, seed).iter().map(|x| if x.abs() > 2.0 { x * 1e4 } else { 0.0 }).collect(),
+    }
+}
+
+fn float_type() -> impl Strategy<Value = FloatType> {
+    prop_oneof![Just(FloatType::F32), Just(FloatType::F16), Just(FloatType::Bf16)]
+}
+
+fn observer() -> impl Strategy<Value = Observer> {
+    prop_oneof![
+        3 => Just(Observer::Minmax),
+        2 => Just(Observer::Mse(Mse::default())),
+        1 => Just(Observer::Mse(Mse { maxshrink: 0.9, grid: 10.0, norm: 3.0 })),
+        1 => Just(Observer::Mse(Mse { maxshrink: 0.5, grid: 16.0, norm: 1.5 })),
+        1 => Just(Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0 })),
+        2 => (50.0..100.0).prop_map(Observer::Percentile),
+        1 => Just(Observer::Percentile(99.9)),
+        1 => Just(Observer::Percentile(100.0)),
+    ]
+}
+
+fn case() -> impl Strategy<Value = Case> {
+    let granularity = prop_oneof![
+        (prop::sample::select(vec![8usize, 16, 32, 40, 128]), 1..4usize)
+            .prop_map(|(size, groups)| (Granularity::Group(size), size * groups)),
+        (1..400usize).prop_map(|cols| (Granularity::Channel, cols)),
+        (1..60usize).prop_map(|cols| (Granularity::Tensor, cols)),
+    ];
+    let scheme = (any::<[bool; 3]>(), granularity, float_type());
+    (scheme, observer(), float_type(), any::<bool>(), 1..20usize, 0..10usize, any::<u64>()).prop_map(
+        |(
+            ([four, symmetric, packed], (granularity, cols), other),
+            observer,
+            source,
+            same,
+            rows,
+            kind,
+            seed,
+        )| {
+            let scheme = Scheme {
+                bits: if four { Bits::Four } else { Bits::Eight },
+                symmetric,
+                granularity,
+                scale_type: if same { source } else { other },
+                storage: if packed { Storage::Packed } else { Storage::Plain },
+            };
+            let mut bytes = Vec::new();
+            source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
+            Case { scheme, observer, source, rows, cols, bytes, tile: 8 }
+        },
+    )
+}
+
+/// The distortion by its definition, in f64; the clipped weights are not counted here.
+fn plain_distortion(weights: &[f32], dequantized: &[f32], cols: usize) -> Distortion {
+    let mut all = Distortion { count: weights.len() as u64, ..Distortion::default() };
+    for (i, (&w, &d)) in weights.iter().zip(dequantized).enumerate() {
+        let e = w - d;
+        all.signal += f64::from(w).powi(2);
+        all.noise += f64::from(e).powi(2);
+        all.cross += f64::from(w) * f64::from(e);
+        if e.abs() > all.max_abs_error {
+            (all.max_abs_error, all.max_abs_error_at) = (e.abs(), (i / cols, i % cols));
+        }
+        all.max_abs_weight = all.max_abs_weight.max(d.abs());
+    }
+    all
+}
+
+fn close(a: f64, b: f64, size: f64) -> bool {
+    a == b || (a - b).abs() <= 2e-6 * size || (a.is_nan() && b.is_nan())
+}
+
+/// Whether a search over a whole tensor, whose errors are summed tile by tile, took another candidate with the same error.
+fn ties_over_tiles(case: &Case, reference: &Reference, twin: &Unpacked, ours: &Quantized) -> bool {
+    let (Observer::Mse(mse), Granularity::Tensor) = (case.observer, case.scheme.granularity) else {
+        return false;
+    };
+    if ours.scales == twin.scale_bytes(&case.scheme)
+        && ours.zero_points == twin.zero_point_bytes(&case.scheme, case.cols)
+    {
+        return false;
+    }
+    let error = |scale: f32, zero_point: i8| -> f64 {
+        let level = |w: f32| f64::from(reference.code(w, scale, zero_point)) - f64::from(zero_point);
+        let error = |w: f32| (level(w) * f64::from(scale) - f64::from(w)).abs().powf(mse.norm);
+        case.weights().into_iter().map(error).sum()
+    };
+    let zero_point = ours.zero_points.first().map_or(0, |&z| z as i8);
+    let (ours, twins) = (
+        error(case.scheme.scale_type.widen(&ours.scales)[0], zero_point),
+        error(twin.scales[0], twin.zero_points[0]),
+    );
+    (ours - twins).abs() <= 1e-11 * twins
+}
+
+fn check(case: &Case) -> Result<(), TestCaseError> {
+    let (reference, unpacked) = case.twin();
+    let mut scratch = Scratch::default();
+    let mut first: Option<Distortion> = None;
+    for isa in Isa::available() {
+        let run = case.run(isa, &mut scratch);
+        if unpacked.scales.iter().any(|scale| !scale.is_finite()) {
+            prop_assert_eq!(run.err(), Some(BadValue::ScaleOverflow));
+            continue;
+        }
+        let (quantized, dequantized, distortion) = run.map_err(|bad| TestCaseError::fail(bad.to_string()))?;
+        if ties_over_tiles(case, &reference, &unpacked, &quantized) {
+            continue;
+        }
+        prop_assert!(quantized.scales == unpacked.scale_bytes(&case.scheme), "scales on {}", isa.name());
+        let zero_points = unpacked.zero_point_bytes(&case.scheme, case.cols);
+        prop_assert!(quantized.zero_points == zero_points, "zero points on {}", isa.name());
+        let codes = unpacked.code_bytes(&case.scheme, case.cols);
+        prop_assert!(quantized.codes == codes, "codes on {}", isa.name());
+        prop_assert_eq!(codes.len(), case.scheme.codes_bytes(case.rows, case.cols));
+        prop_assert_eq!(zero_points.len(), case.scheme.zero_points_bytes(case.rows, case.cols));
+
+        let weights = case.weights();
+        let size = weights.len() / unpacked.scales.len();
+        let values: Vec<f32> = (0..weights.len())
+            .map(|i| {
+                reference.value(unpacked.codes[i], unpacked.scales[i / size], unpacked.zero_points[i / size])
+            })
+            .collect();
+        let mut bytes = Vec::new();
+        case.scheme.scale_type.narrow(&values, &mut bytes);
+        prop_assert!(dequantized == bytes, "dequantized on {}", isa.name());
+
+        // Metrics: the same bits everywhere, and close to the definition.
+        let same = first.get_or_insert(distortion);
+        prop_assert_eq!(format!("{:?}", same), format!("{:?}", distortion));
+        let plain = plain_distortion(&weights, &values, case.cols);
+        prop_assert_eq!(distortion.count, plain.count);
+        prop_assert_eq!(distortion.max_abs_error, plain.max_abs_error);
+        prop_assert_eq!(distortion.max_abs_error_at, plain.max_abs_error_at);
+        prop_assert_eq!(distortion.max_abs_weight, plain.max_abs_weight);
+        prop_assert!(close(distortion.signal, plain.signal, plain.signal));
+        prop_assert!(close(distortion.noise, plain.noise, plain.noise + 1e-12 * plain.signal));
+        let size = (plain.signal * plain.noise).sqrt() + 1e-12 * plain.signal;
+        prop_assert!(close(distortion.cross, plain.cross, size));
+        if case.observer == Observer::Minmax {
+            prop_assert_eq!(distortion.clipped, 0, "min and max clip nothing");
+        }
+    }
+    Ok(())
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn kernels_equal_the_slow_twin_on_every_instruction_set(case in case()) {
+        check(&case)?;
+    }
+
+    #[test]
+    fn tiles_may_lie_at_any_alignment(case in case(), shift in 1..8usize) {
+        let quantizer = case.quantizer(Isa::detect());
+        if case.scheme.granularity == Granularity::Tensor {
+            return Ok(());
+        }
+        let mut moved = vec![0xaa; shift];
+        moved.extend_from_slice(&case.bytes);
+        let (mut a, mut b, mut scratch) = (Quantized::default(), Quantized::default(), Scratch::default());
+        let first = quantizer.quantize(None, &case.bytes, case.rows, &mut a, &mut scratch);
+        let second = quantizer.quantize(None, &moved[shift..], case.rows, &mut b, &mut scratch);
+        prop_assert_eq!(first, second);
+        if first.is_ok() {
+            prop_assert_eq!(a, b);
+        }
+    }
+
+    #[test]
+    fn the_fast_search_picks_the_step_of_the_exact_one(
+        seed in any::<u64>(), kind in 0..10usize, four in any::<bool>(), symmetric in any::<bool>(),
+        source in float_type(), norm in prop::sample::select(vec![2.0, 2.4, 3.0, 8.0]),
+    ) {
+        let mut bytes = Vec::new();
+        source.narrow(&weights(kind, 1024, seed, source), &mut bytes);
+        let scheme = Scheme {
+            bits: if four { Bits::Four } else { Bits::Eight },
+            symmetric,
+            granularity: Granularity::Group(64),
+            scale_type: source,
+            storage: Storage::Packed,
+        };
+        let observer = Observer::Mse(Mse { norm, ..Mse::default() });
+        check(&Case { scheme, observer, source, rows: 8, cols: 128, bytes, tile: 8 })?;
+    }
+}
+
+#[test]
+fn near_ties_of_the_search_are_decided_exactly() {
+    // One weight, whose error is the same for the two widest candidates but for the rounding of their scales.
+    let scheme = Scheme {
+        bits: Bits::Four,
+        symmetric: true,
+        granularity: Granularity::Channel,
+        scale_type: FloatType::F32,
+        storage: Storage::Plain,
+    };
+    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0 });
+    let bytes = (-2.125f32).to_le_bytes().to_vec();
+    let case = Case { scheme, observer, source: FloatType::F32, rows: 1, cols: 1, bytes, tile: 8 };
+    assert!(check(&case).is_ok());
+}
+
+#[test]
+fn bad_weights_are_named_by_row_and_column() {
+    for source in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
+        for symmetric in [true, false] {
+            for granularity in [Granularity::Group(32), Granularity::Channel, Granularity::Tensor] {
+                for (value, what) in [
+                    (f32::NAN, BadValue::NotANumber),
+                    (f32::INFINITY, BadValue::Infinite),
+                    (f32::NEG_INFINITY, BadValue::Infinite),
+                ] {
+                    let mut weights = gaussian(4 * 96, 1);
+                    weights[2 * 96 + 70] = value;
+                    weights[3 * 96] = value;
+                    let mut bytes = Vec::new();
+                    source.narrow(&weights, &mut bytes);
+                    let scheme = Scheme {
+                        bits: Bits::Four,
+                        symmetric,
+                        granularity,
+                        scale_type: source,
+                        storage: Storage::Packed,
+                    };
+                    for isa in Isa::available() {
+                        let quantizer = Quantizer::new(scheme, Observer::Minmax, source, 96, isa);
+                        let bad = if granularity == Granularity::Tensor {
+                            quantizer.survey(&quantizer.begin_survey(), &bytes, 4).err()
+                        } else {
+                            let mut out = Quantized::default();
+                            quantizer.quantize(None, &bytes, 4, &mut out, &mut Scratch::default()).err()
+                        };
+                        let found = bad.map(|bad| (bad.row, bad.col, bad.what));
+                        assert_eq!(found, Some((2, 70, what)));
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn scales_beyond_their_own_type_are_refused() {
+    let scheme = Scheme {
+        bits: Bits::Eight,
+        symmetric: true,
+        granularity: Granularity::Channel,
+        scale_type: FloatType::F16,
+        storage: Storage::Plain,
+    };
+    let mut bytes = Vec::new();
+    FloatType::Bf16.narrow(&[1.0, 2.0, 1.0, -1e9], &mut bytes);
+    let quantizer = Quantizer::new(scheme, Observer::Minmax, FloatType::Bf16, 2, Isa::detect());
+    let bad = quantizer.quantize(None, &bytes, 2, &mut Quantized::default(), &mut Scratch::default());
+    let bad = bad.err().map(|bad| (bad.row, bad.col, bad.what));
+    assert_eq!(bad, Some((1, 1, BadValue::ScaleOverflow)));
+}
+
+#[test]
+fn weights_outside_the_grid_are_counted_as_clipped() {
+    // A percentile that cuts the outliers of both rows.
+    let mut weights = vec![0.01f32; 2 * 256];
+    for (i, w) in weights.iter_mut().enumerate() {
+        *w *= if i % 2 == 0 { 1.0 } else { -0.5 };
+    }
+    weights[10] = 1.0;
+    weights[300] = -1.0;
+    let mut bytes = Vec::new();
+    FloatType::Bf16.narrow(&weights, &mut bytes);
+    let scheme = Scheme {
+        bits: Bits::Four,
+        symmetric: true,
+        granularity: Granularity::Channel,
+        scale_type: FloatType::Bf16,
+        storage: Storage::Packed,
+    };
+    let quantizer = Quantizer::new(scheme, Observer::Percentile(99.0), FloatType::Bf16, 256, Isa::detect());
+    let (mut out, mut scratch) = (Quantized::default(), Scratch::default());
+    assert_eq!(quantizer.quantize(None, &bytes, 2, &mut out, &mut scratch), Ok(()));
+    let distortion = quantizer.measure(&bytes, out.view(), 2, &mut scratch);
+    assert_eq!((distortion.clipped, distortion.max_abs_error_at), (2, (0, 10)));
+    assert_eq!(distortion.worst_group.map(|group| (group.row, group.group)), Some((0, 0)));
+}
+
+#[test]
+fn empty_tiles_and_empty_rows_are_nothing() {
+    for granularity in [Granularity::Channel, Granularity::Tensor, Granularity::Group(8)] {
+        for (rows, cols) in [(0, 8), (3, 0), (0, 0)] {
+            let scheme = Scheme {
+                bits: Bits::Four,
+                symmetric: false,
+                granularity,
+                scale_type: FloatType::F32,
+                storage: Storage::Packed,
+            };
+            let case = Case {
+                scheme,
+                observer: Observer::Minmax,
+                source: FloatType::F32,
+                rows,
+                cols,
+                bytes: Vec::new(),
+                tile: 8,
+            };
+            let quantizer = case.quantizer(Isa::detect());
+            let tensor = TensorParams { scale: 1.0, zero_point: 0 };
+            let tensor = (granularity == Granularity::Tensor).then_some(&tensor);
+            let (mut out, mut values, mut scratch) = (Quantized::default(), Vec::new(), Scratch::default());
+            assert_eq!(quantizer.quantize(tensor, &[], rows, &mut out, &mut scratch), Ok(()));
+            quantizer.dequantize(out.view(), rows, &mut values, &mut scratch);
+            assert!(out.codes.is_empty() && values.is_empty());
+            assert_eq!(quantizer.measure(&[], out.view(), rows, &mut scratch).sqnr_db(), None);
+        }
+    }
+}

@@ -1,0 +1,30 @@
+//! Schemes and observers in words, as plans and reports show them.
+
+use std::fmt;
+
+use super::{Bits, Granularity, Observer, Scheme};
+
+impl fmt::Display for Scheme {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let bits = match self.bits {
+            Bits::Four => "int4",
+            Bits::Eight => "int8",
+        };
+        let range = if self.symmetric { "symmetric" } else { "asymmetric" };
+        match self.granularity {
+            Granularity::Group(size) => write!(f, "{bits} {range}, groups of {size}"),
+            Granularity::Channel => write!(f, "{bits} {range}, one scale a row"),
+            Granularity::Tensor => write!(f, "{bits} {range}, one scale a tensor"),
+        }
+    }
+}
+
+impl fmt::Display for Observer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Observer::Minmax => f.write_str("minmax"),
+            Observer::Mse(_) => f.write_str("mse"),
+            Observer::Percentile(percent) => write!(f, "percentile {percent}"),
+        }
+    }
+}

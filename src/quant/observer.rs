@@ -1,0 +1,68 @@
+//! How the range of a group is chosen.
+
+/// What decides the range that codes cover.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Observer {
+    /// From the least to the greatest weight.
+    Minmax,
+    /// The shrunk range with the least error.
+    Mse(Mse),
+    /// The range that keeps this percentage of the values unclipped: of |w| where symmetric, of each tail where not.
+    /// By linear interpolation between order statistics. No peer has it.
+    Percentile(f64),
+}
+
+/// The search of [`Observer::Mse`], as llm-compressor's `memoryless_mse` observer does it, without its early stop.
+///
+/// Candidates are p = 1 − i/grid for i in 0 .. ⌊maxshrink·grid⌋, the widest first, and the whole range if there is none;
+/// both ends are multiplied by p and
+/// rounded to the weights' type. The one with the least Σ|dequantized − w|^norm over the group wins, the
+/// widest of equals. (The early stop of the peer is over a whole tensor and changed nothing in any case looked at.)
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Mse {
+    /// How far the range is shrunk at most, as a share of it.
+    pub maxshrink: f64,
+    /// Steps for a shrink of 1.
+    pub grid: f64,
+    /// The exponent of the error.
+    pub norm: f64,
+}
+
+impl Default for Mse {
+    /// The peer's values: 20 candidates from 1.00 to 0.81, exponent 2.4.
+    fn default() -> Self {
+        Self { maxshrink: 0.2, grid: 100.0, norm: 2.4 }
+    }
+}
+
+impl Mse {
+    /// The factors of the range that are tried, in order. Never empty.
+    #[must_use]
+    pub fn factors(&self) -> Vec<f32> {
+        // `as` truncates, as the peer's int() does, and takes NaN for 0.
+        let steps = ((self.maxshrink * self.grid) as usize).clamp(1, 100_000);
+        (0..steps).map(|i| (1.0 - i as f64 / self.grid) as f32).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_search_has_twenty_factors() {
+        let factors = Mse::default().factors();
+        assert_eq!(factors.len(), 20);
+        assert_eq!((factors[0], factors[1], factors[19]), (1.0, 0.99, 0.81));
+    }
+
+    #[test]
+    fn the_number_of_factors_is_truncated() {
+        let mse = |maxshrink| Mse { maxshrink, ..Mse::default() }.factors().len();
+        // 0.29 · 100 is a little below 29 in double precision.
+        assert_eq!(mse(0.29), 28);
+        assert_eq!(mse(0.0), 1);
+        assert_eq!(mse(f64::NAN), 1);
+        assert_eq!(mse(1.0), 100);
+    }
+}

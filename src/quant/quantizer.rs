@@ -1,0 +1,372 @@
+//! Tiles of source weights to the bytes of the output tensors.
+
+use std::marker::PhantomData;
+
+use super::float_type::{Bf16, F16, F32, Float};
+use super::isa::Job;
+use super::kernel::{Grid, widen};
+use super::pack::{pack_nibbles, pack_zero_points, packed_bytes};
+use super::params::Rules;
+use super::percentile::Tails;
+use super::search::Search;
+use super::survey::TensorParams;
+use super::{Bits, FloatType, Granularity, Isa, Observer, Scheme, Storage};
+
+/// Why a weight cannot be quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum BadValue {
+    /// It is not a number.
+    NotANumber,
+    /// It is infinite.
+    Infinite,
+    /// It is finite, but the scale of its group is beyond the greatest value of the scales' type (or its difference
+    /// from the group's other end beyond that of the weights').
+    ScaleOverflow,
+}
+
+impl std::fmt::Display for BadValue {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::NotANumber => "NaN",
+            Self::Infinite => "infinite",
+            Self::ScaleOverflow => "its scale overflows",
+        })
+    }
+}
+
+/// The first weight of a tile that cannot be quantized: the first row with one, and in it the first such column.
+/// For [`BadValue::ScaleOverflow`] the largest weight of the group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct BadWeight {
+    /// Row within the tile.
+    pub row: usize,
+    /// Column.
+    pub col: usize,
+    /// What is wrong.
+    pub what: BadValue,
+}
+
+/// The bytes of some rows of the output tensors, exactly as they go into the file.
+///
+/// With [`Granularity::Tensor`] every tile carries the same one scale and zero point: the caller writes them once, from
+/// any tile.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Quantized {
+    /// Packed I32 words or I8 codes.
+    pub codes: Vec<u8>,
+    /// In the scheme's scale type.
+    pub scales: Vec<u8>,
+    /// I32 words packed along the rows, or I8; empty where symmetric.
+    pub zero_points: Vec<u8>,
+}
+
+impl Quantized {
+    /// The same bytes, borrowed.
+    #[must_use]
+    pub fn view(&self) -> QuantizedView<'_> {
+        QuantizedView { codes: &self.codes, scales: &self.scales, zero_points: &self.zero_points }
+    }
+}
+
+/// Borrowed bytes of some rows of the output tensors; see [`Quantized`].
+#[derive(Debug, Clone, Copy)]
+pub struct QuantizedView<'a> {
+    /// Packed I32 words or I8 codes.
+    pub codes: &'a [u8],
+    /// In the scheme's scale type.
+    pub scales: &'a [u8],
+    /// I32 words packed along the rows, or I8; empty where symmetric.
+    pub zero_points: &'a [u8],
+}
+
+/// Buffers that are reused from tile to tile. One a thread; any quantizer may use it.
+#[derive(Debug, Default)]
+pub struct Scratch {
+    /// A row's codes, one a byte, with room for the last word.
+    pub(super) codes: Vec<u8>,
+    /// Of each group of a row: the low end of its range, then its zero point.
+    pub(super) low: Vec<f32>,
+    /// Of each group of a row: the high end of its range, then its scale.
+    pub(super) high: Vec<f32>,
+    /// Of each group of a row: the greatest |w|.
+    pub(super) most: Vec<f32>,
+    /// The zero points of a tile.
+    pub(super) zero_points: Vec<i8>,
+    /// A group's weights.
+    pub(super) weights: Vec<f32>,
+    /// A group's order keys.
+    pub(super) keys: Vec<u32>,
+    /// Of each group of a row: what is subtracted from its stored codes.
+    pub(super) offsets: Vec<i32>,
+    /// A row's energies, block by block: by lane, and summed.
+    pub(super) blocks: Vec<super::measure::BlockSums>,
+    pub(super) energies: Vec<[f32; 3]>,
+    /// What the search for a range keeps of a group.
+    pub(super) search: super::search::SearchScratch,
+}
+
+/// Quantizes the tiles of one tensor, or of all tensors alike. Cheap to make, shared between threads.
+#[derive(Debug, Clone)]
+pub struct Quantizer {
+    pub(super) scheme: Scheme,
+    pub(super) observer: Observer,
+    pub(super) source: FloatType,
+    pub(super) cols: usize,
+    pub(super) isa: Isa,
+    pub(super) rules: Rules,
+    pub(super) search: Option<Search>,
+    pub(super) tails: Option<Tails>,
+}
+
+impl Quantizer {
+    /// A quantizer for matrices of `cols` columns whose weights are stored as `source`.
+    ///
+    /// # Panics
+    /// If the scheme's groups do not divide `cols` ([`Scheme::divides`]): a plan checks that.
+    #[must_use]
+    pub fn new(scheme: Scheme, observer: Observer, source: FloatType, cols: usize, isa: Isa) -> Self {
+        assert!(scheme.divides(cols), "a plan must not let a group size through that does not divide a row");
+        let rules = Rules::new(&scheme, source);
+        let search = match observer {
+            Observer::Mse(mse) => Some(Search::new(mse, rules)),
+            Observer::Minmax | Observer::Percentile(_) => None,
+        };
+        let tails = match observer {
+            Observer::Percentile(percent) => Some(Tails::new(percent, scheme.symmetric)),
+            Observer::Minmax | Observer::Mse(_) => None,
+        };
+        Self { scheme, observer, source, cols, isa, rules, search, tails }
+    }
+
+    /// The scheme it was made with.
+    #[must_use]
+    pub const fn scheme(&self) -> &Scheme {
+        &self.scheme
+    }
+
+    /// Bytes of a source row.
+    #[must_use]
+    pub const fn row_bytes(&self) -> usize {
+        self.cols * self.source.bytes()
+    }
+
+    /// Quantizes `rows` rows. `tile` holds their weights, little-endian, at any alignment; `tensor` is what the survey found
+    /// where the scheme has one scale a tensor, and `None` otherwise. What `out` held is replaced. A tile that is not
+    /// the last of its tensor must have a multiple of [`Scheme::row_multiple`] rows.
+    ///
+    /// # Errors
+    /// The first weight that cannot be quantized; `out` then holds nothing of use.
+    ///
+    /// # Panics
+    /// If `tile` does not have the length of `rows` rows, or `tensor` is missing where it is needed.
+    pub fn quantize(
+        &self,
+        tensor: Option<&TensorParams>,
+        tile: &[u8],
+        rows: usize,
+        out: &mut Quantized,
+        scratch: &mut Scratch,
+    ) -> Result<(), BadWeight> {
+        assert_eq!(tile.len(), rows * self.row_bytes(), "a tile is whole rows");
+        assert_eq!(
+            tensor.is_some(),
+            self.scheme.granularity == Granularity::Tensor,
+            "one scale a tensor, and only that, comes from a survey"
+        );
+        match self.source {
+            FloatType::F32 => self.isa.run(QuantizeTile::<F32>::new(self, tensor, tile, rows, out, scratch)),
+            FloatType::F16 => self.isa.run(QuantizeTile::<F16>::new(self, tensor, tile, rows, out, scratch)),
+            FloatType::Bf16 => {
+                self.isa.run(QuantizeTile::<Bf16>::new(self, tensor, tile, rows, out, scratch))
+            }
+        }
+    }
+
+    /// The first weight of a row that is not finite. The row is known to have one.
+    #[cold]
+    pub(super) fn locate_bad<T: Float>(row: usize, weights: &[T::Raw]) -> BadWeight {
+        let is_bad = |&(_, &raw): &(usize, &T::Raw)| !T::widen(raw).is_finite();
+        let (col, what) = match weights.iter().enumerate().find(is_bad) {
+            Some((col, &raw)) if T::widen(raw).is_nan() => (col, BadValue::NotANumber),
+            Some((col, _)) => (col, BadValue::Infinite),
+            None => (0, BadValue::Infinite),
+        };
+        BadWeight { row, col, what }
+    }
+}
+
+struct QuantizeTile<'a, T> {
+    quantizer: &'a Quantizer,
+    tensor: Option<&'a TensorParams>,
+    tile: &'a [u8],
+    rows: usize,
+    out: &'a mut Quantized,
+    scratch: &'a mut Scratch,
+    source: PhantomData<T>,
+}
+
+impl<'a, T: Float> QuantizeTile<'a, T> {
+    fn new(
+        quantizer: &'a Quantizer,
+        tensor: Option<&'a TensorParams>,
+        tile: &'a [u8],
+        rows: usize,
+        out: &'a mut Quantized,
+        scratch: &'a mut Scratch,
+    ) -> Self {
+        Self { quantizer, tensor, tile, rows, out, scratch, source: PhantomData }
+    }
+}
+
+impl<T: Float> Job for QuantizeTile<'_, T> {
+    type Output = Result<(), BadWeight>;
+
+    #[inline(always)]
+    fn run<const FMA: bool>(self) -> Result<(), BadWeight> {
+        let Self { quantizer, tensor, tile, rows, out, scratch, .. } = self;
+        let Quantizer { scheme, cols, .. } = quantizer;
+        let (cols, bits) = (*cols, scheme.bits);
+        let groups = scheme.groups_per_row(cols);
+        let group_cols = scheme.group_cols(cols);
+        let row_codes = scheme.codes_bytes(1, cols);
+        let packed_row = match scheme.storage {
+            Storage::Packed => packed_bytes(bits, cols),
+            Storage::Plain => cols,
+        };
+        debug_assert_eq!(packed_row, row_codes, "two ways to the bytes of a row");
+
+        out.codes.resize(rows * row_codes, 0);
+        out.scales.clear();
+        out.zero_points.clear();
+        scratch.zero_points.clear();
+        scratch.low.resize(groups, 0.0);
+        scratch.high.resize(groups, 0.0);
+        scratch.most.resize(groups, 0.0);
+        let padded = cols.next_multiple_of(bits.per_word());
+        scratch.codes.clear();
+        scratch.codes.resize(padded, 0);
+        let bias = match scheme.storage {
+            Storage::Packed => -bits.qmin() as f32,
+            Storage::Plain => 0.0,
+        };
+        let (qmin, qmax) = (bits.qmin() as f32, bits.qmax() as f32);
+        let narrow = quantizer.source != FloatType::F32 && scheme.scale_type != FloatType::F32;
+
+        let weights = T::elements(tile);
+        for row in 0..rows {
+            let weights = &weights[row * cols..(row + 1) * cols];
+            match tensor {
+                Some(params) => {
+                    scratch.most[0] = T::magnitude(weights);
+                    if !scratch.most[0].is_finite() {
+                        return Err(Quantizer::locate_bad::<T>(row, weights));
+                    }
+                    scratch.low[0] = f32::from(params.zero_point);
+                    scratch.high[0] = params.scale;
+                }
+                None => quantizer.row_params::<T, FMA>(row, weights, scratch)?,
+            }
+            let to = &mut out.codes[row * row_codes..(row + 1) * row_codes];
+            let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
+            // Packed int4 goes through a byte a code; everything else is a byte a code.
+            let codes: &mut [u8] = if nibbles { &mut scratch.codes } else { &mut *to };
+            for group in 0..groups {
+                let columns = group * group_cols..(group + 1) * group_cols;
+                let grid = Grid { scale: scratch.high[group], zero: scratch.low[group], qmin, qmax, bias };
+                let (most, codes) = (scratch.most[group], &mut codes[columns.clone()]);
+                if scheme.symmetric {
+                    grid.encode::<T, false, FMA>(&weights[columns], most, narrow, codes);
+                } else {
+                    grid.encode::<T, true, FMA>(&weights[columns], most, narrow, codes);
+                }
+            }
+            if nibbles {
+                pack_nibbles(&scratch.codes, to);
+            } else {
+                to[cols..].fill(0);
+            }
+            if tensor.is_none() {
+                scheme.scale_type.narrow(&scratch.high, &mut out.scales);
+                if !scheme.symmetric {
+                    scratch.zero_points.extend(scratch.low.iter().map(|&z| z as i8));
+                }
+            }
+        }
+        match tensor {
+            Some(params) => {
+                out.scales.extend_from_slice(&params.scale_bytes(scheme));
+                out.zero_points.extend_from_slice(&params.zero_point_bytes(scheme));
+            }
+            None if scheme.packs_zero_points() => {
+                pack_zero_points(bits, &scratch.zero_points, groups, &mut out.zero_points);
+            }
+            None => out.zero_points.extend(scratch.zero_points.iter().map(|&z| z as u8)),
+        }
+        Ok(())
+    }
+}
+
+impl Quantizer {
+    /// Zero points (`scratch.low`) and scales (`scratch.high`) of a row's groups.
+    #[inline(always)]
+    fn row_params<T: Float, const FMA: bool>(
+        &self,
+        row: usize,
+        weights: &[T::Raw],
+        scratch: &mut Scratch,
+    ) -> Result<(), BadWeight> {
+        let group_cols = self.scheme.group_cols(self.cols);
+        let Scratch { low, high, most, weights: values, keys, search, .. } = scratch;
+        if group_cols == 0 {
+            low.fill(0.0);
+            high.fill(0.0);
+        } else if self.scheme.symmetric {
+            for (group, high) in weights.chunks_exact(group_cols).zip(high.iter_mut()) {
+                *high = T::magnitude(group);
+            }
+            low.fill(0.0);
+        } else {
+            for (group, ends) in weights.chunks_exact(group_cols).zip(low.iter_mut().zip(high.iter_mut())) {
+                (*ends.0, *ends.1) = T::extremes(group);
+            }
+        }
+        let mut finite = true;
+        for ((low, high), most) in low.iter().zip(high.iter()).zip(most.iter_mut()) {
+            finite &= low.is_finite() & high.is_finite();
+            *most = if -low > *high { -low } else { *high };
+        }
+        if !finite {
+            return Err(Self::locate_bad::<T>(row, weights));
+        }
+        if group_cols > 0 && (self.search.is_some() || self.tails.is_some()) {
+            values.resize(group_cols, 0.0);
+            for (group, ends) in weights.chunks_exact(group_cols).zip(low.iter_mut().zip(high.iter_mut())) {
+                widen::<T>(group, values);
+                let range = match (&self.search, &self.tails) {
+                    (Some(found), _) => found.best_range::<FMA>(values, (*ends.0, *ends.1), search),
+                    (None, Some(tails)) => tails.range(values, keys, self.source),
+                    (None, None) => (*ends.0, *ends.1),
+                };
+                (*ends.0, *ends.1) = range;
+            }
+        }
+        self.rules.resolve(low, high);
+        if let Some(group) = high.iter().position(|scale| !scale.is_finite()) {
+            return Err(largest_of_group::<T>(row, weights, group, group_cols));
+        }
+        Ok(())
+    }
+}
+
+/// The place of the largest weight of a group, whose scale overflows.
+#[cold]
+fn largest_of_group<T: Float>(row: usize, weights: &[T::Raw], group: usize, group_cols: usize) -> BadWeight {
+    let (mut col, mut most) = (group * group_cols, -1.0);
+    for (i, &raw) in weights.iter().enumerate().skip(group * group_cols).take(group_cols) {
+        let magnitude = T::widen(raw).abs();
+        if magnitude > most {
+            (col, most) = (i, magnitude);
+        }
+    }
+    BadWeight { row, col, what: BadValue::ScaleOverflow }
+}

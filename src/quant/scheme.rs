@@ -1,0 +1,275 @@
+//! The one definition of a quantization scheme: what is stored for a matrix, in which types and shapes.
+//!
+//! Kernels, byte counts, the exporter's configuration and the dequantizer all read it. The shapes are those of
+//! compressed-tensors' `pack-quantized` and `int-quantized` formats.
+
+use super::FloatType;
+
+/// Width of a code.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Bits {
+    /// −8 … 7.
+    Four,
+    /// −128 … 127.
+    Eight,
+}
+
+impl Bits {
+    /// 4 or 8.
+    #[must_use]
+    pub const fn count(self) -> usize {
+        match self {
+            Self::Four => 4,
+            Self::Eight => 8,
+        }
+    }
+
+    /// The least code.
+    #[must_use]
+    pub const fn qmin(self) -> i32 {
+        -(1 << (self.count() - 1))
+    }
+
+    /// The greatest code.
+    #[must_use]
+    pub const fn qmax(self) -> i32 {
+        (1 << (self.count() - 1)) - 1
+    }
+
+    /// Steps between the least and the greatest code: 15 or 255.
+    #[must_use]
+    pub const fn steps(self) -> i32 {
+        self.qmax() - self.qmin()
+    }
+
+    /// Codes in a packed 32-bit word: 8 or 4.
+    #[must_use]
+    pub const fn per_word(self) -> usize {
+        32 / self.count()
+    }
+}
+
+/// Which weights share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Granularity {
+    /// So many consecutive input columns of one row.
+    Group(usize),
+    /// A row: one output channel.
+    Channel,
+    /// The whole tensor.
+    Tensor,
+}
+
+/// How codes lie in the file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Storage {
+    /// Unsigned codes in 32-bit words along each row, low bits first (`pack-quantized`).
+    Packed,
+    /// One signed code a byte, whatever its width (`int-quantized`).
+    Plain,
+}
+
+/// The stored type of codes or zero points.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum CodeType {
+    /// Words of packed codes.
+    I32,
+    /// A code a byte.
+    I8,
+}
+
+impl CodeType {
+    /// Bytes an element.
+    #[must_use]
+    pub const fn bytes(self) -> usize {
+        match self {
+            Self::I32 => 4,
+            Self::I8 => 1,
+        }
+    }
+
+    /// The name that safetensors headers use.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::I32 => "I32",
+            Self::I8 => "I8",
+        }
+    }
+}
+
+/// How a matrix `[out, in]` (rows, columns) is quantized.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Scheme {
+    /// Width of a code.
+    pub bits: Bits,
+    /// A signed range and no zero point; otherwise affine, with an integer zero point a group.
+    pub symmetric: bool,
+    /// Which weights share a scale.
+    pub granularity: Granularity,
+    /// The type that scales are stored in, and that dequantized weights have.
+    pub scale_type: FloatType,
+    /// How codes lie in the file.
+    pub storage: Storage,
+}
+
+impl Scheme {
+    /// Whether a row of `cols` weights can be cut into groups. Channel and tensor take any length.
+    #[must_use]
+    pub const fn divides(&self, cols: usize) -> bool {
+        match self.granularity {
+            Granularity::Group(size) => size > 0 && cols.is_multiple_of(size),
+            Granularity::Channel | Granularity::Tensor => true,
+        }
+    }
+
+    /// Scales a row: its groups; 1 for a channel. For one scale a tensor it is 1 as well, the same for all rows.
+    #[must_use]
+    pub const fn groups_per_row(&self, cols: usize) -> usize {
+        match self.granularity {
+            Granularity::Group(size) => cols / size,
+            Granularity::Channel | Granularity::Tensor => 1,
+        }
+    }
+
+    /// Weights of one row that share a scale.
+    #[must_use]
+    pub const fn group_cols(&self, cols: usize) -> usize {
+        match self.granularity {
+            Granularity::Group(size) => size,
+            Granularity::Channel | Granularity::Tensor => cols,
+        }
+    }
+
+    /// The type of the codes' tensor.
+    #[must_use]
+    pub const fn code_type(&self) -> CodeType {
+        match self.storage {
+            Storage::Packed => CodeType::I32,
+            Storage::Plain => CodeType::I8,
+        }
+    }
+
+    /// The shape of the codes' tensor, in elements of [`Scheme::code_type`].
+    #[must_use]
+    pub const fn codes_shape(&self, rows: usize, cols: usize) -> [usize; 2] {
+        match self.storage {
+            Storage::Packed => [rows, cols.div_ceil(self.bits.per_word())],
+            Storage::Plain => [rows, cols],
+        }
+    }
+
+    /// Bytes of the codes of `rows` rows.
+    #[must_use]
+    pub const fn codes_bytes(&self, rows: usize, cols: usize) -> usize {
+        let [rows, words] = self.codes_shape(rows, cols);
+        rows * words * self.code_type().bytes()
+    }
+
+    /// The shape of the scales' tensor: `[out, groups]`, `[out, 1]` or `[1]`; its type is `scale_type`.
+    #[must_use]
+    pub fn scales_shape(&self, rows: usize, cols: usize) -> Vec<usize> {
+        match self.granularity {
+            Granularity::Tensor => vec![1],
+            Granularity::Group(_) | Granularity::Channel => vec![rows, self.groups_per_row(cols)],
+        }
+    }
+
+    /// Bytes of the scales of `rows` rows; of the only one with [`Granularity::Tensor`].
+    #[must_use]
+    pub const fn scales_bytes(&self, rows: usize, cols: usize) -> usize {
+        let count = match self.granularity {
+            Granularity::Tensor => 1,
+            Granularity::Group(_) | Granularity::Channel => rows * self.groups_per_row(cols),
+        };
+        count * self.scale_type.bytes()
+    }
+
+    /// Whether zero points are packed in words along the rows: eight (int4) or four (int8) rows a word.
+    #[must_use]
+    pub const fn packs_zero_points(&self) -> bool {
+        !self.symmetric
+            && matches!(self.storage, Storage::Packed)
+            && !matches!(self.granularity, Granularity::Tensor)
+    }
+
+    /// The type of the zero points' tensor; none where symmetric.
+    #[must_use]
+    pub const fn zero_point_type(&self) -> Option<CodeType> {
+        match (self.symmetric, self.packs_zero_points()) {
+            (true, _) => None,
+            (false, true) => Some(CodeType::I32),
+            (false, false) => Some(CodeType::I8),
+        }
+    }
+
+    /// The shape of the zero points' tensor in elements of [`Scheme::zero_point_type`]; none where symmetric.
+    #[must_use]
+    pub fn zero_points_shape(&self, rows: usize, cols: usize) -> Option<Vec<usize>> {
+        if self.symmetric {
+            return None;
+        }
+        let mut shape = self.scales_shape(rows, cols);
+        if self.packs_zero_points() {
+            shape[0] = rows.div_ceil(self.bits.per_word());
+        }
+        Some(shape)
+    }
+
+    /// Bytes of the zero points of `rows` rows; 0 where symmetric.
+    #[must_use]
+    pub fn zero_points_bytes(&self, rows: usize, cols: usize) -> usize {
+        let elements = self.zero_points_shape(rows, cols).map_or(0, |shape| shape.iter().product());
+        elements * self.zero_point_type().map_or(0, CodeType::bytes)
+    }
+
+    /// How many rows a tile must be a multiple of, so that its zero points begin a new word: 8, 4 or 1. The last
+    /// tile of a tensor may be ragged.
+    #[must_use]
+    pub const fn row_multiple(&self) -> usize {
+        if self.packs_zero_points() { self.bits.per_word() } else { 1 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BASE: Scheme = Scheme {
+        bits: Bits::Four,
+        symmetric: false,
+        granularity: Granularity::Group(32),
+        scale_type: FloatType::Bf16,
+        storage: Storage::Packed,
+    };
+
+    #[test]
+    fn shapes_are_those_of_the_format() {
+        assert_eq!(BASE.codes_shape(10, 64), [10, 8]);
+        assert_eq!(BASE.scales_shape(10, 64), [10, 2]);
+        assert_eq!(BASE.zero_points_shape(10, 64), Some(vec![2, 2]));
+        assert_eq!((BASE.codes_bytes(10, 64), BASE.scales_bytes(10, 64)), (320, 40));
+        assert_eq!((BASE.zero_points_bytes(10, 64), BASE.row_multiple()), (16, 8));
+
+        let channel = Scheme { bits: Bits::Eight, granularity: Granularity::Channel, ..BASE };
+        assert_eq!(channel.codes_shape(5, 13), [5, 4]);
+        assert_eq!(channel.zero_points_shape(5, 13), Some(vec![2, 1]));
+        assert_eq!(channel.row_multiple(), 4);
+
+        let tensor = Scheme { granularity: Granularity::Tensor, ..BASE };
+        assert_eq!(tensor.scales_shape(5, 13), [1]);
+        assert_eq!(tensor.zero_points_shape(5, 13), Some(vec![1]));
+        assert_eq!(tensor.zero_point_type(), Some(CodeType::I8));
+        assert_eq!((tensor.zero_points_bytes(5, 13), tensor.row_multiple()), (1, 1));
+
+        let plain = Scheme { storage: Storage::Plain, ..channel };
+        assert_eq!(plain.codes_shape(5, 13), [5, 13]);
+        assert_eq!(plain.zero_points_shape(5, 13), Some(vec![5, 1]));
+        assert_eq!((plain.zero_points_bytes(5, 13), plain.row_multiple()), (5, 1));
+
+        let symmetric = Scheme { symmetric: true, ..BASE };
+        assert_eq!(symmetric.zero_points_shape(5, 64), None);
+        assert_eq!((symmetric.zero_points_bytes(5, 64), symmetric.row_multiple()), (0, 1));
+        assert!(!BASE.divides(48) && BASE.divides(64) && channel.divides(13));
+    }
+}

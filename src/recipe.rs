@@ -1,0 +1,23 @@
+//! What was written: YAML text becomes a typed [`Recipe`], or findings at the exact words.
+//!
+//! One parse gives a located tree in which every key and value knows its bytes. The tree gives the JSON value that the schema
+//! checks, and that same value becomes the recipe. No weights and no model folder are touched here.
+
+pub mod check;
+mod effect;
+pub mod emit;
+mod environment;
+pub mod load;
+pub mod model;
+mod order;
+mod overrides;
+pub mod reference;
+pub mod schema;
+mod text;
+mod tree;
+
+pub use emit::{emit, resolve};
+pub use load::{Loaded, from_text, load};
+pub use model::Recipe;
+pub use overrides::Overrides;
+pub use schema::{schema, schema_text};

@@ -1,0 +1,94 @@
+//! How values and types are called in findings.
+
+use serde_json::Value;
+
+/// Longest value that is quoted in full.
+const MAX_SHOWN: usize = 60;
+
+/// Names in a row, as in "a, b, c".
+pub(super) fn list(names: &[&str]) -> String {
+    names.join(", ")
+}
+
+/// A word in back quotes, cut where it is long, without line breaks and control characters.
+pub(super) fn shown(word: &str) -> String {
+    let mut text: String =
+        word.chars().take(MAX_SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    if word.chars().nth(MAX_SHOWN).is_some() {
+        text.push('…');
+    }
+    format!("`{text}`")
+}
+
+/// What a JSON Schema type is called to a person.
+pub(super) fn expected(json_type: &str, is_root: bool) -> &'static str {
+    match json_type {
+        "integer" => "a whole number",
+        "number" => "a number",
+        "boolean" => "`true` or `false`",
+        "string" => "text",
+        "array" => "a list",
+        "object" if is_root => "a mapping, with `version` and `stages`",
+        "object" => "a mapping",
+        _ => "another kind of value",
+    }
+}
+
+/// What a value is.
+pub(super) fn actual(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "empty",
+        Value::Bool(_) => "a boolean",
+        Value::Number(number) if number.is_f64() => "a number with a fraction",
+        Value::Number(_) => "a number",
+        Value::String(_) => "text",
+        Value::Array(_) => "a list",
+        Value::Object(_) => "a mapping",
+    }
+}
+
+/// How a value of the wrong type becomes one of the right type, where that is known.
+pub(super) fn type_help(value: &Value, wanted: &str, name: &str) -> Option<String> {
+    match (value, wanted) {
+        (Value::Null, _) => Some("Write a value after the colon, or remove the key.".to_owned()),
+        (Value::String(word), "boolean")
+            if ["yes", "no", "on", "off"].contains(&word.to_lowercase().as_str()) =>
+        {
+            Some("YAML 1.2 has `true` and `false` only.".to_owned())
+        }
+        (Value::String(word), "integer" | "number") if word.parse::<f64>().is_ok_and(f64::is_finite) => Some(
+            "What quotes or a variable give is text. Write the number itself, or give it with `--set`."
+                .to_owned(),
+        ),
+        (Value::String(word), "integer" | "number")
+            if word.parse::<f64>().is_ok() || word.starts_with('.') =>
+        {
+            Some("Only finite numbers are allowed.".to_owned())
+        }
+        (Value::Number(_) | Value::Bool(_), "string" | "text") => {
+            Some(format!("Put it in quotes if it is meant as text: \"{value}\"."))
+        }
+        (Value::String(word), "array") if word.len() <= MAX_SHOWN => {
+            Some(format!("Write it as a list: `{name}: [{word}]`."))
+        }
+        (Value::String(word), "mapping") if word.len() <= MAX_SHOWN => {
+            Some(format!("Write `- stage: {}`.", word.trim_end_matches(':')))
+        }
+        _ => None,
+    }
+}
+
+/// A number without a fraction of zero, as in 50 for 50.0.
+pub(super) fn number(value: &Value) -> String {
+    value.as_f64().map_or_else(|| value.to_string(), |number| number.to_string())
+}
+
+/// The multiples on both sides of a number.
+pub(super) fn multiples(value: &Value, step: f64) -> String {
+    let number = value.as_f64().unwrap_or_default();
+    let below = (number / step).floor() * step;
+    if below < step {
+        return format!("the least is {step}");
+    }
+    format!("{below} and {} are", below + step)
+}

@@ -1,0 +1,178 @@
+//! `${VAR}` and `${VAR:-default}` in string values. `$${` stands for a literal `${`. Keys are not touched.
+
+use super::tree::{Content, Node};
+use crate::finding::{Finding, Place, nearest};
+
+/// Variables that are offered as what was meant for an unset one.
+const WELL_KNOWN: [&str; 6] = ["HOME", "HF_HOME", "HF_HUB_CACHE", "PWD", "TMPDIR", "USER"];
+
+/// Replaces the variables of all string values; one finding for each that has no value.
+pub(super) fn interpolate(
+    node: &mut Node,
+    env: &dyn Fn(&str) -> Option<String>,
+    findings: &mut Vec<Finding>,
+) {
+    match &mut node.content {
+        Content::Text(text) if text.contains("${") => {
+            let (value, problems) = expand(text, env);
+            let word = node.defined.as_ref().unwrap_or(&node.used);
+            findings.extend(problems.into_iter().map(|problem| problem.finding(word)));
+            *text = value;
+        }
+        Content::List(items) => items.iter_mut().for_each(|item| interpolate(item, env, findings)),
+        Content::Map(entries) => {
+            entries.iter_mut().for_each(|entry| interpolate(&mut entry.value, env, findings));
+        }
+        _ => {}
+    }
+}
+
+/// The text that [`interpolate`] turns into `text`.
+pub(super) fn escape(text: &str) -> String {
+    text.replace("${", "$${")
+}
+
+/// A reference that cannot be replaced, as it was written.
+struct Problem {
+    written: String,
+    kind: ProblemKind,
+}
+
+enum ProblemKind {
+    Unset { name: String },
+    Malformed,
+}
+
+impl Problem {
+    fn finding(self, value: &Place) -> Finding {
+        // The reference is looked for in what was written, since escapes may have shortened the value.
+        let text = &value.source.text[value.start..value.end];
+        let place = match text.find(&self.written) {
+            Some(at) => {
+                Place { start: value.start + at, end: value.start + at + self.written.len(), ..value.clone() }
+            }
+            None => value.clone(),
+        };
+        match self.kind {
+            ProblemKind::Unset { name } => {
+                let finding = Finding::error(
+                    "recipe::unset-variable",
+                    format!("the environment variable `{name}` is not set"),
+                )
+                .at(place, "has no value and no default");
+                let help = match nearest(&name, WELL_KNOWN).filter(|near| *near != name) {
+                    Some(near) => format!(
+                        "Did you mean `{near}`? Else set it, or write a default: `${{{name}:-value}}`."
+                    ),
+                    None => format!("Set it, or write a default: `${{{name}:-value}}`."),
+                };
+                finding.help(help)
+            }
+            ProblemKind::Malformed => {
+                Finding::error("recipe::bad-variable", "this is no reference to an environment variable")
+                    .at(place, "not of the form `${NAME}` or `${NAME:-default}`")
+                    .help("Names have letters, digits and `_`. Write `$${` for a literal `${`.")
+            }
+        }
+    }
+}
+
+fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> (String, Vec<Problem>) {
+    let mut value = String::with_capacity(text.len());
+    let mut problems = Vec::new();
+    let mut rest = text;
+    while let Some(at) = rest.find('$') {
+        value.push_str(&rest[..at]);
+        rest = &rest[at..];
+        if let Some(after) = rest.strip_prefix("$${") {
+            value.push_str("${");
+            rest = after;
+        } else if let Some(body) = rest.strip_prefix("${") {
+            let closed = body.find('}');
+            let inner = &body[..closed.unwrap_or(body.len())];
+            let written = &rest[..(2 + inner.len() + 1).min(rest.len())];
+            match replacement(inner, env).filter(|_| closed.is_some()) {
+                Some(Ok(replacement)) => value.push_str(&replacement),
+                failed => {
+                    let kind = match failed {
+                        Some(Err(name)) => ProblemKind::Unset { name },
+                        _ => ProblemKind::Malformed,
+                    };
+                    // The same reference a second time in one value has the same place and the same remedy.
+                    if !problems.iter().any(|known: &Problem| known.written == written) {
+                        problems.push(Problem { written: written.to_owned(), kind });
+                    }
+                    // An empty value would be complained about once more.
+                    value.push_str(written);
+                }
+            }
+            rest = &rest[written.len()..];
+        } else {
+            value.push('$');
+            rest = &rest[1..];
+        }
+    }
+    value.push_str(rest);
+    (value, problems)
+}
+
+/// The value of what stands between the braces; the name where it is unset; nothing where it is no reference. As in a shell,
+/// the default also stands in for an empty value.
+fn replacement(inner: &str, env: &dyn Fn(&str) -> Option<String>) -> Option<Result<String, String>> {
+    let (name, default) = match inner.split_once(":-") {
+        Some((name, default)) => (name, Some(default)),
+        None => (inner, None),
+    };
+    let starts_well = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
+    if !starts_well || !name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_') {
+        return None;
+    }
+    Some(match (env(name), default) {
+        (Some(value), Some(default)) if value.is_empty() => Ok(default.to_owned()),
+        (Some(value), _) => Ok(value),
+        (None, Some(default)) => Ok(default.to_owned()),
+        (None, None) => Err(name.to_owned()),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn env(name: &str) -> Option<String> {
+        match name {
+            "HOME" => Some("/home/ana".into()),
+            "EMPTY" => Some(String::new()),
+            _ => None,
+        }
+    }
+
+    fn value(text: &str) -> String {
+        let (value, problems) = expand(text, &env);
+        assert!(problems.is_empty(), "{text}");
+        value
+    }
+
+    #[test]
+    fn variables_and_defaults() {
+        assert_eq!(value("${HOME}/m"), "/home/ana/m");
+        assert_eq!(value("${NONE:-a}-${EMPTY:-b}-${EMPTY}"), "a-b-");
+        assert_eq!(value("${HOME:-x}"), "/home/ana");
+        assert_eq!(value("re:x$"), "re:x$");
+        assert_eq!(value("$HOME $$"), "$HOME $$");
+    }
+
+    #[test]
+    fn escapes_go_round() {
+        for text in ["${A}", "$${A}", "$$${", "a$", "${${", "$"] {
+            assert_eq!(value(&escape(text)), text);
+        }
+    }
+
+    #[test]
+    fn what_has_no_value_is_told() {
+        for text in ["${NONE}", "${}", "${1A}", "${A", "${A B}", "${A-x}"] {
+            assert_eq!(expand(text, &env).1.len(), 1, "{text}");
+        }
+    }
+}

@@ -1,0 +1,200 @@
+//! From a file to a recipe: the only door. Everything that is wrong is told at once.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::overrides::{self, Overrides};
+use super::tree::{self, Node};
+use super::{check, effect, environment, order, text};
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding, Place, SourceText};
+use crate::recipe::Recipe;
+
+/// A recipe that passed every check that needs no model, with the places of its words.
+#[derive(Debug, Clone)]
+pub struct Loaded {
+    /// What was written, overrides applied and variables replaced.
+    pub recipe: Recipe,
+    /// The folder that relative paths of the recipe are relative to.
+    pub base: PathBuf,
+    /// The recipe's file, as it was named.
+    pub path: PathBuf,
+    /// What is legal but doubtful.
+    pub warnings: Vec<Finding>,
+    /// The text that was read.
+    pub source: Arc<SourceText>,
+    tree: Node,
+}
+
+impl Loaded {
+    /// The place of the value at a JSON pointer such as `/stages/2/group_size`: of a mapping its first key, of a stage its name.
+    /// Where the recipe does not say it, the nearest value above.
+    #[must_use]
+    pub fn place(&self, pointer: &str) -> Option<Place> {
+        Some(self.tree.nearest(pointer).0.word().clone())
+    }
+
+    /// The place of the key whose value is at a JSON pointer; where the recipe does not say it, as [`Loaded::place`].
+    #[must_use]
+    pub fn key_place(&self, pointer: &str) -> Option<Place> {
+        match self.tree.entry_at(pointer) {
+            Some(entry) => Some(entry.key_place.clone()),
+            None => self.place(pointer),
+        }
+    }
+
+    /// Whether the recipe or an override says the value at a JSON pointer, rather than a default.
+    #[must_use]
+    pub fn says(&self, pointer: &str) -> bool {
+        self.tree.at(pointer).is_some()
+    }
+
+    /// The place of the name of a stage, counted from 0.
+    #[must_use]
+    pub fn stage_place(&self, index: usize) -> Option<Place> {
+        self.place(&format!("/stages/{index}/stage"))
+    }
+
+    /// A path of the recipe, relative to the working directory or absolute.
+    #[must_use]
+    pub fn resolve_path(&self, path: &str) -> PathBuf {
+        self.base.join(path)
+    }
+}
+
+/// Globs and regular expressions that a recipe may have: to compile one takes up to a millisecond.
+const MAX_EXPRESSIONS: usize = 500;
+
+/// Findings that are told of one recipe.
+const MAX_FINDINGS: usize = 100;
+
+/// Reads a recipe file and checks it.
+///
+/// # Errors
+/// All problems of the file and of the overrides at once, with warnings among them.
+pub fn load(path: &Path, overrides: &Overrides) -> Result<Loaded, Failure> {
+    let source = text::read(path).map_err(|finding| Failure::new(Exit::BadRecipe, *finding))?;
+    let base = match path.parent() {
+        Some(parent) if !parent.as_os_str().is_empty() => parent.to_owned(),
+        _ => PathBuf::from("."),
+    };
+    let env = |name: &str| std::env::var(name).ok();
+    let mut loaded = from_source(source, &base, overrides, &env)?;
+    loaded.path = path.to_owned();
+    Ok(loaded)
+}
+
+/// Checks a recipe's text. `base` is the folder its paths are relative to, `env` gives environment variables.
+///
+/// # Errors
+/// As [`load`].
+pub fn from_text(
+    name: &str,
+    text: &str,
+    base: &Path,
+    overrides: &Overrides,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Loaded, Failure> {
+    let source = Arc::new(SourceText { name: name.to_owned(), text: text.to_owned() });
+    from_source(source, base, overrides, env)
+}
+
+fn from_source(
+    source: Arc<SourceText>,
+    base: &Path,
+    overrides: &Overrides,
+    env: &dyn Fn(&str) -> Option<String>,
+) -> Result<Loaded, Failure> {
+    let failure = |findings: Vec<Finding>| Failure { exit: Exit::BadRecipe, findings };
+    text::check_size(&source).map_err(|finding| failure(vec![*finding]))?;
+    let mut tree =
+        tree::parse(&source, 0..source.text.len()).map_err(|findings| failure(capped(findings)))?;
+    if let tree::Content::Null = tree.content {
+        return Err(failure(vec![empty(&source)]));
+    }
+    let mut findings = Vec::new();
+    environment::interpolate(&mut tree, env, &mut findings);
+    overrides::apply(&mut tree, overrides, base, env, &mut findings);
+    let mut patterns = 0;
+    if let Some(place) = tree.expression_beyond(MAX_EXPRESSIONS, &mut patterns) {
+        let message = format!("the recipe has more than {MAX_EXPRESSIONS} globs and regular expressions");
+        let finding = Finding::error("recipe::too-complex", message)
+            .at(place.clone(), "the limit was passed here")
+            .help("Use plain names, of which there may be more, or fewer and wider patterns.");
+        return Err(failure(vec![finding]));
+    }
+    let value = tree.to_json();
+    findings.extend(check::violations(&tree, &value));
+    findings.extend(order::findings(&tree));
+    let schema_holds = !findings.iter().any(Finding::is_error);
+    let recipe = match schema_holds.then(|| typed(value, &tree)) {
+        Some(Ok(recipe)) => {
+            findings.extend(effect::findings(&recipe, &tree));
+            Some(recipe)
+        }
+        Some(Err(finding)) => {
+            findings.push(*finding);
+            None
+        }
+        None => None,
+    };
+    sort(&mut findings, &source);
+    match recipe {
+        Some(recipe) if !findings.iter().any(Finding::is_error) => {
+            let path = PathBuf::from(&source.name);
+            Ok(Loaded { recipe, base: base.to_owned(), path, warnings: findings, source, tree })
+        }
+        _ => Err(failure(capped(findings))),
+    }
+}
+
+fn capped(mut findings: Vec<Finding>) -> Vec<Finding> {
+    if findings.len() > MAX_FINDINGS {
+        findings.truncate(MAX_FINDINGS);
+        let message = format!("there are more problems than the first {MAX_FINDINGS}, which are shown");
+        findings.push(Finding::error("recipe::too-many-problems", message));
+    }
+    findings
+}
+
+fn empty(source: &Arc<SourceText>) -> Finding {
+    let start = source.text.find(|c: char| !c.is_whitespace() && c != '\u{feff}');
+    let (start, label) = match start {
+        Some(start) => (start, "nothing but this is in the file"),
+        None => (0, "nothing is in this file"),
+    };
+    let end = start + source.text[start..].lines().next().map_or(0, |line| line.trim_end().len());
+    Finding::error("recipe::empty", "the recipe is empty")
+        .at(Place { source: Arc::clone(source), start, end }, label)
+        .help("A recipe has `version: 1` and a list of `stages`; `monoquant init` writes one.")
+}
+
+/// The typed recipe of a value that the schema allows.
+fn typed(value: Value, tree: &Node) -> Result<Recipe, Box<Finding>> {
+    serde_path_to_error::deserialize(value).map_err(|error| {
+        // The schema is meant to be as strict as the types; a property test looks for cases where it is not.
+        let pointer: String = error
+            .path()
+            .iter()
+            .filter_map(|part| match part {
+                serde_path_to_error::Segment::Seq { index } => Some(format!("/{index}")),
+                serde_path_to_error::Segment::Map { key } => Some(tree::segment(key)),
+                _ => None,
+            })
+            .collect();
+        let finding = Finding::error("recipe::rejected", error.inner().to_string())
+            .at(tree.nearest(&pointer).0.word().clone(), "the schema allows it, yet it cannot be read")
+            .help("This is a gap in monoquant's schema; please report it.");
+        Box::new(finding)
+    })
+}
+
+/// In the order of reading: the recipe from top to bottom, then the overrides.
+fn sort(findings: &mut [Finding], source: &Arc<SourceText>) {
+    findings.sort_by_key(|finding| match finding.labels.first() {
+        Some(label) => (!Arc::ptr_eq(&label.place.source, source), label.place.start),
+        None => (true, usize::MAX),
+    });
+}

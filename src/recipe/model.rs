@@ -1,0 +1,30 @@
+//! The recipe as a plain type: what was written, with defaults filled in. No places, no file system.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::stage::{OnFailure, Stage};
+
+/// A monoquant recipe: ordered stages that say how a model directory is quantized.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Recipe {
+    /// The version of the recipe language. Always 1.
+    #[schemars(extend("const" = 1))]
+    pub version: u32,
+    /// A name for reports.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub name: Option<String>,
+    /// What the recipe is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub description: Option<String>,
+    /// What a failing check does, for every stage below that has `on_failure` and does not say it itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "OnFailure")]
+    pub on_failure: Option<OnFailure>,
+    /// The stages, in order: `load` first, a quantize stage before `validate`, `check-warnings` and `export`.
+    #[schemars(length(min = 1))]
+    pub stages: Vec<Stage>,
+}

@@ -1,0 +1,286 @@
+//! What is told: the report of a run, and how runs, plans and models are shown to people and programs.
+
+use std::fs;
+use std::path::Path;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub mod ledger;
+pub mod plan_text;
+pub mod progress;
+pub mod summary;
+pub mod table;
+pub mod units;
+
+/// The report's name in an output directory; also what marks a directory as monoquant's.
+pub const FILE_NAME: &str = "monoquant-report.json";
+
+/// Everything about a run, as `monoquant-report.json` holds it. Nothing in it depends on when or how fast the run was.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Report {
+    /// The version of this format. Always 1.
+    pub report_version: u32,
+    /// The version of monoquant that wrote it.
+    pub monoquant: String,
+    /// The outcome.
+    pub verdict: Verdict,
+    /// The recipe, defaults filled in and overrides applied.
+    pub recipe: serde_json::Value,
+    /// The model's weight files, as they were read.
+    pub source: Vec<FileRecord>,
+    /// The outputs, in the order of the `export` stages.
+    pub outputs: Vec<OutputRecord>,
+    /// Sizes of the whole.
+    pub sizes: Sizes,
+    /// Quality of the whole; none where nothing was measured.
+    pub quality: Option<Quality>,
+    /// The stages that judge or publish, in order.
+    pub gates: Vec<GateRecord>,
+    /// Every warning and error, whatever `on_failure` said.
+    pub warnings: Vec<WarningRecord>,
+    /// Every tensor of the source, exactly once.
+    pub tensors: Vec<TensorRecord>,
+    /// Whether bytes in and out add up.
+    pub balance: Balance,
+}
+
+/// How a run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Verdict {
+    /// Whether every gate let the run pass.
+    pub passed: bool,
+    /// The exit status of the process.
+    pub exit_status: u8,
+    /// One sentence.
+    pub summary: String,
+}
+
+/// A file with its size and hash.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct FileRecord {
+    /// Its name in its folder.
+    pub name: String,
+    /// Its size.
+    pub bytes: u64,
+    /// Its BLAKE3 hash in hexadecimal.
+    pub blake3: String,
+}
+
+/// One `export` stage.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct OutputRecord {
+    /// Index of the stage in the recipe, from 0.
+    pub stage: usize,
+    /// The path as the recipe has it.
+    pub path: String,
+    /// `compressed-tensors` or `dequantized`.
+    pub format: String,
+    /// Whether it was published.
+    pub published: bool,
+    /// Its weight files.
+    pub files: Vec<FileRecord>,
+    /// Names of the files that were carried over.
+    pub copied: Vec<String>,
+}
+
+/// Sizes of the whole, in bytes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Sizes {
+    /// All weight files of the source.
+    pub source: u64,
+    /// All weight files of each output.
+    pub outputs: Vec<u64>,
+    /// Source over the first output.
+    pub compression_ratio: f64,
+}
+
+/// Quality over all quantized tensors. Decibels are never averaged.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Quality {
+    /// Energy of all weights over energy of all errors, in dB; none where there is no error or no signal.
+    pub sqnr_db: Option<f64>,
+    /// The least SQNR of a tensor, in dB.
+    pub min_sqnr_db: Option<f64>,
+    /// The 5th percentile of the tensors' SQNR, in dB.
+    pub p5_sqnr_db: Option<f64>,
+    /// The median of the tensors' SQNR, in dB.
+    pub median_sqnr_db: Option<f64>,
+    /// How many tensors were measured.
+    pub measured: usize,
+}
+
+/// What came of a stage that judges or publishes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct GateRecord {
+    /// Index of the stage in the recipe, from 0.
+    pub stage: usize,
+    /// Its name.
+    pub name: String,
+    /// What came of it.
+    pub outcome: GateOutcome,
+    /// One line for people.
+    pub summary: String,
+}
+
+/// What came of a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum GateOutcome {
+    /// Nothing to complain about, or published.
+    Passed,
+    /// There are warnings; the run goes on.
+    Warned,
+    /// It failed, and its `on_failure` lets the run go on.
+    FailedAndIgnored,
+    /// It failed, and the run ended.
+    Failed,
+    /// A stage before it failed.
+    NotReached,
+}
+
+/// A warning or an error as data.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct WarningRecord {
+    /// A stable name, such as `check::low-sqnr`.
+    pub code: String,
+    /// `critical`, `warning` or `note`.
+    pub severity: String,
+    /// One sentence.
+    pub message: String,
+    /// The line of the recipe that it is about, from 1.
+    pub line: Option<usize>,
+    /// What to do.
+    pub help: Option<String>,
+}
+
+/// One tensor of the source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct TensorRecord {
+    /// Its name in the source.
+    pub name: String,
+    /// Its type in the source.
+    pub dtype: String,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its kind, inferred or corrected.
+    pub kind: String,
+    /// Its role, where it has one.
+    pub role: Option<String>,
+    /// Its file in the source.
+    pub file: String,
+    /// `quantized`, `kept`, or `consumed` (the scales of an FP8 source).
+    pub action: String,
+    /// The scheme, where it is quantized, such as `int4 symmetric, groups of 128`.
+    pub scheme: Option<String>,
+    /// Index of the deciding stage, where a stage decided.
+    pub stage: Option<usize>,
+    /// The deciding rule.
+    pub rule: String,
+    /// The line of that rule in the recipe, from 1.
+    pub line: Option<usize>,
+    /// Why, in the words in which tensors are counted together.
+    pub reason: String,
+    /// Bytes in the source.
+    pub bytes_in: u64,
+    /// Bytes in each output.
+    pub bytes_out: Vec<u64>,
+    /// How far the quantized weights are from the source.
+    pub metrics: Option<Metrics>,
+}
+
+/// How far the quantized weights of a tensor are from the source. Weights are compared as an engine sees them: dequantized, in
+/// the type of their scales.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Metrics {
+    /// 10·log10 of Σw² over Σe², in dB; none for a tensor of zeros, or without error.
+    pub sqnr_db: Option<f64>,
+    /// Why there is no SQNR.
+    pub sqnr_note: Option<String>,
+    /// What the scheme reaches on Gaussian weights of this width, in dB.
+    pub expected_sqnr_db: Option<f64>,
+    /// Cosine of the angle between source and dequantized weights.
+    pub cosine: Option<f64>,
+    /// The largest error.
+    pub max_abs_error: f64,
+    /// Its row and column.
+    pub max_abs_error_at: [u64; 2],
+    /// The largest dequantized magnitude.
+    pub max_abs_weight: f64,
+    /// Share of the weights that lie outside what the codes can represent.
+    pub clipped_share: f64,
+    /// The group with the least SQNR.
+    pub worst_group: Option<WorstGroup>,
+}
+
+/// The group of a tensor with the least SQNR.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct WorstGroup {
+    /// Its row.
+    pub row: u64,
+    /// Its first column.
+    pub column: u64,
+    /// Its SQNR, in dB.
+    pub sqnr_db: f64,
+}
+
+/// The ledger: source tensors against the output, to the byte.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Balance {
+    /// Tensors of the source.
+    pub tensors: usize,
+    /// Of those, quantized.
+    pub quantized: usize,
+    /// Of those, kept.
+    pub kept: usize,
+    /// Bytes of all source tensors.
+    pub tensor_bytes_in: u64,
+    /// Bytes of headers in the source files.
+    pub header_bytes_in: u64,
+    /// Bytes of all tensors of each output.
+    pub tensor_bytes_out: Vec<u64>,
+    /// Bytes of headers in the files of each output.
+    pub header_bytes_out: Vec<u64>,
+    /// Whether all of it adds up to the sizes of the files.
+    pub balanced: bool,
+}
+
+/// Whether a file is a report of monoquant.
+#[must_use]
+pub fn is_ours(path: &Path) -> bool {
+    #[derive(Deserialize)]
+    struct Mark {
+        #[serde(rename = "report_version")]
+        _report_version: u32,
+        #[serde(rename = "monoquant")]
+        _monoquant: String,
+    }
+    fs::read(path).is_ok_and(|bytes| serde_json::from_slice::<Mark>(&bytes).is_ok())
+}
+
+/// Reads a report.
+///
+/// # Errors
+/// Where it cannot be read or is not a report of this version.
+pub fn read(path: &Path) -> Result<Report, crate::finding::Failure> {
+    use crate::exit::Exit;
+    use crate::finding::{Failure, Finding};
+    let fail = |message: String| {
+        let finding = Finding::error("report::unreadable", message);
+        Failure::new(Exit::BadModel, finding.help("A directory that monoquant wrote holds its report."))
+    };
+    let bytes = fs::read(path).map_err(|error| fail(format!("cannot read {}: {error}", path.display())))?;
+    serde_json::from_slice(&bytes)
+        .map_err(|error| fail(format!("{} is not a report: {error}", path.display())))
+}
+
+/// The JSON Schema of the report.
+#[must_use]
+pub fn schema_text() -> String {
+    let mut generator = schemars::generate::SchemaSettings::draft2020_12().into_generator();
+    let mut schema = generator.root_schema_for::<Report>();
+    schema.insert("title".to_owned(), "monoquant report".into());
+    let mut text = serde_json::to_string_pretty(schema.as_value()).unwrap_or_default();
+    text.push('\n');
+    text
+}

@@ -1,0 +1,258 @@
+//! The report of a run: every source tensor exactly once, with what was done and why, and bytes that must add up.
+
+use super::{
+    Balance, FileRecord, GateRecord, Metrics, OutputRecord, Quality, Report, Sizes, TensorRecord, Verdict,
+    WarningRecord, WorstGroup,
+};
+use crate::finding::{Finding, Severity};
+use crate::plan::select::matrix_shape;
+use crate::plan::{Action, Plan};
+use crate::quant::{Distortion, Granularity};
+use crate::stage::Stage;
+use crate::stage::export::Format;
+
+/// What a run adds to its plan.
+#[derive(Debug)]
+pub struct Results<'a> {
+    /// The distortion of each source tensor, where it was quantized.
+    pub distortions: &'a [Option<Distortion>],
+    /// BLAKE3 of each source file.
+    pub source_hashes: &'a [Option<String>],
+    /// BLAKE3 of each file of each export.
+    pub output_hashes: &'a [Vec<Option<String>>],
+    /// What the stages that judge or publish decided.
+    pub gates: Vec<GateRecord>,
+    /// Complaints of gates, with whether each is critical.
+    pub complaints: Vec<(bool, Finding)>,
+    /// Whether each export is published.
+    pub published: Vec<bool>,
+    /// The outcome.
+    pub verdict: Verdict,
+}
+
+/// Builds the report.
+#[must_use]
+pub fn report(plan: &Plan, results: Results<'_>) -> Report {
+    let file = |name: &str, bytes: u64, hash: &Option<String>| FileRecord {
+        name: name.to_owned(),
+        bytes,
+        blake3: hash.clone().unwrap_or_default(),
+    };
+    let source = plan
+        .model
+        .shards
+        .iter()
+        .zip(results.source_hashes)
+        .map(|(shard, hash)| file(&shard.name, shard.len, hash))
+        .collect();
+    let outputs = plan
+        .exports
+        .iter()
+        .zip(results.output_hashes)
+        .zip(&results.published)
+        .map(|((export, hashes), published)| OutputRecord {
+            stage: export.stage,
+            path: written_path(plan, export.stage),
+            format: format_name(export.format).to_owned(),
+            published: *published,
+            files: export.files.iter().zip(hashes).map(|(f, hash)| file(&f.name, f.bytes, hash)).collect(),
+            copied: export.copies.iter().map(|&index| plan.model.others[index].path.clone()).collect(),
+        })
+        .collect();
+    let mut warnings: Vec<WarningRecord> =
+        results.complaints.iter().map(|(critical, finding)| warning(finding, *critical)).collect();
+    warnings.extend(plan.warnings.iter().map(|finding| warning(finding, false)));
+    warnings.extend(plan.notes.iter().map(|note| WarningRecord {
+        code: "plan::note".to_owned(),
+        severity: "note".to_owned(),
+        message: note.clone(),
+        line: None,
+        help: None,
+    }));
+    let tensors = tensors(plan, results.distortions);
+    Report {
+        report_version: 1,
+        monoquant: env!("CARGO_PKG_VERSION").to_owned(),
+        verdict: results.verdict,
+        recipe: serde_json::to_value(plan.recipe()).unwrap_or_default(),
+        source,
+        outputs,
+        sizes: sizes(plan),
+        quality: quality(results.distortions),
+        gates: results.gates,
+        warnings,
+        balance: balance(plan, &tensors),
+        tensors,
+    }
+}
+
+/// The word for a format in reports.
+#[must_use]
+pub fn format_name(format: Format) -> &'static str {
+    match format {
+        Format::CompressedTensors => "compressed-tensors",
+        Format::Dequantized => "dequantized",
+    }
+}
+
+/// The path of an `export` stage as the recipe has it.
+#[must_use]
+pub fn written_path(plan: &Plan, stage: usize) -> String {
+    match &plan.recipe().stages[stage] {
+        Stage::Export(export) => export.path.clone(),
+        _ => String::new(),
+    }
+}
+
+fn warning(finding: &Finding, critical: bool) -> WarningRecord {
+    let severity = match (critical, finding.severity) {
+        (true, _) | (_, Severity::Error) => "critical",
+        _ => "warning",
+    };
+    WarningRecord {
+        code: finding.code.to_owned(),
+        severity: severity.to_owned(),
+        message: finding.message.clone(),
+        line: finding.labels.first().map(|label| label.place.line_column().0),
+        help: finding.help.clone(),
+    }
+}
+
+/// Sizes of a plan's source and outputs.
+#[must_use]
+pub fn sizes(plan: &Plan) -> Sizes {
+    let source = plan.source_bytes();
+    let outputs: Vec<u64> = plan.exports.iter().map(crate::plan::ExportPlan::weight_bytes).collect();
+    let first = outputs.first().copied().unwrap_or(0).max(1);
+    Sizes { source, outputs, compression_ratio: source as f64 / first as f64 }
+}
+
+/// Quality over all measured tensors; none where nothing was measured.
+#[must_use]
+pub fn quality(distortions: &[Option<Distortion>]) -> Option<Quality> {
+    let mut all = Distortion::default();
+    let mut values = Vec::new();
+    let mut measured = 0;
+    for distortion in distortions.iter().flatten() {
+        all.merge(distortion, 0);
+        measured += 1;
+        values.extend(distortion.sqnr_db());
+    }
+    values.sort_by(f64::total_cmp);
+    let finite = |value: f64| value.is_finite().then_some(value);
+    // The nearest rank: an SQNR that some tensor really has.
+    let rank = |share: f64| {
+        let index = (share * values.len() as f64).ceil() as usize;
+        values.get(index.max(1) - 1).copied().and_then(finite)
+    };
+    (measured > 0).then(|| Quality {
+        sqnr_db: all.sqnr_db().and_then(finite),
+        min_sqnr_db: values.first().copied().and_then(finite),
+        p5_sqnr_db: rank(0.05),
+        median_sqnr_db: rank(0.5),
+        measured,
+    })
+}
+
+fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord> {
+    let mut bytes_out = vec![vec![0; plan.exports.len()]; plan.model.tensors.len()];
+    for (index, export) in plan.exports.iter().enumerate() {
+        for tensor in &export.tensors {
+            bytes_out[tensor.tensor][index] += tensor.bytes;
+        }
+    }
+    plan.model
+        .tensors
+        .iter()
+        .enumerate()
+        .map(|(index, tensor)| {
+            let (decision, class) = (&plan.decisions[index], &plan.classes[index]);
+            let action = match decision.action {
+                _ if tensor.scale_of.is_some() => "consumed",
+                Action::Quantize(_) => "quantized",
+                Action::Keep => "kept",
+            };
+            TensorRecord {
+                name: tensor.name.clone(),
+                dtype: tensor.stored.name().to_owned(),
+                shape: tensor.shape.clone(),
+                kind: class.kind.name().to_owned(),
+                role: class.role.map(|role| role.name().to_owned()),
+                file: plan.model.shards[tensor.shard].name.clone(),
+                action: action.to_owned(),
+                scheme: decision.treatment().map(|treatment| treatment.scheme.to_string()),
+                stage: decision.treatment().map(|treatment| treatment.stage),
+                rule: decision.rule.text.clone(),
+                line: plan.line(&decision.rule),
+                reason: decision.rule.reason.clone(),
+                bytes_in: tensor.bytes,
+                bytes_out: std::mem::take(&mut bytes_out[index]),
+                metrics: distortions[index].as_ref().map(|distortion| metrics(plan, index, distortion)),
+            }
+        })
+        .collect()
+}
+
+fn metrics(plan: &Plan, tensor: usize, distortion: &Distortion) -> Metrics {
+    let treatment = plan.decisions[tensor].treatment();
+    let columns = matrix_shape(&plan.model.tensors[tensor]).map_or(1, |(_, columns)| columns) as usize;
+    let sqnr = distortion.sqnr_db();
+    let sqnr_note = match sqnr {
+        Some(sqnr) if sqnr.is_finite() => None,
+        Some(_) => Some("nothing was lost"),
+        None if distortion.signal == 0.0 => Some("all weights are zero"),
+        None => Some("not measurable"),
+    };
+    let group = treatment.map_or(columns, |treatment| match treatment.scheme.granularity {
+        Granularity::Group(size) => size,
+        Granularity::Channel | Granularity::Tensor => columns,
+    });
+    Metrics {
+        sqnr_db: sqnr.filter(|sqnr| sqnr.is_finite()),
+        sqnr_note: sqnr_note.map(str::to_owned),
+        expected_sqnr_db: treatment.and_then(|t| t.scheme.expected_sqnr(&t.observer, columns)),
+        cosine: distortion.cosine(),
+        max_abs_error: f64::from(distortion.max_abs_error),
+        max_abs_error_at: [distortion.max_abs_error_at.0 as u64, distortion.max_abs_error_at.1 as u64],
+        max_abs_weight: f64::from(distortion.max_abs_weight),
+        clipped_share: distortion.clipped_share(),
+        worst_group: distortion.worst_group.map(|worst| WorstGroup {
+            row: worst.row as u64,
+            column: (worst.group * group) as u64,
+            sqnr_db: worst.sqnr_db(),
+        }),
+    }
+}
+
+fn balance(plan: &Plan, tensors: &[TensorRecord]) -> Balance {
+    let tensor_bytes_in: u64 = tensors.iter().map(|tensor| tensor.bytes_in).sum();
+    let header_bytes_in: u64 = plan.model.shards.iter().map(|shard| shard.data_start).sum();
+    let exports = plan.exports.len();
+    let tensor_bytes_out: Vec<u64> =
+        (0..exports).map(|export| tensors.iter().map(|tensor| tensor.bytes_out[export]).sum()).collect();
+    let header_bytes_out: Vec<u64> = plan
+        .exports
+        .iter()
+        .map(|export| export.files.iter().map(|file| file.header.len() as u64).sum())
+        .collect();
+    let in_balances = tensor_bytes_in + header_bytes_in == plan.source_bytes();
+    let out_balances = (0..exports).all(|export| {
+        tensor_bytes_out[export] + header_bytes_out[export] == plan.exports[export].weight_bytes()
+    });
+    // A tensor that leaves in no form at all is lost, unless it was the scales of another.
+    let none_lost = tensors.iter().all(|tensor| {
+        tensor.action == "consumed" || tensor.bytes_in == 0 || tensor.bytes_out.iter().all(|bytes| *bytes > 0)
+    });
+    let quantized = tensors.iter().filter(|tensor| tensor.action == "quantized").count();
+    let kept = tensors.iter().filter(|tensor| tensor.action == "kept").count();
+    Balance {
+        tensors: tensors.len(),
+        quantized,
+        kept,
+        tensor_bytes_in,
+        header_bytes_in,
+        tensor_bytes_out,
+        header_bytes_out,
+        balanced: in_balances && out_balances && none_lost,
+    }
+}

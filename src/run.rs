@@ -1,0 +1,18 @@
+//! Doing it: streams a plan's weights once, judges what was measured, and publishes what passed.
+//!
+//! The only module that sees all the others.
+
+pub mod cancel;
+pub mod event;
+mod executor;
+pub mod file_hash;
+mod measured;
+mod source;
+mod stream;
+mod tiles;
+pub mod verdict;
+pub mod verify;
+
+pub use cancel::Cancel;
+pub use event::{Event, Listener, Silent};
+pub use executor::{Options, Outcome, disk_needed, run};

@@ -1,0 +1,72 @@
+//! What a run tells while it goes on: the only thing that progress bars and other listeners may know about it.
+
+use std::path::PathBuf;
+
+use crate::quant::Distortion;
+
+/// Something that happened in a run.
+#[derive(Debug, Clone)]
+pub enum Event {
+    /// Work begins: so many source bytes are to be read.
+    Started {
+        /// Source bytes of all tiles.
+        bytes: u64,
+        /// Tensors of the model.
+        tensors: usize,
+    },
+    /// A tile was read, treated and written.
+    Tile {
+        /// Index of its source tensor.
+        tensor: usize,
+        /// Source bytes of the tile.
+        bytes: u64,
+    },
+    /// A tensor was finished.
+    Tensor {
+        /// Index among the model's tensors.
+        tensor: usize,
+        /// How far the quantized weights are from the source; none where it was not quantized.
+        distortion: Option<Distortion>,
+    },
+    /// All weights are written to a staging folder; the gates are evaluated next.
+    Written {
+        /// The staging folders, in the order of the exports.
+        staging: Vec<PathBuf>,
+    },
+    /// A stage that judges or publishes was evaluated.
+    Stage {
+        /// Index in the recipe.
+        stage: usize,
+        /// Its name.
+        name: &'static str,
+        /// Whether the run goes on after it.
+        passed: bool,
+        /// One line for people.
+        summary: String,
+    },
+    /// An output is complete and in its place.
+    Published {
+        /// The directory.
+        path: PathBuf,
+    },
+}
+
+/// Receives events, from any thread.
+pub trait Listener: Sync {
+    /// Called for each event; must not block for long.
+    fn on_event(&self, event: &Event);
+}
+
+/// Ignores every event.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Silent;
+
+impl Listener for Silent {
+    fn on_event(&self, _: &Event) {}
+}
+
+impl<F: Fn(&Event) + Sync> Listener for F {
+    fn on_event(&self, event: &Event) {
+        self(event);
+    }
+}

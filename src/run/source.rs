@@ -1,0 +1,125 @@
+//! The model's weight files, open for the whole run: tiles of weights in a type that can be quantized, and their hashes.
+
+use super::measured::Collector;
+use super::tiles::Tile;
+use crate::finding::Failure;
+use crate::model::read::{MatrixReader, WeightFile, read_scales};
+use crate::model::widen::ScaleGrid;
+use crate::model::{MatrixView, TensorInfo};
+use crate::plan::{Piece, Plan};
+
+/// Every weight file of the model, open.
+#[derive(Debug)]
+pub(super) struct Source<'p> {
+    plan: &'p Plan,
+    files: Vec<WeightFile>,
+}
+
+/// A worker's memory for source bytes, used again for each tile.
+#[derive(Debug, Default)]
+pub(super) struct SourceBuffers {
+    /// The weights of the tile, in the tensor's working type.
+    pub weights: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl<'p> Source<'p> {
+    /// Opens the files.
+    ///
+    /// # Errors
+    /// Where one cannot be opened, or is no longer the file whose header was read.
+    pub fn open(plan: &'p Plan) -> Result<Self, Failure> {
+        let files = plan.model.shards.iter().map(WeightFile::open).collect::<Result<_, _>>()?;
+        Ok(Self { plan, files })
+    }
+
+    /// Hashes what no tile reads: headers, and the scales of FP8 weights.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn hash_the_rest(&self, collector: &Collector) -> Result<(), Failure> {
+        for (index, shard) in self.plan.model.shards.iter().enumerate() {
+            let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
+            self.files[index].read_at(0, &mut header)?;
+            collector.source(index, 0, &header);
+        }
+        for tensor in self.plan.model.tensors.iter().filter(|tensor| tensor.scale_of.is_some()) {
+            self.hash_whole(tensor, collector)?;
+        }
+        // A transposed stack is read across; its bytes are hashed as they lie.
+        let mut last = None;
+        for piece in &self.plan.pieces {
+            let across = piece.matrix.is_some_and(|view| !view.is_contiguous());
+            if across && last != Some(piece.tensor) {
+                last = Some(piece.tensor);
+                self.hash_whole(&self.plan.model.tensors[piece.tensor], collector)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn hash_whole(&self, tensor: &TensorInfo, collector: &Collector) -> Result<(), Failure> {
+        let mut buffer = Vec::new();
+        let mut start = 0;
+        while start < tensor.bytes {
+            let count = (tensor.bytes - start).min(crate::plan::budget::TILE_BYTES);
+            buffer.resize(count as usize, 0);
+            self.files[tensor.shard].read_at(tensor.offset + start, &mut buffer)?;
+            collector.source(tensor.shard, tensor.offset + start, &buffer);
+            start += count;
+        }
+        Ok(())
+    }
+
+    /// The scales of a tensor, where it is scaled FP8.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn scales(&self, tensor: &TensorInfo) -> Result<Option<ScaleGrid>, Failure> {
+        let Some(fp8) = tensor.fp8 else { return Ok(None) };
+        let shard = self.plan.model.tensors[fp8.tensor].shard;
+        read_scales(&self.plan.model, tensor, &self.files[shard])
+    }
+
+    /// Reads a tile into `buffers.weights`; takes note of its bytes where a collector is given.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn read(
+        &self,
+        piece: &Piece,
+        tile: Tile,
+        buffers: &mut SourceBuffers,
+        collector: Option<&Collector>,
+    ) -> Result<(), Failure> {
+        let tensor = &self.plan.model.tensors[piece.tensor];
+        let file = &self.files[tensor.shard];
+        let view = match piece.matrix {
+            Some(view) => view,
+            None if tensor.fp8.is_some() => match MatrixView::whole(tensor) {
+                Some(view) => view,
+                None => return Ok(()),
+            },
+            None => {
+                buffers.weights.resize(tile.count as usize, 0);
+                let offset = tensor.offset + tile.start;
+                file.read_at(offset, &mut buffers.weights)?;
+                if let Some(collector) = collector {
+                    collector.source(tensor.shard, offset, &buffers.weights);
+                }
+                return Ok(());
+            }
+        };
+        let reader = MatrixReader::new(file, tensor, view, self.scales(tensor)?)?;
+        reader.rows(tile.start..tile.start + tile.count, &mut buffers.weights, &mut buffers.raw)?;
+        if let Some(collector) = collector
+            && view.is_contiguous()
+        {
+            let stored =
+                if tensor.stored == tensor.working_dtype() { &buffers.weights } else { &buffers.raw };
+            let row_bytes = view.cols * tensor.stored.bits() / 8;
+            collector.source(tensor.shard, tensor.offset + view.offset + tile.start * row_bytes, stored);
+        }
+        Ok(())
+    }
+}

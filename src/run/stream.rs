@@ -1,0 +1,578 @@
+//! One pass over the weights: each tile is read, quantized, written where the plan says, read back, and measured.
+//!
+//! A worker takes the next tile when it is done with the last, so memory is one tile's buffers a worker. No tile waits for
+//! another; sums are merged in tile order, so that no result depends on the number of workers.
+
+use std::sync::Mutex;
+
+use super::cancel::Cancel;
+use super::event::{Event, Listener};
+use super::measured::{Collector, Measured, lock};
+use super::source::{Source, SourceBuffers};
+use super::tiles::{Cut, Queue, Tile};
+use crate::exit::Exit;
+use crate::export::{Staging, files};
+use crate::finding::{Failure, Finding};
+use crate::plan::select::float_type;
+use crate::plan::{Piece, PieceOutput, Plan};
+use crate::quant::{
+    BadValue, BadWeight, FloatType, Granularity, Isa, Quantized, QuantizedView, Quantizer, Scratch, Survey,
+    TensorParams,
+};
+
+/// What a pass does beside quantizing and writing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct Checks {
+    /// Look at every value that is kept.
+    pub finite: bool,
+    /// Read back and compare what was written.
+    pub round_trip: bool,
+    /// Measure distortions.
+    pub measure: bool,
+}
+
+/// Everything a worker needs to know.
+struct Pass<'a> {
+    plan: &'a Plan,
+    source: &'a Source<'a>,
+    staging: &'a [Staging],
+    params: &'a [Option<TensorParams>],
+    checks: Checks,
+    isa: Isa,
+    collector: &'a Collector,
+    listener: &'a dyn Listener,
+}
+
+/// A worker's memory, used again for each tile.
+#[derive(Default)]
+struct Buffers {
+    source: SourceBuffers,
+    quantized: Quantized,
+    read_back: Quantized,
+    dequantized: Vec<u8>,
+    converted: Vec<u8>,
+    scratch: Scratch,
+}
+
+/// The first failure in tile order. All tiles before the one that failed were handed out before it, and are finished, so
+/// which failure is reported does not depend on the number of workers.
+#[derive(Default)]
+struct FirstFailure(Mutex<Option<((usize, u64), Failure)>>);
+
+impl FirstFailure {
+    fn offer(&self, tile: Tile, failure: Failure) {
+        let mut first = lock(&self.0);
+        let at = (tile.piece, tile.number);
+        if first.as_ref().is_none_or(|(known, _)| at < *known) {
+            *first = Some((at, failure));
+        }
+    }
+
+    fn take(self) -> Result<(), Failure> {
+        match self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some((_, failure)) => Err(failure),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Runs `work` on every tile of some pieces with the plan's number of workers.
+fn for_each_tile(
+    pool: &rayon::ThreadPool,
+    queue: &Queue<'_>,
+    cancel: &Cancel,
+    work: impl Fn(Tile, &mut Buffers) -> Result<(), Failure> + Sync,
+) -> Result<(), Failure> {
+    let first = FirstFailure::default();
+    pool.broadcast(|_| {
+        let mut buffers = Buffers::default();
+        while let Some(tile) = queue.next() {
+            if let Err(failure) = cancel.check().and_then(|()| work(tile, &mut buffers)) {
+                queue.close();
+                first.offer(tile, failure);
+                return;
+            }
+        }
+    });
+    first.take()
+}
+
+/// Streams the plan's weights into the staged files.
+///
+/// # Errors
+/// Where a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
+pub(super) fn stream(
+    plan: &Plan,
+    staging: &[Staging],
+    checks: Checks,
+    isa: Isa,
+    listener: &dyn Listener,
+    cancel: &Cancel,
+) -> Result<Measured, Failure> {
+    let source = Source::open(plan)?;
+    let collector = Collector::new(plan);
+    let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.budget.workers).build().map_err(|error| {
+        Failure::new(Exit::Internal, Finding::error("run::threads", format!("cannot start threads: {error}")))
+    })?;
+    source.hash_the_rest(&collector)?;
+    for (index, export) in plan.exports.iter().enumerate() {
+        for (file, planned) in export.files.iter().enumerate() {
+            collector.output(index, file, 0, &planned.header);
+        }
+    }
+    let params = survey(plan, &source, &pool, isa, cancel)?;
+    let (source, collector_ref) = (&source, &collector);
+    let pass =
+        Pass { plan, source, staging, params: &params, checks, isa, collector: collector_ref, listener };
+    let queue = Queue::new(plan, 0..plan.pieces.len());
+    for_each_tile(&pool, &queue, cancel, |tile, buffers| pass.tile(tile, buffers))?;
+    Ok(collector.finish())
+}
+
+/// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
+fn survey(
+    plan: &Plan,
+    source: &Source<'_>,
+    pool: &rayon::ThreadPool,
+    isa: Isa,
+    cancel: &Cancel,
+) -> Result<Vec<Option<TensorParams>>, Failure> {
+    let mut out = vec![None; plan.pieces.len()];
+    for (index, piece) in plan.pieces.iter().enumerate() {
+        let Some(quantizer) = quantizer(plan, piece, isa) else { continue };
+        if quantizer.survey_passes() == 0 {
+            continue;
+        }
+        let mut survey = quantizer.begin_survey();
+        for _ in 0..quantizer.survey_passes() {
+            survey_pass(plan, source, pool, cancel, index, &quantizer, &mut survey)?;
+            quantizer.end_pass(&mut survey);
+        }
+        let params = quantizer.tensor_params(&survey).map_err(|what| {
+            bad_weight(
+                plan,
+                piece,
+                Tile { piece: index, number: 0, start: 0, count: 0 },
+                BadWeight { row: 0, col: 0, what },
+            )
+        })?;
+        out[index] = Some(params);
+    }
+    Ok(out)
+}
+
+fn survey_pass(
+    plan: &Plan,
+    source: &Source<'_>,
+    pool: &rayon::ThreadPool,
+    cancel: &Cancel,
+    index: usize,
+    quantizer: &Quantizer,
+    survey: &mut Survey,
+) -> Result<(), Failure> {
+    let piece = &plan.pieces[index];
+    let queue = Queue::new(plan, index..index + 1);
+    let parts = Mutex::new(std::collections::BTreeMap::new());
+    let so_far: &Survey = survey;
+    for_each_tile(pool, &queue, cancel, |tile, buffers| {
+        source.read(piece, tile, &mut buffers.source, None)?;
+        let part = quantizer
+            .survey(so_far, &buffers.source.weights, tile.count as usize)
+            .map_err(|bad| bad_weight(plan, piece, tile, bad))?;
+        lock(&parts).insert(tile.number, part);
+        Ok(())
+    })?;
+    let parts = parts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    for part in parts.into_values() {
+        survey.merge(part);
+    }
+    Ok(())
+}
+
+/// The quantizer of a piece; none where it is kept.
+fn quantizer(plan: &Plan, piece: &Piece, isa: Isa) -> Option<Quantizer> {
+    let treatment = plan.decisions[piece.tensor].treatment()?;
+    let source = float_type(&plan.model.tensors[piece.tensor])?;
+    let columns = piece.matrix?.cols as usize;
+    Some(Quantizer::new(treatment.scheme, treatment.observer, source, columns, isa))
+}
+
+fn bad_weight(plan: &Plan, piece: &Piece, tile: Tile, bad: BadWeight) -> Failure {
+    let tensor = &plan.model.tensors[piece.tensor];
+    let (row, column) = (tile.start + bad.row as u64, bad.col);
+    let message = match bad.what {
+        BadValue::ScaleOverflow => {
+            format!("the scale of a group of `{}` is too large for its type", tensor.name)
+        }
+        _ => format!("`{}` holds {}", tensor.name, bad.what),
+    };
+    let mut finding = Finding::error("model::bad-weight", message);
+    let pointer = plan.decisions[piece.tensor].rule.pointer.as_deref();
+    finding = finding.at_opt(
+        pointer.and_then(|pointer| plan.loaded.place(pointer)),
+        format!("quantized by this rule; row {row}, column {column}"),
+    );
+    let file = &plan.model.shards[tensor.shard].name;
+    Failure::new(
+        Exit::BadModel,
+        finding.help(format!(
+            "Row {row}, column {column} of the matrix, in {file}. No integer stands for it: mend the checkpoint, or leave the \
+             module alone with `modules_to_not_convert`."
+        )),
+    )
+}
+
+impl Pass<'_> {
+    fn tile(&self, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
+        let piece = &self.plan.pieces[tile.piece];
+        self.source.read(piece, tile, &mut buffers.source, Some(self.collector))?;
+        match quantizer(self.plan, piece, self.isa) {
+            Some(quantizer) => self.quantize(piece, tile, &quantizer, buffers)?,
+            None => self.keep(piece, tile, buffers)?,
+        }
+        let bytes = buffers.source.weights.len() as u64;
+        self.listener.on_event(&Event::Tile { tensor: piece.tensor, bytes });
+        if self.collector.tile_done(piece.tensor) {
+            let distortion = self.collector.distortion_of(tile.piece);
+            self.listener.on_event(&Event::Tensor { tensor: piece.tensor, distortion });
+        }
+        Ok(())
+    }
+
+    /// Writes a tile of a tensor that is kept.
+    fn keep(&self, piece: &Piece, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
+        let tensor = &self.plan.model.tensors[piece.tensor];
+        let bytes = &buffers.source.weights;
+        // Elements of a kept tensor are counted in bytes, of a matrix and of scaled FP8 in rows.
+        let element = tensor.dtype.bits().div_ceil(8);
+        let start = match (piece.matrix, tensor.fp8) {
+            (Some(view), _) => tile.start * view.cols * element,
+            (None, Some(_)) => {
+                tile.start * (tensor.elements() / tensor.shape.first().copied().unwrap_or(1).max(1)) * element
+            }
+            (None, None) => tile.start,
+        };
+        if self.checks.finite
+            && let Some(element_in_tile) = first_not_finite(tensor.dtype, bytes)
+        {
+            let at = start / element + element_in_tile;
+            let at = piece.matrix.map_or(at, |view| {
+                let (row, column) = (at / view.cols, at % view.cols);
+                view.offset / element + row * view.row_stride + column * view.column_stride
+            });
+            self.collector.not_finite(piece.tensor, at);
+        }
+        for export in 0..self.plan.exports.len() {
+            match self.plan.exports[export].pieces[tile.piece] {
+                PieceOutput::Copy { tensor } => {
+                    self.write(export, tensor, start, bytes)?;
+                    if self.checks.round_trip {
+                        self.compare(export, tensor, start, bytes, &mut buffers.converted)?;
+                    }
+                }
+                PieceOutput::InPlace { tensor } => self.write_in_place(export, tensor, piece, tile, bytes)?,
+                PieceOutput::Codes { .. } | PieceOutput::Dequantized { .. } => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// Quantizes, writes, reads back and measures a tile of a matrix.
+    fn quantize(
+        &self,
+        piece: &Piece,
+        tile: Tile,
+        quantizer: &Quantizer,
+        buffers: &mut Buffers,
+    ) -> Result<(), Failure> {
+        let Buffers { source, quantized, read_back, dequantized, converted, scratch } = buffers;
+        let rows = tile.count as usize;
+        let params = self.params[tile.piece].as_ref();
+        quantizer
+            .quantize(params, &source.weights, rows, quantized, scratch)
+            .map_err(|bad| bad_weight(self.plan, piece, tile, bad))?;
+        let scheme = *quantizer.scheme();
+        let mut measured = false;
+        for export in 0..self.plan.exports.len() {
+            match &self.plan.exports[export].pieces[tile.piece] {
+                PieceOutput::Copy { .. } => {}
+                PieceOutput::InPlace { tensor } => {
+                    self.write_in_place(export, *tensor, piece, tile, &source.weights)?;
+                }
+                PieceOutput::Codes { codes, scales, zero_points, shape } => {
+                    let parts = Parts::of(
+                        tile,
+                        &scheme,
+                        piece.matrix.map_or(0, |view| view.cols as usize),
+                        quantized,
+                    );
+                    self.write(export, *codes, parts.codes, &quantized.codes)?;
+                    let whole = scheme.granularity == Granularity::Tensor;
+                    if !whole || tile.number == 0 {
+                        self.write(export, *scales, parts.scales, &quantized.scales)?;
+                        if let Some(zero_points) = zero_points {
+                            self.write(export, *zero_points, parts.zero_points, &quantized.zero_points)?;
+                        }
+                    }
+                    if let Some(shape) = shape
+                        && tile.number == 0
+                    {
+                        self.write(export, *shape, 0, &shape_bytes(piece))?;
+                    }
+                    if self.checks.round_trip {
+                        self.read(export, *codes, parts.codes, quantized.codes.len(), &mut read_back.codes)?;
+                        self.read(
+                            export,
+                            *scales,
+                            parts.scales,
+                            quantized.scales.len(),
+                            &mut read_back.scales,
+                        )?;
+                        read_back.zero_points.clear();
+                        if let Some(zero_points) = zero_points {
+                            let len = quantized.zero_points.len();
+                            self.read(
+                                export,
+                                *zero_points,
+                                parts.zero_points,
+                                len,
+                                &mut read_back.zero_points,
+                            )?;
+                        }
+                        let same_scales = whole && tile.number > 0 || read_back.scales == quantized.scales;
+                        let same_zeros =
+                            whole && tile.number > 0 || read_back.zero_points == quantized.zero_points;
+                        if read_back.codes != quantized.codes || !same_scales || !same_zeros {
+                            self.collector.mismatch(export, *codes);
+                        } else if self.checks.measure && !measured && !whole {
+                            // What is measured is what was written.
+                            self.measure(quantizer, tile, &source.weights, read_back.view(), scratch);
+                            measured = true;
+                        }
+                    }
+                }
+                PieceOutput::Dequantized { tensor } => {
+                    self.dequantize(
+                        piece,
+                        quantizer,
+                        rows,
+                        quantized,
+                        [&mut *dequantized, &mut *converted],
+                        scratch,
+                    );
+                    self.write_in_place(export, *tensor, piece, tile, dequantized)?;
+                }
+            }
+        }
+        if self.checks.measure && !measured {
+            self.measure(quantizer, tile, &source.weights, quantized.view(), scratch);
+        }
+        Ok(())
+    }
+
+    fn measure(
+        &self,
+        quantizer: &Quantizer,
+        tile: Tile,
+        weights: &[u8],
+        view: QuantizedView<'_>,
+        scratch: &mut Scratch,
+    ) {
+        let distortion = quantizer.measure(weights, view, tile.count as usize, scratch);
+        self.collector.distortion(tile.piece, tile.number, distortion, tile.start);
+    }
+
+    /// The first byte of a tile's rows in the tensor as it is delivered and written.
+    fn start_in_tensor(&self, piece: &Piece, tile: Tile) -> u64 {
+        let tensor = &self.plan.model.tensors[piece.tensor];
+        let Some(view) = piece.matrix else { return tile.start };
+        let (stored, written) = (tensor.stored.bits().max(8), tensor.dtype.bits().max(8));
+        view.offset / (stored / 8) * (written / 8) + tile.start * view.row_stride * (written / 8)
+    }
+
+    /// Puts the tile's weights as an engine would see them, in the source's type, into `dequantized`.
+    fn dequantize(
+        &self,
+        piece: &Piece,
+        quantizer: &Quantizer,
+        rows: usize,
+        quantized: &Quantized,
+        [dequantized, converted]: [&mut Vec<u8>; 2],
+        scratch: &mut Scratch,
+    ) {
+        quantizer.dequantize(quantized.view(), rows, dequantized, scratch);
+        let tensor = &self.plan.model.tensors[piece.tensor];
+        let scale_type = quantizer.scheme().scale_type;
+        if scale_type.name() != tensor.dtype.name() {
+            convert(scale_type, tensor.dtype, dequantized, converted);
+            std::mem::swap(dequantized, converted);
+        }
+    }
+
+    /// Writes rows of a matrix into a tensor of the source's layout.
+    fn write_in_place(
+        &self,
+        export: usize,
+        tensor: usize,
+        piece: &Piece,
+        tile: Tile,
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        let start = self.start_in_tensor(piece, tile);
+        match piece.matrix {
+            Some(view) if !view.is_contiguous() => self.scatter(export, tensor, piece, tile, start, bytes),
+            _ => self.write(export, tensor, start, bytes),
+        }
+    }
+
+    /// Writes rows that lie across the tensor: one stretch of every column.
+    fn scatter(
+        &self,
+        export: usize,
+        tensor: usize,
+        piece: &Piece,
+        tile: Tile,
+        start: u64,
+        bytes: &[u8],
+    ) -> Result<(), Failure> {
+        let Some(view) = piece.matrix else { return Ok(()) };
+        let element = (self.plan.model.tensors[piece.tensor].dtype.bits() / 8) as usize;
+        let row_bytes = view.cols as usize * element;
+        let mut stretch = vec![0_u8; tile.count as usize * element];
+        for column in 0..view.cols as usize {
+            for (row, cell) in stretch.chunks_exact_mut(element).enumerate() {
+                let from = row * row_bytes + column * element;
+                cell.copy_from_slice(&bytes[from..from + element]);
+            }
+            let at = start + column as u64 * view.column_stride * element as u64;
+            if view.row_stride == 1 {
+                self.write(export, tensor, at, &stretch)?;
+                continue;
+            }
+            for (row, cell) in (0_u64..).zip(stretch.chunks_exact(element)) {
+                self.write(export, tensor, at + row * view.row_stride * element as u64, cell)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn write(&self, export: usize, tensor: usize, start: u64, bytes: &[u8]) -> Result<(), Failure> {
+        let planned = &self.plan.exports[export].tensors[tensor];
+        let staged = &self.staging[export].weights[planned.file];
+        let offset = planned.offset + start;
+        files::write_at(&staged.file, &staged.path, offset, bytes)?;
+        self.collector.output(export, planned.file, offset, bytes);
+        Ok(())
+    }
+
+    fn read(
+        &self,
+        export: usize,
+        tensor: usize,
+        start: u64,
+        len: usize,
+        out: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        let planned = &self.plan.exports[export].tensors[tensor];
+        out.resize(len, 0);
+        files::read_at(&self.staging[export].weights[planned.file], planned.offset + start, out)
+    }
+
+    fn compare(
+        &self,
+        export: usize,
+        tensor: usize,
+        start: u64,
+        meant: &[u8],
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        self.read(export, tensor, start, meant.len(), buffer)?;
+        if buffer != meant {
+            self.collector.mismatch(export, tensor);
+        }
+        Ok(())
+    }
+}
+
+/// Where a tile's codes, scales and zero points begin in their tensors, in bytes.
+struct Parts {
+    codes: u64,
+    scales: u64,
+    zero_points: u64,
+}
+
+impl Parts {
+    fn of(tile: Tile, scheme: &crate::quant::Scheme, columns: usize, quantized: &Quantized) -> Self {
+        if scheme.granularity == Granularity::Tensor {
+            let a_row = quantized.codes.len() as u64 / tile.count.max(1);
+            return Self { codes: tile.start * a_row, scales: 0, zero_points: 0 };
+        }
+        let rows = tile.count.max(1);
+        // Every tile but the last is a multiple of what zero points pack together, so its share of them is whole.
+        let packed_rows = if scheme.packs_zero_points() { scheme.row_multiple() as u64 } else { 1 };
+        let zero_row = scheme.groups_per_row(columns) as u64 * if scheme.packs_zero_points() { 4 } else { 1 };
+        Self {
+            codes: tile.start * (quantized.codes.len() as u64 / rows),
+            scales: tile.start * (quantized.scales.len() as u64 / rows),
+            zero_points: tile.start / packed_rows * zero_row,
+        }
+    }
+}
+
+/// The contents of `weight_shape`: rows and columns as I64.
+fn shape_bytes(piece: &Piece) -> [u8; 16] {
+    let mut bytes = [0; 16];
+    if let Some(view) = piece.matrix {
+        bytes[..8].copy_from_slice(&view.rows.to_le_bytes());
+        bytes[8..].copy_from_slice(&view.cols.to_le_bytes());
+    }
+    bytes
+}
+
+/// Dequantized weights in another floating-point type: that of the source, where its scales have another.
+fn convert(from: FloatType, to: crate::model::Dtype, bytes: &[u8], out: &mut Vec<u8>) {
+    use crate::model::Dtype;
+    let weights = from.widen(bytes);
+    out.clear();
+    match to {
+        Dtype::F64 => out.extend(weights.iter().flat_map(|weight| f64::from(*weight).to_le_bytes())),
+        Dtype::F16 => FloatType::F16.narrow(&weights, out),
+        Dtype::Bf16 => FloatType::Bf16.narrow(&weights, out),
+        _ => FloatType::F32.narrow(&weights, out),
+    }
+}
+
+/// The first value of some bytes that is NaN or infinite; none where the type has no such values.
+fn first_not_finite(dtype: crate::model::Dtype, bytes: &[u8]) -> Option<u64> {
+    use crate::model::Dtype;
+    fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<u64> {
+        let (values, _) = bytes.as_chunks::<N>();
+        // Without a branch a value, so that the common case is fast; the place is looked up only when needed.
+        let any =
+            values.chunks(4096).position(|block| block.iter().fold(false, |any, value| any | bad(*value)))?;
+        let within = values[any * 4096..].iter().position(|value| bad(*value))?;
+        Some((any * 4096 + within) as u64)
+    }
+    match dtype {
+        Dtype::Bf16 => find(bytes, |v| u16::from_le_bytes(v) & 0x7F80 == 0x7F80),
+        Dtype::F16 => find(bytes, |v| u16::from_le_bytes(v) & 0x7C00 == 0x7C00),
+        Dtype::F32 => find(bytes, |v| u32::from_le_bytes(v) & 0x7F80_0000 == 0x7F80_0000),
+        Dtype::F64 => find(bytes, |v| u64::from_le_bytes(v) & 0x7FF0_0000_0000_0000 == 0x7FF0_0000_0000_0000),
+        _ => None,
+    }
+}
+
+/// Source bytes of all tiles of a plan.
+pub(super) fn total_bytes(plan: &Plan) -> u64 {
+    (0..plan.pieces.len())
+        .map(|index| {
+            let piece = &plan.pieces[index];
+            let tensor = &plan.model.tensors[piece.tensor];
+            match piece.matrix {
+                Some(view) => view.rows * view.cols * tensor.working_dtype().bits() / 8,
+                None if tensor.fp8.is_some() => tensor.elements() * tensor.dtype.bits() / 8,
+                None => Cut::of(plan, index).total,
+            }
+        })
+        .sum()
+}

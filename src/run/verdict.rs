@@ -1,0 +1,439 @@
+//! The gates: what `validate` and `check-warnings` make of what was measured, and which exports may be published.
+//!
+//! Gates are judged in the order of the recipe, from what the one pass over the weights has found.
+
+use super::measured::Measured;
+use crate::exit::Exit;
+use crate::export::Staging;
+use crate::finding::{Finding, Severity};
+use crate::plan::select::matrix_shape;
+use crate::plan::{Plan, Treatment};
+use crate::quant::{Bits, Distortion};
+use crate::report::units::{counted, decibels};
+use crate::report::{GateOutcome, GateRecord};
+use crate::stage::check_warnings::{FailOn, Scope};
+use crate::stage::validate::Check;
+use crate::stage::{CheckWarnings, OnFailure, Stage, Validate};
+
+/// How many tensors a message names.
+const NAMED: usize = 5;
+
+/// Above this SQNR, in dB, a model is called good (mono-quant's word).
+pub const GOOD_SQNR_DB: f64 = 30.0;
+
+/// A complaint of a gate.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Complaint {
+    /// Whether an error threshold was crossed, or a check failed.
+    pub is_critical: bool,
+    /// What there is to say.
+    pub finding: Finding,
+}
+
+/// What the gates decided.
+#[derive(Debug, Clone)]
+pub struct Judgement {
+    /// One record a stage that judges or publishes, in order.
+    pub gates: Vec<GateRecord>,
+    /// Every complaint, whatever `on_failure` says.
+    pub complaints: Vec<Complaint>,
+    /// Complaints that are to be shown, being neither ignored nor failures.
+    pub shown: Vec<Finding>,
+    /// The stage that ended the run, and how.
+    pub failed: Option<(usize, Exit)>,
+}
+
+/// The distortion of each source tensor, over all of its pieces.
+#[must_use]
+pub fn by_tensor(plan: &Plan, measured: &Measured) -> Vec<Option<Distortion>> {
+    let mut out: Vec<Option<Distortion>> = vec![None; plan.model.tensors.len()];
+    for (piece, distortion) in plan.pieces.iter().zip(&measured.pieces) {
+        let Some(distortion) = distortion else { continue };
+        match &mut out[piece.tensor] {
+            Some(known) => known.merge(distortion, 0),
+            empty => *empty = Some(*distortion),
+        }
+    }
+    out
+}
+
+/// Judges every gate of a plan.
+#[must_use]
+pub fn judge(plan: &Plan, measured: &Measured, staging: &[Staging]) -> Judgement {
+    let tensors = by_tensor(plan, measured);
+    let mut judgement =
+        Judgement { gates: Vec::new(), complaints: Vec::new(), shown: Vec::new(), failed: None };
+    for (index, stage) in plan.recipe().stages.iter().enumerate() {
+        let record = |outcome, summary: String| GateRecord {
+            stage: index,
+            name: stage.name().to_owned(),
+            outcome,
+            summary,
+        };
+        let gate = match stage {
+            Stage::Validate(validate) => {
+                let complaints = validate_complaints(plan, measured, staging, &tensors, index, validate);
+                let on_failure = validate.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Error);
+                let damaged =
+                    complaints.iter().any(|complaint| complaint.finding.code.starts_with("output::"));
+                let exit = if damaged { Exit::OutputDamaged } else { Exit::GateFailed };
+                Gate {
+                    complaints,
+                    on_failure,
+                    fail_on: FailOn::Critical,
+                    exit,
+                    summary: measured_summary(&tensors),
+                }
+            }
+            Stage::CheckWarnings(check) => {
+                let complaints = check_complaints(plan, &tensors, index, check);
+                let on_failure = check.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Warn);
+                let summary = check_summary(&tensors);
+                Gate { complaints, on_failure, fail_on: check.fail_on, exit: Exit::GateFailed, summary }
+            }
+            Stage::Export(_) => {
+                let outcome = match judgement.failed {
+                    Some(_) => GateOutcome::NotReached,
+                    None => GateOutcome::Passed,
+                };
+                let text = if judgement.failed.is_some() { "not published" } else { "published" };
+                judgement.gates.push(record(outcome, text.to_owned()));
+                continue;
+            }
+            _ => continue,
+        };
+        if judgement.failed.is_some() {
+            judgement.gates.push(record(GateOutcome::NotReached, "not reached".to_owned()));
+            continue;
+        }
+        let fails =
+            gate.complaints.iter().any(|complaint| complaint.is_critical || gate.fail_on == FailOn::Warning);
+        let outcome = match (fails, gate.on_failure) {
+            (true, OnFailure::Error) => GateOutcome::Failed,
+            (true, _) => GateOutcome::FailedAndIgnored,
+            (false, _) if gate.complaints.is_empty() => GateOutcome::Passed,
+            (false, _) => GateOutcome::Warned,
+        };
+        let summary = match gate.complaints.len() {
+            0 => gate.summary,
+            n => format!("{}; {}", gate.summary, counted(n, "complaint")),
+        };
+        judgement.gates.push(record(outcome, summary));
+        if outcome == GateOutcome::Failed {
+            judgement.failed = Some((index, gate.exit));
+        }
+        if gate.on_failure != OnFailure::Ignore {
+            judgement.shown.extend(gate.complaints.iter().map(|complaint| {
+                let mut finding = complaint.finding.clone();
+                let is_fatal = outcome == GateOutcome::Failed
+                    && (complaint.is_critical || gate.fail_on == FailOn::Warning);
+                finding.severity = if is_fatal { Severity::Error } else { Severity::Warning };
+                finding
+            }));
+        }
+        judgement.complaints.extend(gate.complaints);
+    }
+    judgement
+}
+
+struct Gate {
+    complaints: Vec<Complaint>,
+    on_failure: OnFailure,
+    fail_on: FailOn,
+    exit: Exit,
+    summary: String,
+}
+
+fn measured_summary(tensors: &[Option<Distortion>]) -> String {
+    format!("{} measured", counted(tensors.iter().flatten().count(), "tensor"))
+}
+
+fn check_summary(tensors: &[Option<Distortion>]) -> String {
+    let quality = crate::report::ledger::quality(tensors);
+    let word = match quality.as_ref().and_then(|quality| quality.sqnr_db) {
+        Some(sqnr) if sqnr > GOOD_SQNR_DB => ", good",
+        _ => "",
+    };
+    let model = quality.as_ref().and_then(|quality| quality.sqnr_db);
+    let least = quality.as_ref().and_then(|quality| quality.min_sqnr_db);
+    format!("SQNR {} (model{word}), {} (worst layer)", decibels(model), decibels(least))
+}
+
+/// The tensors that a stage sees: those quantized by stages before it.
+fn seen<'a>(
+    plan: &'a Plan,
+    tensors: &'a [Option<Distortion>],
+    stage: usize,
+) -> impl Iterator<Item = (usize, &'a Treatment, Option<&'a Distortion>)> {
+    plan.decisions.iter().enumerate().filter_map(move |(index, decision)| {
+        let treatment = decision.treatment().filter(|treatment| treatment.stage < stage)?;
+        Some((index, treatment, tensors[index].as_ref()))
+    })
+}
+
+fn place_of(plan: &Plan, stage: usize, key: &str) -> Option<crate::finding::Place> {
+    crate::plan::places::said_or_stage(&plan.loaded, stage, key)
+}
+
+fn name(plan: &Plan, tensor: usize) -> &str {
+    &plan.model.tensors[tensor].name
+}
+
+fn validate_complaints(
+    plan: &Plan,
+    measured: &Measured,
+    staging: &[Staging],
+    tensors: &[Option<Distortion>],
+    stage: usize,
+    validate: &Validate,
+) -> Vec<Complaint> {
+    let mut out = Vec::new();
+    let mut complain = |key: &str, finding: Finding| {
+        let finding = finding.at_opt(place_of(plan, stage, key), "");
+        out.push(Complaint { is_critical: true, finding });
+    };
+    for check in &validate.checks {
+        match check {
+            Check::Finite => {
+                for bad in measured.not_finite.iter().take(NAMED) {
+                    let message = format!("`{}` holds NaN or infinity", name(plan, bad.tensor));
+                    let help = format!("Its element {} is the first one. It was not quantized.", bad.element);
+                    complain("checks", Finding::error("check::not-finite", message).help(help));
+                }
+                for (tensor, _, distortion) in seen(plan, tensors, stage) {
+                    if distortion.is_some_and(|d| !d.noise.is_finite() || !d.signal.is_finite()) {
+                        let message = format!("`{}` has no finite error", name(plan, tensor));
+                        complain("checks", Finding::error("check::not-finite", message));
+                    }
+                }
+            }
+            Check::WeightRange => {
+                let bound = validate.max_abs_weight;
+                let mut beyond: Vec<(f64, usize)> = seen(plan, tensors, stage)
+                    .filter_map(|(tensor, _, distortion)| {
+                        Some((f64::from(distortion?.max_abs_weight), tensor))
+                    })
+                    .filter(|(weight, _)| weight.is_nan() || *weight > bound)
+                    .collect();
+                if beyond.is_empty() {
+                    continue;
+                }
+                beyond.sort_by(|a, b| b.0.total_cmp(&a.0));
+                let count = counted(beyond.len(), "tensor");
+                let verb = if beyond.len() == 1 { "holds" } else { "hold" };
+                let message = format!("{count} {verb} weights larger than {bound}");
+                let lines = beyond
+                    .iter()
+                    .take(NAMED)
+                    .map(|(weight, tensor)| format!("{weight:>10.3}  {}", name(plan, *tensor)));
+                let help = format!("The largest:\n{}", lines.collect::<Vec<_>>().join("\n"));
+                complain("max_abs_weight", Finding::error("check::weight-range", message).help(help));
+            }
+            Check::RoundTrip => {
+                let mismatched: Vec<String> = measured
+                    .mismatches
+                    .iter()
+                    .map(|mismatch| plan.exports[mismatch.export].tensors[mismatch.tensor].name.clone())
+                    .collect();
+                if let Some(first) = mismatched.first() {
+                    let message = format!("`{first}` was not read back as it was written");
+                    let help = format!(
+                        "{} differ. The disk or its driver is damaged.",
+                        counted(mismatched.len(), "tensor")
+                    );
+                    complain("checks", Finding::error("output::round-trip", message).help(help));
+                }
+                for (export, staging) in plan.exports.iter().zip(staging) {
+                    if let Some(problem) = super::verify::headers(export, &staging.folder) {
+                        complain("checks", Finding::error("output::round-trip", problem));
+                    }
+                }
+            }
+            Check::Size => {
+                for (export, staging) in plan.exports.iter().zip(staging) {
+                    if let Some(problem) = super::verify::sizes(export, &staging.folder) {
+                        complain("checks", Finding::error("output::size", problem));
+                    }
+                }
+            }
+        }
+    }
+    out
+}
+
+/// A quantized tensor with its SQNR and what its scheme reaches.
+struct Scored<'a> {
+    tensor: usize,
+    treatment: &'a Treatment,
+    /// None where the tensor has no signal, which says nothing about quality; NaN where it was not measured, which fails.
+    sqnr: Option<f64>,
+    expected: Option<f64>,
+}
+
+fn check_complaints(
+    plan: &Plan,
+    tensors: &[Option<Distortion>],
+    stage: usize,
+    check: &CheckWarnings,
+) -> Vec<Complaint> {
+    let mut out = Vec::new();
+    let scored: Vec<Scored<'_>> = seen(plan, tensors, stage)
+        .map(|(tensor, treatment, distortion)| {
+            let columns = matrix_shape(&plan.model.tensors[tensor]).map_or(1, |(_, columns)| columns);
+            let sqnr = match distortion {
+                Some(distortion) if distortion.signal == 0.0 => None,
+                Some(distortion) => Some(distortion.sqnr_db().unwrap_or(f64::NAN)),
+                None => Some(f64::NAN),
+            };
+            let expected = treatment.scheme.expected_sqnr(&treatment.observer, columns as usize);
+            Scored { tensor, treatment, sqnr, expected }
+        })
+        .collect();
+    let (error, warning) = (check.sqnr_error_threshold, check.sqnr_warning_threshold);
+    if check.scope != Scope::Layer {
+        let mut all = Distortion::default();
+        for (_, _, distortion) in seen(plan, tensors, stage) {
+            if let Some(distortion) = distortion {
+                all.merge(distortion, 0);
+            }
+        }
+        let sqnr = all.sqnr_db();
+        let below = |threshold: f64| all.signal != 0.0 && !sqnr.is_some_and(|sqnr| sqnr >= threshold);
+        let (key, threshold) =
+            if below(error) { ("sqnr_error_threshold", error) } else { ("sqnr_warning_threshold", warning) };
+        if below(threshold) {
+            let message = format!("the model's SQNR of {} is below {threshold} dB", decibels(sqnr));
+            let finding = Finding::warning("check::model-sqnr", message)
+                .at_opt(place_of(plan, stage, key), "threshold")
+                .help(advice(&scored));
+            out.push(Complaint { is_critical: below(error), finding });
+        }
+    }
+    if check.scope != Scope::Model {
+        let is_below = |scored: &Scored<'_>, threshold: f64| {
+            scored.sqnr.is_some_and(|sqnr| sqnr.is_nan() || sqnr < threshold)
+        };
+        let critical: Vec<&Scored<'_>> = scored.iter().filter(|s| is_below(s, error)).collect();
+        let doubtful: Vec<&Scored<'_>> =
+            scored.iter().filter(|s| !is_below(s, error) && is_below(s, warning)).collect();
+        for (list, key, threshold, is_critical) in [
+            (critical, "sqnr_error_threshold", error, true),
+            (doubtful, "sqnr_warning_threshold", warning, false),
+        ] {
+            if !list.is_empty() {
+                let finding = layers_below(plan, stage, key, threshold, list, scored.len());
+                out.push(Complaint { is_critical, finding });
+            }
+        }
+    }
+    let gap = |scored: &Scored<'_>| Some(scored.expected? - scored.sqnr?);
+    let mut gaps: Vec<(f64, &Scored<'_>)> = scored.iter().filter_map(|s| Some((gap(s)?, s))).collect();
+    gaps.sort_by(|a, b| b.0.total_cmp(&a.0));
+    let is_critical = |gap: f64| check.gap_error.is_some_and(|bound| gap.is_nan() || gap > bound);
+    let is_doubtful = |gap: f64| check.gap_warning.is_some_and(|bound| gap.is_nan() || gap > bound);
+    for (key, critical, chosen) in [
+        ("gap_error", true, gaps.iter().filter(|(g, _)| is_critical(*g)).collect::<Vec<_>>()),
+        ("gap_warning", false, gaps.iter().filter(|(g, _)| !is_critical(*g) && is_doubtful(*g)).collect()),
+    ] {
+        let Some((worst, _)) = chosen.first() else { continue };
+        let message = format!(
+            "{} up to {worst:.1} dB below what their scheme reaches on Gaussian weights",
+            are(chosen.len(), "layer")
+        );
+        let lines: Vec<String> = chosen
+            .iter()
+            .take(NAMED)
+            .map(|(gap, scored)| format!("{gap:>6.1} dB below  {}", name(plan, scored.tensor)))
+            .collect();
+        let help = format!(
+            "{}\nTheir weights have outliers; smaller groups or int8 suit them better.",
+            lines.join("\n")
+        );
+        let finding =
+            Finding::warning("check::gap", message).at_opt(place_of(plan, stage, key), "bound").help(help);
+        out.push(Complaint { is_critical: critical, finding });
+    }
+    if check.all_layers_quantized_warning && int4_without_skips(plan, stage) {
+        let finding = Finding::warning("check::nothing-skipped", "an int4 run skipped nothing")
+            .at_opt(place_of(plan, stage, "all_layers_quantized_warning"), "asked for here")
+            .help("Heads, embeddings and routers suffer most from 4 bits. `resolve-skips` with `defaults: auto` leaves them alone.");
+        out.push(Complaint { is_critical: false, finding });
+    }
+    out
+}
+
+/// `1 layer is`, `3 layers are`.
+fn are(count: usize, noun: &str) -> String {
+    format!("{} {}", counted(count, noun), if count == 1 { "is" } else { "are" })
+}
+
+fn layers_below(
+    plan: &Plan,
+    stage: usize,
+    key: &str,
+    threshold: f64,
+    mut list: Vec<&Scored<'_>>,
+    of: usize,
+) -> Finding {
+    list.sort_by(|a, b| a.sqnr.unwrap_or(f64::NAN).total_cmp(&b.sqnr.unwrap_or(f64::NAN)));
+    // NaN sorts last and is worst.
+    let unmeasured = list.iter().filter(|scored| scored.sqnr.is_some_and(f64::is_nan)).count();
+    list.rotate_right(unmeasured);
+    let verb = if list.len() == 1 { "is" } else { "are" };
+    let message = format!("{} of {} {verb} below {threshold} dB", list.len(), counted(of, "quantized layer"));
+    let lines: Vec<String> = list
+        .iter()
+        .take(NAMED)
+        .map(|scored| {
+            let line = plan.line(&plan.decisions[scored.tensor].rule);
+            let line = line.map_or(String::new(), |line| format!("  (line {line})"));
+            format!(
+                "{:>8}  {}{line}",
+                decibels(scored.sqnr.filter(|sqnr| !sqnr.is_nan())),
+                name(plan, scored.tensor)
+            )
+        })
+        .collect();
+    let owned: Vec<&Scored<'_>> = list.clone();
+    Finding::warning("check::low-sqnr", message)
+        .at_opt(place_of(plan, stage, key), "threshold")
+        .help(format!("{}\n{}", lines.join("\n"), advice_for(&owned)))
+}
+
+fn advice(scored: &[Scored<'_>]) -> String {
+    advice_for(&scored.iter().collect::<Vec<_>>())
+}
+
+/// What the schemes in use can reach at best, and what to change.
+fn advice_for(scored: &[&Scored<'_>]) -> String {
+    let mut schemes: Vec<(String, f64)> = Vec::new();
+    for one in scored {
+        let Some(expected) = one.expected else { continue };
+        let name = format!("{}, {}", one.treatment.scheme, one.treatment.observer);
+        match schemes.iter_mut().find(|(known, _)| *known == name) {
+            Some((_, best)) => *best = best.max(expected),
+            None => schemes.push((name, expected)),
+        }
+    }
+    let mut lines: Vec<String> = schemes
+        .into_iter()
+        .map(|(name, best)| format!("On Gaussian weights, {name} reaches {best:.1} dB."))
+        .collect();
+    lines.push(
+        "To raise it: `observer: mse`, a smaller `group_size`, `symmetric: false`, or `quantize-int8` for the worst layers."
+            .to_owned(),
+    );
+    lines.join("\n")
+}
+
+fn int4_without_skips(plan: &Plan, stage: usize) -> bool {
+    let mut int4 = false;
+    for decision in &plan.decisions {
+        match decision.treatment().filter(|treatment| treatment.stage < stage) {
+            Some(treatment) => int4 |= treatment.scheme.bits == Bits::Four,
+            None if decision.rule.is_skip() => return false,
+            None => {}
+        }
+    }
+    int4
+}

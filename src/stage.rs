@@ -1,0 +1,98 @@
+//! What each stage of a recipe can say: its parameters, their defaults, and what they mean. One file a stage.
+//!
+//! These types are what is deserialized, what the JSON Schema is generated from, and what editors show; the doc comments of
+//! their fields are the reference. What a stage does to a model is the plan's business ([`crate::plan`]).
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+pub mod check_warnings;
+pub mod export;
+pub mod load;
+mod quantize;
+pub mod quantize_int4;
+pub mod quantize_int8;
+pub mod resolve_skips;
+pub mod validate;
+
+pub use check_warnings::CheckWarnings;
+pub use export::Export;
+pub use load::Load;
+pub use quantize::{
+    ActivationScheme, GranularityChoice, Indivisible, ObserverChoice, Quantize, ScaleDtype, SiblingPolicy,
+};
+pub use quantize_int4::QuantizeInt4;
+pub use quantize_int8::QuantizeInt8;
+pub use resolve_skips::ResolveSkips;
+pub use validate::Validate;
+
+/// What to do when a check fails.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnFailure {
+    /// Exit with status 1 and publish nothing.
+    Error,
+    /// Say it and go on.
+    Warn,
+    /// Only put it in the report.
+    Ignore,
+}
+
+/// What to do about a pattern that matches nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum OnUnmatched {
+    /// Stop before any work, naming the nearest names.
+    #[default]
+    Error,
+    /// Say it and go on.
+    Warn,
+    /// Go on.
+    Ignore,
+}
+
+/// One step of a recipe. Stages are declared in order.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "stage", rename_all = "kebab-case")]
+pub enum Stage {
+    /// Names the model directory and reads its headers. First, and once.
+    Load(Load),
+    /// Says which modules the quantize stages after it leave alone.
+    ResolveSkips(ResolveSkips),
+    /// Turns the weights of the targeted modules into 4-bit integers.
+    QuantizeInt4(QuantizeInt4),
+    /// Turns the weights of the targeted modules into 8-bit integers.
+    QuantizeInt8(QuantizeInt8),
+    /// Measures every quantized tensor and checks what was written.
+    Validate(Validate),
+    /// Judges the measured quality against thresholds; the quality gate of a CI job.
+    CheckWarnings(CheckWarnings),
+    /// Writes the quantized model as a directory.
+    Export(Export),
+}
+
+impl Stage {
+    /// The word after `stage:`.
+    #[must_use]
+    pub fn name(&self) -> &'static str {
+        match self {
+            Stage::Load(_) => "load",
+            Stage::ResolveSkips(_) => "resolve-skips",
+            Stage::QuantizeInt4(_) => "quantize-int4",
+            Stage::QuantizeInt8(_) => "quantize-int8",
+            Stage::Validate(_) => "validate",
+            Stage::CheckWarnings(_) => "check-warnings",
+            Stage::Export(_) => "export",
+        }
+    }
+
+    /// The stage's parameters where it is a quantize stage.
+    #[must_use]
+    pub fn quantize(&self) -> Option<&dyn Quantize> {
+        match self {
+            Stage::QuantizeInt4(stage) => Some(stage),
+            Stage::QuantizeInt8(stage) => Some(stage),
+            _ => None,
+        }
+    }
+}

@@ -1,0 +1,71 @@
+//! `export`: writes the quantized model as a directory.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::stage::export::shards::Shards;
+
+pub mod shards;
+
+/// The format of the weights.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Format {
+    /// Integer codes and scales, as vLLM, SGLang and transformers read them.
+    #[default]
+    CompressedTensors,
+    /// The quantized weights as floating-point numbers of the source's types: loads in any tool, shows what is lost.
+    Dequantized,
+}
+
+/// Whose loading rules are errors in the plan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Target {
+    /// What vLLM cannot load is an error.
+    Vllm,
+    /// What transformers cannot load is an error.
+    Transformers,
+    /// What some engine cannot load is a warning that names it.
+    #[default]
+    Any,
+}
+
+/// What to do with a directory that is already at `path`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Overwrite {
+    /// Stop.
+    Refuse,
+    /// Replace it in one step, if monoquant wrote it; anything else is refused.
+    #[default]
+    Replace,
+}
+
+/// Parameters of `export`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Export {
+    /// The format of the weights.
+    #[serde(default)]
+    pub format: Format,
+    /// The output directory.
+    #[schemars(length(min = 1))]
+    pub path: String,
+    /// Whose loading rules are errors in the plan.
+    #[serde(default)]
+    pub target: Target,
+    /// What to do with a directory that is already at `path`.
+    #[serde(default)]
+    pub overwrite: Overwrite,
+    /// `keep`: the source's files; or the largest size of a file, such as `5GB`.
+    #[serde(default)]
+    pub shards: Shards,
+    /// Carry over the tokenizer, generation config, chat template and every other file that is not replaced.
+    #[serde(default = "default_copy")]
+    pub copy: bool,
+}
+
+fn default_copy() -> bool {
+    true
+}

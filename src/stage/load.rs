@@ -1,0 +1,28 @@
+//! `load`: names the model and corrects what is inferred about it.
+
+use indexmap::IndexMap;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::layer::LayerType;
+use crate::layer::pattern::{FileGlob, Pattern};
+
+/// Parameters of `load`.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct Load {
+    /// A Hugging Face model directory (safetensors, one or many shards), one `.safetensors` file, or
+    /// `hf://org/name[@revision]`: that snapshot in the local Hub cache; nothing is downloaded.
+    #[schemars(length(min = 1))]
+    pub model: String,
+    /// Globs over the names of the weight files to read. Default: every `.safetensors` file of the directory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub include: Vec<FileGlob>,
+    /// Globs over the names of weight files to leave out.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exclude: Vec<FileGlob>,
+    /// Corrections of inferred layer types: a pattern over modules, and the type they are.
+    #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
+    #[schemars(extend("propertyNames" = { "$ref": "#/$defs/Pattern" }))]
+    pub layer_types: IndexMap<Pattern, LayerType>,
+}

@@ -1,0 +1,208 @@
+//! What `quantize-int4` and `quantize-int8` share: their parameters differ in one default only.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::layer::pattern::Pattern;
+
+/// Which weights share a scale.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum GranularityChoice {
+    /// `group_size` consecutive input columns of a row.
+    Group,
+    /// A row: one output channel.
+    Channel,
+    /// The whole tensor.
+    Tensor,
+}
+
+/// How the range of a group is chosen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ObserverChoice {
+    /// From the least to the greatest weight.
+    #[default]
+    Minmax,
+    /// A search for the shrunk range with the least sum of |error|^norm; slower, better.
+    Mse,
+    /// The range that keeps `percentile` percent of the values unclipped.
+    Percentile,
+}
+
+/// The floating-point type of the scales.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ScaleDtype {
+    /// The weight's own type.
+    #[default]
+    Auto,
+    /// IEEE half precision.
+    F16,
+    /// bfloat16.
+    Bf16,
+    /// IEEE single precision.
+    F32,
+}
+
+/// How engines are told to quantize activations at run time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum ActivationScheme {
+    /// Weights only.
+    #[default]
+    None,
+    /// 8 bits, symmetric, one scale a token, computed by the engine. Weights are then stored one code a byte.
+    DynamicToken,
+}
+
+/// What to do with a row whose length the group size does not divide.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Indivisible {
+    /// Stop before any work, naming all of them.
+    #[default]
+    Error,
+    /// Leave those modules alone.
+    Skip,
+    /// One scale a row for those modules.
+    Channel,
+    /// The largest of 128, 64, 32, 16 that divides.
+    Shrink,
+}
+
+/// What to do about modules that engines fuse (q, k and v; gate and up; all experts of a layer) and this recipe treats differently.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SiblingPolicy {
+    /// Stop before any work.
+    #[default]
+    Error,
+    /// Say it and go on.
+    Warn,
+    /// Go on.
+    Ignore,
+}
+
+/// The parameters of a quantize stage, whatever its bit width.
+pub trait Quantize {
+    /// Bits a code: 4 or 8.
+    fn bits(&self) -> u8;
+    /// Patterns or layer types to claim, of what is neither skipped nor claimed.
+    fn targets(&self) -> &[Pattern];
+    /// Which weights share a scale.
+    fn granularity(&self) -> GranularityChoice;
+    /// Input columns that share a scale, with granularity `group`.
+    fn group_size(&self) -> u32;
+    /// Signed range without a zero point.
+    fn symmetric(&self) -> bool;
+    /// How the range of a group is chosen.
+    fn observer(&self) -> ObserverChoice;
+    /// Of `mse`: how far the range is shrunk at most, as a share of it.
+    fn maxshrink(&self) -> Option<f64>;
+    /// Of `mse`: steps for a shrink of 1.
+    fn grid(&self) -> Option<f64>;
+    /// Of `mse`: the exponent of the error.
+    fn norm(&self) -> Option<f64>;
+    /// Of `percentile`: the share of values kept unclipped, in percent.
+    fn percentile(&self) -> Option<f64>;
+    /// The floating-point type of the scales.
+    fn scale_dtype(&self) -> ScaleDtype;
+    /// How engines quantize activations.
+    fn activations(&self) -> ActivationScheme;
+    /// What to do with a row that the group size does not divide.
+    fn indivisible(&self) -> Indivisible;
+    /// What to do about fused modules that differ.
+    fn siblings(&self) -> SiblingPolicy;
+}
+
+pub(super) fn default_targets() -> Vec<Pattern> {
+    use crate::layer::LayerType;
+    vec![Pattern::of_type(LayerType::Linear), Pattern::of_type(LayerType::Experts)]
+}
+
+pub(super) fn default_group_size() -> u32 {
+    128
+}
+
+pub(super) fn default_symmetric() -> bool {
+    true
+}
+
+/// Defines the parameters of one quantize stage; the two differ in bit width and in the default granularity.
+macro_rules! quantize_stage {
+    ($(#[$doc:meta])* $name:ident, bits: $bits:literal, granularity: $granularity:ident) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            /// What to claim, of what is neither skipped nor claimed: patterns over modules, or layer types.
+            #[serde(default = "super::quantize::default_targets")]
+            #[schemars(length(min = 1))]
+            pub targets: Vec<crate::layer::pattern::Pattern>,
+            /// Which weights share a scale.
+            #[serde(default = "default_granularity")]
+            pub granularity: super::GranularityChoice,
+            /// With granularity `group`: how many consecutive input columns share a scale.
+            #[serde(default = "super::quantize::default_group_size")]
+            #[schemars(range(min = 8, max = 65536), extend("multipleOf" = 8, "examples" = [32, 64, 128]))]
+            pub group_size: u32,
+            /// True: a signed range and no zero point. False: an affine range with an integer zero point a group.
+            #[serde(default = "super::quantize::default_symmetric")]
+            pub symmetric: bool,
+            /// How the range of a group is chosen.
+            #[serde(default)]
+            pub observer: super::ObserverChoice,
+            /// Of `mse`: how far the range is shrunk at most, as a share of it. Default: 0.2.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(with = "f64", range(min = 0.0, max = 1.0))]
+            pub maxshrink: Option<f64>,
+            /// Of `mse`: candidates are 1 − i/grid for i from 0 to maxshrink·grid − 1. Default: 100.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(with = "f64", range(min = 1.0, max = 1000.0))]
+            pub grid: Option<f64>,
+            /// Of `mse`: the exponent of the error. Default: 2.4.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(with = "f64", range(min = 0.5, max = 8.0))]
+            pub norm: Option<f64>,
+            /// Of `percentile`: the share of values kept unclipped, in percent. Default: 99.9.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(with = "f64", range(min = 50.0, max = 100.0))]
+            pub percentile: Option<f64>,
+            /// The floating-point type of the scales; the rounded scale is the one used to quantize.
+            #[serde(default)]
+            pub scale_dtype: super::ScaleDtype,
+            /// How engines are told to quantize activations at run time.
+            #[serde(default)]
+            pub activations: super::ActivationScheme,
+            /// What to do with a row whose length the group size does not divide.
+            #[serde(default)]
+            pub indivisible: super::Indivisible,
+            /// What to do about modules that engines fuse and this recipe treats differently.
+            #[serde(default)]
+            pub siblings: super::SiblingPolicy,
+        }
+
+        fn default_granularity() -> super::GranularityChoice {
+            super::GranularityChoice::$granularity
+        }
+
+        impl super::Quantize for $name {
+            fn bits(&self) -> u8 { $bits }
+            fn targets(&self) -> &[crate::layer::pattern::Pattern] { &self.targets }
+            fn granularity(&self) -> super::GranularityChoice { self.granularity }
+            fn group_size(&self) -> u32 { self.group_size }
+            fn symmetric(&self) -> bool { self.symmetric }
+            fn observer(&self) -> super::ObserverChoice { self.observer }
+            fn maxshrink(&self) -> Option<f64> { self.maxshrink }
+            fn grid(&self) -> Option<f64> { self.grid }
+            fn norm(&self) -> Option<f64> { self.norm }
+            fn percentile(&self) -> Option<f64> { self.percentile }
+            fn scale_dtype(&self) -> super::ScaleDtype { self.scale_dtype }
+            fn activations(&self) -> super::ActivationScheme { self.activations }
+            fn indivisible(&self) -> super::Indivisible { self.indivisible }
+            fn siblings(&self) -> super::SiblingPolicy { self.siblings }
+        }
+    };
+}
+pub(super) use quantize_stage;
