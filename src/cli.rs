@@ -136,6 +136,10 @@ struct RunArgs {
     /// Only show the plan.
     #[arg(long)]
     dry_run: bool,
+    /// Put the output on the disk before it is published, so that it survives a power cut. Slower: without it the system
+    /// writes back when it likes, as after any copy.
+    #[arg(long)]
+    durable: bool,
     /// Use the kernels of this instruction set (portable, avx2, avx512, neon). Results do not depend on it.
     #[arg(long, value_name = "NAME", env = "MONOQUANT_ISA", hide_env_values = true)]
     isa: Option<String>,

@@ -312,8 +312,11 @@ fn split_findings(
         if policy == SiblingPolicy::Ignore || (!targets_vllm && !group.are_experts()) {
             continue;
         }
-        // The same rules split the same group in every layer: one finding for all of them.
-        let rules: Vec<Rule> = split.examples.iter().map(|&index| decisions[index].rule.clone()).collect();
+        // The same rules split the same group in every layer: one finding for all of them, in whatever order the members lie
+        // in the files.
+        let mut rules: Vec<Rule> =
+            split.examples.iter().map(|&index| decisions[index].rule.clone()).collect();
+        rules.sort_by(|a, b| (&a.pointer, &a.text).cmp(&(&b.pointer, &b.text)));
         if let Some((_, _, count)) = found.iter_mut().find(|(known, _, _)| *known == rules) {
             *count += 1;
             continue;
@@ -354,7 +357,8 @@ fn split_findings(
         .into_iter()
         .map(|(_, mut finding, count)| {
             if count > 1 {
-                finding.message = format!("{}, and so in {} more layers", finding.message, count - 1);
+                let more = crate::report::units::counted(count - 1, "more layer");
+                finding.message = format!("{}, and so in {more}", finding.message);
             }
             finding
         })

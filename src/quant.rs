@@ -6,8 +6,9 @@
 //! tensors ([`Quantized`]); [`Quantizer::measure`] compares the two ([`Distortion`]). One scale for a whole tensor
 //! needs a look at all tiles first, which is a [`Survey`].
 //!
-//! The arithmetic is that of compressed-tensors 0.19 (scales and zero points bit for bit); the quotient of weight and
-//! scale is kept in f32, as that library's GPU kernel does and its CPU path does not. [`mod@reference`] states it slowly.
+//! The arithmetic is that of compressed-tensors 0.19 (scales and zero points bit for bit); the quotient of
+//! weight and scale is kept in f32, as that library's GPU kernel does and its CPU path does not.
+//! [`mod@reference`] states it slowly.
 //!
 //! Results are the same bytes on every instruction set: kernels are one source, compiled for each ([`Isa`]), and sums
 //! have a fixed order of 16 virtual lanes.

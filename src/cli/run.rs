@@ -26,8 +26,12 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     }
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let plan = planned(&args.recipe)?;
-    output.findings(&plan.warnings);
-    let options = Options { isa, cancel: Cancel::default() };
+    // As JSON there is one result, the report, and it holds every warning.
+    let is_json = output.format() == Format::Json;
+    if !is_json {
+        output.findings(&plan.warnings);
+    }
+    let options = Options { isa, cancel: Cancel::default(), durable: args.durable };
     cancel_on_signals(&options.cancel)?;
     let listener: Box<dyn Listener> = if output.is_quiet() || output.format() != Format::Human {
         Box::new(Silent)
@@ -38,11 +42,13 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     };
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     drop(listener);
+    if is_json {
+        output.result(&serde_json::to_string_pretty(&outcome.report).unwrap_or_default());
+        return Ok(outcome.exit);
+    }
     output.findings(&outcome.findings);
-    match output.format() {
-        Format::Json => output.result(&serde_json::to_string_pretty(&outcome.report).unwrap_or_default()),
-        _ if output.is_quiet() => {}
-        _ => output.result(&summary(&plan, &outcome.report, &outcome.report_paths)),
+    if !output.is_quiet() {
+        output.result(&summary(&plan, &outcome.report, &outcome.report_paths));
     }
     Ok(outcome.exit)
 }

@@ -111,6 +111,25 @@ pub fn sync_folder(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
+/// Makes a folder with everything in it survive a power cut.
+///
+/// # Errors
+/// Where the disk reports an error.
+pub fn sync_all(folder: &Path) -> Result<(), Failure> {
+    let failed = |error: io::Error| cannot_write("flush", folder, &error);
+    for entry in fs::read_dir(folder).map_err(failed)? {
+        let path = entry.map_err(failed)?.path();
+        if path.is_dir() {
+            sync_all(&path)?;
+        } else {
+            File::open(&path)
+                .and_then(|file| file.sync_all())
+                .map_err(|error| cannot_write("flush", &path, &error))?;
+        }
+    }
+    sync_folder(folder)
+}
+
 /// Reads bytes of a staged file back.
 ///
 /// # Errors

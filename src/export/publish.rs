@@ -60,21 +60,24 @@ pub fn check_occupant(path: &Path, overwrite: Overwrite) -> Result<Occupant, Fai
     }
 }
 
-/// Moves a staged output to its place. What was there is replaced in the same step and removed afterwards.
+/// Moves a staged output to its place. What was there is replaced in the same step and removed afterwards. With `durable`
+/// everything is on the disk before it is moved; otherwise the system writes it back when it likes, as after any copy.
 ///
 /// # Errors
 /// Where something foreign has appeared there, or the move fails; what was there is then untouched.
-pub fn publish(mut staging: Staging, overwrite: Overwrite) -> Result<PathBuf, Failure> {
+pub fn publish(mut staging: Staging, overwrite: Overwrite, durable: bool) -> Result<PathBuf, Failure> {
     let target = staging.target.clone();
     let found = check_occupant(&target, overwrite)?;
-    staging.sync()?;
+    if durable {
+        staging.sync()?;
+    }
     let failed = |error: io::Error| cannot_write("publish", &target, &error);
     match found {
         Occupant::Nothing => rename_new(&staging.folder, &target).map_err(failed)?,
         _ => exchange(&staging.folder, &target).map_err(failed)?,
     }
     staging.published();
-    if let Some(parent) = target.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+    if let Some(parent) = target.parent().filter(|parent| durable && !parent.as_os_str().is_empty()) {
         super::files::sync_folder(parent)?;
     }
     if staging.folder.exists() {

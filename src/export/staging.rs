@@ -72,10 +72,7 @@ impl Staging {
     /// # Errors
     /// Where the disk reports an error.
     pub fn sync(&self) -> Result<(), Failure> {
-        for weights in &self.weights {
-            weights.file.sync_all().map_err(|error| files::cannot_write("flush", &weights.path, &error))?;
-        }
-        files::sync_folder(&self.folder)
+        files::sync_all(&self.folder)
     }
 
     /// Says that the folder has been moved to its place.

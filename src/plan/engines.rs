@@ -9,7 +9,7 @@ use super::select::{Action, Decision, Item, QuantizeStage, Rule, Treatment};
 use crate::finding::{Finding, Severity};
 use crate::layer::LayerType;
 use crate::model::{Dtype, LayerClass, ModelFolder};
-use crate::quant::{Bits, FloatType, Granularity, Storage};
+use crate::quant::{Bits, FloatType, Granularity, Scheme, Storage};
 use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
 use crate::stage::{ActivationScheme, Stage};
@@ -83,6 +83,8 @@ pub(super) fn check(
     // The first tensor of each (stage, rule) carries the finding; the others are counted.
     let mut found: Vec<(usize, Refusal, Vec<&str>)> = Vec::new();
     let model_type = model.config.model_type().unwrap_or_default();
+    let mut schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
+    let mut expert_schemes = Vec::new();
     for (index, decision) in decisions.iter().enumerate() {
         let Some(treatment) = super::layout::treatment_at(decision, export.stage) else { continue };
         let tensor = &model.tensors[index];
@@ -90,7 +92,15 @@ pub(super) fn check(
         let name = super::select::subject(tensor);
         let LayerClass { kind, role, .. } = classes[index];
         let subject = Subject { name, kind, role, source: tensor.dtype, treatment, rows, model_type };
-        for refusal in RULES.iter().filter_map(|rule| rule(&subject)) {
+        let scheme = (treatment.scheme, treatment.activations);
+        let mut refusals: Vec<Refusal> = RULES.iter().filter_map(|rule| rule(&subject)).collect();
+        if is_new(&mut schemes, scheme) {
+            refusals.extend(second_scheme(&subject, schemes.len()));
+        }
+        if is_expert(&subject) && is_new(&mut expert_schemes, scheme) {
+            refusals.extend(second_scheme_of_experts(expert_schemes.len()));
+        }
+        for refusal in refusals {
             match found.iter_mut().find(|(stage, known, _)| {
                 *stage == treatment.stage && known.code == refusal.code && known.engine == refusal.engine
             }) {
@@ -126,6 +136,41 @@ pub(super) fn check(
             )
         })
         .collect()
+}
+
+/// Whether a scheme is the first of its kind; takes note of it.
+fn is_new(known: &mut Vec<(Scheme, ActivationScheme)>, scheme: (Scheme, ActivationScheme)) -> bool {
+    let is_new = !known.contains(&scheme);
+    if is_new {
+        known.push(scheme);
+    }
+    is_new
+}
+
+/// Several schemes need targets by name, and in these families transformers renames the last part of names, or fuses modules:
+/// nothing would be targeted and the weights be random.
+fn second_scheme(subject: &Subject<'_>, schemes: usize) -> Option<Refusal> {
+    let is_renamed = ["deepseek_v4", "minimax_m3"].iter().any(|name| subject.model_type.starts_with(name));
+    (schemes > 1 && is_renamed).then(|| Refusal {
+        engine: Engine::Transformers,
+        code: "plan::several-schemes",
+        message: format!("transformers cannot tell several schemes apart in {}", subject.model_type),
+        key: "targets",
+        help: "Use one scheme for all layers, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Silently,
+    })
+}
+
+/// transformers takes one scheme for the experts of all layers ("issues during automatic conversion").
+fn second_scheme_of_experts(schemes: usize) -> Option<Refusal> {
+    (schemes > 1).then(|| Refusal {
+        engine: Engine::Transformers,
+        code: "plan::several-expert-schemes",
+        message: "transformers loads quantized experts only if all layers' share one scheme".to_owned(),
+        key: "targets",
+        help: "Use one scheme for the experts of all layers, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
 }
 
 fn target_name(target: Target) -> &'static str {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::select::{Decision, matrix_shape};
+use super::select::Decision;
 use crate::finding::Finding;
 use crate::model::ModelFolder;
 use crate::recipe::Loaded;
@@ -13,12 +13,8 @@ pub(super) fn check(loaded: &Loaded, model: &ModelFolder, decisions: &[Decision]
     // The best that each scheme does on any of its tensors.
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
     for (tensor, decision) in model.tensors.iter().zip(decisions) {
-        let (Some(treatment), Some((_, columns))) = (decision.treatment(), matrix_shape(tensor)) else {
-            continue;
-        };
-        let Some(reach) = treatment.scheme.expected_sqnr(&treatment.observer, columns as usize) else {
-            continue;
-        };
+        let Some(treatment) = decision.treatment() else { continue };
+        let Some(reach) = treatment.expected_sqnr(tensor) else { continue };
         let name = format!("{}, {}", treatment.scheme, treatment.observer);
         let known = best.entry(name).or_insert(reach);
         *known = known.max(reach);

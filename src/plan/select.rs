@@ -73,6 +73,20 @@ pub struct Treatment {
     pub activations: ActivationScheme,
 }
 
+impl Treatment {
+    /// The SQNR in dB that the scheme reaches on Gaussian weights of a tensor's shape; none where that is not known.
+    #[must_use]
+    pub fn expected_sqnr(&self, tensor: &TensorInfo) -> Option<f64> {
+        let (rows, columns) = matrix_shape(tensor)?;
+        // One scale covers a group or a row of so many weights, or all of them.
+        let together = match self.scheme.granularity {
+            Granularity::Tensor => rows.checked_mul(columns)?,
+            Granularity::Group(_) | Granularity::Channel => columns,
+        };
+        self.scheme.expected_sqnr(&self.observer, usize::try_from(together).ok()?)
+    }
+}
+
 /// What is done with a tensor.
 #[derive(Debug, Clone, PartialEq)]
 pub enum Action {

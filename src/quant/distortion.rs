@@ -54,8 +54,8 @@ pub struct Distortion {
 }
 
 impl Distortion {
-    /// Signal to quantization noise ratio in dB, 10·log10(signal / noise): infinite if nothing was lost, none if there is
-    /// no signal or it is not finite.
+    /// Signal to quantization noise ratio in dB, 10·log10(signal / noise): infinite if nothing was lost, none
+    /// if there is no signal or it is not finite.
     #[must_use]
     pub fn sqnr_db(&self) -> Option<f64> {
         if self.signal > 0.0 && self.signal.is_finite() && !self.noise.is_nan() {
@@ -84,8 +84,8 @@ impl Distortion {
         if self.count == 0 { 0.0 } else { self.clipped as f64 / self.count as f64 }
     }
 
-    /// Adds the distortion of the rows from `row_offset` on. Sums depend on the order of merging in their last bits, so tiles
-    /// are merged in order.
+    /// Adds the distortion of the rows from `row_offset` on. Sums depend on the order of merging in their last
+    /// bits, so tiles are merged in order.
     pub fn merge(&mut self, other: &Self, row_offset: usize) {
         self.count += other.count;
         self.signal += other.signal;

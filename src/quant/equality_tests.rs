@@ -10,6 +10,9 @@ use super::{
     Scratch, Storage, TensorParams,
 };
 
+/// Matrices of a property; a debug build is too slow for many.
+const CASES: u32 = if cfg!(debug_assertions) { 80 } else { 400 };
+
 /// One matrix and how it is quantized.
 #[derive(Debug, Clone)]
 struct Case {
@@ -179,7 +182,8 @@ fn close(a: f64, b: f64, size: f64) -> bool {
     a == b || (a - b).abs() <= 2e-6 * size || (a.is_nan() && b.is_nan())
 }
 
-/// Whether a search over a whole tensor, whose errors are summed tile by tile, took another candidate with the same error.
+/// Whether a search over a whole tensor, whose errors are summed tile by tile, took another candidate with the
+/// same error.
 fn ties_over_tiles(case: &Case, reference: &Reference, twin: &Unpacked, ours: &Quantized) -> bool {
     let (Observer::Mse(mse), Granularity::Tensor) = (case.observer, case.scheme.granularity) else {
         return false;
@@ -255,7 +259,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 300, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn kernels_equal_the_slow_twin_on_every_instruction_set(case in case()) {
@@ -312,6 +316,25 @@ fn near_ties_of_the_search_are_decided_exactly() {
     let bytes = (-2.125f32).to_le_bytes().to_vec();
     let case = Case { scheme, observer, source: FloatType::F32, rows: 1, cols: 1, bytes, tile: 8 };
     assert!(check(&case).is_ok());
+}
+
+#[test]
+fn scales_that_vanish_during_the_search_are_compared_exactly() {
+    // Subnormal halves: the scales of the narrower candidates are 0, and BF16's epsilon stands in for them.
+    let scheme = Scheme {
+        bits: Bits::Eight,
+        symmetric: false,
+        granularity: Granularity::Channel,
+        scale_type: FloatType::Bf16,
+        storage: Storage::Plain,
+    };
+    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0 });
+    for seed in 0..64 {
+        let mut bytes = Vec::new();
+        FloatType::F16.narrow(&weights(2, 128, seed, FloatType::F16), &mut bytes);
+        let case = Case { scheme, observer, source: FloatType::F16, rows: 1, cols: 128, bytes, tile: 8 };
+        assert!(check(&case).is_ok());
+    }
 }
 
 #[test]

@@ -151,9 +151,10 @@ pub(super) struct F16;
 #[derive(Clone, Copy)]
 pub(super) struct Bf16;
 
-/// The ranges of one type by integer comparison of bit patterns, which IEEE formats allow: without the sign they are
-/// ordered as the values are, NaN above infinity above everything finite. The greatest pattern read as signed is the
-/// greatest positive weight, if there is one; read as unsigned it is the negative weight furthest from 0, if there is one.
+/// The ranges of one type by integer comparison of bit patterns, which IEEE formats allow: without the sign
+/// they are ordered as the values are, NaN above infinity above everything finite. The greatest pattern read as
+/// signed is the greatest positive weight, if there is one; read as unsigned it is the negative weight furthest
+/// from 0, if there is one.
 macro_rules! ranges_by_bits {
     ($unsigned:ty, $signed:ty, $lanes:literal) => {
         #[inline(always)]

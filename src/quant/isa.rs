@@ -1,7 +1,8 @@
 //! Instruction sets: one lane-friendly source compiled for each, chosen at run time.
 //!
-//! Kernels are plain Rust in `#[inline(always)]` functions. [`Isa::run`] calls them from a function that is compiled for
-//! an instruction set, into which they are inlined, so the compiler's vectoriser may use it. There are no intrinsics.
+//! Kernels are plain Rust in `#[inline(always)]` functions. [`Isa::run`] calls them from a function that is
+//! compiled for an instruction set, into which they are inlined, so the compiler's vectoriser may use it. There
+//! are no intrinsics.
 
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -16,8 +17,8 @@ pub enum Isa {
     Neon,
 }
 
-/// Work that is compiled for each instruction set. `run` and all it calls must be `#[inline(always)]`; closures cannot be,
-/// so only small ones may do work.
+/// Work that is compiled for each instruction set. `run` and all it calls must be `#[inline(always)]`; closures
+/// cannot be, so only small ones may do work.
 pub(super) trait Job {
     /// What it gives.
     type Output;

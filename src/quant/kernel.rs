@@ -53,15 +53,16 @@ impl Grid {
         self.scale >= SMALL && self.scale <= 1.0 / SMALL && most <= self.scale * LARGE
     }
 
-    /// The codes of one group, a byte each: round(clamp(w / scale + zero)) + bias. Lengths are equal; `most` is the greatest
+    /// The codes of one group, a byte each: round(clamp(w / scale + zero)) + bias. Lengths are equal; `most` is
+    /// the greatest
     /// |w|, `narrow` says that weights and scale have at most 11 significant bits.
     ///
-    /// Division is the slowest instruction here. Where fused multiply-add is one, the quotient comes from the product with
-    /// the reciprocal r = 1/scale, corrected with the exact remainder: q + (w − q·scale)·r, in the end *the same correctly
-    /// rounded quotient*. After one correction the sum differs from w/scale by less than 2^-21 of a last place before it is
-    /// rounded, and quotients of numbers of 11 bits are at least 2^-13 of one away from the middle between two
-    /// neighbours. For F32 a second correction is needed, which is exact since the first gives one of the two neighbours
-    /// (Markstein, IBM J. Res. Dev. 34, 1990).
+    /// Division is the slowest instruction here. Where fused multiply-add is one, the quotient comes from the
+    /// product with the reciprocal r = 1/scale, corrected with the exact remainder: q + (w − q·scale)·r, in the
+    /// end *the same correctly rounded quotient*. After one correction the sum differs from w/scale by less
+    /// than 2^-21 of a last place before it is rounded, and quotients of numbers of 11 bits are at least 2^-13
+    /// of one away from the middle between two neighbours. For F32 a second correction is needed, which is
+    /// exact since the first gives one of the two neighbours (Markstein, IBM J. Res. Dev. 34, 1990).
     #[inline(always)]
     pub(super) fn encode<T: Float, const ASYMMETRIC: bool, const FMA: bool>(
         self,
@@ -73,11 +74,11 @@ impl Grid {
         let scale = self.scale;
         if FMA && self.corrects(most) {
             let r = 1.0 / scale;
-            let correct = |q: f32, w: f32| (-q).mul_add(scale, w).mul_add(r, q);
             if narrow {
-                self.encode_with::<T, ASYMMETRIC>(weights, out, |w| correct(w * r, w));
+                self.encode_with::<T, ASYMMETRIC>(weights, out, |w| correct(w * r, w, scale, r));
             } else {
-                self.encode_with::<T, ASYMMETRIC>(weights, out, |w| correct(correct(w * r, w), w));
+                let twice = |w: f32| correct(correct(w * r, w, scale, r), w, scale, r);
+                self.encode_with::<T, ASYMMETRIC>(weights, out, twice);
             }
         } else {
             self.encode_with::<T, ASYMMETRIC>(weights, out, |w| w / scale);
@@ -99,6 +100,45 @@ impl Grid {
             let q = quotient(T::widen(raw));
             let t = if ASYMMETRIC { q + zero } else { q };
             *out = (clamp(t, qmin, qmax) + magic).to_bits() as u8;
+        }
+    }
+}
+
+/// A better quotient of w and scale from an approximate one and r = 1/scale; see [`Grid::encode`].
+#[inline(always)]
+fn correct(q: f32, w: f32, scale: f32, r: f32) -> f32 {
+    (-q).mul_add(scale, w).mul_add(r, q)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::FloatType;
+    use super::super::samples::Numbers;
+    use super::*;
+
+    /// A positive number of every mantissa, with an exponent around 0.
+    fn number(numbers: &mut Numbers) -> f32 {
+        let bits = numbers.next();
+        f32::from_bits((bits as u32 & 0x007f_ffff) | (117 + (bits >> 40) as u32 % 20) << 23)
+    }
+
+    #[test]
+    fn corrected_products_are_correctly_rounded_quotients() {
+        let mut numbers = Numbers(1);
+        for _ in 0..400_000 {
+            let (w, scale) = (number(&mut numbers), number(&mut numbers));
+            let r = 1.0 / scale;
+            let q = correct(correct(w * r, w, scale, r), w, scale, r);
+            assert_eq!(q.to_bits(), (w / scale).to_bits(), "{w} / {scale}");
+            for (a, b) in [
+                (FloatType::Bf16, FloatType::Bf16),
+                (FloatType::F16, FloatType::F16),
+                (FloatType::F16, FloatType::Bf16),
+            ] {
+                let (w, scale) = (a.round(w), b.round(scale));
+                let r = 1.0 / scale;
+                assert_eq!(correct(w * r, w, scale, r).to_bits(), (w / scale).to_bits(), "{w} / {scale}");
+            }
         }
     }
 }

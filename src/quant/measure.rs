@@ -17,8 +17,8 @@ const BLOCK: usize = 16 * LANES;
 const SAFE: std::ops::RangeInclusive<f32> = 1e-18..=1e30;
 
 impl Quantizer {
-    /// Writes the dequantized weights of `rows` rows, (code − zero point)·scale rounded once to the scheme's scale type, in
-    /// place of what `out` held.
+    /// Writes the dequantized weights of `rows` rows, (code − zero point)·scale rounded once to the scheme's
+    /// scale type, in place of what `out` held.
     ///
     /// # Panics
     /// If the bytes of `quantized` are not those of `rows` rows.
@@ -41,8 +41,8 @@ impl Quantizer {
 
     /// Compares `rows` rows of source weights, which are finite, with what their quantized bytes mean.
     ///
-    /// Energies are summed in f32 over 16 lanes of 16 terms and in f64 from there, in an order that depends on nothing but
-    /// the shapes; their relative error is below 2e-6 (1e-5 dB).
+    /// Energies are summed in f32 over 16 lanes of 16 terms and in f64 from there, in an order that depends on
+    /// nothing but the shapes; their relative error is below 2e-6 (1e-5 dB).
     ///
     /// # Panics
     /// If `tile` or the bytes of `quantized` are not those of `rows` rows.

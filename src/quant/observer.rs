@@ -14,10 +14,10 @@ pub enum Observer {
 
 /// The search of [`Observer::Mse`], as llm-compressor's `memoryless_mse` observer does it, without its early stop.
 ///
-/// Candidates are p = 1 − i/grid for i in 0 .. ⌊maxshrink·grid⌋, the widest first, and the whole range if there is none;
-/// both ends are multiplied by p and
-/// rounded to the weights' type. The one with the least Σ|dequantized − w|^norm over the group wins, the
-/// widest of equals. (The early stop of the peer is over a whole tensor and changed nothing in any case looked at.)
+/// Candidates are p = 1 − i/grid for i in 0 .. ⌊maxshrink·grid⌋, the widest first, and the whole range if there
+/// is none; both ends are multiplied by p and rounded to the weights' type. The one with the least
+/// Σ|dequantized − w|^norm over the group wins, the widest of equals. (The early stop of the peer is over a
+/// whole tensor and changed nothing in any case looked at.)
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mse {
     /// How far the range is shrunk at most, as a share of it.

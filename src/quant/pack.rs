@@ -1,7 +1,8 @@
 //! Codes in 32-bit words, as compressed-tensors' `pack_to_int32` lays them out.
 //!
-//! Unsigned code i of a row is at bits i·width of the row's little-endian bit string, which is cut into words; the rest of
-//! the last word is 0. So int4 puts the first code into the low nibble of the first byte, and int8 is one byte a code.
+//! Unsigned code i of a row is at bits i·width of the row's little-endian bit string, which is cut into words;
+//! the rest of the last word is 0. So int4 puts the first code into the low nibble of the first byte, and int8
+//! is one byte a code.
 
 use super::Bits;
 

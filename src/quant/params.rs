@@ -3,12 +3,12 @@
 //! T is the weights' type, S the scales'; rX rounds to X. From a range lo ≤ 0 ≤ hi:
 //!
 //! - symmetric: scale = rS(rT(max(−lo, hi) / ((2^bits − 1) / 2)))
-//! - asymmetric: scale = rS(rT(rT(hi − lo) / (2^bits − 1))), then with this scale z = rT(qmin − rT(lo / scale)), clamped
-//!   to the codes, rounded half to even; 0 where that is 0/0
+//! - asymmetric: scale = rS(rT(rT(hi − lo) / (2^bits − 1))), then with this scale z = rT(qmin − rT(lo /
+//!   scale)), clamped to the codes, rounded half to even; 0 where that is 0/0
 //!
-//! and only then a scale of 0 becomes S's epsilon. Where S is T this is `calculate_qparams` of that library, operation by
-//! operation. Where it is not, the library cannot store S; here S is rounded last, and the stored value is the one
-//! that all else is computed with.
+//! and only then a scale of 0 becomes S's epsilon. Where S is T this is `calculate_qparams` of that library,
+//! operation by operation. Where it is not, the library cannot store S; here S is rounded last, and the stored
+//! value is the one that all else is computed with.
 
 use super::kernel::round_code;
 use super::{Bits, FloatType, Scheme};

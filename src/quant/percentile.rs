@@ -1,7 +1,8 @@
 //! Ranges that leave a share of the weights outside: exact order statistics.
 //!
-//! The percentile p of n sorted values a is at position p/100·(n − 1): with its whole part k and its fraction f,
-//! a[k] + (a[k+1] − a[k])·f, numpy's default, computed in f64, rounded to f32 and then to the weights' type. Symmetric: of
+//! The percentile p of n sorted values a is at position p/100·(n − 1): with its whole part k and its fraction
+//! f, a[k] + (a[k+1] − a[k])·f, numpy's default, computed in f64, rounded to f32 and then to the weights' type.
+//! Symmetric: of
 //! |w|. Asymmetric: the upper end is that of w, the lower one minus that of −w; both are then widened to 0.
 //!
 //! Values are compared by *keys*, integers ordered as the values are. A group or row keeps its keys at hand; a whole
@@ -217,8 +218,8 @@ impl Tails {
     }
 }
 
-/// The key that `above` keys are at least as great as, and the next greater one (itself if there is none). `keys` may end in
-/// another order. It is not empty and `above` less than its length.
+/// The key that `above` keys are at least as great as, and the next greater one (itself if there is none).
+/// `keys` may end in another order. It is not empty and `above` less than its length.
 #[inline(always)]
 fn greatest(keys: &mut [u32], above: usize) -> (u32, u32) {
     match above {

@@ -150,9 +150,9 @@ impl Quantizer {
         self.cols * self.source.bytes()
     }
 
-    /// Quantizes `rows` rows. `tile` holds their weights, little-endian, at any alignment; `tensor` is what the survey found
-    /// where the scheme has one scale a tensor, and `None` otherwise. What `out` held is replaced. A tile that is not
-    /// the last of its tensor must have a multiple of [`Scheme::row_multiple`] rows.
+    /// Quantizes `rows` rows. `tile` holds their weights, little-endian, at any alignment; `tensor` is what the
+    /// survey found where the scheme has one scale a tensor, and `None` otherwise. What `out` held is replaced.
+    /// A tile that is not the last of its tensor must have a multiple of [`Scheme::row_multiple`] rows.
     ///
     /// # Errors
     /// The first weight that cannot be quantized; `out` then holds nothing of use.

@@ -1,8 +1,8 @@
 //! The slow twin: quantization as the formulas read, one weight after another.
 //!
-//! Tests compare the kernels with it byte for byte. It is public because it also answers what a *peer* would have stored: with
-//! `quotient` set to the weights' type it rounds quotients as compressed-tensors does on CPU; with
-//! [`FloatType::F32`], which is what monoquant does, it keeps them as that library's GPU kernel does.
+//! Tests compare the kernels with it byte for byte. It is public because it also answers what a *peer* would
+//! have stored: with `quotient` set to the weights' type it rounds quotients as compressed-tensors does on CPU;
+//! with [`FloatType::F32`], which is what monoquant does, it keeps them as that library's GPU kernel does.
 
 use super::params::Rules;
 use super::power::power;
@@ -35,8 +35,8 @@ pub struct Reference {
 impl Reference {
     /// Quantizes finite weights whose scales do not overflow.
     ///
-    /// The search over a whole tensor is the only result that may differ from the kernels': they add errors tile by tile, and
-    /// two candidates whose errors are equal to 1e-11 may then change places.
+    /// The search over a whole tensor is the only result that may differ from the kernels': they add errors
+    /// tile by tile, and two candidates whose errors are equal to 1e-11 may then change places.
     #[must_use]
     pub fn quantize(&self, weights: &[f32], cols: usize) -> Unpacked {
         let mut out = Unpacked { codes: Vec::new(), scales: Vec::new(), zero_points: Vec::new() };

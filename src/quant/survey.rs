@@ -91,9 +91,9 @@ impl Survey {
 }
 
 impl Quantizer {
-    /// How many times all tiles must be looked at before the first is quantized: 0 but for one scale a tensor. Then
-    /// `minmax` needs 1; `mse` 2, the range and the candidates' errors; `percentile` 1 for 16-bit weights and 2 for F32,
-    /// whose order statistics take two histograms.
+    /// How many times all tiles must be looked at before the first is quantized: 0 but for one scale a tensor.
+    /// Then `minmax` needs 1; `mse` 2, the range and the candidates' errors; `percentile` 1 for 16-bit weights
+    /// and 2 for F32, whose order statistics take two histograms.
     #[must_use]
     pub const fn survey_passes(&self) -> usize {
         match (self.scheme.granularity, self.observer, self.source) {

@@ -168,7 +168,7 @@ fn empty(source: &Arc<SourceText>) -> Finding {
     let end = start + source.text[start..].lines().next().map_or(0, |line| line.trim_end().len());
     Finding::error("recipe::empty", "the recipe is empty")
         .at(Place { source: Arc::clone(source), start, end }, label)
-        .help("A recipe has `version: 1` and a list of `stages`; `monoquant init` writes one.")
+        .help("A recipe has `version: 1` and a list of `stages`; `recipes/llama-int4.yaml` is one to start from.")
 }
 
 /// The typed recipe of a value that the schema allows.

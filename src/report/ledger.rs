@@ -210,7 +210,8 @@ fn metrics(plan: &Plan, tensor: usize, distortion: &Distortion) -> Metrics {
     Metrics {
         sqnr_db: sqnr.filter(|sqnr| sqnr.is_finite()),
         sqnr_note: sqnr_note.map(str::to_owned),
-        expected_sqnr_db: treatment.and_then(|t| t.scheme.expected_sqnr(&t.observer, columns)),
+        expected_sqnr_db: treatment
+            .and_then(|treatment| treatment.expected_sqnr(&plan.model.tensors[tensor])),
         cosine: distortion.cosine(),
         max_abs_error: f64::from(distortion.max_abs_error),
         max_abs_error_at: [distortion.max_abs_error_at.0 as u64, distortion.max_abs_error_at.1 as u64],

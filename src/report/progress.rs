@@ -97,6 +97,9 @@ impl Listener for Lines {
             Event::Stage { name, passed, summary, .. } => {
                 say(&format!("{name}: {}, {summary}", if *passed { "passed" } else { "failed" }));
             }
+            Event::Tensor { name, distortion: Some(distortion), .. } if self.is_verbose => {
+                say(&format!("{name}: {}", units::decibels(distortion.sqnr_db())));
+            }
             Event::Published { path } if self.is_verbose => say(&format!("published {}", path.display())),
             _ => {}
         }

@@ -25,6 +25,8 @@ pub enum Event {
     Tensor {
         /// Index among the model's tensors.
         tensor: usize,
+        /// Its name.
+        name: String,
         /// How far the quantized weights are from the source; none where it was not quantized.
         distortion: Option<Distortion>,
     },

@@ -26,6 +26,8 @@ pub struct Options {
     pub isa: Option<Isa>,
     /// The switch that ends the run.
     pub cancel: Cancel,
+    /// Put everything on the disk before it is published, so that it survives a power cut.
+    pub durable: bool,
 }
 
 /// What a run came to. A failed gate is an outcome, not a [`Failure`]: everything was done, and the report says what of it is
@@ -87,7 +89,7 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
             summary: gate.summary.clone(),
         });
     }
-    finish(plan, &measured, judgement, staging, listener)
+    finish(plan, &measured, judgement, staging, options.durable, listener)
 }
 
 /// What the streaming pass has to do for the stages of the recipe.
@@ -168,6 +170,7 @@ fn finish(
     measured: &Measured,
     judgement: Judgement,
     staging: Vec<Staging>,
+    durable: bool,
     listener: &dyn Listener,
 ) -> Result<Outcome, Failure> {
     let distortions = verdict::by_tensor(plan, measured);
@@ -213,7 +216,7 @@ fn finish(
             continue;
         }
         files::write(&staging.folder.join(report::FILE_NAME), text.as_bytes())?;
-        let path = publish::publish(staging, export.overwrite)?;
+        let path = publish::publish(staging, export.overwrite, durable)?;
         // The report of an earlier, failed run says nothing about this output.
         if report::is_ours(&failed_report) {
             let _ = fs::remove_file(&failed_report);

@@ -234,7 +234,8 @@ impl Pass<'_> {
         self.listener.on_event(&Event::Tile { tensor: piece.tensor, bytes });
         if self.collector.tile_done(piece.tensor) {
             let distortion = self.collector.distortion_of(tile.piece);
-            self.listener.on_event(&Event::Tensor { tensor: piece.tensor, distortion });
+            let name = self.plan.model.tensors[piece.tensor].name.clone();
+            self.listener.on_event(&Event::Tensor { tensor: piece.tensor, name, distortion });
         }
         Ok(())
     }

@@ -6,7 +6,6 @@ use super::measured::Measured;
 use crate::exit::Exit;
 use crate::export::Staging;
 use crate::finding::{Finding, Severity};
-use crate::plan::select::matrix_shape;
 use crate::plan::{Plan, Treatment};
 use crate::quant::{Bits, Distortion};
 use crate::report::units::{counted, decibels};
@@ -279,13 +278,12 @@ fn check_complaints(
     let mut out = Vec::new();
     let scored: Vec<Scored<'_>> = seen(plan, tensors, stage)
         .map(|(tensor, treatment, distortion)| {
-            let columns = matrix_shape(&plan.model.tensors[tensor]).map_or(1, |(_, columns)| columns);
             let sqnr = match distortion {
                 Some(distortion) if distortion.signal == 0.0 => None,
                 Some(distortion) => Some(distortion.sqnr_db().unwrap_or(f64::NAN)),
                 None => Some(f64::NAN),
             };
-            let expected = treatment.scheme.expected_sqnr(&treatment.observer, columns as usize);
+            let expected = treatment.expected_sqnr(&plan.model.tensors[tensor]);
             Scored { tensor, treatment, sqnr, expected }
         })
         .collect();

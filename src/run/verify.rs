@@ -8,7 +8,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::model::header;
 use crate::plan::{ExportPlan, OutputTensor};
-use crate::report::{self, Report};
+use crate::report::{self, FileRecord, OutputRecord, Report};
 
 /// The first file of a folder that has another size than planned, in words.
 #[must_use]
@@ -62,16 +62,24 @@ pub fn headers(export: &ExportPlan, folder: &Path) -> Option<String> {
 /// [`Exit::OutputDamaged`] with every file that differs; [`Exit::BadModel`] where there is no report.
 pub fn verify(folder: &Path) -> Result<Report, Failure> {
     let report = report::read(&folder.join(report::FILE_NAME))?;
-    let mut findings = Vec::new();
-    // The report lists every output of its run; this folder is the one whose files are all here.
-    let here = report
-        .outputs
-        .iter()
-        .find(|output| output.path.trim_end_matches('/').ends_with(&name_of(folder)))
-        .or_else(|| report.outputs.first());
-    for file in here.into_iter().flat_map(|output| &output.files) {
-        let path = folder.join(&file.name);
-        let damage = match hash(&path) {
+    // The report lists every output of its run, and a folder may have been moved: it is the output whose files it holds. Where
+    // it holds none of them, its name tells what it should be.
+    let name = name_of(folder);
+    let named = |output: &&OutputRecord| output.path.trim_end_matches('/').ends_with(&name);
+    let damages: Vec<(bool, Vec<Finding>)> =
+        report.outputs.iter().map(|output| (named(&output), damages(folder, output))).collect();
+    if damages.is_empty() || damages.iter().any(|(_, findings)| findings.is_empty()) {
+        return Ok(report);
+    }
+    let at = damages.iter().position(|(is_named, _)| *is_named).unwrap_or(0);
+    let findings = damages.into_iter().nth(at).map(|(_, findings)| findings).unwrap_or_default();
+    Err(Failure { exit: Exit::OutputDamaged, findings })
+}
+
+/// Every file of an output that is not in the folder as it was written.
+fn damages(folder: &Path, output: &OutputRecord) -> Vec<Finding> {
+    let damage = |file: &FileRecord| {
+        Some(match hash(&folder.join(&file.name)) {
             Err(error) => format!("{} cannot be read: {error}", file.name),
             Ok((len, _)) if len != file.bytes => {
                 format!("{} has {len} bytes and not {}", file.name, file.bytes)
@@ -79,11 +87,13 @@ pub fn verify(folder: &Path) -> Result<Report, Failure> {
             Ok((_, found)) if found != file.blake3 => {
                 format!("{} has other bytes than were written", file.name)
             }
-            Ok(_) => continue,
-        };
-        findings.push(Finding::error("output::damaged", damage).help("Run the recipe again to restore it."));
-    }
-    if findings.is_empty() { Ok(report) } else { Err(Failure { exit: Exit::OutputDamaged, findings }) }
+            Ok(_) => return None,
+        })
+    };
+    let found = output.files.iter().filter_map(damage);
+    found
+        .map(|text| Finding::error("output::damaged", text).help("Run the recipe again to restore it."))
+        .collect()
 }
 
 fn name_of(folder: &Path) -> String {

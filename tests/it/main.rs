@@ -1,7 +1,20 @@
 //! Integration tests: one binary, a file a topic.
 
+mod architecture;
 mod bad_recipes;
+mod determinism;
+mod exit_codes;
+mod families;
+mod gates;
 mod golden;
 mod layers;
+mod library;
+mod peer;
+mod plan_errors;
+mod publish;
+mod readme;
+mod run;
 mod schema;
+mod skips;
+mod streaming;
 mod support;

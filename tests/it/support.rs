@@ -1,3 +1,230 @@
-//! What several topics need.
+//! What a test needs: a temporary workspace with recipes and small models made in code, the real binary with a clean
+//! environment, and the library in process.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use monoquant::finding::Failure;
+use monoquant::plan::{Limits, Plan};
+use monoquant::recipe::Overrides;
+use monoquant::report::Report;
+use monoquant::run::{Options, Outcome, Silent};
+use tempfile::TempDir;
 
 pub mod headers;
+mod model;
+
+pub use model::{Model, gaussian};
+
+/// The repository.
+pub fn root() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// A temporary folder in which a test works.
+pub struct Workspace {
+    folder: TempDir,
+}
+
+impl Workspace {
+    pub fn new() -> Self {
+        Self { folder: tempfile::tempdir().expect("a temporary folder") }
+    }
+
+    /// A workspace with a model in `model`.
+    pub fn with(model: &Model) -> Self {
+        let workspace = Self::new();
+        model.write(&workspace.path("model"));
+        workspace
+    }
+
+    pub fn root(&self) -> &Path {
+        self.folder.path()
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    pub fn write(&self, name: &str, text: impl AsRef<[u8]>) -> PathBuf {
+        let path = self.path(name);
+        fs::create_dir_all(path.parent().expect("a path below the workspace")).expect("a folder");
+        fs::write(&path, text).expect("a file in the workspace");
+        path
+    }
+
+    /// Writes `recipe.yaml`: the stages given between `load` of `model` and `export` to `out`.
+    pub fn recipe(&self, stages: &str) -> PathBuf {
+        self.whole_recipe(&format!(
+            "  - stage: load\n    model: model\n{stages}  - stage: export\n    path: out\n"
+        ))
+    }
+
+    /// Writes `recipe.yaml` with all of its stages given.
+    pub fn whole_recipe(&self, stages: &str) -> PathBuf {
+        self.write("recipe.yaml", format!("version: 1\nname: test\nstages:\n{stages}"))
+    }
+
+    /// The binary, in the workspace, with nothing of the caller's environment that could change what it says.
+    pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_monoquant"));
+        command.args(args).current_dir(self.root()).env_clear();
+        command.env("COLUMNS", "100").env("NO_COLOR", "1").stdin(Stdio::null());
+        command
+    }
+
+    /// Runs the binary.
+    pub fn monoquant<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ended {
+        let output = self.command(args).output().expect("the binary runs");
+        let text = |bytes: Vec<u8>| self.filtered(&String::from_utf8(bytes).expect("output is UTF-8"));
+        Ended { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
+    }
+
+    /// Runs a recipe with the binary.
+    pub fn run(&self, recipe: &Path) -> Ended {
+        self.monoquant([OsStr::new("run"), recipe.as_os_str()])
+    }
+
+    /// Text without what differs from run to run or from machine to machine: paths, versions and free space.
+    pub fn filtered(&self, text: &str) -> String {
+        let mut text = text.to_owned();
+        let canonical = self.root().canonicalize().expect("the workspace is there");
+        for path in [canonical.as_path(), self.root()] {
+            text = text.replace(&path.display().to_string(), "[work]");
+        }
+        text = text.replace(&root().display().to_string(), "[repo]");
+        // `--output` is told relative to the recipe's folder.
+        let name = self.root().file_name().expect("a name").to_string_lossy().into_owned();
+        let relative = format!(r"(\.\./)+([\w./-]*/)?{}", regex::escape(&name));
+        text = regex::Regex::new(&relative).expect("a pattern").replace_all(&text, "[work]").into_owned();
+        text = text.replace(concat!("monoquant ", env!("CARGO_PKG_VERSION")), "monoquant [version]");
+        let free = regex::Regex::new(r"of [0-9.]+ [KMGT]?i?B free").expect("a pattern");
+        free.replace_all(&text, "of [size] free").into_owned()
+    }
+
+    /// Plans a recipe in process.
+    pub fn plan(&self, recipe: &Path) -> Result<Plan, Failure> {
+        plan_with(recipe, &Overrides::default(), Limits { threads: Some(2), memory: None })
+    }
+
+    /// Plans and runs a recipe in process.
+    pub fn run_in_process(&self, recipe: &Path) -> Result<Outcome, Failure> {
+        monoquant::run::run(&self.plan(recipe)?, &Options::default(), &Silent)
+    }
+
+    /// The findings of a plan, drawn; of a good plan its warnings.
+    pub fn plan_findings(&self, recipe: &Path) -> String {
+        let findings = match self.plan(recipe) {
+            Ok(plan) => plan.warnings,
+            Err(failure) => failure.findings,
+        };
+        self.drawn(&findings)
+    }
+
+    /// Findings as a terminal of 100 columns shows them.
+    pub fn drawn(&self, findings: &[monoquant::finding::Finding]) -> String {
+        use monoquant::finding::graphical::{Style, render};
+        self.filtered(&render(findings, Style { color: false, unicode: true, width: 100 }))
+    }
+
+    /// The names in the workspace's folder, hidden ones too.
+    pub fn names(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.root())
+            .expect("the workspace")
+            .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .collect();
+        names.sort();
+        names
+    }
+}
+
+/// Plans a recipe in process.
+pub fn plan_with(recipe: &Path, overrides: &Overrides, limits: Limits) -> Result<Plan, Failure> {
+    monoquant::plan::plan(monoquant::recipe::load(recipe, overrides)?, limits)
+}
+
+/// A process that has ended. What it said can be had once its exit status was checked.
+#[must_use = "the exit status is to be checked"]
+pub struct Ended {
+    status: Option<i32>,
+    stdout: String,
+    stderr: String,
+}
+
+impl Ended {
+    /// Checks the exit status.
+    #[track_caller]
+    pub fn exits(self, status: i32) -> Said {
+        assert_eq!(self.status, Some(status), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        Said { stdout: self.stdout, stderr: self.stderr }
+    }
+}
+
+/// What a process said.
+pub struct Said {
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Said {
+    /// Standard output as JSON.
+    #[track_caller]
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout).expect("standard output is JSON")
+    }
+}
+
+/// A report in an output directory.
+pub fn report(output: &Path) -> Report {
+    monoquant::report::read(&output.join(monoquant::report::FILE_NAME)).expect("the output has a report")
+}
+
+/// Every file below a folder, by its relative path.
+pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
+    fn visit(folder: &Path, below: &Path, out: &mut BTreeMap<String, Vec<u8>>) {
+        for entry in fs::read_dir(below).expect("a folder") {
+            let path = entry.expect("an entry").path();
+            if path.is_dir() {
+                visit(folder, &path, out);
+            } else {
+                let name = path.strip_prefix(folder).expect("below the folder").display().to_string();
+                out.insert(name, fs::read(&path).expect("a file"));
+            }
+        }
+    }
+    let mut out = BTreeMap::new();
+    visit(folder, folder, &mut out);
+    out
+}
+
+/// A tensor as the safetensors crate reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    pub file: String,
+    pub dtype: String,
+    pub shape: Vec<usize>,
+    pub bytes: Vec<u8>,
+}
+
+/// Every tensor of a folder's safetensors files, read with the safetensors crate.
+pub fn tensors(folder: &Path) -> BTreeMap<String, Stored> {
+    let mut out = BTreeMap::new();
+    for (file, bytes) in files(folder).into_iter().filter(|(name, _)| name.ends_with(".safetensors")) {
+        let read = safetensors::SafeTensors::deserialize(&bytes).unwrap_or_else(|e| panic!("{file}: {e}"));
+        for (name, view) in read.tensors() {
+            let (dtype, shape) = (format!("{:?}", view.dtype()), view.shape().to_vec());
+            let stored = Stored { file: file.clone(), dtype, shape, bytes: view.data().to_vec() };
+            assert!(out.insert(name.clone(), stored).is_none(), "{name} is there twice");
+        }
+    }
+    out
+}
+
+/// A file as JSON.
+pub fn json(path: &Path) -> serde_json::Value {
+    let bytes = fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    serde_json::from_slice(&bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}

@@ -1,7 +1,8 @@
 //! Bounds of a candidate's error, in f32 and fast, so that most candidates need no exact sum.
 //!
-//! In units of its scale s, the error of a candidate is U = Σu^norm with u the distance of a weight's quotient from its code;
-//! in the units of weights it is s^norm·U. Two kinds of weights are told apart, for all candidates at once:
+//! In units of its scale s, the error of a candidate is U = Σu^norm with u the distance of a weight's quotient
+//! from its code; in the units of weights it is s^norm·U. Two kinds of weights are told apart, for all
+//! candidates at once:
 //!
 //! - *inner* weights lie inside the grid of every candidate, to half a step. Then u ≤ ½ is the distance of w/s from the
 //!   nearest integer, whatever the zero point, and u^norm is a polynomial of degree 6;
@@ -9,14 +10,15 @@
 //!
 //! The bound of the difference has these parts, for each inner weight:
 //!
-//! - the polynomial's own error, [`Estimate::polynomial_error`], measured on a grid of 2^12 points, between which the
-//!   difference of two functions with second derivatives below M moves by less than h²·M/8, and the rounding of its evaluation;
-//! - the error of the quotient. w·(1/s) in f32 is within 2^-22·(steps + 1) of w/s, and so is what the exact sum's code was
-//!   rounded from; near a tie the two may take different codes, at equal distances up to twice that. With three times
-//!   for safety, times the greatest slope of u^norm;
+//! - the polynomial's own error, `polynomial_error`, measured on a grid of 2^12 points, between which the
+//!   difference of two functions with second derivatives below M moves by less than h²·M/8, and the rounding of
+//!   its evaluation;
+//! - the error of the quotient. w·(1/s) in f32 is within 2^-22·(steps + 1) of w/s, and so is what the exact
+//!   sum's code was rounded from; near a tie the two may take different codes, at equal distances up to twice
+//!   that. With three times for safety, times the greatest slope of u^norm;
 //!
-//! and the f32 sum over n / 16 terms a lane and then 16 lanes: below (n / 16 + 16)·2^-24 of it. Outer weights and the units
-//! s^norm, taken in proportion to those of the first candidate, are right to [`ROUGH`].
+//! and the f32 sum over n / 16 terms a lane and then 16 lanes: below (n / 16 + 16)·2^-24 of it. Outer weights
+//! and the units s^norm, taken in proportion to those of the first candidate, are right to [`ROUGH`].
 
 use std::f32::consts::{FRAC_1_SQRT_2, LN_2, LOG2_E};
 
@@ -100,10 +102,10 @@ impl Estimate {
             let (below, above) = ((qmin - zero - 0.4375) * scale, (qmax - zero + 0.4375) * scale);
             low = if below > low { below } else { low };
             high = if above < high { above } else { high };
-            normal &= scale > 1e-18 && scale < 1e18;
+            // No distance exceeds 2^15 steps if no range is below 1/100 of the whole one; a scale is above the
+            // first one if it was 0 and epsilon stands in.
+            normal &= scale > 1e-18 && scale < 1e18 && scale >= scales[0] / 100.0 && scale <= scales[0];
         }
-        // No candidate's distances exceed 2^15 steps if no range is below 1/100 of the whole one.
-        normal &= scales[scales.len() - 1] >= scales[0] / 100.0;
         if !normal || low > 0.0 || high < 0.0 {
             return false;
         }
@@ -210,8 +212,8 @@ impl Estimate {
     }
 }
 
-/// Puts the weights from `low` to `high` into `inner`, with 0 for the others, which go to `outer`. Whole chunks: zeros fill the
-/// last one.
+/// Puts the weights from `low` to `high` into `inner`, with 0 for the others, which go to `outer`. Whole
+/// chunks: zeros fill the last one.
 #[inline(always)]
 fn split(weights: &[f32], low: f32, high: f32, bounds: &mut Bounds) {
     let Bounds { inner, outer, .. } = bounds;
@@ -231,8 +233,8 @@ fn split(weights: &[f32], low: f32, high: f32, bounds: &mut Bounds) {
     }
 }
 
-/// x^p for x from 2^-16 to 2^15 and p from 2 to 8, to a relative error of 1e-4 but not below 2^-126: x^p = 2^(p·log2 x), with
-/// an error of p·log2 x of at most 128·2^-22 by rounding, and of the two series 1e-6.
+/// x^p for x from 2^-16 to 2^15 and p from 2 to 8, to a relative error of 1e-4 but not below 2^-126: x^p =
+/// 2^(p·log2 x), with an error of p·log2 x of at most 128·2^-22 by rounding, and of the two series 1e-6.
 #[inline(always)]
 fn rough_power<const FMA: bool>(x: f32, p: f32) -> f32 {
     let shifted = x.to_bits().wrapping_add(1f32.to_bits() - FRAC_1_SQRT_2.to_bits());

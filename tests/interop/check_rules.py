@@ -1,0 +1,213 @@
+"""Every rule of the plan about engines is tried on the engine, both ways: what goes through loads, what is refused does not.
+
+usage: check_rules.py transformers|vllm MONOQUANT MODELS VARIANTS OUT [CASE...]
+
+MODELS is what make_small_models.py wrote, VARIANTS what make_variants.py wrote. A case is a model, what its quantize stage says, and what happens. With
+the engine as target the plan must let through or refuse (or warn, where it depends on the machine) as the case says. What is refused is then written
+all the same, by asking for the other engine, and must not load there: an error, or modules that are random or missing.
+
+One JSON line a case; exit status 1 where one goes another way than the plan said. Run by the engine's own Python.
+"""
+import argparse, json, math, os, shutil, subprocess, sys
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RECIPE = """\
+version: 1
+name: rule
+stages:
+  - stage: load
+    model: {model}
+{stages}  - stage: export
+    target: {target}
+    path: {out}
+"""
+
+INT4, INT8 = "quantize-int4", "quantize-int8"
+
+
+def stage(kind, **parameters):
+    return f"  - stage: {kind}\n" + "".join(f"    {key}: {value}\n" for key, value in parameters.items())
+
+
+def skips(**parameters):
+    return stage("resolve-skips", on_unmatched="ignore", **parameters)
+
+
+W8A8 = dict(activations="dynamic-token")
+EXPERTS_TOO = skips(quantize_anyway="[Experts]")
+BY_LAYER = stage(INT8, targets="[layers.0]") + stage(INT4, group_size=32)
+
+# name: (model, stages, what the plan says, what the engine does). The plan lets it through (""), warns or refuses with a code; the engine "loads",
+# "refuses", or loads "noise".
+TRANSFORMERS = {
+    **{f"int4-{g}": ("variants/llama", stage(INT4, group_size=g), "", "loads") for g in (16, 32, 64, 128, 256)},
+    "int4-channel": ("variants/llama", stage(INT4, granularity="channel"), "", "loads"),
+    "int4-tensor": ("variants/llama", stage(INT4, granularity="tensor"), "", "loads"),
+    "int4-asymmetric": ("variants/llama", stage(INT4, symmetric="false"), "", "loads"),
+    "int4-asymmetric-channel": ("variants/llama", stage(INT4, symmetric="false", granularity="channel"), "", "loads"),
+    "int4-asymmetric-tensor": ("variants/llama", stage(INT4, symmetric="false", granularity="tensor"), "", "loads"),
+    "int8-channel": ("variants/llama", stage(INT8), "", "loads"),
+    "int8-group": ("variants/llama", stage(INT8, granularity="group"), "", "loads"),
+    "int8-asymmetric": ("variants/llama", stage(INT8, symmetric="false"), "", "loads"),
+    "w8a8": ("variants/llama", stage(INT8, **W8A8), "", "loads"),
+    "w8a8-group": ("variants/llama", stage(INT8, granularity="group", **W8A8), "", "loads"),
+    "w8a8-asymmetric": ("variants/llama", stage(INT8, symmetric="false", **W8A8), "", "loads"),
+    "w4a8": ("variants/llama", stage(INT4, **W8A8), "", "loads"),
+    "head": ("variants/llama", skips(quantize_anyway="[lm_head]") + stage(INT4), "", "loads"),
+    "by-layer": ("variants/llama", BY_LAYER, "", "loads"),
+    "split-qkv": ("variants/llama", skips(modules_to_not_convert="[v_proj]") + stage(INT4), "", "loads"),
+    "experts": ("mixtral", stage(INT4), "", "loads"),
+    "experts-int8": ("mixtral", stage(INT8), "", "loads"),
+    "experts-asymmetric": ("mixtral", stage(INT4, symmetric="false"), "plan::transformers-experts-scheme", "refuses"),
+    "experts-w8a8": ("mixtral", stage(INT8, **W8A8), "plan::transformers-experts-scheme", "refuses"),
+    "experts-by-layer": ("mixtral", BY_LAYER, "plan::several-expert-schemes", "refuses"),
+    "experts-group-by-layer": ("mixtral", stage(INT4, targets="[layers.0]", group_size=64) + stage(INT4, group_size=32),
+                               "plan::several-expert-schemes", "refuses"),
+    "experts-other-than-attention": ("mixtral", stage(INT8, targets="[self_attn]") + stage(INT4), "", "loads"),
+    "router": ("mixtral", skips(quantize_anyway="[Router]") + stage(INT4, targets="[Linear, Router]"), "plan::quantized-router", "noise"),
+    "shared-expert-gate": ("qwen2-moe", skips(defaults="none", modules_to_not_convert="[lm_head, embed_tokens, mlp.gate]")
+                           + stage(INT4, targets="[Linear, shared_expert_gate]"), "", "loads"),
+    "several-schemes-v4": ("deepseek-v4", BY_LAYER, "plan::several-schemes", "refuses"),
+    "several-schemes-v4-outputs": ("deepseek-v4", stage(INT8, targets="[wo_b]") + stage(INT4), "plan::several-schemes", "noise"),
+    "several-schemes-m3": ("minimax-m3", BY_LAYER, "plan::several-schemes", "noise"),
+    **{f"stack-{m}": (m, EXPERTS_TOO + stage(INT4), "plan::stacked-experts", "noise") for m in ("qwen3-vl-moe", "gemma4-moe")},
+    **{f"stack-{m}-kept": (m, stage(INT4), "warn plan::experts-left-alone", "loads") for m in ("qwen3-vl-moe", "gemma4-moe", "gpt-oss", "granite-moe-hybrid")},
+    "stack-llama4": ("llama4", stage(INT4), "", "loads"),
+    "stack-llama4-kept": ("llama4", skips(skip_layer_types="[Experts]") + stage(INT4), "", "loads"),
+    "stack-qwen3-5-moe-kept": ("qwen3-5-moe", skips(skip_layer_types="[Experts]") + stage(INT4), "", "loads"),
+    "conv1d-gpt2": ("gpt2", stage(INT4, targets="[Conv1D]"), "plan::not-loadable-kind", None),
+    "conv1d": ("lfm2", stage(INT4, targets="[Conv1d]", granularity="channel"), "plan::not-loadable-kind", None),
+    "embedding": ("variants/llama", skips(quantize_anyway="[Embedding]") + stage(INT4, targets="[Linear, Embedding]"), "plan::not-loadable-kind", None),
+}
+VLLM = {
+    **{f"int4-{g}": ("variants/llama", stage(INT4, group_size=g), "", "loads") for g in (32, 64, 128)},
+    **{f"int4-{g}": ("variants/llama", stage(INT4, group_size=g), "warn plan::vllm-group-size", "loads") for g in (16, 256)},
+    "int4-channel": ("variants/llama", stage(INT4, granularity="channel"), "", "loads"),
+    "int4-tensor": ("variants/llama", stage(INT4, granularity="tensor"), "plan::vllm-tensor-scale", "refuses"),
+    "int8-tensor": ("variants/llama", stage(INT8, granularity="tensor"), "plan::vllm-tensor-scale", "refuses"),
+    "int4-asymmetric": ("variants/llama", stage(INT4, symmetric="false"), "", "loads"),
+    "int4-asymmetric-channel": ("variants/llama", stage(INT4, symmetric="false", granularity="channel"), "", "loads"),
+    # The note of the plan: no kernel on the CPU.
+    "int8-channel": ("variants/llama", stage(INT8), "note", "refuses"),
+    "int8-asymmetric": ("variants/llama", stage(INT8, symmetric="false"), "warn plan::vllm-int8-asymmetric", "refuses"),
+    "w8a8": ("variants/llama", stage(INT8, **W8A8), "", "loads"),
+    "w8a8-tensor": ("variants/llama", stage(INT8, granularity="tensor", **W8A8), "", "loads"),
+    "w8a8-group": ("variants/llama", stage(INT8, granularity="group", **W8A8), "plan::vllm-w8a8-groups", "refuses"),
+    "w8a8-asymmetric": ("variants/llama", stage(INT8, symmetric="false", **W8A8), "plan::vllm-w8a8-asymmetric", "refuses"),
+    "w4a8": ("variants/llama", stage(INT4, **W8A8), "warn plan::vllm-w4a8", "refuses"),
+    "mixed": ("variants/llama", stage(INT8, targets="[layers.0]", **W8A8) + stage(INT4), "", "loads"),
+    "mixed-by-module": ("variants/llama", stage(INT8, targets="[mlp]", **W8A8) + stage(INT4), "", "loads"),
+    "head": ("variants/llama", skips(quantize_anyway="[lm_head]") + stage(INT4), "", "loads"),
+    "layer-kept": ("variants/llama", skips(modules_to_not_convert="[layers.0]") + stage(INT4), "", "loads"),
+    "split-qkv": ("variants/llama", skips(modules_to_not_convert="[v_proj]") + stage(INT4), "plan::split-siblings", "refuses"),
+    "split-gate-up": ("variants/llama", stage(INT8, targets="[up_proj]", **W8A8) + stage(INT4), "plan::split-siblings", "refuses"),
+}
+
+
+def quantize(binary, recipe, text):
+    with open(recipe, "w") as f:
+        f.write(text)
+    said = ""
+    for command in ("plan", "run"):
+        done = subprocess.run([binary, command, "--color", "never", recipe], capture_output=True, text=True)
+        said += done.stdout + done.stderr
+        if done.returncode:
+            break
+    return done.returncode, said
+
+
+def with_transformers(path, original, text):
+    """What transformers makes of a directory: loads, refuses or noise; against the same weights written plainly."""
+    import check_models
+    import torch
+
+    try:
+        got, info = check_models.load(path)
+        expected, _ = check_models.load(path + "-plain")
+        # Missing keys are random weights, however small the layer's part in the logits is.
+        if info.get("missing_keys"):
+            return "noise", f"missing {len(info['missing_keys'])}: {info['missing_keys'][:2]}"
+        a, b = check_models.logits(expected), check_models.logits(got)
+    except Exception as error:
+        return "refuses", f"{type(error).__name__}: {error}"[:200]
+    difference = ((a - b).float().norm() / a.float().norm()).item()
+    limit = 0.05 if any(getattr(m, "quantization_scheme", None) and m.quantization_scheme.input_activations for m in got.modules()) else 1e-5
+    return ("loads" if difference <= limit else "noise"), f"logits differ by {difference:.2g}"
+
+
+def with_vllm(path, original, text):
+    """What vLLM makes of it: loads, refuses or noise; against the perplexity of the unquantized model."""
+    import check_vllm
+
+    try:
+        found = check_vllm.measure(path, text, 2)["ppl"]
+    except (Exception, SystemExit) as error:
+        return "refuses", f"{type(error).__name__}: {error}"[:200]
+    if original not in BASES:
+        BASES[original] = check_vllm.measure(original, text, 2)["ppl"]
+    ratio = found / BASES[original]
+    return ("loads" if math.isfinite(ratio) and 0.9 < ratio < 1.3 else "noise"), f"perplexity {found}, {ratio:.4f} of the original's"
+
+
+BASES = {}
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("engine", choices=["transformers", "vllm"])
+    ap.add_argument("monoquant")
+    ap.add_argument("models")
+    ap.add_argument("variants")
+    ap.add_argument("out")
+    ap.add_argument("cases", nargs="*")
+    a = ap.parse_args()
+    cases, open_with, other = (TRANSFORMERS, with_transformers, "vllm") if a.engine == "transformers" else (VLLM, with_vllm, "transformers")
+    if a.engine == "vllm":
+        import check_vllm
+
+        check_vllm.prepare()
+    os.makedirs(a.out, exist_ok=True)
+    with open(os.path.join(HERE, "eval.txt"), encoding="utf-8") as f:
+        text = f.read()
+    failed = 0
+    for name in a.cases or cases:
+        model, stages, plan, engine = cases[name]
+        folder = os.path.join(a.variants, model.removeprefix("variants/")) if model.startswith("variants/") else os.path.join(a.models, model)
+        out = os.path.abspath(os.path.join(a.out, f"{a.engine}-{name}"))
+        recipe = lambda target, stages=stages: RECIPE.format(model=os.path.abspath(folder), stages=stages, target=target, out=out)
+        code, said = quantize(a.monoquant, out + ".yaml", recipe(a.engine))
+        wanted = plan.removeprefix("warn ")
+        problems = []
+        if plan.startswith("plan::"):
+            if code != 2 or wanted not in said:
+                problems.append(f"the plan lets it through: {said[:200]}")
+            # Written all the same, for an engine that does not mind.
+            forced = stages.replace("    siblings: ignore\n", "").replace(f"stage: {INT4}\n", f"stage: {INT4}\n    siblings: ignore\n")
+            forced = forced.replace(f"stage: {INT8}\n", f"stage: {INT8}\n    siblings: ignore\n")
+            code, said = quantize(a.monoquant, out + ".yaml", recipe(other, forced)) if engine else (0, "")
+        elif plan and "note" not in plan and wanted not in said:
+            problems.append(f"no {wanted}: {said[:200]}")
+        elif "note" in plan and "note: " not in said:
+            problems.append(f"no note: {said[:200]}")
+        elif not plan and "plan::" in said:
+            problems.append(f"warned: {said[:200]}")
+        line = {"case": name, "plan": plan or "lets through"}
+        if code:
+            problems.append(f"cannot be written: {said[:300]}")
+        elif engine:
+            if a.engine == "transformers":
+                plain = recipe("any").replace(out, out + "-plain").replace("    target: any", "    format: dequantized")
+                quantize(a.monoquant, out + ".yaml", plain)
+            line["engine"], line["because"] = open_with(out, folder, text)
+            if line["engine"] != engine:
+                problems.append(f"the engine {line['engine']}, expected: {engine}")
+        failed += bool(problems)
+        print(json.dumps({**line, "problems": problems}), flush=True)
+        shutil.rmtree(out, ignore_errors=True)
+        shutil.rmtree(out + "-plain", ignore_errors=True)
+    print(json.dumps({"failed": failed}), flush=True)
+    os._exit(1 if failed else 0)
+
+
+if __name__ == "__main__":
+    main()

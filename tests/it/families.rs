@@ -1,0 +1,261 @@
+//! Plans of 40 families with one short recipe that names none of them: what is quantized, what is left alone and why, and the
+//! config that engines are told, against a golden file. `BLESS=1` writes it anew for the review.
+//!
+//! `tests/interop` opens the outputs of the same plans in transformers and vLLM; this is what of it needs no Python.
+
+use std::collections::BTreeMap;
+use std::fmt::Write;
+use std::path::Path;
+
+use monoquant::export::compressed_tensors::contradictions;
+use monoquant::export::config::{left_alone, quantized_modules};
+use monoquant::finding::Failure;
+use monoquant::plan::{self, Action, ExportPlan, Limits, Part, Plan};
+use monoquant::recipe::{self, Overrides};
+use serde_json::Value;
+
+use crate::support::headers;
+
+/// The recipe of `tests/interop/check_models.py`.
+const RECIPE: &str = "\
+version: 1
+name: any-model
+stages:
+  - stage: load
+    model: model
+  - stage: quantize-int4
+    group_size: 32
+  - stage: export
+    path: out
+";
+
+/// Plans the fixture `name` with the recipe and some `--set`.
+fn plan_with(name: &str, set: &[&str]) -> Result<Plan, Failure> {
+    plan_text(name, RECIPE, set)
+}
+
+fn plan_text(name: &str, recipe: &str, set: &[&str]) -> Result<Plan, Failure> {
+    let model = headers::model(name);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("recipe.yaml");
+    std::fs::write(&path, recipe).expect("a file in a temporary folder");
+    let overrides = Overrides {
+        set: set.iter().map(|&text| text.to_owned()).collect(),
+        model: Some(model.path().to_str().expect("a path in UTF-8").to_owned()),
+        output: None,
+    };
+    plan::plan(recipe::load(&path, &overrides)?, Limits::default())
+}
+
+fn config(export: &ExportPlan) -> Value {
+    let text = export.config.as_deref().expect("every fixture has a config");
+    serde_json::from_str::<Value>(text).expect("config.json is JSON")["quantization_config"].clone()
+}
+
+/// Codes of the findings, the worst first where severities differ.
+fn codes(failure: &Failure) -> Vec<&'static str> {
+    failure.findings.iter().filter(|finding| finding.is_error()).map(|finding| finding.code).collect()
+}
+
+/// What must hold for every family, whatever is quantized.
+fn check(name: &str, plan: &Plan) {
+    for export in &plan.exports {
+        let stage = export.stage;
+        let modules = quantized_modules(&plan.decisions, &plan.pieces, stage);
+        let kept = left_alone(&plan.model, &plan.classes, &plan.decisions, &plan.pieces, stage);
+        let found = contradictions(&config(export), &modules, &kept);
+        assert!(found.is_empty(), "{name}: {found:?}");
+
+        // Every tensor leaves, and every byte of the files is a header's or some tensor's.
+        for (index, tensor) in plan.model.tensors.iter().enumerate() {
+            let parts: Vec<_> = export.tensors.iter().filter(|out| out.tensor == index).collect();
+            let is_quantized = plan.decisions[index].treatment().is_some();
+            assert!(!parts.is_empty(), "{name}: {} does not leave", tensor.name);
+            let has_codes = parts.iter().any(|part| part.part == Part::Codes);
+            assert_eq!(has_codes, is_quantized, "{name}: {}", tensor.name);
+            if !is_quantized {
+                assert_eq!(
+                    parts.iter().map(|part| part.bytes).sum::<u64>(),
+                    tensor.bytes,
+                    "{name}: {}",
+                    tensor.name
+                );
+            }
+        }
+        let tensors: u64 = export.tensors.iter().map(|tensor| tensor.bytes).sum();
+        let headers: u64 = export.files.iter().map(|file| file.header.len() as u64).sum();
+        assert_eq!(tensors + headers, export.weight_bytes(), "{name}: bytes of tensors, headers and files");
+    }
+    for group in &plan.siblings {
+        let treatment = |member: &usize| plan.decisions[*member].treatment();
+        let first = treatment(&group.members[0]).map(|treatment| treatment.scheme);
+        for member in &group.members {
+            let own = treatment(member).map(|treatment| treatment.scheme);
+            assert_eq!(own, first, "{name}: {} of {} is split", group.fused, group.parent);
+        }
+    }
+}
+
+/// A module's name without the numbers of layers and experts.
+fn numberless(name: &str) -> String {
+    let segments =
+        name.split('.').map(|part| if part.bytes().all(|b| b.is_ascii_digit()) { "N" } else { part });
+    segments.collect::<Vec<_>>().join(".")
+}
+
+/// What is done with a family, a few lines: the modules that hold codes, how many tensors are left alone for which reason, the
+/// ignore list.
+fn summary(plan: &Plan) -> String {
+    let mut text = String::new();
+    let export = &plan.exports[0];
+    let mut codes: BTreeMap<String, usize> = BTreeMap::new();
+    for module in quantized_modules(&plan.decisions, &plan.pieces, export.stage) {
+        *codes.entry(numberless(module.name)).or_default() += 1;
+    }
+    for (module, count) in codes {
+        writeln!(text, "  int4  {count:3}  {module}").expect("text grows");
+    }
+    let mut kept: BTreeMap<&str, usize> = BTreeMap::new();
+    for decision in plan.decisions.iter().filter(|decision| decision.action == Action::Keep) {
+        *kept.entry(&decision.rule.reason).or_default() += 1;
+    }
+    for (reason, count) in kept {
+        writeln!(text, "  kept  {count:3}  {reason}").expect("text grows");
+    }
+    let config = config(export);
+    let groups = config["config_groups"].as_object().expect("groups by name");
+    for group in groups.values() {
+        writeln!(text, "  targets    {}", group["targets"]).expect("text grows");
+    }
+    for entry in config["ignore"].as_array().expect("a list") {
+        writeln!(text, "  ignore     {}", entry.as_str().expect("text")).expect("text grows");
+    }
+    for finding in &plan.warnings {
+        writeln!(text, "  warning    {}: {}", finding.code, finding.message).expect("text grows");
+    }
+    text
+}
+
+#[test]
+fn one_short_recipe_plans_every_family() {
+    let mut found = String::new();
+    for name in headers::names() {
+        writeln!(found, "{name}").expect("text grows");
+        match plan_with(&name, &[]) {
+            Ok(plan) => {
+                check(&name, &plan);
+                found.push_str(&summary(&plan));
+            }
+            Err(failure) => {
+                writeln!(found, "  refused    {}", codes(&failure).join(", ")).expect("text grows")
+            }
+        }
+    }
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/plans.txt");
+    if std::env::var_os("BLESS").is_some() {
+        std::fs::write(&path, &found).expect("the fixture can be written");
+    }
+    let reviewed = std::fs::read_to_string(&path).unwrap_or_default();
+    for (line, (found, reviewed)) in (1..).zip(found.lines().zip(reviewed.lines())) {
+        assert_eq!(found, reviewed, "tests/fixtures/plans.txt:{line}; BLESS=1 writes it anew");
+    }
+    assert_eq!(
+        found.lines().count(),
+        reviewed.lines().count(),
+        "BLESS=1 writes tests/fixtures/plans.txt anew"
+    );
+}
+
+#[test]
+fn only_gpt2_is_refused() {
+    let refused: Vec<String> =
+        headers::names().into_iter().filter(|name| plan_with(name, &[]).is_err()).collect();
+    assert_eq!(refused, ["gpt2"]);
+    let failure = plan_with("gpt2", &[]).expect_err("nothing to quantize");
+    assert_eq!(codes(&failure), ["plan::nothing-to-quantize"]);
+    assert!(failure.findings.iter().any(|finding| format!("{finding:?}").contains("Conv1D")), "{failure:?}");
+    let failure = plan_with("gpt2", &["quantize-int4.targets=[Conv1D]"]).expect_err("no engine has it");
+    assert_eq!(codes(&failure), ["plan::not-loadable-kind"]);
+    // As plain numbers every tool takes it: groups run along the inputs, which GPT-2 has as rows.
+    let plan = plan_with("gpt2", &["quantize-int4.targets=[Conv1D]", "export.format=dequantized"]);
+    let plan = plan.expect("dequantized can always be written");
+    let is_wanted = |name: &str| name.ends_with("h.0.mlp.c_fc.weight");
+    let piece = plan.pieces.iter().find(|piece| is_wanted(&plan.model.tensors[piece.tensor].name));
+    let piece = piece.expect("it is there");
+    let view = piece.matrix.expect("a matrix");
+    let shape = &plan.model.tensors[piece.tensor].shape;
+    assert_eq!((&[view.cols, view.rows][..], view.row_stride), (&shape[..], 1));
+}
+
+/// What is done with the experts under each target, and under `quantize_anyway: [Experts]`.
+#[test]
+fn stacked_experts_are_left_alone_where_an_engine_would_load_noise() {
+    const ANYWAY: &str = "\
+version: 1
+name: any-model
+stages:
+  - stage: load
+    model: model
+  - stage: resolve-skips
+    quantize_anyway: [Experts]
+  - stage: quantize-int4
+    group_size: 32
+  - stage: export
+    path: out
+";
+    let experts_quantized = |plan: &Plan| {
+        plan.pieces.iter().any(|piece| {
+            plan.decisions[piece.tensor].treatment().is_some() && piece.module.contains(".experts.")
+        })
+    };
+    // (family, whether vLLM takes its experts)
+    for (name, vllm) in
+        [("gemma4-moe", true), ("qwen3-vl-moe", true), ("gpt-oss", false), ("granite-moe-hybrid", false)]
+    {
+        for (target, quantized) in [("any", false), ("transformers", false), ("vllm", vllm)] {
+            let set = format!("export.target={target}");
+            let plan =
+                plan_with(name, &[&set]).unwrap_or_else(|failure| panic!("{name}, {target}: {failure}"));
+            assert_eq!(experts_quantized(&plan), quantized, "{name}, {target}");
+            let warned = plan.warnings.iter().any(|finding| finding.code == "plan::experts-left-alone");
+            assert_eq!(warned, !quantized, "{name}, {target}");
+            check(name, &plan);
+
+            match plan_text(name, ANYWAY, &[&set]) {
+                Ok(plan) => assert!(quantized && experts_quantized(&plan), "{name}, {target}: let through"),
+                Err(failure) => {
+                    assert!(!quantized, "{name}, {target}: {failure}");
+                    assert_eq!(codes(&failure), ["plan::stacked-experts"], "{name}, {target}");
+                }
+            }
+        }
+        let plain = plan_text(name, ANYWAY, &["export.format=dequantized"]).expect("can always be written");
+        assert!(experts_quantized(&plain), "{name}");
+    }
+    for name in ["qwen3-5-moe", "qwen3-6-moe", "llama4"] {
+        let plan = plan_with(name, &["export.target=transformers"]).expect("transformers merges them");
+        assert!(experts_quantized(&plan), "{name}");
+    }
+}
+
+/// transformers builds Llama 4 with a module an expert beside any config, so its stacks are split whatever becomes of them.
+#[test]
+fn experts_of_llama_4_are_always_split() {
+    let recipe = RECIPE.replace(
+        "  - stage: quant",
+        "  - stage: resolve-skips\n    skip_layer_types: [Experts]\n  - stage: quant",
+    );
+    let plan = plan_text("llama4", &recipe, &[]).expect("it plans");
+    check("llama4", &plan);
+    let shapes: BTreeMap<&str, &[u64]> =
+        plan.exports[0].tensors.iter().map(|tensor| (tensor.name.as_str(), &tensor.shape[..])).collect();
+    let experts = "language_model.model.layers.1.feed_forward.experts";
+    assert_eq!(shapes[format!("{experts}.3.gate_proj.weight").as_str()], [384, 256]);
+    assert_eq!(shapes[format!("{experts}.0.down_proj.weight").as_str()], [256, 384]);
+    assert!(!shapes.contains_key(format!("{experts}.gate_up_proj").as_str()));
+    let ignore = config(&plan.exports[0])["ignore"].to_string();
+    assert!(ignore.contains(r"experts\\.\\d+\\.gate_proj$"), "{ignore}");
+
+    let plain = plan_text("llama4", &recipe, &["export.format=dequantized"]).expect("it plans");
+    assert!(plain.exports[0].tensors.iter().any(|tensor| tensor.name == format!("{experts}.gate_up_proj")));
+}

@@ -1,0 +1,291 @@
+//! `validate` and `check-warnings`: what they complain of, what `on_failure` makes of it, and that a failing gate publishes
+//! nothing.
+
+use std::fs;
+
+use monoquant::exit::Exit;
+use monoquant::report::{GateOutcome, Report};
+
+use crate::support::{Model, Workspace, files, report};
+
+/// Thresholds that int4 in groups of 128 can reach and these layers do not.
+const BELOW_WARNING: &str = "    sqnr_warning_threshold: 19.09\n    sqnr_error_threshold: 5\n";
+const BELOW_ERROR: &str = "    sqnr_warning_threshold: 19.09\n    sqnr_error_threshold: 19.09\n";
+const MET: &str = "    sqnr_warning_threshold: 5\n    sqnr_error_threshold: 1\n";
+
+/// Layers of heavy tails, and one weight that is far larger than all others.
+fn uneven() -> Model {
+    Model::heavy().with_value("model.layers.1.mlp.down_proj.weight", 1000, 2.0)
+}
+
+fn run(workspace: &Workspace, gates: &str) -> (Exit, Report, String) {
+    let recipe = workspace.recipe(&format!("  - stage: quantize-int4\n{gates}"));
+    let outcome = workspace.run_in_process(&recipe).unwrap_or_else(|failure| panic!("{failure}"));
+    let drawn = workspace.drawn(&outcome.findings);
+    (outcome.exit, outcome.report, drawn)
+}
+
+fn codes(report: &Report) -> Vec<(&str, &str)> {
+    report.warnings.iter().map(|warning| (warning.code.as_str(), warning.severity.as_str())).collect()
+}
+
+#[test]
+fn on_failure_and_fail_on_decide_what_a_complaint_does() {
+    use GateOutcome::{Failed, FailedAndIgnored, Passed, Warned};
+    let workspace = Workspace::with(&uneven());
+    for (thresholds, fail_on, on_failure, outcome, is_shown) in [
+        (MET, "critical", "error", Passed, false),
+        (MET, "warning", "error", Passed, false),
+        (BELOW_WARNING, "critical", "error", Warned, true),
+        (BELOW_WARNING, "critical", "ignore", Warned, false),
+        (BELOW_WARNING, "warning", "error", Failed, true),
+        (BELOW_WARNING, "warning", "warn", FailedAndIgnored, true),
+        (BELOW_WARNING, "warning", "ignore", FailedAndIgnored, false),
+        (BELOW_ERROR, "critical", "error", Failed, true),
+        (BELOW_ERROR, "critical", "warn", FailedAndIgnored, true),
+        (BELOW_ERROR, "critical", "ignore", FailedAndIgnored, false),
+    ] {
+        let gate = format!(
+            "  - stage: check-warnings\n{thresholds}    fail_on: {fail_on}\n    on_failure: {on_failure}\n"
+        );
+        let (exit, report, drawn) = run(&workspace, &gate);
+        let case = format!("{thresholds}{fail_on} {on_failure}");
+        assert_eq!(report.gates[0].outcome, outcome, "{case}");
+        assert_eq!(exit, if outcome == Failed { Exit::GateFailed } else { Exit::Done }, "{case}");
+        assert_eq!(report.verdict.exit_status, exit.code(), "{case}");
+        assert_eq!(!drawn.is_empty(), is_shown, "{case}: {drawn}");
+        assert_eq!(report.outputs[0].published, outcome != Failed, "{case}");
+        let last = report.gates.last().expect("the export");
+        assert_eq!(last.outcome, if outcome == Failed { GateOutcome::NotReached } else { Passed }, "{case}");
+        // Whatever `on_failure` says, the report has it.
+        assert_eq!(!codes(&report).is_empty(), outcome != Passed, "{case}");
+        assert_eq!(workspace.path("out.failed-report.json").exists(), outcome == Failed, "{case}");
+    }
+}
+
+#[test]
+fn the_recipes_on_failure_is_the_default_of_its_gates() {
+    let workspace = Workspace::with(&uneven());
+    let stages = format!(
+        "  - stage: load\n    model: model\n  - stage: quantize-int4\n  - stage: validate\n    max_abs_weight: 1\n  - stage: check-warnings\n{BELOW_ERROR}"
+    );
+    let export = "  - stage: export\n    path: out\n";
+    let with = |on_failure: &str| {
+        let text = format!("version: 1\nname: test\n{on_failure}stages:\n{stages}{export}");
+        let outcome = workspace.run_in_process(&workspace.write("recipe.yaml", text)).expect("an outcome");
+        let gates: Vec<GateOutcome> = outcome.report.gates.iter().map(|gate| gate.outcome).collect();
+        (outcome.exit, gates)
+    };
+    use GateOutcome::{Failed, FailedAndIgnored, NotReached, Passed};
+    // Without a word of the recipe `validate` fails and `check-warnings` warns.
+    assert_eq!(with(""), (Exit::GateFailed, vec![Failed, NotReached, NotReached]));
+    assert_eq!(with("on_failure: error\n"), (Exit::GateFailed, vec![Failed, NotReached, NotReached]));
+    assert_eq!(with("on_failure: warn\n"), (Exit::Done, vec![FailedAndIgnored, FailedAndIgnored, Passed]));
+}
+
+#[test]
+fn a_failing_gate_leaves_an_older_output_as_it_was() {
+    let workspace = Workspace::with(&uneven());
+    workspace.run(&workspace.recipe("  - stage: quantize-int8\n")).exits(0);
+    let before = files(&workspace.path("out"));
+    let gate =
+        format!("  - stage: quantize-int4\n  - stage: check-warnings\n{BELOW_ERROR}    on_failure: error\n");
+    let recipe = workspace.recipe(&gate);
+    let said = workspace.run(&recipe).exits(1);
+    insta::assert_snapshot!("failed-gate", said.stdout);
+    let drawn: String = said
+        .stderr
+        .lines()
+        .filter(|line| !line.contains(" of ") || !line.contains('%'))
+        .collect::<Vec<_>>()
+        .join("\n");
+    insta::assert_snapshot!("failed-gate-findings", drawn);
+    assert_eq!(files(&workspace.path("out")), before);
+    assert_eq!(workspace.names(), ["model", "out", "out.failed-report.json", "recipe.yaml"]);
+    let kept =
+        monoquant::report::read(&workspace.path("out.failed-report.json")).expect("the report is kept");
+    assert!(!kept.verdict.passed && !kept.outputs[0].published);
+    assert_eq!(kept.tensors.len(), 21);
+    // The next run that passes takes the report of the failed one away.
+    workspace.run(&workspace.recipe("  - stage: quantize-int4\n")).exits(0);
+    assert_eq!(workspace.names(), ["model", "out", "recipe.yaml"]);
+}
+
+#[test]
+fn an_export_before_a_gate_is_published_and_one_after_is_not() {
+    let workspace = Workspace::with(&uneven());
+    let stages = format!(
+        "  - stage: load\n    model: model\n  - stage: quantize-int4\n  - stage: export\n    path: early\n  - stage: check-warnings\n{BELOW_ERROR}    on_failure: error\n  - stage: export\n    path: late\n"
+    );
+    let said = workspace.run(&workspace.whole_recipe(&stages)).exits(1);
+    assert!(said.stderr.contains("recipe::"), "the order is doubtful: {}", said.stderr);
+    assert_eq!(workspace.names(), ["early", "late.failed-report.json", "model", "recipe.yaml"]);
+    let outputs = report(&workspace.path("early")).outputs;
+    assert_eq!(outputs.iter().map(|output| output.published).collect::<Vec<_>>(), [true, false]);
+}
+
+#[test]
+fn scope_says_what_the_thresholds_are_held_against() {
+    // One small layer is bad, so the model as a whole is not.
+    let mut model = Model::llama();
+    let heavy =
+        crate::support::gaussian("heavy", 64 * 128).iter().map(|value| value.powi(3)).collect::<Vec<_>>();
+    model.add_values("model.layers.0.self_attn.k_proj.weight", &[64, 128], &heavy);
+    let workspace = Workspace::with(&model);
+    let with = |scope: &str| {
+        let gate = format!(
+            "  - stage: check-warnings\n    scope: {scope}\n    sqnr_error_threshold: 18\n    sqnr_warning_threshold: 18\n"
+        );
+        let (_, report, _) = run(&workspace, &gate);
+        codes(&report).into_iter().map(|(code, _)| code.to_owned()).collect::<Vec<_>>()
+    };
+    let quality = {
+        let (_, report, _) = run(&workspace, "  - stage: validate\n");
+        report.quality.expect("it was measured")
+    };
+    let (model, least) = (quality.sqnr_db.expect("a number"), quality.min_sqnr_db.expect("a number"));
+    assert!(model > 18.0 && least < 18.0, "{model} {least}");
+    assert_eq!(with("model"), [""; 0]);
+    assert_eq!(with("layer"), ["check::low-sqnr"]);
+    assert_eq!(with("both"), ["check::low-sqnr"]);
+    let workspace = Workspace::with(&Model::heavy());
+    let (_, report, _) =
+        run(&workspace, &format!("  - stage: check-warnings\n    scope: both\n{BELOW_ERROR}"));
+    assert_eq!(codes(&report), [("check::model-sqnr", "critical"), ("check::low-sqnr", "critical")]);
+}
+
+#[test]
+fn gaps_are_held_against_what_the_scheme_reaches() {
+    let workspace = Workspace::with(&uneven());
+    let gate = |lines: &str| {
+        format!(
+            "  - stage: check-warnings\n    sqnr_error_threshold: 0\n    sqnr_warning_threshold: 0\n{lines}    on_failure: error\n"
+        )
+    };
+    let (exit, report, drawn) = run(&workspace, &gate("    gap_warning: 1\n"));
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![("check::gap", "warning")]), "{drawn}");
+    let (exit, report, drawn) = run(&workspace, &gate("    gap_error: 1\n"));
+    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::gap", "critical")]), "{drawn}");
+    assert_eq!(drawn.matches(" dB below  model.").count(), 5, "the five worst: {drawn}");
+    let worst = report.tensors.iter().filter_map(|tensor| {
+        let metrics = tensor.metrics.as_ref()?;
+        Some(metrics.expected_sqnr_db? - metrics.sqnr_db?)
+    });
+    let worst = worst.fold(f64::MIN, f64::max);
+    let (exit, report, _) = run(&workspace, &gate(&format!("    gap_error: {}\n", worst + 0.1)));
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
+}
+
+#[test]
+fn max_abs_weight_bounds_the_weights() {
+    let workspace = Workspace::with(&uneven());
+    let (exit, report, drawn) = run(&workspace, "  - stage: validate\n    max_abs_weight: 1.5\n");
+    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::weight-range", "critical")]));
+    insta::assert_snapshot!("weight-range", drawn);
+    let (exit, report, _) = run(&workspace, "  - stage: validate\n    max_abs_weight: 2.5\n");
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
+    let (exit, ..) = run(&workspace, "  - stage: validate\n    checks: [finite, size]\n");
+    assert_eq!(exit, Exit::Done);
+}
+
+#[test]
+fn a_nan_in_a_tensor_that_is_kept_fails_the_finite_check() {
+    let model = Model::llama().with_value("model.norm.weight", 5, f32::NAN);
+    let workspace = Workspace::with(&model.with_value("lm_head.weight", 128 * 2 + 1, f32::INFINITY));
+    let (exit, report, drawn) = run(&workspace, "  - stage: validate\n");
+    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::not-finite", "critical"); 2]));
+    insta::assert_snapshot!("not-finite", drawn);
+    let (exit, report, _) = run(&workspace, "  - stage: validate\n    checks: [size]\n");
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
+    let (exit, report, drawn) = run(&workspace, "  - stage: validate\n    on_failure: ignore\n");
+    assert_eq!((exit, codes(&report).len(), drawn.as_str()), (Exit::Done, 2, ""));
+}
+
+#[test]
+fn an_int4_run_that_skips_nothing_is_warned_of() {
+    let mut model = Model::llama();
+    model.config.remove("tie_word_embeddings");
+    let bare =
+        model.without("lm_head.weight").without("model.embed_tokens.weight").without("model.norm.weight");
+    let bare = (0..2).fold(bare, |model, layer| {
+        model
+            .without(&format!("model.layers.{layer}.input_layernorm.weight"))
+            .without(&format!("model.layers.{layer}.post_attention_layernorm.weight"))
+    });
+    let workspace = Workspace::with(&bare);
+    let gate = "  - stage: check-warnings\n    sqnr_error_threshold: 1\n    sqnr_warning_threshold: 1\n";
+    let (_, report, drawn) = run(&workspace, gate);
+    assert_eq!(codes(&report), [("check::nothing-skipped", "warning")], "{drawn}");
+    let (_, report, _) = run(&workspace, &format!("{gate}    all_layers_quantized_warning: false\n"));
+    assert_eq!(codes(&report), []);
+    let workspace = Workspace::with(&Model::llama());
+    let (_, report, _) = run(&workspace, gate);
+    assert_eq!(codes(&report), []);
+}
+
+#[test]
+fn an_unreachable_threshold_is_said_before_the_run() {
+    let workspace = Workspace::with(&Model::llama());
+    let gate = "  - stage: quantize-int4\n  - stage: check-warnings\n    sqnr_warning_threshold: 25\n    sqnr_error_threshold: 12\n";
+    let recipe = workspace.recipe(gate);
+    insta::assert_snapshot!("unreachable-threshold", workspace.plan_findings(&recipe));
+    // The default of 20 dB is out of reach of this scheme, too: it is said at the stage.
+    let recipe = workspace.recipe("  - stage: quantize-int4\n  - stage: check-warnings\n");
+    let plan = workspace.plan(&recipe).expect("a warning is no error");
+    assert_eq!(
+        plan.warnings.iter().map(|finding| finding.code).collect::<Vec<_>>(),
+        ["plan::unreachable-threshold"]
+    );
+    let recipe = workspace.recipe("  - stage: quantize-int8\n  - stage: check-warnings\n");
+    assert_eq!(workspace.plan_findings(&recipe), "");
+}
+
+#[test]
+fn warnings_of_one_kind_are_one_message_with_the_five_worst() {
+    let workspace = Workspace::with(&uneven());
+    let (_, report, drawn) =
+        run(&workspace, &format!("  - stage: check-warnings\n    scope: layer\n{BELOW_ERROR}"));
+    assert_eq!(codes(&report), [("check::low-sqnr", "critical")]);
+    let mut sqnr: Vec<f64> = report
+        .tensors
+        .iter()
+        .filter_map(|tensor| tensor.metrics.as_ref()?.sqnr_db)
+        .filter(|sqnr| *sqnr < 19.09)
+        .collect();
+    sqnr.sort_by(f64::total_cmp);
+    assert!(sqnr.len() > 5, "{sqnr:?}");
+    assert!(drawn.contains(&format!("{} of 14 quantized layers", sqnr.len())), "{drawn}");
+    assert_eq!(drawn.matches("(line 6)").count(), 5, "each with its rule's line: {drawn}");
+    assert_eq!(drawn.matches(" dB  model.").count(), 5, "{drawn}");
+    assert!(drawn.contains("19.1 dB"), "what the scheme can reach: {drawn}");
+}
+
+#[test]
+fn a_tensor_of_zeros_has_no_sqnr_and_says_so() {
+    let mut model = Model::llama();
+    model.add_values("model.layers.0.mlp.up_proj.weight", &[256, 128], &vec![0.0; 256 * 128]);
+    let workspace = Workspace::with(&model);
+    let (exit, report, drawn) =
+        run(&workspace, "  - stage: validate\n  - stage: check-warnings\n    sqnr_warning_threshold: 15\n");
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![]), "{drawn}");
+    let zeros = report.tensors.iter().find(|tensor| tensor.name.ends_with("layers.0.mlp.up_proj.weight"));
+    let metrics = zeros.and_then(|tensor| tensor.metrics.as_ref()).expect("it was measured");
+    assert_eq!((metrics.sqnr_db, metrics.sqnr_note.as_deref()), (None, Some("all weights are zero")));
+}
+
+#[test]
+fn success_is_never_printed_where_nothing_was_quantized() {
+    let workspace = Workspace::with(&Model::llama());
+    for stages in [
+        "  - stage: resolve-skips\n    skip_layer_types: [Linear]\n  - stage: quantize-int4\n",
+        "  - stage: resolve-skips\n    skip_param_threshold: 1000000\n  - stage: quantize-int8\n",
+    ] {
+        let said = workspace.run(&workspace.recipe(stages)).exits(2);
+        assert!(!said.stdout.contains('✓') && said.stderr.contains("quantizes nothing"), "{}", said.stderr);
+        assert_eq!(workspace.names(), ["model", "recipe.yaml"]);
+    }
+    let none = workspace.recipe("");
+    let said = workspace.run(&none).exits(2);
+    assert!(!said.stdout.contains('✓'), "{}", said.stdout);
+    assert!(fs::metadata(workspace.path("out")).is_err());
+}

@@ -1,0 +1,143 @@
+//! The README's commands, the recipes' comments, and the report's schema: what is promised is what happens.
+
+use std::fs;
+
+use monoquant::report;
+
+use crate::run::shipped;
+use crate::support::{Model, Workspace, json, root};
+
+/// The commands in a document's console blocks, without the prompt.
+fn commands(text: &str) -> Vec<String> {
+    let mut commands = Vec::new();
+    let mut in_console = false;
+    for line in text.lines() {
+        match line.trim_end() {
+            "```console" => in_console = true,
+            "```" => in_console = false,
+            line if in_console => commands.extend(line.strip_prefix("$ ").map(str::to_owned)),
+            _ => {}
+        }
+    }
+    commands
+}
+
+/// The arguments of a command that runs monoquant; none of one that does something else.
+fn arguments(command: &str) -> Option<Vec<&str>> {
+    let command = command.split(" #").next().unwrap_or(command);
+    let words: Vec<&str> = command.split_whitespace().collect();
+    match words.as_slice() {
+        ["monoquant", rest @ ..] => Some(rest.to_vec()),
+        ["cargo", "run", rest @ ..] => {
+            let end = rest.iter().position(|word| *word == "--").map_or(rest.len(), |at| at + 1);
+            (!rest[..end].contains(&"--example")).then(|| rest[end..].to_vec())
+        }
+        _ => None,
+    }
+}
+
+/// A workspace that looks like a clone of the repository.
+fn clone() -> Workspace {
+    let workspace = Workspace::new();
+    for folder in ["recipes", "examples/tiny-llama"] {
+        for entry in fs::read_dir(root().join(folder)).expect("a folder of the repository") {
+            let path = entry.expect("an entry").path();
+            let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+            workspace.write(&format!("{folder}/{name}"), fs::read(&path).expect("a file"));
+        }
+    }
+    workspace
+}
+
+#[test]
+fn the_readmes_commands_work() {
+    let mut ran = 0;
+    for document in ["README.md", "docs/recipes.md", "CONTRIBUTING.md"] {
+        let Ok(text) = fs::read_to_string(root().join(document)) else { continue };
+        let workspace = clone();
+        for command in commands(&text) {
+            let Some(arguments) = arguments(&command) else { continue };
+            let said = workspace.monoquant(&arguments).exits(0);
+            assert!(!said.stderr.contains('⚠'), "{document}: {command}: {}", said.stderr);
+            ran += 1;
+        }
+    }
+    assert!(ran >= 1, "the README shows no command");
+}
+
+#[test]
+fn the_readme_starts_with_two_commands() {
+    let text = fs::read_to_string(root().join("README.md")).expect("the README");
+    let commands = commands(&text);
+    assert_eq!(commands[0], "cargo run --release -- run recipes/llama-int4.yaml");
+    assert!(commands[1].starts_with("cargo test --release"), "{}", commands[1]);
+    let script = fs::read_to_string(root().join(".ci/run")).expect("the script of the checks");
+    assert!(
+        script.contains(&commands[1].replace("--release", "--release --locked"))
+            || script.contains(&commands[1])
+    );
+}
+
+#[test]
+fn every_shipped_recipe_says_when_to_choose_it() {
+    let readme = fs::read_to_string(root().join("README.md")).expect("the README");
+    for path in shipped() {
+        let text = fs::read_to_string(&path).expect("a recipe");
+        let comment: Vec<&str> = text.lines().skip(1).take_while(|line| line.starts_with("# ")).collect();
+        let words = comment.join(" ").split_whitespace().count();
+        assert!(words >= 15, "{} says little about when to choose it", path.display());
+        let stem = path.file_stem().expect("a name").to_string_lossy().into_owned();
+        assert!(readme.contains(&stem), "the README does not name {stem}");
+        // A threshold is a number that wants a reason.
+        let lines: Vec<&str> = text.lines().collect();
+        for (at, line) in
+            lines.iter().enumerate().filter(|(_, line)| line.contains("sqnr_warning_threshold:"))
+        {
+            assert!(lines[at - 1].trim_start().starts_with("# "), "{}: {line} has no reason", path.display());
+        }
+    }
+}
+
+#[test]
+fn the_committed_report_schema_is_up_to_date() {
+    let path = root().join("schemas/report.schema.json");
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, report::schema_text()).expect("the schema");
+    }
+    let committed = fs::read_to_string(&path).expect("the schema");
+    assert!(committed == report::schema_text(), "{} is stale; BLESS=1 writes it anew", path.display());
+    assert_eq!(Workspace::new().monoquant(["schema", "report"]).exits(0).stdout, committed);
+}
+
+#[test]
+fn reports_satisfy_their_schema() {
+    let schema = json(&root().join("schemas/report.schema.json"));
+    let validator = jsonschema::validator_for(&schema).expect("a schema");
+    let zeros = {
+        let mut model = Model::llama();
+        model.add_values("model.layers.0.mlp.up_proj.weight", &[256, 128], &[0.0; 256 * 128]);
+        model.with_value("lm_head.weight", 3, f32::INFINITY)
+    };
+    let workspace = Workspace::with(&zeros);
+    let gate = "  - stage: check-warnings\n    sqnr_error_threshold: 25\n    sqnr_warning_threshold: 25\n";
+    let mut checked = 0;
+    for stages in [
+        "  - stage: quantize-int4\n  - stage: validate\n    on_failure: warn\n".to_owned() + gate,
+        "  - stage: quantize-int8\n".to_owned(),
+        "  - stage: quantize-int4\n  - stage: validate\n    on_failure: warn\n".to_owned()
+            + gate
+            + "    on_failure: error\n",
+    ] {
+        let is_failing = stages.ends_with("error\n");
+        workspace.run(&workspace.recipe(&stages)).exits(i32::from(is_failing));
+        let path = if is_failing { "out.failed-report.json" } else { "out/monoquant-report.json" };
+        let report = json(&workspace.path(path));
+        let errors: Vec<String> = validator.iter_errors(&report).map(|error| error.to_string()).collect();
+        assert!(errors.is_empty(), "{errors:?}");
+        let mut broken = report.clone();
+        broken["tensors"][0]["bytes_in"] = "many".into();
+        assert!(!validator.is_valid(&broken));
+        checked += 1;
+    }
+    assert_eq!(checked, 3);
+}
