@@ -26,8 +26,8 @@ impl Listener for Counter {
             Event::Tile { bytes, .. } => {
                 self.bytes.fetch_add(*bytes, Ordering::Relaxed);
             }
-            Event::Stage { name, passed, summary, .. } => {
-                println!("{name}: {} ({summary})", if *passed { "passed" } else { "failed" });
+            Event::Stage { name, outcome, summary, .. } => {
+                println!("{name}: {} ({summary})", outcome.words());
             }
             _ => {}
         }

@@ -243,10 +243,11 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Completions(args) => generate::completions(args.shell, &mut Cli::command(), &output),
         Command::Man => generate::man(Cli::command(), &output),
     };
-    done.unwrap_or_else(|failure| {
+    let exit = done.unwrap_or_else(|failure| {
         output.findings(&failure.findings);
         failure.exit
-    })
+    });
+    if exit == Exit::Done && output.has_lost_a_result() { Exit::CannotWrite } else { exit }
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! Everything that can be known before the first weight is read is known here: for every tensor the decision and the rule
 //! that made it, for every output tensor its file and offset, and whatever an engine would refuse.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 
 use crate::exit::Exit;
@@ -19,6 +20,7 @@ pub mod copies;
 mod engines;
 pub mod explain;
 pub mod layout;
+mod outputs;
 pub mod places;
 mod reach;
 pub mod select;
@@ -84,6 +86,14 @@ impl Plan {
         self.loaded.stage_place(stage)
     }
 
+    /// What a quantized tensor's scheme reaches on Gaussian weights of its shape, in dB; of a stack, of one of its matrices.
+    #[must_use]
+    pub fn expected_sqnr(&self, tensor: usize) -> Option<f64> {
+        let first = self.pieces.partition_point(|piece| piece.tensor < tensor);
+        let view = self.pieces.get(first).filter(|piece| piece.tensor == tensor)?.matrix?;
+        self.decisions[tensor].treatment()?.expected_sqnr(view.rows, view.cols)
+    }
+
     /// How many tensors are quantized.
     #[must_use]
     pub fn quantized_tensors(&self) -> usize {
@@ -133,22 +143,24 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
 
     let exports = exports(&loaded, &model, &classes, &decisions, &pieces);
     findings.extend(export_paths(&loaded, &model, &exports));
+    findings.extend(outputs::check(&loaded, &model, &classes, &decisions, &pieces, &exports));
     for export in &exports {
         findings.extend(engines::check(&loaded, &model, &classes, &decisions, export));
     }
-    findings.extend(reach::check(&loaded, &model, &decisions));
+    findings.extend(reach::check(&loaded, &decisions, &pieces));
     stop_on_errors(&findings)?;
 
     let threads = limits
         .threads
         .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
         .unwrap_or(1);
-    let budget = budget::budget(&model, &decisions, &pieces, threads, limits.memory).map_err(|least| {
-        let finding = Finding::error("plan::memory", "the memory bound is too small for this model")
-            .help(format!("One worker needs {} MiB here.", least.div_ceil(1 << 20)));
-        Failure::new(Exit::BadRecipe, finding)
-    })?;
-    let notes = engines::notes(&pieces, &decisions, &exports);
+    let budget =
+        budget::budget(&model, &decisions, &pieces, &exports, threads, limits.memory).map_err(|least| {
+            let finding = Finding::error("plan::memory", "the memory bound is too small for this model")
+                .help(format!("One worker needs {} MiB here.", least.div_ceil(1 << 20)));
+            Failure::new(Exit::BadRecipe, finding)
+        })?;
+    let notes = engines::notes(&model, &pieces, &decisions, &exports);
     let siblings = groups;
     Ok(Plan {
         loaded,
@@ -245,16 +257,32 @@ fn undivided_findings(
     model: &ModelFolder,
     decisions: &[Decision],
     undivided: &[siblings::Undivided],
-) -> Option<Finding> {
-    let first = undivided.first()?;
-    let stage = decisions[first.tensor].treatment().map_or(0, |treatment| treatment.stage);
+) -> Vec<Finding> {
+    // One finding for each group size that a stage asks for.
+    let mut asked: BTreeMap<(usize, u64), Vec<siblings::Undivided>> = BTreeMap::new();
+    for one in undivided {
+        let stage = decisions[one.tensor].treatment().map_or(0, |treatment| treatment.stage);
+        asked.entry((stage, one.group_size)).or_default().push(one.clone());
+    }
+    asked
+        .into_iter()
+        .map(|((stage, size), layers)| undivided_finding(loaded, model, stage, size, &layers))
+        .collect()
+}
+
+fn undivided_finding(
+    loaded: &Loaded,
+    model: &ModelFolder,
+    stage: usize,
+    group_size: u64,
+    undivided: &[siblings::Undivided],
+) -> Finding {
     let place = loaded.place(&format!("/stages/{stage}/group_size"));
     let count = undivided.len();
     let mut finding = Finding::error(
         "plan::indivisible",
         format!(
-            "groups of {} do not divide the rows of {count} layer{}",
-            first.group_size,
+            "groups of {group_size} do not divide the rows of {count} layer{}",
             if count == 1 { "" } else { "s" }
         ),
     )
@@ -266,7 +294,7 @@ fn undivided_findings(
     finding = finding.help(lines);
     let shrunk = [128_u64, 64, 32, 16]
         .into_iter()
-        .find(|size| *size < first.group_size && undivided.iter().all(|u| u.columns % size == 0));
+        .find(|size| *size < group_size && undivided.iter().all(|u| u.columns % size == 0));
     let advice = match shrunk {
         Some(size) => format!(
             "`indivisible: shrink` would use groups of {size} for these layers, `channel` one scale a row, `skip` would leave \
@@ -274,7 +302,7 @@ fn undivided_findings(
         ),
         None => "`indivisible: channel` would use one scale a row for these layers, `skip` would leave them alone.".to_owned(),
     };
-    Some(finding.help(advice))
+    finding.help(advice)
 }
 
 fn by_length<'m>(model: &'m ModelFolder, undivided: &[siblings::Undivided]) -> Vec<(u64, Vec<&'m str>)> {
@@ -289,6 +317,9 @@ fn by_length<'m>(model: &'m ModelFolder, undivided: &[siblings::Undivided]) -> V
     out
 }
 
+/// What makes two splits the same mistake: what engines call the group, and the rules that split it.
+type SplitKey<'g> = (&'g str, Vec<Rule>);
+
 fn split_findings(
     loaded: &Loaded,
     items: &[select::Item<'_>],
@@ -299,7 +330,7 @@ fn split_findings(
         matches!(stage, Stage::Export(export) if export.format == Format::CompressedTensors
             && export.target != Target::Transformers)
     });
-    let mut found: Vec<(Vec<Rule>, Finding, usize)> = Vec::new();
+    let mut found: Vec<(SplitKey<'_>, Finding, usize)> = Vec::new();
     for split in siblings::splits(groups, decisions) {
         let group = &groups[split.group];
         let stage = split
@@ -317,7 +348,8 @@ fn split_findings(
         let mut rules: Vec<Rule> =
             split.examples.iter().map(|&index| decisions[index].rule.clone()).collect();
         rules.sort_by(|a, b| (&a.pointer, &a.text).cmp(&(&b.pointer, &b.text)));
-        if let Some((_, _, count)) = found.iter_mut().find(|(known, _, _)| *known == rules) {
+        let key = (group.fused, rules);
+        if let Some((_, _, count)) = found.iter_mut().find(|(known, _, _)| *known == key) {
             *count += 1;
             continue;
         }
@@ -351,7 +383,7 @@ fn split_findings(
         ));
         finding = finding
             .help("`siblings: warn` or `ignore` on the quantize stage lets it through for other engines.");
-        found.push((rules, finding, 1));
+        found.push((key, finding, 1));
     }
     found
         .into_iter()
@@ -453,7 +485,7 @@ fn exports(
             target: export.target,
             overwrite: export.overwrite,
             path: normalized(&loaded.resolve_path(&export.path)),
-            index: layout::index(model, &files, &tensors),
+            has_index: files.len() > 1 || model.index.is_some(),
             config,
             copies: if export.copy { copies::carried_over(model) } else { Vec::new() },
             files,
@@ -465,7 +497,7 @@ fn exports(
 }
 
 /// A path without `.` and `..`, as far as that can be told without the file system.
-fn normalized(path: &std::path::Path) -> PathBuf {
+pub(crate) fn normalized(path: &std::path::Path) -> PathBuf {
     use std::path::Component;
     let mut out = PathBuf::new();
     for component in path.components() {
@@ -477,7 +509,11 @@ fn normalized(path: &std::path::Path) -> PathBuf {
             other => out.push(other),
         }
     }
-    if out.as_os_str().is_empty() { PathBuf::from(".") } else { out }
+    // The working directory, or one above it: told by its own name, beside which the output is staged.
+    match std::path::absolute(if out.as_os_str().is_empty() { std::path::Path::new(".") } else { &out }) {
+        Ok(absolute) if out.file_name().is_none() && absolute != out => normalized(&absolute),
+        _ => out,
+    }
 }
 
 /// A path with its links resolved, as far as it exists; the rest need not.

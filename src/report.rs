@@ -139,6 +139,20 @@ pub enum GateOutcome {
     NotReached,
 }
 
+impl GateOutcome {
+    /// The outcome in a few words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            GateOutcome::Passed => "passed",
+            GateOutcome::Warned => "passed with warnings",
+            GateOutcome::FailedAndIgnored => "failed, and the recipe goes on",
+            GateOutcome::Failed => "FAILED",
+            GateOutcome::NotReached => "not reached",
+        }
+    }
+}
+
 /// A warning or an error as data.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct WarningRecord {

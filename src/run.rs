@@ -15,4 +15,4 @@ pub mod verify;
 
 pub use cancel::Cancel;
 pub use event::{Event, Listener, Silent};
-pub use executor::{Options, Outcome, disk_needed, run};
+pub use executor::{Options, Outcome, disk_needed, preflight, run};

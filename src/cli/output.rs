@@ -1,6 +1,7 @@
 //! Where everything is printed: results on standard output, all the rest on standard error. A closed pipe is no failure.
 
 use std::io::{IsTerminal, Write};
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstream::{AutoStream, ColorChoice};
 
@@ -14,6 +15,7 @@ pub struct Output {
     format: Format,
     is_quiet: bool,
     is_verbose: bool,
+    lost_result: AtomicBool,
 }
 
 impl Output {
@@ -23,11 +25,22 @@ impl Output {
             Color::Always => ColorChoice::Always,
             Color::Never => ColorChoice::Never,
         };
-        Self { color, format: terminal.format, is_quiet: terminal.quiet, is_verbose: terminal.verbose }
+        Self {
+            color,
+            format: terminal.format,
+            is_quiet: terminal.quiet,
+            is_verbose: terminal.verbose,
+            lost_result: AtomicBool::new(false),
+        }
     }
 
     pub fn format(&self) -> Format {
         self.format
+    }
+
+    /// Whether a result could not be written to standard output.
+    pub fn has_lost_a_result(&self) -> bool {
+        self.lost_result.load(Ordering::Relaxed)
     }
 
     pub fn is_quiet(&self) -> bool {
@@ -46,10 +59,14 @@ impl Output {
     /// Prints a result.
     pub fn result(&self, text: &str) {
         let mut out = std::io::stdout().lock();
-        let _ = out
+        let written = out
             .write_all(text.as_bytes())
-            .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") });
-        let _ = out.flush();
+            .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") })
+            .and_then(|()| out.flush());
+        // A reader that has seen enough closes the pipe; anything else loses the result.
+        if written.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
+            self.lost_result.store(true, Ordering::Relaxed);
+        }
     }
 
     /// Prints findings; warnings are left out where only what is wrong is wanted.

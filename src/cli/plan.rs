@@ -15,5 +15,6 @@ pub(super) fn plan(args: &RecipeArgs, json: bool, output: &Output) -> Result<Exi
         output.findings(&plan.warnings);
         output.result(&plan_text::text(&plan));
     }
+    crate::run::preflight(&plan)?;
     Ok(Exit::Done)
 }

@@ -9,7 +9,11 @@ use crate::finding::Failure;
 pub(super) fn verify(directory: &Path, output: &Output) -> Result<Exit, Failure> {
     let report = crate::run::verify::verify(directory)?;
     if !output.is_quiet() {
-        output.result(&format!("{} is as it was written: {}", directory.display(), report.verdict.summary));
+        output.result(&format!(
+            "the weights in {} are as they were written: {}",
+            directory.display(),
+            report.verdict.summary
+        ));
     }
     Ok(Exit::Done)
 }

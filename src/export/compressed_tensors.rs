@@ -5,12 +5,13 @@
 //! targets are disjoint, entries are the class `Linear` or regexes over a name's tail, anchored with a dot before and `$`
 //! after, and every linear module left alone is in `ignore`, the head even where the file has none (tied embeddings).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 
 use regex::{Regex, RegexSet};
 use serde_json::{Map, Value, json};
 
 use crate::plan::Treatment;
+use crate::plan::siblings::experts_parent;
 use crate::quant::{Bits, Granularity, Scheme, Storage};
 use crate::stage::ActivationScheme;
 
@@ -21,7 +22,8 @@ const VERSION: &str = "0.19.0";
 /// and everything that it hits is left alone; the first one, the heads', always where nothing quantized is hit.
 const IGNORED_ROLES: &[&str] = &[
     r"(.*\.)?(lm_head|proj_out|embed_out|head|predictions\.decoder)$",
-    r".*(visual|vision|audio_tower|image_tower|video_tower).*",
+    r".*(visual|vision|audio_tower|audio_encoder|image_tower|video_tower|code2wav).*",
+    r"(.*\.)?vit\..*",
     r".*(multi_modal_projector|mm_projector|patch_merge|embed_audio).*",
     r"(.*\.)?mtp\..*",
     r".*(indexer|index_|compressor).*",
@@ -293,35 +295,38 @@ fn ignore(quantized: &[&str], left_alone: &[&str]) -> Vec<String> {
     out
 }
 
-/// Entries for modules that no role covers: one for all layers where the same tail is left alone in all of them.
+/// Entries for modules that no role covers: one for all layers where the same tail is left alone in all of them. Experts of a
+/// layer are one entry, under whatever names: vLLM looks them up as `experts.0.gate_proj` even where the file has a stack.
 fn ignore_single(quantized: &[&str], single: &[&str]) -> Vec<String> {
-    let quantized_tails: BTreeSet<String> = quantized
-        .iter()
-        .map(|name| cut_at_layer(name).map_or_else(|| escape_tail(name), |(_, rest)| escape_tail(rest)))
-        .collect();
+    let hits_quantized = |pattern: &str| {
+        let regex = Regex::new(&format!("^(?:{pattern})"));
+        regex.is_ok_and(|regex| quantized.iter().any(|name| regex.is_match(name)))
+    };
+    let quantized_experts: HashSet<&str> = quantized.iter().filter_map(|name| experts_parent(name)).collect();
     let mut layers: BTreeMap<(String, &str), Vec<&str>> = BTreeMap::new();
     let mut out = Vec::new();
     for name in single {
+        let experts = experts_parent(name).filter(|parent| !quantized_experts.contains(parent));
+        let (name, end) = experts.map_or((*name, ""), |parent| (parent, r"\..*"));
         match cut_at_layer(name) {
-            Some(((word, number), rest)) => layers.entry((escape_tail(rest), word)).or_default().push(number),
+            Some(((word, number), rest)) => {
+                layers.entry((escape_tail(rest) + end, word)).or_default().push(number);
+            }
             None => {
                 let last = escape_tail(name.rsplit('.').next().unwrap_or(name));
-                let entry = format!(r"(.*\.)?{last}$");
-                let overlaps = Regex::new(&format!("^{entry}"))
-                    .is_ok_and(|regex| quantized.iter().any(|name| regex.is_match(name)));
-                out.push(if overlaps { (*name).to_owned() } else { format!("re:{entry}") });
+                let entry = format!(r"(.*\.)?{last}{end}$");
+                let entry = if hits_quantized(&entry) { name.to_owned() } else { format!("re:{entry}") };
+                if !out.contains(&entry) {
+                    out.push(entry);
+                }
             }
         }
     }
     for ((tail, word), numbers) in layers {
-        let shared = quantized_tails.iter().any(|other| ends_with_segments(other, &tail));
-        if shared {
-            out.push(format!("re:{}", layers_pattern(word, numbers, &tail)));
-        } else {
-            out.push(format!(r"re:.*\.{tail}$"));
-        }
+        let anywhere = format!(r".*\.{tail}$");
+        let entry = if hits_quantized(&anywhere) { layers_pattern(word, numbers, &tail) } else { anywhere };
+        out.push(format!("re:{entry}"));
     }
-    out.dedup();
     out
 }
 

@@ -7,6 +7,7 @@ use crate::layer::LayerType;
 use crate::model::{LayerClass, ModelFolder};
 use crate::plan::layout::treatment_at;
 use crate::plan::select::subject;
+use crate::plan::siblings::experts_parent;
 use crate::plan::{Decision, Piece};
 use crate::stage::export::Format;
 
@@ -27,6 +28,7 @@ pub fn config_text(
         let modules = quantized_modules(decisions, pieces, export_stage);
         if !modules.is_empty() {
             let left_alone = left_alone(model, classes, decisions, pieces, export_stage);
+            let left_alone: Vec<&str> = left_alone.iter().map(String::as_str).collect();
             config.insert("quantization_config".to_owned(), quantization_config(&modules, &left_alone));
         }
     }
@@ -51,26 +53,37 @@ pub fn quantized_modules<'p>(
         .collect()
 }
 
-/// Linear modules that an export leaves alone: what a `Linear` target would hit in some engine.
+/// Linear modules that an export leaves alone: what a `Linear` target would hit in some engine. A stack of experts is also
+/// there as the module `experts` that engines make of it, by whatever name the file has it.
 #[must_use]
-pub fn left_alone<'m>(
-    model: &'m ModelFolder,
+pub fn left_alone(
+    model: &ModelFolder,
     classes: &[LayerClass],
     decisions: &[Decision],
-    pieces: &'m [Piece],
+    pieces: &[Piece],
     export_stage: usize,
-) -> Vec<&'m str> {
-    let is_linear = |piece: &&Piece| {
-        matches!(classes[piece.tensor].kind, LayerType::Linear | LayerType::Router | LayerType::Experts)
-            && treatment_at(&decisions[piece.tensor], export_stage).is_none()
-    };
-    pieces
-        .iter()
-        .filter(is_linear)
-        .map(|piece| match piece.matrix {
+) -> Vec<String> {
+    let mut names = Vec::new();
+    for piece in pieces {
+        let kind = classes[piece.tensor].kind;
+        if !matches!(kind, LayerType::Linear | LayerType::Router | LayerType::Experts)
+            || treatment_at(&decisions[piece.tensor], export_stage).is_some()
+        {
+            continue;
+        }
+        if piece.matrix.is_some() {
             // An expert that is written as a module of its own.
-            Some(_) => piece.module.as_str(),
-            None => subject(&model.tensors[piece.tensor]),
-        })
-        .collect()
+            names.push(piece.module.clone());
+            continue;
+        }
+        let name = subject(&model.tensors[piece.tensor]);
+        names.push(name.to_owned());
+        if kind == LayerType::Experts
+            && experts_parent(name).is_none()
+            && let Some((parent, stack)) = name.rsplit_once('.')
+        {
+            names.push(format!("{parent}.experts.{stack}"));
+        }
+    }
+    names
 }

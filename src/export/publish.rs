@@ -56,8 +56,36 @@ pub fn check_occupant(path: &Path, overwrite: Overwrite) -> Result<Occupant, Fai
             format!("{} exists", path.display()),
             "The recipe says `overwrite: refuse`. Use `overwrite: replace`, or choose another `path`.",
         ),
+        (Occupant::Ours, Overwrite::Replace) => match strangers(path) {
+            names if names.is_empty() => Ok(found),
+            names => refuse(
+                format!("{} holds files that monoquant did not write: {}", path.display(), names.join(", ")),
+                "Replacing the output would remove them. Move them away, or choose another `path`.",
+            ),
+        },
         _ => Ok(found),
     }
+}
+
+/// Names in an output of monoquant that its report does not know.
+fn strangers(path: &Path) -> Vec<String> {
+    let Ok(report) = report::read(&path.join(report::FILE_NAME)) else { return Vec::new() };
+    let known = |name: &str| {
+        let is_fixed = [report::FILE_NAME, super::RECIPE_FILE_NAME, "config.json"].contains(&name);
+        is_fixed
+            || name.ends_with(".safetensors.index.json")
+            || report.outputs.iter().any(|output| {
+                output.files.iter().any(|file| file.name == name)
+                    || output.copied.iter().any(|file| file.split('/').next() == Some(name))
+            })
+    };
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    let mut names: Vec<String> = entries
+        .map(|entry| entry.file_name().to_string_lossy().into_owned())
+        .filter(|name| !known(name))
+        .collect();
+    names.sort();
+    names
 }
 
 /// Moves a staged output to its place. What was there is replaced in the same step and removed afterwards. With `durable`
@@ -111,9 +139,14 @@ fn exchange(new: &Path, old: &Path) -> io::Result<()> {
         }
     }
     let aside = new.with_extension("monoquant-old");
+    if aside.exists() {
+        // Left by a run that was killed between its two renames; the output that it moved away is about to be replaced.
+        fs::remove_dir_all(&aside)?;
+    }
     fs::rename(old, &aside)?;
     match fs::rename(new, old) {
-        Ok(()) => fs::rename(&aside, new),
+        // The new output is in place; an old one that cannot be removed does no harm to it.
+        Ok(()) => fs::remove_dir_all(&aside).or(Ok(())),
         Err(error) => {
             fs::rename(&aside, old)?;
             Err(error)
@@ -128,19 +161,59 @@ fn unsupported(error: rustix::io::Errno) -> bool {
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&error)
 }
 
+/// The nearest folder of a path that exists.
+fn existing(path: &Path) -> &Path {
+    let mut existing = path;
+    while !existing.exists() {
+        existing = match existing.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        };
+    }
+    existing
+}
+
+/// A number that is the same for paths on one disk; 0 where the system has none.
+#[must_use]
+pub fn disk_of(path: &Path) -> u64 {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        fs::metadata(existing(path)).map_or(0, |metadata| metadata.dev())
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = path;
+        0
+    }
+}
+
+/// Bytes of the files right in a folder; 0 where there is none.
+#[must_use]
+pub fn folder_bytes(path: &Path) -> u64 {
+    let entries = fs::read_dir(path).into_iter().flatten().flatten();
+    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| disk_usage(&metadata)).sum()
+}
+
+/// Bytes that a file takes on its disk, which is less than its length where it was not written yet.
+fn disk_usage(metadata: &fs::Metadata) -> u64 {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        metadata.blocks() * 512
+    }
+    #[cfg(not(unix))]
+    {
+        metadata.len()
+    }
+}
+
 /// Bytes that can be written to the disk of a path, which need not exist yet; none where the system does not say.
 #[must_use]
 pub fn free_space(path: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
-        let mut existing = path;
-        while !existing.exists() {
-            existing = match existing.parent() {
-                Some(parent) if !parent.as_os_str().is_empty() => parent,
-                _ => Path::new("."),
-            };
-        }
-        let found = rustix::fs::statvfs(existing).ok()?;
+        let found = rustix::fs::statvfs(existing(path)).ok()?;
         Some(found.f_bavail.saturating_mul(found.f_frsize))
     }
     #[cfg(not(unix))]

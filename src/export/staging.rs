@@ -87,12 +87,15 @@ impl Drop for Staging {
             // Nothing more can be done where even this fails; the next run clears the folder.
             let _ = fs::remove_dir_all(&self.folder);
         }
-        if self.lock.take().is_some() {
+        if let Some(lock) = self.lock.take() {
+            // Removed while it is still held, so that nobody locks a file that is about to go.
             let _ = fs::remove_file(lock_path(&self.folder));
+            drop(lock);
         }
     }
 }
 
+/// Takes the lock of an output. The file goes with the run that holds it, so after locking it must still be the one at `path`.
 fn lock(path: &Path) -> Result<File, Failure> {
     let file = File::options()
         .write(true)
@@ -101,12 +104,30 @@ fn lock(path: &Path) -> Result<File, Failure> {
         .open(path)
         .map_err(|error| files::cannot_write("make", path, &error))?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) if is_at(&file, path) => Ok(file),
+        Ok(()) => lock(path),
         Err(fs::TryLockError::WouldBlock) => Err(Failure::new(
             Exit::CannotWrite,
             Finding::error("export::locked", "another run is writing this output")
                 .help(format!("It holds {}. Wait for it, or choose another `path`.", path.display())),
         )),
         Err(fs::TryLockError::Error(error)) => Err(files::cannot_write("lock", path, &error)),
+    }
+}
+
+/// Whether an open file is the one that a path names.
+fn is_at(file: &File, path: &Path) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        match (file.metadata(), fs::metadata(path)) {
+            (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
+            _ => false,
+        }
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = (file, path);
+        true
     }
 }

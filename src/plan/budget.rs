@@ -1,6 +1,6 @@
 //! How much memory a run takes: tiles of a fixed size, one a worker, whatever the size of model or tensor.
 
-use super::layout::{Piece, logical_bytes};
+use super::layout::{ExportPlan, Piece, logical_bytes};
 use super::select::Decision;
 use crate::model::ModelFolder;
 
@@ -10,6 +10,15 @@ pub const TILE_BYTES: u64 = 1 << 20;
 
 /// What the process takes without tiles: code, headers, the plan of an ordinary model.
 const BASE_BYTES: u64 = 24 << 20;
+
+/// What plan, pass and report keep of a tensor of the model: names, rule, record.
+const TENSOR_BYTES: usize = 3072;
+
+/// What they keep of a piece: its name, view and sums.
+const PIECE_BYTES: usize = 1024;
+
+/// What they keep of a tensor of an output, its line of the index included.
+const OUTPUT_BYTES: usize = 768;
 
 /// Buffers of a worker for each source byte of a tile: the source, its widened form, codes with scales, the bytes read back,
 /// and the dequantized weights.
@@ -47,6 +56,7 @@ pub(super) fn budget(
     model: &ModelFolder,
     decisions: &[Decision],
     pieces: &[Piece],
+    exports: &[ExportPlan],
     threads: usize,
     memory: Option<u64>,
 ) -> Result<Budget, u64> {
@@ -65,7 +75,11 @@ pub(super) fn budget(
         tile_bytes = tile_bytes.max(bytes);
     }
     let a_worker = (tile_bytes * BYTES_PER_TILE_BYTE).max(1);
-    let base = BASE_BYTES + model.tensors.len() as u64 * 2048;
+    let outputs: usize = exports.iter().map(|export| export.tensors.len()).sum();
+    let headers: usize = exports.iter().flat_map(|export| &export.files).map(|file| file.header.len()).sum();
+    let base = BASE_BYTES
+        + (model.tensors.len() * TENSOR_BYTES + pieces.len() * PIECE_BYTES + outputs * OUTPUT_BYTES + headers)
+            as u64;
     let fits = memory.map_or(usize::MAX, |memory| {
         usize::try_from(memory.saturating_sub(base) / a_worker).unwrap_or(usize::MAX)
     });

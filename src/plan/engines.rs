@@ -472,12 +472,12 @@ fn activations_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
     })
 }
 
-/// vLLM runs int4 weights with int8 activations on ARM CPUs and XPUs alone.
+/// vLLM runs int4 weights with int8 activations on CPUs and XPUs alone; on x86 it ends now and then in an illegal instruction.
 fn int4_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
     (!weights_only(subject) && subject.treatment.scheme.bits == Bits::Four).then(|| Refusal {
         engine: Engine::Vllm,
         code: "plan::vllm-w4a8",
-        message: "vLLM runs int4 weights with int8 activations on ARM CPUs and XPUs only".to_owned(),
+        message: "vLLM runs int4 weights with int8 activations on some CPUs and on XPUs only".to_owned(),
         key: "activations",
         help: "Use `quantize-int8` with `activations: dynamic-token`: it is as small, one byte a code."
             .to_owned(),
@@ -532,8 +532,13 @@ fn zero_point_words(subject: &Subject<'_>) -> Option<Refusal> {
 }
 
 /// What is worth knowing and no reason to change a recipe: kernels that are missing on some machine.
-pub(super) fn notes(pieces: &[Piece], decisions: &[Decision], exports: &[ExportPlan]) -> Vec<String> {
-    let mut notes = Vec::new();
+pub(super) fn notes(
+    model: &ModelFolder,
+    pieces: &[Piece],
+    decisions: &[Decision],
+    exports: &[ExportPlan],
+) -> Vec<String> {
+    let mut notes: Vec<String> = not_loaded(model).into_iter().collect();
     let formatted = exports
         .iter()
         .any(|export| export.format == Format::CompressedTensors && export.target != Target::Transformers);
@@ -559,4 +564,20 @@ pub(super) fn notes(pieces: &[Piece], decisions: &[Decision], exports: &[ExportP
         ));
     }
     notes
+}
+
+/// Gemma 4's published files hold keys and values of layers that use another layer's; they are treated like any other.
+fn not_loaded(model: &ModelFolder) -> Option<String> {
+    let shared = model.config.text().get("num_kv_shared_layers")?.as_u64()?;
+    let first = model.config.num_hidden_layers()?.checked_sub(shared)?;
+    let mut names = model.tensors.iter().map(|tensor| tensor.name.as_str()).filter(|name| {
+        let Some((_, rest)) = name.split_once("language_model.layers.") else { return false };
+        let Some((layer, rest)) = rest.split_once('.') else { return false };
+        let is_shared = ["self_attn.k_", "self_attn.v_"].iter().any(|start| rest.starts_with(start));
+        is_shared && layer.parse::<u64>().is_ok_and(|layer| layer >= first)
+    });
+    let (example, more) = (names.next()?, names.count());
+    Some(format!(
+        "no engine loads `{example}` and {more} more: these layers use another layer's keys and values"
+    ))
 }

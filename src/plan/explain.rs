@@ -35,7 +35,7 @@ pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
         let mut finding = Finding::error("plan::no-such-tensor", format!("the model has no tensor `{name}`"));
         let near = unmatched::nearest_tensors(name, &plan.model);
         if !near.is_empty() {
-            finding = finding.help(format!("The nearest names are {}.", unmatched::list(&near)));
+            finding = finding.help(unmatched::nearest(&near));
         }
         return Err(Failure::new(Exit::BadRecipe, finding));
     }
@@ -43,7 +43,16 @@ pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
         .into_iter()
         .map(|tensor| {
             let mut touches = Vec::new();
-            select::judge(&stages, &items[tensor], Some(&mut touches));
+            let judged = select::judge(&stages, &items[tensor], Some(&mut touches));
+            let decision = plan.decisions[tensor].clone();
+            if decision != judged {
+                // Siblings, indivisible rows or engines changed what the tensor's own rules say.
+                let asks = match decision.treatment() {
+                    Some(treatment) => format!("{} instead", treatment.scheme),
+                    None => format!("leave alone: {}", decision.rule.reason),
+                };
+                touches.push(Touch { rule: decision.rule.clone(), asks });
+            }
             let fused_with = plan
                 .siblings
                 .iter()
@@ -52,7 +61,7 @@ pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
                 .filter(|member| **member != tensor)
                 .map(|member| items[*member].subject.to_owned())
                 .collect();
-            Explanation { tensor, touches, decision: plan.decisions[tensor].clone(), fused_with }
+            Explanation { tensor, touches, decision, fused_with }
         })
         .collect())
 }

@@ -1,5 +1,6 @@
 //! Where every byte of the output will be: output tensors, files, offsets and headers, fixed before a weight is read.
 
+use std::fmt::Write;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
@@ -120,8 +121,8 @@ pub struct ExportPlan {
     pub tensors: Vec<OutputTensor>,
     /// Where each piece of the plan goes.
     pub pieces: Vec<PieceOutput>,
-    /// The index of the weight files, where there is one.
-    pub index: Option<Value>,
+    /// Whether there is an index of the weight files: the source has one, or there are several files.
+    pub has_index: bool,
     /// The text of config.json; none where the source has none.
     pub config: Option<String>,
     /// Indices of the model's other files that are carried over.
@@ -324,25 +325,25 @@ fn place(
     let mut files = Vec::with_capacity(names.len());
     let mut next = 0;
     for (file, name) in names.iter().enumerate() {
-        let mut header = Map::new();
-        let mut metadata: Map<String, Value> = Map::new();
-        if let Some(shard) = model.shards.iter().find(|shard| shard.name == *name) {
-            metadata.extend(shard.metadata.iter().map(|(key, value)| (key.clone(), json!(value))));
-        }
-        metadata.entry("format").or_insert_with(|| json!("pt"));
-        header.insert("__metadata__".to_owned(), Value::Object(metadata));
+        let mut header = format!("{{\"__metadata__\":{}", metadata(model, name));
         let (start, mut offset) = (next, 0_u64);
         while next < order.len() && tensors[order[next]].file == file {
             let tensor = &mut tensors[order[next]];
             tensor.offset = offset;
             offset += tensor.bytes;
-            header.insert(
-                tensor.name.clone(),
-                json!({"dtype": tensor.dtype, "shape": tensor.shape, "data_offsets": [tensor.offset, offset]}),
+            // Models have hundreds of thousands of tensors, so the text is written as it is known, without a tree of values.
+            let _ = write!(
+                header,
+                ",{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{},{offset}]}}",
+                json!(tensor.name),
+                tensor.dtype,
+                shape_text(&tensor.shape),
+                tensor.offset,
             );
             next += 1;
         }
-        let mut text = Value::Object(header).to_string().into_bytes();
+        header.push('}');
+        let mut text = header.into_bytes();
         text.resize(text.len().next_multiple_of(8), b' ');
         let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
         bytes.extend(text);
@@ -355,15 +356,31 @@ fn place(
     (files, order)
 }
 
-/// The index of the weight files: where the source has one, or where there are several files.
-pub(super) fn index(model: &ModelFolder, files: &[OutputFile], tensors: &[OutputTensor]) -> Option<Value> {
-    if files.len() < 2 && model.index.is_none() {
-        return None;
+fn shape_text(shape: &[u64]) -> String {
+    let sizes: Vec<String> = shape.iter().map(u64::to_string).collect();
+    format!("[{}]", sizes.join(","))
+}
+
+/// The metadata of an output file: that of the source file of this name, and that the tensors are PyTorch's, which loaders ask for.
+fn metadata(model: &ModelFolder, file: &str) -> Value {
+    let mut metadata: Map<String, Value> = Map::new();
+    if let Some(shard) = model.shards.iter().find(|shard| shard.name == *file) {
+        metadata.extend(shard.metadata.iter().map(|(key, value)| (key.clone(), json!(value))));
     }
-    let mut names: Vec<&OutputTensor> = tensors.iter().collect();
-    names.sort_by(|a, b| a.name.cmp(&b.name));
-    let map: Map<String, Value> =
-        names.iter().map(|tensor| (tensor.name.clone(), json!(files[tensor.file].name))).collect();
-    let total: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
-    Some(json!({"metadata": {"total_size": total}, "weight_map": map}))
+    metadata.entry("format").or_insert_with(|| json!("pt"));
+    Value::Object(metadata)
+}
+
+impl ExportPlan {
+    /// The text of the index of the weight files.
+    #[must_use]
+    pub fn index_text(&self) -> String {
+        let mut tensors: Vec<&OutputTensor> = self.tensors.iter().collect();
+        tensors.sort_by(|a, b| a.name.cmp(&b.name));
+        let map: Map<String, Value> =
+            tensors.iter().map(|tensor| (tensor.name.clone(), json!(self.files[tensor.file].name))).collect();
+        let total: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
+        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
+        format!("{}\n", serde_json::to_string_pretty(&index).unwrap_or_default())
+    }
 }

@@ -1,6 +1,6 @@
 //! Where in a recipe something is said, for messages that come after parsing.
 
-use crate::finding::Place;
+use crate::finding::{Finding, Place};
 use crate::recipe::Loaded;
 
 /// The place of a value that the recipe says; the stage's name where it is a default.
@@ -14,5 +14,12 @@ pub fn said_or_stage(loaded: &Loaded, stage: usize, key: &str) -> Option<Place> 
 #[must_use]
 pub fn line(loaded: &Loaded, pointer: &str) -> Option<usize> {
     let place = loaded.place(pointer)?;
+    (place.source == loaded.source).then(|| place.line_column().0)
+}
+
+/// The line of the recipe that a finding is about first, from 1; none where that is not in the recipe.
+#[must_use]
+pub fn line_of(loaded: &Loaded, finding: &Finding) -> Option<usize> {
+    let place = &finding.labels.first()?.place;
     (place.source == loaded.source).then(|| place.line_column().0)
 }

@@ -2,32 +2,23 @@
 
 use std::collections::BTreeMap;
 
+use super::layout::{Piece, treatment_at};
 use super::select::Decision;
 use crate::finding::Finding;
-use crate::model::ModelFolder;
 use crate::recipe::Loaded;
 use crate::stage::Stage;
 
 /// A warning for each threshold of `check-warnings` that even Gaussian weights would not meet.
-pub(super) fn check(loaded: &Loaded, model: &ModelFolder, decisions: &[Decision]) -> Vec<Finding> {
-    // The best that each scheme does on any of its tensors.
-    let mut best: BTreeMap<String, f64> = BTreeMap::new();
-    for (tensor, decision) in model.tensors.iter().zip(decisions) {
-        let Some(treatment) = decision.treatment() else { continue };
-        let Some(reach) = treatment.expected_sqnr(tensor) else { continue };
-        let name = format!("{}, {}", treatment.scheme, treatment.observer);
-        let known = best.entry(name).or_insert(reach);
-        *known = known.max(reach);
-    }
-    let Some((scheme, reach)) = best.iter().min_by(|a, b| a.1.total_cmp(b.1)) else { return Vec::new() };
+pub(super) fn check(loaded: &Loaded, decisions: &[Decision], pieces: &[Piece]) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, stage) in loaded.recipe.stages.iter().enumerate() {
         let Stage::CheckWarnings(stage) = stage else { continue };
+        let Some((scheme, reach)) = least_reach(decisions, pieces, index) else { continue };
         for (key, threshold) in [
             ("sqnr_error_threshold", stage.sqnr_error_threshold),
             ("sqnr_warning_threshold", stage.sqnr_warning_threshold),
         ] {
-            if threshold <= *reach {
+            if threshold <= reach {
                 continue;
             }
             let place = super::places::said_or_stage(loaded, index, key);
@@ -46,4 +37,20 @@ pub(super) fn check(loaded: &Loaded, model: &ModelFolder, decisions: &[Decision]
         }
     }
     findings
+}
+
+/// Of the schemes of the stages before `stage`, the one that reaches least, each on the tensor on which it does best.
+fn least_reach(decisions: &[Decision], pieces: &[Piece], stage: usize) -> Option<(String, f64)> {
+    let mut best: BTreeMap<String, f64> = BTreeMap::new();
+    for piece in pieces {
+        let (Some(treatment), Some(view)) = (treatment_at(&decisions[piece.tensor], stage), piece.matrix)
+        else {
+            continue;
+        };
+        let Some(reach) = treatment.expected_sqnr(view.rows, view.cols) else { continue };
+        let name = format!("{}, {}", treatment.scheme, treatment.observer);
+        let known = best.entry(name).or_insert(reach);
+        *known = known.max(reach);
+    }
+    best.into_iter().min_by(|a, b| a.1.total_cmp(&b.1))
 }

@@ -74,10 +74,9 @@ pub struct Treatment {
 }
 
 impl Treatment {
-    /// The SQNR in dB that the scheme reaches on Gaussian weights of a tensor's shape; none where that is not known.
+    /// The SQNR in dB that the scheme reaches on Gaussian weights of a matrix [rows, columns]; none where that is not known.
     #[must_use]
-    pub fn expected_sqnr(&self, tensor: &TensorInfo) -> Option<f64> {
-        let (rows, columns) = matrix_shape(tensor)?;
+    pub fn expected_sqnr(&self, rows: u64, columns: u64) -> Option<f64> {
         // One scale covers a group or a row of so many weights, or all of them.
         let together = match self.scheme.granularity {
             Granularity::Tensor => rows.checked_mul(columns)?,
@@ -265,8 +264,8 @@ impl<'r> QuantizeStage<'r> {
 
     /// Whether the built-in lists hold for a tensor: there are some, and `quantize_anyway` does not take them back.
     pub fn has_default_skips_for(&self, item: &Item<'_>) -> bool {
-        self.list != SkipDefaults::None
-            && !self.skips.quantize_anyway.iter().any(|pattern| item.hit_by(pattern))
+        let taken_back = self.skips.quantize_anyway.iter().any(|pattern| item.hit_by(pattern));
+        self.list != SkipDefaults::None && !taken_back
     }
 
     fn target(&self, item: &Item<'_>) -> Option<Rule> {

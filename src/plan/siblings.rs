@@ -3,10 +3,11 @@
 //! The table is what vLLM's `packed_modules_mapping` and its models' own mappers fuse (llama, qwen, deepseek, kimi, bert,
 //! whisper and others); transformers fuses experts only. A default skip never splits a group; a recipe that does is told.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use super::select::{Action, Decision, Item, Rule, Treatment};
 use crate::layer::LayerType;
+use crate::quant::Granularity;
 use crate::stage::Indivisible;
 
 /// Modules of one parent that become one module in an engine.
@@ -200,13 +201,30 @@ pub(super) fn resolve_indivisible(
         grouped[*member] = true;
     }
     together.extend((0..decisions.len()).filter(|&index| !grouped[index]).map(|index| vec![index]));
+    // What one stage says of its groups is no word on the modules of another, even where an engine fuses them.
+    let stage_of = |index: usize| {
+        let treatment = decisions[index].treatment()?;
+        matches!(treatment.scheme.granularity, Granularity::Group(_)).then_some(treatment.stage)
+    };
+    let together: Vec<Vec<usize>> = together
+        .into_iter()
+        .flat_map(|members| {
+            let mut by_stage: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+            for index in members {
+                if let Some(stage) = stage_of(index) {
+                    by_stage.entry(stage).or_default().push(index);
+                }
+            }
+            by_stage.into_values()
+        })
+        .collect();
     let mut refused = Vec::new();
     for members in &together {
         let mut worst: Option<(usize, u64, usize)> = None;
         let mut lengths = Vec::new();
         for &index in members {
             let Some(treatment) = decisions[index].treatment() else { continue };
-            let crate::quant::Granularity::Group(size) = treatment.scheme.granularity else { continue };
+            let Granularity::Group(size) = treatment.scheme.granularity else { continue };
             for length in columns(index) {
                 lengths.push(length);
                 if length % size as u64 != 0 && worst.is_none() {
@@ -222,7 +240,7 @@ pub(super) fn resolve_indivisible(
             Indivisible::Skip => Some(Action::Keep),
             Indivisible::Channel => {
                 let mut changed = treatment.clone();
-                changed.scheme.granularity = crate::quant::Granularity::Channel;
+                changed.scheme.granularity = Granularity::Channel;
                 Some(Action::Quantize(changed))
             }
             Indivisible::Shrink => [128_u64, 64, 32, 16]
@@ -230,7 +248,7 @@ pub(super) fn resolve_indivisible(
                 .find(|shrunk| *shrunk <= size as u64 && lengths.iter().all(|length| length % shrunk == 0))
                 .map(|shrunk| {
                     let mut changed = treatment.clone();
-                    changed.scheme.granularity = crate::quant::Granularity::Group(shrunk as usize);
+                    changed.scheme.granularity = Granularity::Group(shrunk as usize);
                     Action::Quantize(changed)
                 }),
         };

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::select::{DEFAULT_SKIP_NAME, Item, QuantizeStage};
 use crate::finding::Finding;
+use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
 use crate::model::ModelFolder;
 use crate::recipe::{Loaded, Recipe};
@@ -43,10 +44,13 @@ pub(super) fn check(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item
         let place =
             if written.is_key { loaded.key_place(&written.pointer) } else { loaded.place(&written.pointer) };
         finding = finding.at_opt(place, "matches nothing");
-        let near = nearest_names(pattern.as_str(), items.iter().map(|item| item.subject));
+        let near = match near_layer_type(pattern.as_str()) {
+            Some(name) => vec![name.to_owned()],
+            None => nearest_names(pattern.as_str(), items.iter().map(|item| item.subject)),
+        };
         finding = match near.as_slice() {
             [] => finding.help("`monoquant inspect` lists the modules of a model."),
-            near => finding.help(format!("The nearest names are {}.", list(near))),
+            near => finding.help(nearest(near)),
         };
         if written.on_unmatched == OnUnmatched::Error && written.pointer.contains("/skip_")
             || written.pointer.contains("/modules_to_not_convert")
@@ -103,6 +107,15 @@ fn patterns<'r>(recipe: &'r Recipe, stages: &[QuantizeStage<'r>]) -> Vec<Written
     }
     out.sort_by_key(|written| stage_number(&written.pointer));
     out
+}
+
+/// The layer type that a pattern without dots was probably meant to be.
+fn near_layer_type(pattern: &str) -> Option<&'static str> {
+    let lower = pattern.to_lowercase();
+    LayerType::ALL
+        .iter()
+        .map(|layer_type| layer_type.name())
+        .find(|name| strsim::normalized_damerau_levenshtein(&lower, &name.to_lowercase()) >= 0.8)
 }
 
 fn stage_number(pointer: &str) -> usize {
@@ -195,14 +208,14 @@ pub(super) fn nearest_tensors(word: &str, model: &ModelFolder) -> Vec<String> {
     scored.into_iter().take(SUGGESTIONS).map(|(_, name)| name.to_owned()).collect()
 }
 
-/// Words as prose: `a`, `b` and `c`.
-pub(super) fn list(words: &[String]) -> String {
-    match words {
+/// The sentence that suggests some names.
+pub(super) fn nearest(names: &[String]) -> String {
+    match names {
         [] => String::new(),
-        [one] => format!("`{one}`"),
+        [one] => format!("The nearest name is `{one}`."),
         [init @ .., last] => {
-            let init: Vec<String> = init.iter().map(|word| format!("`{word}`")).collect();
-            format!("{} and `{last}`", init.join(", "))
+            let init: Vec<String> = init.iter().map(|name| format!("`{name}`")).collect();
+            format!("The nearest names are {} and `{last}`.", init.join(", "))
         }
     }
 }

@@ -60,8 +60,8 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         })
         .collect();
     let mut warnings: Vec<WarningRecord> =
-        results.complaints.iter().map(|(critical, finding)| warning(finding, *critical)).collect();
-    warnings.extend(plan.warnings.iter().map(|finding| warning(finding, false)));
+        results.complaints.iter().map(|(critical, finding)| warning(plan, finding, *critical)).collect();
+    warnings.extend(plan.warnings.iter().map(|finding| warning(plan, finding, false)));
     warnings.extend(plan.notes.iter().map(|note| WarningRecord {
         code: "plan::note".to_owned(),
         severity: "note".to_owned(),
@@ -70,6 +70,10 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         help: None,
     }));
     let tensors = tensors(plan, results.distortions);
+    // A file has a hash once every byte of it was seen: one without was not read or written whole.
+    let hashes = results.source_hashes.iter().chain(results.output_hashes.iter().flatten());
+    let is_whole = hashes.into_iter().all(Option::is_some);
+    let balance = balance(plan, &tensors);
     Report {
         report_version: 1,
         monoquant: env!("CARGO_PKG_VERSION").to_owned(),
@@ -81,7 +85,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         quality: quality(results.distortions),
         gates: results.gates,
         warnings,
-        balance: balance(plan, &tensors),
+        balance: Balance { balanced: balance.balanced && is_whole, ..balance },
         tensors,
     }
 }
@@ -104,7 +108,7 @@ pub fn written_path(plan: &Plan, stage: usize) -> String {
     }
 }
 
-fn warning(finding: &Finding, critical: bool) -> WarningRecord {
+fn warning(plan: &Plan, finding: &Finding, critical: bool) -> WarningRecord {
     let severity = match (critical, finding.severity) {
         (true, _) | (_, Severity::Error) => "critical",
         _ => "warning",
@@ -113,7 +117,7 @@ fn warning(finding: &Finding, critical: bool) -> WarningRecord {
         code: finding.code.to_owned(),
         severity: severity.to_owned(),
         message: finding.message.clone(),
-        line: finding.labels.first().map(|label| label.place.line_column().0),
+        line: crate::plan::places::line_of(&plan.loaded, finding),
         help: finding.help.clone(),
     }
 }
@@ -210,8 +214,7 @@ fn metrics(plan: &Plan, tensor: usize, distortion: &Distortion) -> Metrics {
     Metrics {
         sqnr_db: sqnr.filter(|sqnr| sqnr.is_finite()),
         sqnr_note: sqnr_note.map(str::to_owned),
-        expected_sqnr_db: treatment
-            .and_then(|treatment| treatment.expected_sqnr(&plan.model.tensors[tensor])),
+        expected_sqnr_db: plan.expected_sqnr(tensor),
         cosine: distortion.cosine(),
         max_abs_error: f64::from(distortion.max_abs_error),
         max_abs_error_at: [distortion.max_abs_error_at.0 as u64, distortion.max_abs_error_at.1 as u64],

@@ -239,7 +239,7 @@ pub fn json(plan: &Plan) -> Value {
         "warnings": plan.warnings.iter().map(|finding| json!({
             "code": finding.code,
             "message": finding.message,
-            "line": finding.labels.first().map(|label| label.place.line_column().0),
+            "line": crate::plan::places::line_of(&plan.loaded, finding),
             "help": finding.help,
         })).collect::<Vec<_>>(),
         "notes": plan.notes,

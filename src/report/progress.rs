@@ -94,8 +94,8 @@ impl Listener for Lines {
                     say(&format!("{} of {}", units::bytes(done), units::bytes(total)));
                 }
             }
-            Event::Stage { name, passed, summary, .. } => {
-                say(&format!("{name}: {}, {summary}", if *passed { "passed" } else { "failed" }));
+            Event::Stage { name, outcome, summary, .. } => {
+                say(&format!("{name}: {}, {summary}", outcome.words()))
             }
             Event::Tensor { name, distortion: Some(distortion), .. } if self.is_verbose => {
                 say(&format!("{name}: {}", units::decibels(distortion.sqnr_db())));

@@ -2,10 +2,10 @@
 
 use std::fmt::Write;
 
+use super::Report;
 use super::ledger::written_path;
 use super::table::table;
 use super::units::{bytes, counted, decibels};
-use super::{GateOutcome, Report};
 use crate::plan::Plan;
 
 /// Layers that are listed as the worst.
@@ -121,15 +121,6 @@ fn gates(report: &Report) -> Vec<Vec<String>> {
     report
         .gates
         .iter()
-        .map(|gate| {
-            let outcome = match gate.outcome {
-                GateOutcome::Passed => "passed",
-                GateOutcome::Warned => "passed with warnings",
-                GateOutcome::FailedAndIgnored => "failed, and the recipe goes on",
-                GateOutcome::Failed => "FAILED",
-                GateOutcome::NotReached => "not reached",
-            };
-            vec![gate.name.clone(), outcome.to_owned(), gate.summary.clone()]
-        })
+        .map(|gate| vec![gate.name.clone(), gate.outcome.words().to_owned(), gate.summary.clone()])
         .collect()
 }

@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::quant::Distortion;
+use crate::report::GateOutcome;
 
 /// Something that happened in a run.
 #[derive(Debug, Clone)]
@@ -41,8 +42,8 @@ pub enum Event {
         stage: usize,
         /// Its name.
         name: &'static str,
-        /// Whether the run goes on after it.
-        passed: bool,
+        /// What came of it.
+        outcome: GateOutcome,
         /// One line for people.
         summary: String,
     },

@@ -1,5 +1,6 @@
 //! A run from its plan to its published outputs.
 
+use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -13,6 +14,7 @@ use crate::export::{self, Staging, files, publish};
 use crate::finding::{Failure, Finding};
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::{Distortion, Isa};
+use crate::recipe::Recipe;
 use crate::report::ledger::{self, Results};
 use crate::report::units;
 use crate::report::{self, Report, Verdict};
@@ -58,13 +60,10 @@ pub fn failed_report_path(target: &Path) -> PathBuf {
 /// Carries out a plan: streams the weights into staging folders, judges the gates, publishes what passed.
 ///
 /// # Errors
-/// Where something is wrong with the model's weights, the outputs cannot be written, or the run is cancelled. Nothing is
-/// then published, and what was there before is untouched.
+/// Where something is wrong with the model's weights, the outputs cannot be written, or the run is cancelled. Nothing is then
+/// published, and what was there before is untouched; only where moving the second of several outputs fails, the first stays.
 pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
-    for export in &plan.exports {
-        publish::check_occupant(&export.path, export.overwrite)?;
-    }
-    check_space(plan)?;
+    preflight(plan)?;
     listener
         .on_event(&Event::Started { bytes: stream::total_bytes(plan), tensors: plan.model.tensors.len() });
     let mut staging = Vec::with_capacity(plan.exports.len());
@@ -74,7 +73,7 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
     let isa = options.isa.unwrap_or_else(Isa::detect);
     let measured = stream::stream(plan, &staging, checks(plan), isa, listener, &options.cancel)?;
     for (export, staging) in plan.exports.iter().zip(&staging) {
-        write_small_files(plan, export, &staging.folder)?;
+        write_small_files(plan, export, &staging.folder, &options.cancel)?;
     }
     listener.on_event(&Event::Written {
         staging: staging.iter().map(|staging| staging.folder.clone()).collect(),
@@ -85,11 +84,23 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
         listener.on_event(&Event::Stage {
             stage: gate.stage,
             name: plan.recipe().stages[gate.stage].name(),
-            passed: gate.outcome != report::GateOutcome::Failed,
+            outcome: gate.outcome,
             summary: gate.summary.clone(),
         });
     }
     finish(plan, &measured, judgement, staging, options.durable, listener)
+}
+
+/// Looks whether the outputs of a plan can be written: nothing is in their places that must stay, and their disks have room.
+///
+/// # Errors
+/// [`Exit::CannotWrite`] with the first output that cannot.
+pub fn preflight(plan: &Plan) -> Result<(), Failure> {
+    for export in &plan.exports {
+        publish::check_occupant(&export.path, export.overwrite)?;
+        check_failed_report(&export.path)?;
+    }
+    check_space(plan)
 }
 
 /// What the streaming pass has to do for the stages of the recipe.
@@ -109,10 +120,17 @@ fn checks(plan: &Plan) -> Checks {
 }
 
 fn check_space(plan: &Plan) -> Result<(), Failure> {
+    // Exports on one disk need their space together.
+    let mut disks: BTreeMap<u64, (u64, &ExportPlan)> = BTreeMap::new();
     for export in &plan.exports {
-        let needed = disk_needed(plan, export);
+        let disk = disks.entry(publish::disk_of(&export.path)).or_insert((0, export));
+        disk.0 += disk_needed(plan, export);
+    }
+    for (needed, export) in disks.into_values() {
+        // What an interrupted run has left is cleared before anything is written.
+        let cleared = publish::folder_bytes(&export::staging::staging_path(&export.path));
         if let Some(free) = publish::free_space(&export.path)
-            && free < needed
+            && free.saturating_add(cleared) < needed
         {
             let message = format!(
                 "{} needs {} and the disk has {} free",
@@ -129,7 +147,7 @@ fn check_space(plan: &Plan) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Bytes that an export takes on its disk, but for the report.
+/// Bytes that an export takes on its disk, but for the report, the recipe and the index.
 #[must_use]
 pub fn disk_needed(plan: &Plan, export: &ExportPlan) -> u64 {
     let copied: u64 = export.copies.iter().map(|&index| plan.model.others[index].len).sum();
@@ -138,8 +156,14 @@ pub fn disk_needed(plan: &Plan, export: &ExportPlan) -> u64 {
 }
 
 /// Everything of an output but weights and report.
-fn write_small_files(plan: &Plan, export: &ExportPlan, folder: &Path) -> Result<(), Failure> {
+fn write_small_files(
+    plan: &Plan,
+    export: &ExportPlan,
+    folder: &Path,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
     for &index in &export.copies {
+        cancel.check()?;
         let other = &plan.model.others[index];
         let (from, to) = (plan.model.root.join(&other.path), folder.join(&other.path));
         if let Some(parent) = to.parent() {
@@ -150,18 +174,63 @@ fn write_small_files(plan: &Plan, export: &ExportPlan, folder: &Path) -> Result<
     if let Some(config) = &export.config {
         files::write(&folder.join("config.json"), config.as_bytes())?;
     }
-    if let Some(index) = &export.index {
-        let mut text = serde_json::to_string_pretty(index).unwrap_or_default();
-        text.push('\n');
+    if export.has_index {
         let name =
             plan.model.index.as_ref().map_or("model.safetensors.index.json", |index| index.file.as_str());
-        files::write(&folder.join(name), text.as_bytes())?;
+        files::write(&folder.join(name), export.index_text().as_bytes())?;
     }
-    let recipe = crate::recipe::emit(plan.recipe()).map_err(|error| {
+    let recipe = crate::recipe::emit(&stored_recipe(plan, export)).map_err(|error| {
         let finding = Finding::error("export::recipe", format!("cannot write the recipe down: {error}"));
         Failure::new(Exit::Internal, finding)
     })?;
     files::write(&folder.join(export::RECIPE_FILE_NAME), recipe.as_bytes())
+}
+
+/// The recipe as an output holds it: relative paths are relative to the output, so that it runs from there to the same result.
+fn stored_recipe(plan: &Plan, export: &ExportPlan) -> Recipe {
+    let mut recipe = plan.recipe().clone();
+    let from = absolute(&export.path);
+    for stage in &mut recipe.stages {
+        let path = match stage {
+            Stage::Load(load) if !load.model.starts_with("hf://") => &mut load.model,
+            Stage::Export(export) => &mut export.path,
+            _ => continue,
+        };
+        if Path::new(path.as_str()).is_relative() {
+            *path = relative(&from, &absolute(&plan.loaded.resolve_path(path)));
+        }
+    }
+    recipe
+}
+
+/// A path from the root, without `..`, whether or not it exists.
+fn absolute(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    crate::plan::normalized(&path)
+}
+
+/// The way from one absolute folder to a path.
+fn relative(from: &Path, to: &Path) -> String {
+    let shared = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
+    let mut way: Vec<String> = from.components().skip(shared).map(|_| "..".to_owned()).collect();
+    way.extend(to.components().skip(shared).map(|part| part.as_os_str().to_string_lossy().into_owned()));
+    if way.is_empty() { ".".to_owned() } else { way.join("/") }
+}
+
+/// The report of a failed run replaces the one of an earlier failed run, and nothing else.
+fn check_failed_report(target: &Path) -> Result<(), Failure> {
+    let path = failed_report_path(target);
+    if path.exists() && !report::is_ours(&path) {
+        let finding = Finding::error(
+            "export::occupied",
+            format!("{} was not written by monoquant", path.display()),
+        )
+        .help(
+            "The report of a failed run would be kept there. Move that file away, or choose another `path`.",
+        );
+        return Err(Failure::new(Exit::CannotWrite, finding));
+    }
+    Ok(())
 }
 
 /// Publishes what passed, and keeps the report of what did not.
@@ -207,6 +276,10 @@ fn finish(
         findings: judgement.shown,
         exit,
     };
+    // All are looked at before the first is moved, so that one that cannot be published stops the others as well.
+    for (export, _) in plan.exports.iter().zip(&published).filter(|(_, is_published)| **is_published) {
+        publish::check_occupant(&export.path, export.overwrite)?;
+    }
     for ((export, staging), is_published) in plan.exports.iter().zip(staging).zip(published) {
         let failed_report = failed_report_path(&export.path);
         if !is_published {

@@ -1,5 +1,6 @@
 //! The model's weight files, open for the whole run: tiles of weights in a type that can be quantized, and their hashes.
 
+use super::cancel::Cancel;
 use super::measured::Collector;
 use super::tiles::Tile;
 use crate::finding::Failure;
@@ -37,14 +38,14 @@ impl<'p> Source<'p> {
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn hash_the_rest(&self, collector: &Collector) -> Result<(), Failure> {
+    pub fn hash_the_rest(&self, collector: &Collector, cancel: &Cancel) -> Result<(), Failure> {
         for (index, shard) in self.plan.model.shards.iter().enumerate() {
             let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
             self.files[index].read_at(0, &mut header)?;
             collector.source(index, 0, &header);
         }
         for tensor in self.plan.model.tensors.iter().filter(|tensor| tensor.scale_of.is_some()) {
-            self.hash_whole(tensor, collector)?;
+            self.hash_whole(tensor, collector, cancel)?;
         }
         // A transposed stack is read across; its bytes are hashed as they lie.
         let mut last = None;
@@ -52,16 +53,17 @@ impl<'p> Source<'p> {
             let across = piece.matrix.is_some_and(|view| !view.is_contiguous());
             if across && last != Some(piece.tensor) {
                 last = Some(piece.tensor);
-                self.hash_whole(&self.plan.model.tensors[piece.tensor], collector)?;
+                self.hash_whole(&self.plan.model.tensors[piece.tensor], collector, cancel)?;
             }
         }
         Ok(())
     }
 
-    fn hash_whole(&self, tensor: &TensorInfo, collector: &Collector) -> Result<(), Failure> {
+    fn hash_whole(&self, tensor: &TensorInfo, collector: &Collector, cancel: &Cancel) -> Result<(), Failure> {
         let mut buffer = Vec::new();
         let mut start = 0;
         while start < tensor.bytes {
+            cancel.check()?;
             let count = (tensor.bytes - start).min(crate::plan::budget::TILE_BYTES);
             buffer.resize(count as usize, 0);
             self.files[tensor.shard].read_at(tensor.offset + start, &mut buffer)?;

@@ -3,6 +3,7 @@
 //! A worker takes the next tile when it is done with the last, so memory is one tile's buffers a worker. No tile waits for
 //! another; sums are merged in tile order, so that no result depends on the number of workers.
 
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::cancel::Cancel;
@@ -114,7 +115,7 @@ pub(super) fn stream(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.budget.workers).build().map_err(|error| {
         Failure::new(Exit::Internal, Finding::error("run::threads", format!("cannot start threads: {error}")))
     })?;
-    source.hash_the_rest(&collector)?;
+    source.hash_the_rest(&collector, cancel)?;
     for (index, export) in plan.exports.iter().enumerate() {
         for (file, planned) in export.files.iter().enumerate() {
             collector.output(index, file, 0, &planned.header);
@@ -172,21 +173,23 @@ fn survey_pass(
 ) -> Result<(), Failure> {
     let piece = &plan.pieces[index];
     let queue = Queue::new(plan, index..index + 1);
-    let parts = Mutex::new(std::collections::BTreeMap::new());
-    let so_far: &Survey = survey;
+    // Parts are merged in tile order as they come, so that no more of them wait than there are workers.
+    let so_far = survey.clone();
+    let merged = Mutex::new((0_u64, BTreeMap::new(), survey));
     for_each_tile(pool, &queue, cancel, |tile, buffers| {
         source.read(piece, tile, &mut buffers.source, None)?;
         let part = quantizer
-            .survey(so_far, &buffers.source.weights, tile.count as usize)
+            .survey(&so_far, &buffers.source.weights, tile.count as usize)
             .map_err(|bad| bad_weight(plan, piece, tile, bad))?;
-        lock(&parts).insert(tile.number, part);
+        let mut merged = lock(&merged);
+        let (next, waiting, survey) = &mut *merged;
+        waiting.insert(tile.number, part);
+        while let Some(part) = waiting.remove(next) {
+            survey.merge(part);
+            *next += 1;
+        }
         Ok(())
-    })?;
-    let parts = parts.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    for part in parts.into_values() {
-        survey.merge(part);
-    }
-    Ok(())
+    })
 }
 
 /// The quantizer of a piece; none where it is kept.
@@ -271,7 +274,9 @@ impl Pass<'_> {
                         self.compare(export, tensor, start, bytes, &mut buffers.converted)?;
                     }
                 }
-                PieceOutput::InPlace { tensor } => self.write_in_place(export, tensor, piece, tile, bytes)?,
+                PieceOutput::InPlace { tensor } => {
+                    self.write_in_place(export, tensor, piece, tile, bytes, &mut buffers.converted)?;
+                }
                 PieceOutput::Codes { .. } | PieceOutput::Dequantized { .. } => {}
             }
         }
@@ -298,7 +303,14 @@ impl Pass<'_> {
             match &self.plan.exports[export].pieces[tile.piece] {
                 PieceOutput::Copy { .. } => {}
                 PieceOutput::InPlace { tensor } => {
-                    self.write_in_place(export, *tensor, piece, tile, &source.weights)?;
+                    let written = self.plan.model.tensors[piece.tensor].dtype;
+                    if written == crate::model::Dtype::F64 {
+                        // F64 is quantized from F32, and left alone as it was.
+                        convert(FloatType::F32, written, &source.weights, dequantized);
+                        self.write_in_place(export, *tensor, piece, tile, dequantized, converted)?;
+                    } else {
+                        self.write_in_place(export, *tensor, piece, tile, &source.weights, converted)?;
+                    }
                 }
                 PieceOutput::Codes { codes, scales, zero_points, shape } => {
                     let parts = Parts::of(
@@ -361,7 +373,7 @@ impl Pass<'_> {
                         [&mut *dequantized, &mut *converted],
                         scratch,
                     );
-                    self.write_in_place(export, *tensor, piece, tile, dequantized)?;
+                    self.write_in_place(export, *tensor, piece, tile, dequantized, converted)?;
                 }
             }
         }
@@ -410,7 +422,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Writes rows of a matrix into a tensor of the source's layout.
+    /// Writes rows of a matrix into a tensor of the source's layout, and reads them back where that is asked for.
     fn write_in_place(
         &self,
         export: usize,
@@ -418,12 +430,17 @@ impl Pass<'_> {
         piece: &Piece,
         tile: Tile,
         bytes: &[u8],
+        buffer: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         let start = self.start_in_tensor(piece, tile);
-        match piece.matrix {
-            Some(view) if !view.is_contiguous() => self.scatter(export, tensor, piece, tile, start, bytes),
-            _ => self.write(export, tensor, start, bytes),
+        if piece.matrix.is_some_and(|view| !view.is_contiguous()) {
+            return self.scatter(export, tensor, piece, tile, start, bytes);
         }
+        self.write(export, tensor, start, bytes)?;
+        if self.checks.round_trip {
+            self.compare(export, tensor, start, bytes, buffer)?;
+        }
+        Ok(())
     }
 
     /// Writes rows that lie across the tensor: one stretch of every column.

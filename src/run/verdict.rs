@@ -283,7 +283,7 @@ fn check_complaints(
                 Some(distortion) => Some(distortion.sqnr_db().unwrap_or(f64::NAN)),
                 None => Some(f64::NAN),
             };
-            let expected = treatment.expected_sqnr(&plan.model.tensors[tensor]);
+            let expected = plan.expected_sqnr(tensor);
             Scored { tensor, treatment, sqnr, expected }
         })
         .collect();

@@ -1,22 +1,24 @@
 """Every small model, quantized by one short recipe, opens unmodified in transformers and computes what it should.
 
-usage: check_models.py MONOQUANT MODELS OUT [NAME...] [--recipe FILE] [--set KEY=VALUE]...
+usage: check_models.py MONOQUANT MODELS OUT [NAME...] [--recipe FILE] [--skip TYPE] [--set KEY=VALUE]...
 
 MODELS is what make_small_models.py wrote. Each is quantized twice by the recipe below, as it stands and with `format: dequantized`. Held against
 each other, by transformers' own classes:
 
+  report    the tensors that it calls quantized are those that differ between the original and the dequantized files, the others are kept
   keys      nothing missing, mismatched or unexpected, but what the original has unexpected too (extra prediction layers)
-  modules   the quantized modules are those whose weights differ between the original and the dequantized model, and as many as the report says
+  modules   the quantized modules are those whose weights differ between the original and the dequantized model
   weights   every parameter, once unpacked, is bit for bit that of the dequantized model
   logits    so are the logits of one forward pass
 
 One JSON line a model; exit status 1 where one fails that EXCEPTIONS does not name, and where one passes that it does.
 """
-import argparse, contextlib, json, os, re, subprocess, sys, warnings
+import argparse, contextlib, glob, json, os, re, subprocess, sys, warnings
 
 os.environ.update(HF_HUB_OFFLINE="1", TQDM_DISABLE="1")
 import torch
 import transformers
+from safetensors import safe_open
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()
@@ -45,6 +47,17 @@ EXCEPTIONS = {
 def quantize(binary, model, out, recipe, options):
     command = [binary, "run", recipe, "--quiet", "--model", model, "--output", out, *options]
     return subprocess.run(command, env={**os.environ, "MODEL": model, "OUT": out}, capture_output=True, text=True)
+
+
+def differing(a, b):
+    """Names of the tensors that differ between two directories."""
+    def tensors(path):
+        for file in sorted(glob.glob(os.path.join(path, "*.safetensors"))):
+            with safe_open(file, "pt") as f:
+                yield from ((name, f.get_tensor(name)) for name in f.keys())
+
+    a, b = dict(tensors(a)), dict(tensors(b))
+    return {name for name in a.keys() | b.keys() if name not in a or name not in b or not torch.equal(a[name], b[name])}
 
 
 def load(path):
@@ -105,8 +118,10 @@ def check(name, original, packed, plain, report):
     linear = {n for n in schemes if ".experts" not in n}
     if linear != want:
         problems.append(f"modules: not quantized {sorted(want - linear)[:3]}, quantized and unchanged {sorted(linear - want)[:3]}")
-    tensors = [t["name"] for t in report["tensors"] if t["action"] == "quantized"]
-    facts["reported"] = len(tensors)
+    reported, changed = {t["name"] for t in report["tensors"] if t["action"] == "quantized"}, differing(original, plain)
+    facts["reported"] = len(reported)
+    if reported != changed:
+        problems.append(f"report: {sorted(reported ^ changed)[:3]} in the report or changed, not both")
 
     try:
         a = logits(ref)
@@ -139,15 +154,19 @@ def main():
     ap.add_argument("out")
     ap.add_argument("names", nargs="*")
     ap.add_argument("--recipe", help="another recipe, with ${MODEL} and ${OUT} in it")
+    ap.add_argument("--skip", help="a layer type that is left alone")
     ap.add_argument("--set", action="append", default=[])
-    a = ap.parse_args()
+    a = ap.parse_intermixed_args()
     os.makedirs(a.out, exist_ok=True)
     recipe = os.path.join(a.out, "recipe.yaml")
     with open(recipe, "w") as f:
-        f.write(open(a.recipe).read() if a.recipe else RECIPE)
+        text = open(a.recipe).read() if a.recipe else RECIPE
+        if a.skip:
+            text = text.replace("  - stage: quant", f"  - stage: resolve-skips\n    skip_layer_types: [{a.skip}]\n  - stage: quant", 1)
+        f.write(text)
     options = [word for value in a.set for word in ("--set", value)]
     failed = 0
-    for name in a.names or sorted(os.listdir(a.models)):
+    for name in a.names or sorted(n for n in os.listdir(a.models) if os.path.isdir(os.path.join(a.models, n))):
         original = os.path.join(a.models, name)
         packed, plain = os.path.join(a.out, name), os.path.join(a.out, name + "-plain")
         line = {"name": name}

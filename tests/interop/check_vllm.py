@@ -55,10 +55,11 @@ def measure(path, text, windows):
     bare = not any(os.path.exists(os.path.join(path, f)) for f in ("tokenizer.json", "tokenizer.model", "vocab.json"))
     llm = None
     try:
-        llm = LLM(model=path, enforce_eager=True, max_model_len=512, dtype="bfloat16", skip_tokenizer_init=bare)
-        ids = [3 + i % 600 for i in range(LENGTH)] if bare else llm.get_tokenizer()(text).input_ids
-        count = min(windows, len(ids) // LENGTH)
-        prompts = [{"prompt_token_ids": ids[i * LENGTH:(i + 1) * LENGTH]} for i in range(count)]
+        llm = LLM(model=path, enforce_eager=True, max_model_len=256 if bare else 512, dtype="bfloat16", skip_tokenizer_init=bare)
+        length = 128 if bare else LENGTH  # the small models have 256 positions
+        ids = list(range(3, 3 + length)) if bare else llm.get_tokenizer()(text).input_ids
+        count = min(windows, len(ids) // length)
+        prompts = [{"prompt_token_ids": ids[i * length:(i + 1) * length]} for i in range(count)]
         total = tokens = 0
         sampling = SamplingParams(max_tokens=1, prompt_logprobs=0, detokenize=False)
         for result in llm.generate(prompts, sampling, use_tqdm=False):
@@ -79,7 +80,7 @@ def main():
     ap.add_argument("text")
     ap.add_argument("models", nargs="+")
     ap.add_argument("--windows", type=int, default=8)
-    a = ap.parse_args()
+    a = ap.parse_intermixed_args()
     with open(a.text, encoding="utf-8") as f:
         text = f.read()
     kernel = prepare()

@@ -52,10 +52,10 @@ def main():
     ap.add_argument("--transformers", required=True)
     ap.add_argument("--vllm", required=True)
     ap.add_argument("--windows", default="8")
-    a = ap.parse_args()
+    a = ap.parse_intermixed_args()
     os.makedirs(a.out, exist_ok=True)
     paths = {}
-    for variant in sorted(os.listdir(a.variants)):
+    for variant in sorted(n for n in os.listdir(a.variants) if os.path.isdir(os.path.join(a.variants, n))):
         for scheme, stages in SCHEMES.items():
             label = f"{variant}-{scheme}"
             if a.labels and label not in a.labels:

@@ -32,10 +32,11 @@ def main():
     count = min(a.windows or len(ids), len(ids) // perplexity.LENGTH)
     windows = ids[: count * perplexity.LENGTH].view(count, perplexity.LENGTH)
     original = perplexity.load(tiny)
+    reference = list(perplexity.log_probabilities(original, windows))
 
     def row(label, path, model):
         size = sum(os.path.getsize(f) for f in glob.glob(os.path.join(path, "*.safetensors")))
-        found = perplexity.measure(model, windows, original)
+        found = perplexity.measure(model, windows, reference)
         print(f"| {label} | {size:,} | {found['ppl']:.4f} | {found['ratio']:.4f} | {found['kl']:.6f} |", flush=True)
         return found["ratio"]
 

@@ -28,15 +28,15 @@ def log_probabilities(model, windows):
 
 
 def measure(model, windows, reference=None):
+    """`reference`: the log probabilities of another model over the same windows."""
     nll = base = kl = 0.0
     tokens = windows[:, 1:].numel()
-    references = log_probabilities(reference, windows) if reference is not None else iter(lambda: None, 0)
-    for x, logp, ref in zip(windows.split(BATCH), log_probabilities(model, windows), references):
+    for i, (x, logp) in enumerate(zip(windows.split(BATCH), log_probabilities(model, windows))):
         wanted = x[:, 1:, None]
         nll -= logp.gather(-1, wanted).double().sum().item()
-        if ref is not None:
-            base -= ref.gather(-1, wanted).double().sum().item()
-            kl += (ref.exp() * (ref - logp)).sum(-1).double().sum().item()
+        if reference is not None:
+            base -= reference[i].gather(-1, wanted).double().sum().item()
+            kl += (reference[i].exp() * (reference[i] - logp)).sum(-1).double().sum().item()
     out = {"ppl": round(math.exp(nll / tokens), 4), "tokens": tokens}
     if reference is not None:
         out["ratio"] = round(math.exp((nll - base) / tokens), 4)
@@ -50,12 +50,12 @@ def main():
     ap.add_argument("models", nargs="+")
     ap.add_argument("--windows", type=int)
     ap.add_argument("--reference")
-    a = ap.parse_args()
+    a = ap.parse_intermixed_args()
     with open(a.text, encoding="utf-8") as f:
         ids = torch.tensor(AutoTokenizer.from_pretrained(a.reference or a.models[0])(f.read()).input_ids)
     count = min(a.windows or len(ids), len(ids) // LENGTH)
     windows = ids[: count * LENGTH].view(count, LENGTH)
-    reference = load(a.reference) if a.reference else None
+    reference = list(log_probabilities(load(a.reference), windows)) if a.reference else None
     for path in a.models:
         size = sum(os.path.getsize(f) for f in glob.glob(os.path.join(path, "*.safetensors")))
         print(json.dumps({"model": path, "bytes": size, **measure(load(path), windows, reference)}), flush=True)

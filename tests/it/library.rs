@@ -15,7 +15,9 @@ fn example(name: &str) -> PathBuf {
 fn run(workspace: &Workspace, name: &str, args: &[&str]) -> (Option<i32>, String, String) {
     let path = example(name);
     let output = Command::new(&path).args(args).current_dir(workspace.root()).output();
-    let output = output.unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let output = output.unwrap_or_else(|error| {
+        panic!("{}: {error}; `cargo test` without `--test` builds it", path.display())
+    });
     let text = |bytes: &[u8]| workspace.filtered(&String::from_utf8_lossy(bytes));
     (output.status.code(), text(&output.stdout), text(&output.stderr))
 }

@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_recipes;
 mod determinism;
+mod engine_rules;
 mod exit_codes;
 mod families;
 mod gates;
@@ -16,5 +17,6 @@ mod readme;
 mod run;
 mod schema;
 mod skips;
+mod sources;
 mod streaming;
 mod support;

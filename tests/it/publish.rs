@@ -55,9 +55,13 @@ fn an_older_output_is_replaced_as_a_whole_or_not_at_all() {
     let recipe = workspace.recipe(INT4);
     workspace.run(&recipe).exits(0);
     let int4 = files(&workspace.path("out"));
-    workspace.write("out/extra.txt", "of the older output");
+    // A file that somebody put there is not removed with the rest.
+    workspace.write("out/extra.txt", "a note on the older output");
+    let said = workspace.run(&workspace.recipe("  - stage: quantize-int8\n")).exits(4);
+    assert!(said.stderr.contains("extra.txt"), "{}", said.stderr);
+    fs::remove_file(workspace.path("out/extra.txt")).expect("it is still there");
+    assert_eq!(files(&workspace.path("out")), int4);
     workspace.run(&workspace.recipe("  - stage: quantize-int8\n")).exits(0);
-    assert!(!workspace.path("out/extra.txt").exists());
     assert_ne!(files(&workspace.path("out")), int4);
     let refusing = workspace.whole_recipe(
         "  - stage: load\n    model: model\n  - stage: quantize-int4\n  - stage: export\n    path: out\n    overwrite: refuse\n",
@@ -148,6 +152,10 @@ fn two_exports_read_the_weights_once() {
     assert_eq!(json(&workspace.path("plain/config.json")), json(&workspace.path("model/config.json")));
     assert_eq!(report(&workspace.path("plain")), report(&workspace.path("packed")));
     workspace.monoquant(["verify", "packed"]).exits(0);
+    // A folder is known by what is in it, wherever it was moved.
+    fs::rename(workspace.path("plain"), workspace.path("elsewhere")).expect("a move");
+    workspace.monoquant(["verify", "elsewhere"]).exits(0);
+    fs::rename(workspace.path("packed"), workspace.path("plain")).expect("a move");
     workspace.monoquant(["verify", "plain"]).exits(0);
 }
 

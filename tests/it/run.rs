@@ -118,9 +118,13 @@ fn the_resolved_recipe_runs_to_the_same_result() {
     let resolved =
         fs::read_to_string(workspace.path("out/monoquant-recipe.yaml")).expect("the resolved recipe");
     assert!(resolved.contains("granularity: channel"), "defaults are filled in:\n{resolved}");
-    let again = workspace.write("again.yaml", resolved);
-    fs::remove_dir_all(workspace.path("out")).expect("the first output is there");
-    workspace.run(&again).exits(0);
+    // Run where it lies, it makes its own folder again, from the workspace or from within.
+    workspace.run(&workspace.path("out/monoquant-recipe.yaml")).exits(0);
+    assert_eq!(tensors(&workspace.path("out")), first);
+    let mut within = workspace.command(["run", "monoquant-recipe.yaml"]);
+    let output = within.current_dir(workspace.path("out")).output().expect("the binary runs");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    assert_eq!(workspace.names(), ["model", "out", "recipe.yaml"]);
     assert_eq!(tensors(&workspace.path("out")), first);
 }
 
@@ -237,7 +241,7 @@ fn verify_finds_a_flipped_byte() {
     let workspace = Workspace::with(&Model::llama());
     workspace.run(&workspace.recipe("  - stage: quantize-int4\n")).exits(0);
     let said = workspace.monoquant(["verify", "out"]).exits(0);
-    assert_eq!(said.stdout, "out is as it was written: 14 of 21 tensors quantized\n");
+    assert_eq!(said.stdout, "the weights in out are as they were written: 14 of 21 tensors quantized\n");
     let path = workspace.path("out/model-00002-of-00002.safetensors");
     let mut bytes = fs::read(&path).expect("a weight file");
     *bytes.last_mut().expect("it is not empty") ^= 1;

@@ -91,15 +91,15 @@ impl Workspace {
     /// Text without what differs from run to run or from machine to machine: paths, versions and free space.
     pub fn filtered(&self, text: &str) -> String {
         let mut text = text.to_owned();
+        // `--output` is told relative to the recipe's folder.
+        let name = self.root().file_name().expect("a name").to_string_lossy().into_owned();
+        let relative = format!(r"(\.\./)+([\w./-]*/)?{}", regex::escape(&name));
+        text = regex::Regex::new(&relative).expect("a pattern").replace_all(&text, "[work]").into_owned();
         let canonical = self.root().canonicalize().expect("the workspace is there");
         for path in [canonical.as_path(), self.root()] {
             text = text.replace(&path.display().to_string(), "[work]");
         }
         text = text.replace(&root().display().to_string(), "[repo]");
-        // `--output` is told relative to the recipe's folder.
-        let name = self.root().file_name().expect("a name").to_string_lossy().into_owned();
-        let relative = format!(r"(\.\./)+([\w./-]*/)?{}", regex::escape(&name));
-        text = regex::Regex::new(&relative).expect("a pattern").replace_all(&text, "[work]").into_owned();
         text = text.replace(concat!("monoquant ", env!("CARGO_PKG_VERSION")), "monoquant [version]");
         let free = regex::Regex::new(r"of [0-9.]+ [KMGT]?i?B free").expect("a pattern");
         free.replace_all(&text, "of [size] free").into_owned()

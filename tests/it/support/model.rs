@@ -105,6 +105,11 @@ impl Model {
         self.tensors.push(Tensor { name: name.to_owned(), dtype: Dtype::BF16, shape: shape.to_vec(), bytes });
     }
 
+    /// Adds a tensor with these bytes.
+    pub fn add_bytes(&mut self, name: &str, dtype: Dtype, shape: &[usize], bytes: Vec<u8>) {
+        self.tensors.push(Tensor { name: name.to_owned(), dtype, shape: shape.to_vec(), bytes });
+    }
+
     /// The model with the same weights in F32.
     pub fn in_f32(mut self) -> Self {
         for tensor in &mut self.tensors {

@@ -1,0 +1,170 @@
+//! Each rule about engines, under each target: what is refused, what is warned of, what goes through. `tests/interop/check_rules.py`
+//! tries the same cases on the engines themselves.
+
+use monoquant::finding::{Failure, Finding};
+use monoquant::plan::{self, Limits, Plan};
+use monoquant::recipe::{self, Overrides};
+
+use crate::support::headers;
+
+fn plan_for(target: &str, model: &str, stages: &str) -> Result<Plan, Failure> {
+    let model = headers::model(model);
+    let folder = tempfile::tempdir().expect("a temporary folder");
+    let path = folder.path().join("recipe.yaml");
+    let stages = stages.trim_end();
+    let text = format!(
+        "version: 1\nname: rule\nstages:\n  - stage: load\n    model: model\n{stages}\n  - stage: export\n    target: \
+         {target}\n    path: out\n"
+    );
+    std::fs::write(&path, text).expect("a file in a temporary folder");
+    let model = Some(model.path().to_str().expect("a path in UTF-8").to_owned());
+    plan::plan(recipe::load(&path, &Overrides { model, ..Overrides::default() })?, Limits::default())
+}
+
+/// The code of what is said about engines: `!code` for an error, `code` for a warning, nothing where nothing is.
+fn said(planned: &Result<Plan, Failure>) -> String {
+    let findings: &[Finding] = match planned {
+        Ok(plan) => &plan.warnings,
+        Err(failure) => &failure.findings,
+    };
+    let mut codes: Vec<String> = findings
+        .iter()
+        .filter_map(|finding| {
+            let code = finding.code.strip_prefix("plan::").or(finding.is_error().then_some(finding.code))?;
+            Some(if finding.is_error() { format!("!{code}") } else { code.to_owned() })
+        })
+        .collect();
+    codes.sort();
+    codes.dedup();
+    codes.join(" ")
+}
+
+const W8A8: &str = "  - stage: quantize-int8\n    activations: dynamic-token\n";
+const INT4: &str = "  - stage: quantize-int4\n";
+const INT8: &str = "  - stage: quantize-int8\n";
+const FIRST_LAYER_INT8: &str = "  - stage: resolve-skips
+    skip_layer_types: [Conv1d]
+    on_unmatched: ignore
+  - stage: quantize-int8
+    targets: [layers.0]
+  - stage: quantize-int4
+";
+
+/// Model, stages, and what is said with the target `transformers`, `vllm` and `any`.
+fn check(model: &str, stages: &str, transformers: &str, vllm: &str, any: &str) {
+    for (target, expected) in [("transformers", transformers), ("vllm", vllm), ("any", any)] {
+        let planned = plan_for(target, model, stages);
+        assert_eq!(said(&planned), expected, "{model}, target {target}\n{stages}");
+    }
+}
+
+#[test]
+fn int4_weights_load_everywhere_in_groups_and_rows() {
+    for more in ["", "    group_size: 32\n", "    granularity: channel\n", "    symmetric: false\n"] {
+        check("llama", &format!("{INT4}{more}"), "", "", "");
+    }
+    check("llama", INT8, "", "", "");
+    check("llama", W8A8, "", "", "");
+    check("llama", FIRST_LAYER_INT8, "", "", "");
+}
+
+#[test]
+fn one_scale_a_tensor_needs_activations_in_vllm() {
+    let tensor = "    granularity: tensor\n";
+    check("llama", &format!("{INT4}{tensor}"), "", "!vllm-tensor-scale", "vllm-tensor-scale");
+    check("llama", &format!("{INT8}{tensor}"), "", "!vllm-tensor-scale", "vllm-tensor-scale");
+    check("llama", &format!("{W8A8}{tensor}"), "", "", "");
+}
+
+#[test]
+fn w8a8_is_symmetric_and_by_rows_in_vllm() {
+    check("llama", &format!("{W8A8}    granularity: group\n"), "", "!vllm-w8a8-groups", "vllm-w8a8-groups");
+    check(
+        "llama",
+        &format!("{W8A8}    symmetric: false\n"),
+        "",
+        "!vllm-w8a8-asymmetric",
+        "vllm-w8a8-asymmetric",
+    );
+}
+
+#[test]
+fn what_some_machines_run_is_a_warning() {
+    check("llama", &format!("{INT4}    group_size: 16\n"), "", "vllm-group-size", "vllm-group-size");
+    check(
+        "llama",
+        &format!("{INT8}    symmetric: false\n"),
+        "",
+        "vllm-int8-asymmetric",
+        "vllm-int8-asymmetric",
+    );
+    check("llama", &format!("{INT4}    activations: dynamic-token\n"), "", "vllm-w4a8", "vllm-w4a8");
+    let scales = format!("{INT4}    scale_dtype: f32\n");
+    check("llama", &scales, "rounded-scales", "rounded-scales", "rounded-scales");
+    assert_eq!(plan_for("vllm", "llama", INT8).expect("it plans").notes.len(), 1, "no kernel on vLLM's CPU");
+}
+
+#[test]
+fn transformers_wants_experts_packed_symmetric_and_alike() {
+    let (refused, warned) = ("!transformers-experts-scheme", "transformers-experts-scheme");
+    check("mixtral", INT4, "", "", "");
+    check("mixtral", &format!("{INT4}    symmetric: false\n"), refused, "", warned);
+    check("mixtral", W8A8, refused, "", warned);
+    check("mixtral", FIRST_LAYER_INT8, "!several-expert-schemes", "", "several-expert-schemes");
+    let attention = "  - stage: quantize-int8\n    targets: [self_attn]\n  - stage: quantize-int4\n";
+    check("mixtral", attention, "", "", "");
+}
+
+#[test]
+fn several_schemes_would_be_noise_where_transformers_renames_modules() {
+    let outputs = "  - stage: quantize-int8\n    targets: [wo_b]\n  - stage: quantize-int4\n";
+    for (model, stages) in [("deepseek-v4", outputs), ("minimax-m3", FIRST_LAYER_INT8)] {
+        check(model, stages, "!several-schemes", "", "!several-schemes");
+        check(model, INT4, "", "", "");
+    }
+}
+
+#[test]
+fn modules_that_engines_build_plain_are_refused() {
+    let routers = "  - stage: resolve-skips
+    quantize_anyway: [Router]
+  - stage: quantize-int4
+    targets: [Linear, Router]
+";
+    check("mixtral", routers, "!quantized-router", "!quantized-router", "!quantized-router");
+    let gate = "  - stage: resolve-skips
+    quantize_anyway: [shared_expert_gate]
+    skip_param_threshold: 1
+  - stage: quantize-int4
+    targets: [Linear, shared_expert_gate]
+";
+    check("qwen2-moe", gate, "", "!quantized-router", "quantized-router");
+    let plain = |types: &str| {
+        format!("  - stage: resolve-skips\n    quantize_anyway: [{types}]\n{INT4}    granularity: channel\n")
+    };
+    for (model, types) in
+        [("gpt-oss", "lm_head"), ("deepseek-v32", "Indexer"), ("glm4-moe", "MTP"), ("qwen4-exp", "Hyper")]
+    {
+        let planned = plan_for("vllm", model, &plain(types));
+        assert!(said(&planned).contains("!vllm-plain-module"), "{model}: {}", said(&planned));
+        let planned = plan_for("transformers", model, &plain(types));
+        assert!(!said(&planned).contains("vllm"), "{model}: {}", said(&planned));
+    }
+    check("llama", &plain("lm_head"), "", "", "");
+    check(
+        "lfm2",
+        "  - stage: quantize-int8\n    targets: [Conv1d]\n",
+        "!not-loadable-kind",
+        "!not-loadable-kind",
+        "!not-loadable-kind",
+    );
+}
+
+#[test]
+fn what_vllm_fuses_is_not_split() {
+    let skip = "  - stage: resolve-skips\n    skip_layer_names: [v_proj]\n  - stage: quantize-int4\n";
+    check("llama", skip, "", "!split-siblings", "!split-siblings");
+    let two = "  - stage: quantize-int8\n    targets: [up_proj]\n  - stage: quantize-int4\n";
+    check("llama", two, "", "!split-siblings", "!split-siblings");
+    check("llama", &format!("{skip}    siblings: warn\n"), "", "split-siblings", "split-siblings");
+}

@@ -1,0 +1,198 @@
+//! Models as they are found: links into the Hub's cache, scaled FP8, stacks of experts.
+
+use std::fs;
+
+use half::bf16;
+use safetensors::tensor::Dtype;
+use serde_json::json;
+
+use crate::support::{Model, Workspace, gaussian, json, report, tensors};
+
+/// Puts a model into a Hub cache as `hf download` does: blobs, and a snapshot of links to them.
+#[cfg(unix)]
+fn write_to_cache(workspace: &Workspace, model: &Model) {
+    model.write(&workspace.path("plain"));
+    let repository = workspace.path("cache/models--org--name");
+    let (blobs, snapshot) = (repository.join("blobs"), repository.join("snapshots/abc123"));
+    for folder in [&blobs, &snapshot, &repository.join("refs")] {
+        fs::create_dir_all(folder).expect("a folder");
+    }
+    for (number, entry) in fs::read_dir(workspace.path("plain")).expect("the model").enumerate() {
+        let entry = entry.expect("an entry");
+        fs::rename(entry.path(), blobs.join(number.to_string())).expect("a blob");
+        let link = snapshot.join(entry.file_name());
+        std::os::unix::fs::symlink(format!("../../blobs/{number}"), link).expect("a link");
+    }
+    fs::write(repository.join("refs/main"), "abc123").expect("a ref");
+    fs::remove_dir(workspace.path("plain")).expect("it is empty");
+}
+
+#[cfg(unix)]
+#[test]
+fn a_snapshot_in_the_hubs_cache_is_read_through_its_links() {
+    let workspace = Workspace::new();
+    write_to_cache(&workspace, &Model::llama());
+    let recipe = workspace.recipe("  - stage: quantize-int4\n");
+    let run = |name: &str, cache: &str| {
+        let mut command = workspace.command(["run", "recipe.yaml", "--model", name]);
+        command.env("HF_HUB_CACHE", workspace.path(cache)).output().expect("the binary runs")
+    };
+    let output = run("hf://org/name", "cache");
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    // What was a link is a file in the output.
+    for entry in fs::read_dir(workspace.path("out")).expect("the output") {
+        assert!(entry.expect("an entry").file_type().expect("a type").is_file());
+    }
+    let output = run("hf://org/other", "cache");
+    assert_eq!(output.status.code(), Some(3));
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(said.contains("hf download org/other"), "{said}");
+    Model::llama().write(&workspace.path("model"));
+    let from_cache = tensors(&workspace.path("out"));
+    workspace.run(&recipe).exits(0);
+    assert_eq!(tensors(&workspace.path("out")), from_cache);
+}
+
+/// The value of an FP8 byte (E4M3, without infinities).
+fn e4m3(byte: u8) -> f32 {
+    let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
+    let magnitude = match exponent {
+        0 => mantissa / 8.0 * 2_f32.powi(-6),
+        _ => (1.0 + mantissa / 8.0) * 2_f32.powi(exponent - 7),
+    };
+    if byte & 0x80 == 0 { magnitude } else { -magnitude }
+}
+
+#[test]
+fn scaled_fp8_is_dequantized_on_the_way() {
+    const UP: &str = "model.layers.0.mlp.up_proj";
+    // 0x7F and 0xFF are NaN.
+    let bytes: Vec<u8> =
+        (0..256 * 128_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as u8 & 0xBF).collect();
+    let scales = [0.01_f32, 0.03];
+    let config = json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
+    let mut model =
+        Model::llama().without(&format!("{UP}.weight")).with_config("quantization_config", config);
+    model.add_bytes(&format!("{UP}.weight"), Dtype::F8_E4M3, &[256, 128], bytes.clone());
+    let stored = scales.iter().flat_map(|scale| scale.to_le_bytes()).collect();
+    model.add_bytes(&format!("{UP}.weight_scale_inv"), Dtype::F32, &[2, 1], stored);
+    let workspace = Workspace::with(&model);
+
+    workspace.run(&workspace.recipe("  - stage: quantize-int8\n  - stage: validate\n")).exits(0);
+    let (written, told) = (tensors(&workspace.path("out")), report(&workspace.path("out")));
+    assert!(!written.contains_key(&format!("{UP}.weight_scale_inv")));
+    assert_eq!(written[&format!("{UP}.weight_packed")].shape, [256, 32]);
+    let action =
+        |name: &str| told.tensors.iter().find(|tensor| tensor.name == name).map(|t| t.action.as_str());
+    assert_eq!(action(&format!("{UP}.weight")), Some("quantized"));
+    assert_eq!(action(&format!("{UP}.weight_scale_inv")), Some("consumed"));
+    assert!(told.balance.balanced);
+    for file in &told.source {
+        let bytes = fs::read(workspace.path("model").join(&file.name)).expect("a shard");
+        assert_eq!(file.blake3, blake3::hash(&bytes).to_hex().to_string(), "{}", file.name);
+    }
+    let config = json(&workspace.path("out/config.json"));
+    assert_eq!(config["quantization_config"]["quant_method"], "compressed-tensors");
+
+    // Left alone, it is written as what it means.
+    let stages = "  - stage: resolve-skips\n    skip_layer_names: [mlp]\n  - stage: quantize-int8\n  - stage: validate\n";
+    workspace.run(&workspace.recipe(stages)).exits(0);
+    let kept = &tensors(&workspace.path("out"))[&format!("{UP}.weight")];
+    assert_eq!((kept.dtype.as_str(), kept.shape.as_slice()), ("BF16", &[256, 128][..]));
+    let meant = bytes.iter().enumerate().map(|(i, byte)| bf16::from_f32(e4m3(*byte) * scales[i / 128 / 128]));
+    let meant: Vec<u8> = meant.flat_map(bf16::to_le_bytes).collect();
+    assert!(kept.bytes == meant);
+}
+
+/// Experts of one layer: their matrices [out, in], as separate tensors and as two stacks.
+struct Experts {
+    separate: Model,
+    stacked: Model,
+}
+
+const EXPERTS: usize = 2;
+const HIDDEN: usize = 128;
+const INNER: usize = 256;
+
+fn transpose(matrix: &[f32], rows: usize, columns: usize) -> Vec<f32> {
+    (0..columns).flat_map(|column| (0..rows).map(move |row| matrix[row * columns + column])).collect()
+}
+
+fn experts(family: &str, module: &str, is_transposed: bool) -> Experts {
+    let config = |model: Model| {
+        model
+            .with_config("model_type", json!(family))
+            .with_config("moe_intermediate_size", json!(INNER))
+            .with_config("num_experts", json!(EXPERTS))
+            .with_config("num_local_experts", json!(EXPERTS))
+    };
+    let (mut separate, mut stacked) = (config(Model::llama()), config(Model::llama()));
+    let (mut gate_up, mut down) = (Vec::new(), Vec::new());
+    for expert in 0..EXPERTS {
+        let mut part = |part: &str, rows: usize, columns: usize| {
+            let values = gaussian(&format!("{part} of {expert}"), rows * columns);
+            let name = format!("model.layers.0.mlp.experts.{expert}.{part}.weight");
+            separate.add_values(&name, &[rows, columns], &values);
+            values
+        };
+        let mut both = part("gate_proj", INNER, HIDDEN);
+        both.extend(part("up_proj", INNER, HIDDEN));
+        let back = part("down_proj", HIDDEN, INNER);
+        if is_transposed {
+            gate_up.extend(transpose(&both, 2 * INNER, HIDDEN));
+            down.extend(transpose(&back, HIDDEN, INNER));
+        } else {
+            gate_up.extend(both);
+            down.extend(back);
+        }
+    }
+    let order = |a: usize, b: usize| if is_transposed { [EXPERTS, b, a] } else { [EXPERTS, a, b] };
+    stacked.add_values(&format!("{module}.gate_up_proj"), &order(2 * INNER, HIDDEN), &gate_up);
+    stacked.add_values(&format!("{module}.down_proj"), &order(HIDDEN, INNER), &down);
+    Experts { separate, stacked }
+}
+
+#[test]
+fn stacks_of_experts_become_one_matrix_an_expert() {
+    let families = [
+        ("qwen3_5_moe", "model.layers.0.mlp.experts", false),
+        ("llama4", "model.layers.0.feed_forward.experts", true),
+    ];
+    for (family, module, is_transposed) in families {
+        let Experts { separate, stacked } = experts(family, module, is_transposed);
+        let quantize = |model: &Model| {
+            let workspace = Workspace::with(model);
+            let stages = "  - stage: load\n    model: model\n  - stage: quantize-int4\n    symmetric: true\n  - stage: validate\n\
+                          \x20 - stage: export\n    path: out\n    target: vllm\n\
+                          \x20 - stage: export\n    path: plain\n    format: dequantized\n";
+            workspace.run(&workspace.whole_recipe(stages)).exits(0);
+            (tensors(&workspace.path("out")), tensors(&workspace.path("plain")))
+        };
+        let (one_by_one, one_by_one_plain) = quantize(&separate);
+        let (split, plain) = quantize(&stacked);
+        for expert in 0..EXPERTS {
+            for part in ["gate_proj", "up_proj", "down_proj"] {
+                for tensor in ["weight_packed", "weight_scale", "weight_shape"] {
+                    let found = &split[&format!("{module}.{expert}.{part}.{tensor}")];
+                    let meant = &one_by_one[&format!("model.layers.0.mlp.experts.{expert}.{part}.{tensor}")];
+                    assert_eq!(found.shape, meant.shape, "{family}: {expert} {part} {tensor}");
+                    assert!(found.bytes == meant.bytes, "{family}: {expert} {part} {tensor}");
+                }
+            }
+        }
+        // Written out as numbers, a stack is a stack, in its own order.
+        let down = &plain[&format!("{module}.down_proj")];
+        let shape = if is_transposed { [EXPERTS, INNER, HIDDEN] } else { [EXPERTS, HIDDEN, INNER] };
+        assert_eq!(down.shape, shape, "{family}");
+        let meant: Vec<u8> = (0..EXPERTS)
+            .flat_map(|expert| {
+                let name = format!("model.layers.0.mlp.experts.{expert}.down_proj.weight");
+                let pairs = one_by_one_plain[&name].bytes.chunks_exact(2);
+                let matrix: Vec<f32> = pairs.map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32()).collect();
+                if is_transposed { transpose(&matrix, HIDDEN, INNER) } else { matrix }
+            })
+            .flat_map(|value| bf16::from_f32(value).to_le_bytes())
+            .collect();
+        assert!(down.bytes == meant, "{family}");
+    }
+}
