@@ -159,7 +159,8 @@ fn cut_at_layer(name: &str) -> Option<((&str, &str), &str)> {
     None
 }
 
-/// A name as a regular expression in which every expert's number is any number.
+/// A name as a regular expression in which every expert's number is any number. What Granite, Falcon and Jamba call `mamba`
+/// is `mixer` in vLLM.
 fn escape_tail(tail: &str) -> String {
     let mut out = String::new();
     let mut before = "";
@@ -169,6 +170,8 @@ fn escape_tail(tail: &str) -> String {
         }
         if before == "experts" && segment.bytes().all(|byte| byte.is_ascii_digit()) {
             out.push_str(r"\d+");
+        } else if segment == "mamba" {
+            out.push_str("(mamba|mixer)");
         } else {
             out.push_str(&regex::escape(segment).replace(r"\-", "-"));
         }

@@ -47,11 +47,11 @@ impl<'p> Source<'p> {
         for tensor in self.plan.model.tensors.iter().filter(|tensor| tensor.scale_of.is_some()) {
             self.hash_whole(tensor, collector, cancel)?;
         }
-        // A transposed stack is read across; its bytes are hashed as they lie.
+        // Of interleaved matrices every second element is read at a time, too little to be hashed on the way.
         let mut last = None;
         for piece in &self.plan.pieces {
-            let across = piece.matrix.is_some_and(|view| !view.is_contiguous());
-            if across && last != Some(piece.tensor) {
+            let interleaved = piece.matrix.is_some_and(|view| !view.is_contiguous() && view.row_stride != 1);
+            if interleaved && last != Some(piece.tensor) {
                 last = Some(piece.tensor);
                 self.hash_whole(&self.plan.model.tensors[piece.tensor], collector, cancel)?;
             }
@@ -114,14 +114,31 @@ impl<'p> Source<'p> {
         };
         let reader = MatrixReader::new(file, tensor, view, self.scales(tensor)?)?;
         reader.rows(tile.start..tile.start + tile.count, &mut buffers.weights, &mut buffers.raw)?;
-        if let Some(collector) = collector
-            && view.is_contiguous()
-        {
+        if let Some(collector) = collector {
             let stored =
                 if tensor.stored == tensor.working_dtype() { &buffers.weights } else { &buffers.raw };
-            let row_bytes = view.cols * tensor.stored.bits() / 8;
-            collector.source(tensor.shard, tensor.offset + view.offset + tile.start * row_bytes, stored);
+            note_stored(collector, tensor, view, tile, stored);
         }
         Ok(())
+    }
+}
+
+/// Takes note of a tile's stored bytes where they lie in the file: in one run, or across it, a stretch a column.
+fn note_stored(collector: &Collector, tensor: &TensorInfo, view: MatrixView, tile: Tile, stored: &[u8]) {
+    let element = tensor.stored.bits() / 8;
+    let start = tensor.offset + view.offset + tile.start * view.row_stride * element;
+    if view.is_contiguous() {
+        collector.source(tensor.shard, start, stored);
+    } else if view.row_stride == 1 {
+        let (cell, row_bytes) = (element as usize, (view.cols * element) as usize);
+        let mut stretch = Vec::with_capacity(tile.count as usize * cell);
+        for column in 0..view.cols {
+            let at = column as usize * cell;
+            stretch.clear();
+            for row in stored.chunks_exact(row_bytes) {
+                stretch.extend_from_slice(&row[at..at + cell]);
+            }
+            collector.source(tensor.shard, start + column * view.column_stride * element, &stretch);
+        }
     }
 }

@@ -263,3 +263,20 @@ fn experts_of_llama_4_are_always_split() {
     let plain = plan_text("llama4", &recipe, &["export.format=dequantized"]).expect("it plans");
     assert!(plain.exports[0].tensors.iter().any(|tensor| tensor.name == format!("{experts}.gate_up_proj")));
 }
+
+/// vLLM calls a part of these layers otherwise than the file, and matches entries against its own names.
+#[test]
+fn what_vllm_renames_is_ignored_by_both_names() {
+    let recipe = RECIPE.replace(
+        "  - stage: quant",
+        "  - stage: resolve-skips\n    skip_layer_names: [mamba]\n  - stage: quant",
+    );
+    let plan = plan_text("granite-moe-hybrid", &recipe, &[]).expect("it plans");
+    check("granite-moe-hybrid", &plan);
+    let config = config(&plan.exports[0]);
+    let ignore = config["ignore"].as_array().expect("a list");
+    let entries: Vec<&str> = ignore.iter().filter_map(Value::as_str).collect();
+    assert!(entries.contains(&r"re:.*\.(mamba|mixer)\.in_proj$"), "{entries:?}");
+    // A stack that is left alone is looked up as its first expert.
+    assert!(entries.contains(&r"re:.*\.block_sparse_moe\.experts\..*$"), "{entries:?}");
+}

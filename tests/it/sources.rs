@@ -166,6 +166,25 @@ fn stacks_of_experts_become_one_matrix_an_expert() {
                           \x20 - stage: export\n    path: out\n    target: vllm\n\
                           \x20 - stage: export\n    path: plain\n    format: dequantized\n";
             workspace.run(&workspace.whole_recipe(stages)).exits(0);
+            // Hashes are taken on the way, also of what is read across.
+            let report =
+                monoquant::report::read(&workspace.path("out/monoquant-report.json")).expect("a report");
+            for (folder, files) in [
+                ("model", &report.source),
+                ("out", &report.outputs[0].files),
+                ("plain", &report.outputs[1].files),
+            ] {
+                for file in files {
+                    let bytes =
+                        std::fs::read(workspace.path(folder).join(&file.name)).expect("a weight file");
+                    assert_eq!(
+                        file.blake3,
+                        blake3::hash(&bytes).to_hex().as_str(),
+                        "{folder}: {}",
+                        file.name
+                    );
+                }
+            }
             (tensors(&workspace.path("out")), tensors(&workspace.path("plain")))
         };
         let (one_by_one, one_by_one_plain) = quantize(&separate);
