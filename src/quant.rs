@@ -18,6 +18,7 @@ mod expected;
 mod float_type;
 mod isa;
 mod kernel;
+mod machine;
 mod measure;
 mod names;
 mod observer;

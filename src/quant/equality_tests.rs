@@ -303,6 +303,42 @@ proptest! {
 }
 
 #[test]
+fn a_survey_may_end_as_soon_as_it_is_settled() {
+    let scheme = Scheme {
+        bits: Bits::Four,
+        symmetric: true,
+        granularity: Granularity::Tensor,
+        scale_type: FloatType::Bf16,
+        storage: Storage::Packed,
+    };
+    let mut early = 0;
+    for seed in 0..20 {
+        let mut bytes = Vec::new();
+        FloatType::Bf16.narrow(&gaussian(64 * 128, seed), &mut bytes);
+        let observer = Observer::Mse(Mse::default());
+        let quantizer = Quantizer::new(scheme, observer, FloatType::Bf16, 128, Isa::detect());
+        let params = |stop: bool| {
+            let mut survey = quantizer.begin_survey();
+            let mut passes = 0;
+            while passes < quantizer.survey_passes() && !(stop && quantizer.is_settled(&survey)) {
+                for tile in bytes.chunks(16 * 256) {
+                    let part = quantizer.survey(&survey, tile, 16);
+                    survey.merge(part.map_err(|bad| bad.what)?);
+                }
+                quantizer.end_pass(&mut survey);
+                passes += 1;
+            }
+            Ok::<_, BadValue>((quantizer.tensor_params(&survey)?, passes))
+        };
+        let (all, some) = (params(false), params(true));
+        assert_eq!(all.map(|(params, _)| params), some.map(|(params, _)| params));
+        assert_eq!(all.map(|(_, passes)| passes), Ok(3));
+        early += usize::from(some.is_ok_and(|(_, passes)| passes == 2));
+    }
+    assert!(early > 0, "no search over a tensor ended early");
+}
+
+#[test]
 fn near_ties_of_the_search_are_decided_exactly() {
     // One weight, whose error is the same for the two widest candidates but for the rounding of their scales.
     let scheme = Scheme {

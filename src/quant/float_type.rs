@@ -100,6 +100,48 @@ impl FloatType {
             Self::Bf16 => values.iter_mut().for_each(|x| *x = Bf16::round(*x)),
         }
     }
+
+    /// The same for what is known to be numbers.
+    #[inline(always)]
+    pub(super) fn round_numbers(self, values: &mut [f32]) {
+        match self {
+            Self::F32 => {}
+            Self::F16 => values.iter_mut().for_each(|x| *x = F16::round_number(*x)),
+            Self::Bf16 => values.iter_mut().for_each(|x| *x = Bf16::round_number(*x)),
+        }
+    }
+
+    /// Widens as many values as `out` holds.
+    #[inline(always)]
+    pub(super) fn widen_all(self, bytes: &[u8], out: &mut [f32]) {
+        #[inline(always)]
+        fn all<T: Float>(bytes: &[u8], out: &mut [f32]) {
+            for (x, &raw) in out.iter_mut().zip(T::elements(bytes)) {
+                *x = T::widen(raw);
+            }
+        }
+        match self {
+            Self::F32 => all::<F32>(bytes, out),
+            Self::F16 => all::<F16>(bytes, out),
+            Self::Bf16 => all::<Bf16>(bytes, out),
+        }
+    }
+
+    /// Stores values of this type as bytes of the same number of values.
+    #[inline(always)]
+    pub(super) fn narrow_all(self, values: &[f32], out: &mut [u8]) {
+        #[inline(always)]
+        fn all<T: Float>(values: &[f32], out: &mut [u8]) {
+            for (raw, &x) in T::elements_mut(out).iter_mut().zip(values) {
+                *raw = T::narrow(x);
+            }
+        }
+        match self {
+            Self::F32 => all::<F32>(values, out),
+            Self::F16 => all::<F16>(values, out),
+            Self::Bf16 => all::<Bf16>(values, out),
+        }
+    }
 }
 
 /// A [`FloatType`] as a type, for kernels compiled once for each.
@@ -156,49 +198,26 @@ pub(super) struct Bf16;
 /// signed is the greatest positive weight, if there is one; read as unsigned it is the negative weight furthest
 /// from 0, if there is one.
 macro_rules! ranges_by_bits {
-    ($unsigned:ty, $signed:ty, $lanes:literal) => {
+    ($unsigned:ty, $signed:ty) => {
         #[inline(always)]
         fn magnitude(weights: &[Self::Raw]) -> f32 {
             const MASK: $unsigned = <$unsigned>::MAX >> 1;
-            let (chunks, rest) = weights.as_chunks::<$lanes>();
-            let mut most = [0 as $unsigned; $lanes];
-            for chunk in chunks {
-                for i in 0..$lanes {
-                    most[i] = most[i].max(<$unsigned>::from_le_bytes(chunk[i]) & MASK);
-                }
+            let mut most = 0;
+            for &raw in weights {
+                let bits = <$unsigned>::from_le_bytes(raw) & MASK;
+                most = if bits > most { bits } else { most };
             }
-            let mut top = 0;
-            for m in most {
-                top = top.max(m);
-            }
-            for &raw in rest {
-                top = top.max(<$unsigned>::from_le_bytes(raw) & MASK);
-            }
-            Self::widen(top.to_le_bytes())
+            Self::widen(most.to_le_bytes())
         }
 
         #[inline(always)]
         fn extremes(weights: &[Self::Raw]) -> (f32, f32) {
             const SIGN: $unsigned = !(<$unsigned>::MAX >> 1);
-            let (chunks, rest) = weights.as_chunks::<$lanes>();
-            let mut above = [0 as $signed; $lanes];
-            let mut below = [0 as $unsigned; $lanes];
-            for chunk in chunks {
-                for i in 0..$lanes {
-                    let bits = <$unsigned>::from_le_bytes(chunk[i]);
-                    above[i] = above[i].max(bits as $signed);
-                    below[i] = below[i].max(bits);
-                }
-            }
-            let (mut high, mut low) = (0 as $signed, 0 as $unsigned);
-            for i in 0..$lanes {
-                high = high.max(above[i]);
-                low = low.max(below[i]);
-            }
-            for &raw in rest {
+            let (mut high, mut low) = (0, 0);
+            for &raw in weights {
                 let bits = <$unsigned>::from_le_bytes(raw);
-                high = high.max(bits as $signed);
-                low = low.max(bits);
+                high = if bits as $signed > high { bits as $signed } else { high };
+                low = if bits > low { bits } else { low };
             }
             let low = if low > SIGN { low } else { 0 };
             (Self::widen(low.to_le_bytes()), Self::widen(high.to_le_bytes()))
@@ -251,7 +270,7 @@ impl Float for F32 {
         x
     }
 
-    ranges_by_bits!(u32, i32, 16);
+    ranges_by_bits!(u32, i32);
 }
 
 impl Float for Bf16 {
@@ -304,7 +323,7 @@ impl Float for Bf16 {
         f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
     }
 
-    ranges_by_bits!(u16, i16, 32);
+    ranges_by_bits!(u16, i16);
 }
 
 impl Float for F16 {
@@ -373,7 +392,7 @@ impl Float for F16 {
         f32::from_bits(sign | if finite > 0x477f_e000 { 0x7f80_0000 } else { finite })
     }
 
-    ranges_by_bits!(u16, i16, 32);
+    ranges_by_bits!(u16, i16);
 }
 
 #[cfg(test)]

@@ -1,8 +1,10 @@
 //! Instruction sets: one lane-friendly source compiled for each, chosen at run time.
 //!
 //! Kernels are plain Rust in `#[inline(always)]` functions. [`Isa::run`] calls them from a function that is
-//! compiled for an instruction set, into which they are inlined, so the compiler's vectoriser may use it. There
-//! are no intrinsics.
+//! compiled for an instruction set, into which they are inlined, so the compiler's vectoriser may use it. Loops that
+//! it does not do well are written with the operations of [`Machine`].
+
+use super::machine::{self, Machine};
 
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -23,9 +25,8 @@ pub(super) trait Job {
     /// What it gives.
     type Output;
 
-    /// Does it. `FMA` says that fused multiply-add is an instruction here; only approximations whose errors are
-    /// bounded may use it, because it changes bits.
-    fn run<const FMA: bool>(self) -> Self::Output;
+    /// Does it.
+    fn run<M: Machine>(self, machine: M) -> Self::Output;
 }
 
 impl Isa {
@@ -98,30 +99,18 @@ impl Isa {
         {
             if self == Self::Avx512 && self.is_available() {
                 // SAFETY: the features that the function is compiled for were just found on this machine.
-                return unsafe { run_avx512(job) };
+                return unsafe { machine::x86::run_avx512(job) };
             }
             if self == Self::Avx2 && self.is_available() {
                 // SAFETY: as above.
-                return unsafe { run_avx2(job) };
+                return unsafe { machine::x86::run_avx2(job) };
             }
         }
         if self == Self::Neon && self.is_available() {
-            return job.run::<true>();
+            return job.run(machine::NEON);
         }
-        job.run::<false>()
+        job.run(machine::PORTABLE)
     }
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma")]
-fn run_avx2<J: Job>(job: J) -> J::Output {
-    job.run::<true>()
-}
-
-#[cfg(target_arch = "x86_64")]
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
-fn run_avx512<J: Job>(job: J) -> J::Output {
-    job.run::<true>()
 }
 
 #[cfg(test)]

@@ -3,9 +3,7 @@
 //! Nothing here depends on the order of evaluation, so every instruction set gives the same bits.
 
 use super::float_type::Float;
-
-/// Virtual lanes of all sums.
-pub(super) const LANES: usize = 16;
+use super::machine::Machine;
 
 /// Adding this to |x| < 2^22 leaves the nearest integer, ties to even, in the low bits of the mantissa.
 pub(super) const MAGIC: f32 = 12_582_912.0;
@@ -21,14 +19,6 @@ pub(super) fn round_code(t: f32, qmin: f32, qmax: f32) -> f32 {
 pub(super) fn clamp(t: f32, qmin: f32, qmax: f32) -> f32 {
     let t = if t > qmin { t } else { qmin };
     if t < qmax { t } else { qmax }
-}
-
-/// Stored weights as f32; lengths are equal.
-#[inline(always)]
-pub(super) fn widen<T: Float>(weights: &[T::Raw], out: &mut [f32]) {
-    for (x, &raw) in out.iter_mut().zip(weights) {
-        *x = T::widen(raw);
-    }
 }
 
 /// The grid of one group.
@@ -64,7 +54,7 @@ impl Grid {
     /// of one away from the middle between two neighbours. For F32 a second correction is needed, which is
     /// exact since the first gives one of the two neighbours (Markstein, IBM J. Res. Dev. 34, 1990).
     #[inline(always)]
-    pub(super) fn encode<T: Float, const ASYMMETRIC: bool, const FMA: bool>(
+    pub(super) fn encode<T: Float, const ASYMMETRIC: bool, M: Machine>(
         self,
         weights: &[T::Raw],
         most: f32,
@@ -72,14 +62,14 @@ impl Grid {
         out: &mut [u8],
     ) {
         let scale = self.scale;
-        if FMA && self.corrects(most) {
+        // Narrow weights with wide scales, which are rare, are divided: one loop less for each instruction set.
+        if M::FMA && T::BITS == 32 && self.corrects(most) {
             let r = 1.0 / scale;
-            if narrow {
-                self.encode_with::<T, ASYMMETRIC>(weights, out, |w| correct(w * r, w, scale, r));
-            } else {
-                let twice = |w: f32| correct(correct(w * r, w, scale, r), w, scale, r);
-                self.encode_with::<T, ASYMMETRIC>(weights, out, twice);
-            }
+            let twice = |w: f32| correct(correct(w * r, w, scale, r), w, scale, r);
+            self.encode_with::<T, ASYMMETRIC>(weights, out, twice);
+        } else if M::FMA && T::BITS == 16 && narrow && self.corrects(most) {
+            let r = 1.0 / scale;
+            self.encode_with::<T, ASYMMETRIC>(weights, out, |w| correct(w * r, w, scale, r));
         } else {
             self.encode_with::<T, ASYMMETRIC>(weights, out, |w| w / scale);
         }

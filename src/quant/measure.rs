@@ -1,20 +1,63 @@
 //! Quantized bytes back to weights, and their distortion.
 
-use std::marker::PhantomData;
+use std::ops::Range;
 
 use super::distortion::WorstGroup;
-use super::float_type::{Bf16, F16, F32, Float};
 use super::isa::Job;
-use super::kernel::LANES;
-use super::pack::{unpack_nibbles, zero_point_at};
+use super::machine::{LANES, Machine};
+use super::pack::zero_point_at;
 use super::search::fold;
 use super::{Bits, Distortion, FloatType, Granularity, QuantizedView, Quantizer, Scheme, Scratch, Storage};
+
+/// Columns that are decoded before they are looked at: what the first cache holds beside the files' bytes.
+const SEGMENT: usize = 2048;
 
 /// Columns whose squares are summed in f32 before they go into f64 sums: 16 terms a lane.
 const BLOCK: usize = 16 * LANES;
 
 /// Block sums of squares that f32 holds to its full precision. Others are summed again in f64.
 const SAFE: std::ops::RangeInclusive<f32> = 1e-18..=1e30;
+
+/// Groups of a segment at most.
+const GROUPS: usize = 64;
+
+/// Some columns of a row: whole groups, or a part of one. Aligned for the widest registers.
+#[repr(align(64))]
+pub(super) struct Segment {
+    /// Weights, and what their codes mean.
+    values: [f32; SEGMENT],
+    decoded: [f32; SEGMENT],
+    /// Of each group.
+    groups: GroupFacts,
+    /// Of each block of each group.
+    sums: [Sums; GROUPS],
+}
+
+/// What is computed for all groups of a segment at once.
+struct GroupFacts {
+    scales: [f32; GROUPS],
+    /// Zero points.
+    zeros: [f32; GROUPS],
+    /// What the least and the greatest code mean.
+    bottoms: [f32; GROUPS],
+    tops: [f32; GROUPS],
+    /// See [`Allowances::reach`].
+    reaches: [f32; GROUPS],
+}
+
+impl Default for Segment {
+    fn default() -> Self {
+        let none = [0.0; GROUPS];
+        let groups = GroupFacts { scales: none, zeros: none, bottoms: none, tops: none, reaches: none };
+        Self { values: [0.0; SEGMENT], decoded: [0.0; SEGMENT], groups, sums: [Sums::default(); GROUPS] }
+    }
+}
+
+impl std::fmt::Debug for Segment {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Segment")
+    }
+}
 
 impl Quantizer {
     /// Writes the dequantized weights of `rows` rows, (code − zero point)·scale rounded once to the scheme's
@@ -32,11 +75,8 @@ impl Quantizer {
         self.assert_sizes(&quantized, rows);
         out.clear();
         out.resize(rows * self.cols * self.scheme.scale_type.bytes(), 0);
-        match self.scheme.scale_type {
-            FloatType::F32 => self.isa.run(DequantizeTile::<F32>::new(self, quantized, rows, out, scratch)),
-            FloatType::F16 => self.isa.run(DequantizeTile::<F16>::new(self, quantized, rows, out, scratch)),
-            FloatType::Bf16 => self.isa.run(DequantizeTile::<Bf16>::new(self, quantized, rows, out, scratch)),
-        }
+        let reader = Reader::new(self, quantized);
+        self.isa.run(DequantizeTile { reader, rows, out, segment: &mut scratch.segment });
     }
 
     /// Compares `rows` rows of source weights, which are finite, with what their quantized bytes mean.
@@ -56,26 +96,8 @@ impl Quantizer {
     ) -> Distortion {
         assert_eq!(tile.len(), rows * self.row_bytes(), "a tile is whole rows");
         self.assert_sizes(&quantized, rows);
-        match self.source {
-            FloatType::F32 => self.measure_from::<F32>(tile, quantized, rows, scratch),
-            FloatType::F16 => self.measure_from::<F16>(tile, quantized, rows, scratch),
-            FloatType::Bf16 => self.measure_from::<Bf16>(tile, quantized, rows, scratch),
-        }
-    }
-
-    fn measure_from<T: Float>(
-        &self,
-        tile: &[u8],
-        quantized: QuantizedView<'_>,
-        rows: usize,
-        scratch: &mut Scratch,
-    ) -> Distortion {
-        let isa = self.isa;
-        match self.scheme.scale_type {
-            FloatType::F32 => isa.run(MeasureTile::<T, F32>::new(self, tile, quantized, rows, scratch)),
-            FloatType::F16 => isa.run(MeasureTile::<T, F16>::new(self, tile, quantized, rows, scratch)),
-            FloatType::Bf16 => isa.run(MeasureTile::<T, Bf16>::new(self, tile, quantized, rows, scratch)),
-        }
+        let reader = Reader::new(self, quantized);
+        self.isa.run(MeasureTile { quantizer: self, reader, tile, rows, segment: &mut scratch.segment })
     }
 
     fn assert_sizes(&self, quantized: &QuantizedView<'_>, rows: usize) {
@@ -88,6 +110,7 @@ impl Quantizer {
 
     /// How far outside its group's grid a weight may lie before it counts as clipped, in steps: half a step, which
     /// rounding to codes costs anyway, and what rounding scale and zero point to their types can move the ends by.
+    #[cold]
     fn clip_allowance(&self, scale: f32) -> f64 {
         let steps = f64::from(self.scheme.bits.steps());
         // Relative error of rounding a value about the scale to a type, which grows among subnormal values.
@@ -113,401 +136,401 @@ impl Quantizer {
 struct Reader<'a> {
     scheme: &'a Scheme,
     cols: usize,
+    groups: usize,
+    group_cols: usize,
+    /// Groups of a segment; 0 if it is a part of one.
+    segment_groups: usize,
     quantized: QuantizedView<'a>,
-    /// Turns a stored byte into code + `bias`, by exclusive or.
+    /// Bytes of a row of codes.
+    row_bytes: usize,
+    /// Whether two codes share a byte.
+    nibbles: bool,
+    /// Turns a stored byte (or nibble) into code + `bias`, by exclusive or.
     flip: u8,
     bias: i32,
 }
 
+/// The values of stored nibbles.
+const NIBBLES: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
 impl<'a> Reader<'a> {
-    #[inline(always)]
     fn new(quantizer: &'a Quantizer, quantized: QuantizedView<'a>) -> Self {
-        let scheme = &quantizer.scheme;
+        let (scheme, cols) = (&quantizer.scheme, quantizer.cols);
         let (flip, bias) = match scheme.storage {
             Storage::Packed => (0, -scheme.bits.qmin()),
             Storage::Plain => (0x80, 128),
         };
-        Self { scheme, cols: quantizer.cols, quantized, flip, bias }
-    }
-
-    /// The stored codes of a row, a byte each.
-    #[inline(always)]
-    fn row_codes<'b>(&self, row: usize, buffer: &'b mut Vec<u8>) -> &'b [u8]
-    where
-        'a: 'b,
-    {
-        let bytes = self.scheme.codes_bytes(1, self.cols);
-        let stored = &self.quantized.codes[row * bytes..(row + 1) * bytes];
-        if self.scheme.storage == Storage::Packed && self.scheme.bits == Bits::Four {
-            buffer.resize(2 * bytes, 0);
-            unpack_nibbles(stored, buffer);
-            &buffer[..self.cols]
-        } else {
-            &stored[..self.cols]
+        let group_cols = scheme.group_cols(cols).max(1);
+        let segment_groups = (SEGMENT / group_cols).min(GROUPS);
+        Self {
+            scheme,
+            cols,
+            groups: scheme.groups_per_row(cols),
+            group_cols,
+            segment_groups,
+            quantized,
+            row_bytes: scheme.codes_bytes(1, cols),
+            nibbles: scheme.storage == Storage::Packed && scheme.bits == Bits::Four,
+            flip,
+            bias,
         }
     }
 
-    /// Scale and zero point of a group.
+    /// Scales and zero points of the groups of a row from one on.
     #[inline(always)]
-    fn params<S: Float>(&self, row: usize, group: usize) -> (f32, i32) {
-        let groups = self.scheme.groups_per_row(self.cols);
-        let at = if self.scheme.granularity == Granularity::Tensor { 0 } else { row * groups + group };
-        let scale = S::widen(S::elements(self.quantized.scales)[at]);
-        let zero_point = if self.scheme.symmetric {
-            0
+    fn read_params(&self, row: usize, first: usize, count: usize, groups: &mut GroupFacts) {
+        let (scales, zeros) = (&mut groups.scales[..count], &mut groups.zeros[..count]);
+        let scale_type = self.scheme.scale_type;
+        let at = if self.scheme.granularity == Granularity::Tensor { 0 } else { row * self.groups + first };
+        scale_type.widen_all(&self.quantized.scales[at * scale_type.bytes()..], scales);
+        if self.scheme.symmetric {
+            zeros.fill(0.0);
         } else if self.scheme.packs_zero_points() {
-            zero_point_at(self.scheme.bits, self.quantized.zero_points, groups, row, group)
+            for (group, zero) in (first..).zip(zeros) {
+                let zero_points = self.quantized.zero_points;
+                *zero = zero_point_at(self.scheme.bits, zero_points, self.groups, row, group) as f32;
+            }
         } else {
-            i32::from(self.quantized.zero_points[at] as i8)
-        };
-        (scale, zero_point)
+            for (zero, &stored) in zeros.iter_mut().zip(&self.quantized.zero_points[at..]) {
+                *zero = f32::from(stored as i8);
+            }
+        }
     }
 
-    /// code − zero point of a stored byte, with `offset` = bias + zero point.
+    /// The dequantized weights of a segment, and the scales and zero points of its groups.
     #[inline(always)]
-    fn level(&self, stored: u8, offset: i32) -> f32 {
-        (i32::from(stored ^ self.flip) - offset) as f32
-    }
-}
-
-struct DequantizeTile<'a, S> {
-    quantizer: &'a Quantizer,
-    quantized: QuantizedView<'a>,
-    rows: usize,
-    out: &'a mut [u8],
-    scratch: &'a mut Scratch,
-    scale: PhantomData<S>,
-}
-
-impl<'a, S> DequantizeTile<'a, S> {
-    fn new(
-        quantizer: &'a Quantizer,
-        quantized: QuantizedView<'a>,
-        rows: usize,
-        out: &'a mut [u8],
-        scratch: &'a mut Scratch,
-    ) -> Self {
-        Self { quantizer, quantized, rows, out, scratch, scale: PhantomData }
-    }
-}
-
-impl<S: Float> Job for DequantizeTile<'_, S> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<const FMA: bool>(self) {
-        let Self { quantizer, quantized, rows, out, scratch, .. } = self;
-        let reader = Reader::new(quantizer, quantized);
-        let group_cols = quantizer.scheme.group_cols(quantizer.cols);
-        let mut out = S::elements_mut(out);
-        for row in 0..rows {
-            let codes = reader.row_codes(row, &mut scratch.codes);
-            let (to, rest) = out.split_at_mut(quantizer.cols);
-            out = rest;
-            let groups = codes.chunks(group_cols.max(1)).zip(to.chunks_mut(group_cols.max(1)));
-            for (group, (codes, to)) in groups.enumerate() {
-                let (scale, zero_point) = reader.params::<S>(row, group);
-                let offset = reader.bias + zero_point;
-                for (to, &code) in to.iter_mut().zip(codes) {
-                    *to = S::narrow(S::round(reader.level(code, offset) * scale));
+    fn decode_segment<M: Machine>(
+        &self,
+        machine: M,
+        row: usize,
+        columns: Range<usize>,
+        segment: &mut Segment,
+    ) {
+        let Segment { decoded, groups, .. } = segment;
+        let decoded = &mut decoded[..columns.len()];
+        let count = columns.len().div_ceil(self.group_cols);
+        self.read_params(row, columns.start / self.group_cols, count, groups);
+        let stored = &self.quantized.codes[row * self.row_bytes..(row + 1) * self.row_bytes];
+        let parts = decoded.chunks_mut(self.group_cols).zip(columns.step_by(self.group_cols));
+        for ((out, start), (&scale, &zero)) in parts.zip(groups.scales.iter().zip(&groups.zeros)) {
+            // Exact: integers of few bits.
+            let offset = self.bias as f32 + zero;
+            if !self.nibbles {
+                for (out, &code) in out.iter_mut().zip(&stored[start..]) {
+                    *out = (f32::from(code ^ self.flip) - offset) * scale;
+                }
+                self.round(out, scale);
+                continue;
+            }
+            let mut table = [0.0; 16];
+            let levels = machine.sub(machine.load(&NIBBLES), machine.splat(offset));
+            machine.store(machine.mul(levels, machine.splat(scale)), &mut table);
+            self.round(&mut table, scale);
+            if start.is_multiple_of(2) {
+                machine.look_up(&table, &stored[start / 2..], out);
+            } else {
+                for (out, column) in out.iter_mut().zip(start..) {
+                    *out = table[usize::from(stored[column / 2] >> (column % 2 * 4) & 15)];
                 }
             }
         }
     }
-}
 
-struct MeasureTile<'a, T, S> {
-    quantizer: &'a Quantizer,
-    tile: &'a [u8],
-    quantized: QuantizedView<'a>,
-    rows: usize,
-    scratch: &'a mut Scratch,
-    types: PhantomData<(T, S)>,
-}
-
-impl<'a, T, S> MeasureTile<'a, T, S> {
-    fn new(
-        quantizer: &'a Quantizer,
-        tile: &'a [u8],
-        quantized: QuantizedView<'a>,
-        rows: usize,
-        scratch: &'a mut Scratch,
-    ) -> Self {
-        Self { quantizer, tile, quantized, rows, scratch, types: PhantomData }
-    }
-}
-
-/// Weights and codes of a block, with what their codes mean.
-#[derive(Clone, Copy)]
-struct Block<'a, T: Float> {
-    weights: &'a [T::Raw],
-    codes: &'a [u8],
-    reader: Reader<'a>,
-    offset: i32,
-    scale: f32,
-}
-
-/// Weights and codes of a row.
-#[derive(Clone, Copy)]
-struct Row<'a, T: Float> {
-    weights: &'a [T::Raw],
-    codes: &'a [u8],
-    reader: Reader<'a>,
-    row: usize,
-    group_cols: usize,
-    scales: &'a [f32],
-    offsets: &'a [i32],
-}
-
-impl<'a, T: Float> Row<'a, T> {
+    /// Rounds products with a scale to the type of dequantized weights.
     #[inline(always)]
-    fn group(&self, group: usize) -> Block<'a, T> {
-        let columns = group * self.group_cols..(group + 1) * self.group_cols;
-        let (weights, codes) = (&self.weights[columns.clone()], &self.codes[columns]);
-        let (scale, offset) = (self.scales[group], self.offsets[group]);
-        Block { weights, codes, reader: self.reader, offset, scale }
-    }
-
-    /// The first column whose error is that large.
-    #[cold]
-    fn find_error<S: Float>(&self, abs_error: f32, groups: usize) -> usize {
-        let column = |group| {
-            let found = self.group(group).find_error::<S>(abs_error);
-            found.map(|column| group * self.group_cols + column)
-        };
-        (0..groups).find_map(column).unwrap_or(0)
-    }
-}
-
-/// A block's weights and dequantized weights, aligned for the widest registers.
-#[repr(align(64))]
-struct Buffers {
-    values: [f32; BLOCK],
-    decoded: [f32; BLOCK],
-}
-
-/// Sums of a block's squares, by lane.
-#[derive(Debug, Clone, Copy)]
-pub(super) struct BlockSums {
-    signal: [f32; LANES],
-    noise: [f32; LANES],
-    cross: [f32; LANES],
-}
-
-/// Bit patterns of the greatest absolute values, by lane.
-#[derive(Clone, Copy)]
-struct Most([u32; LANES]);
-
-impl Most {
-    #[inline(always)]
-    fn add(&mut self, i: usize, x: f32) {
-        self.0[i] = self.0[i].max(x.to_bits() & 0x7fff_ffff);
-    }
-
-    #[inline(always)]
-    fn of_all(mut self) -> f32 {
-        let mut half = LANES / 2;
-        while half > 0 {
-            for i in 0..half {
-                self.0[i] = self.0[i].max(self.0[i + half]);
-            }
-            half /= 2;
+    fn round(&self, products: &mut [f32], scale: f32) {
+        if scale.is_finite() {
+            self.scheme.scale_type.round_numbers(products);
+        } else {
+            // Not of this crate's making: 0 · ∞ is no number.
+            self.scheme.scale_type.round_all(products);
         }
-        f32::from_bits(self.0[0])
+    }
+
+    /// Where the segment that starts at a column ends.
+    #[inline(always)]
+    fn segment_end(&self, start: usize) -> usize {
+        if self.segment_groups > 0 {
+            return self.cols.min(start + self.segment_groups * self.group_cols);
+        }
+        let group_end = (start / self.group_cols + 1) * self.group_cols;
+        group_end.min(start + SEGMENT)
+    }
+}
+
+struct DequantizeTile<'a> {
+    reader: Reader<'a>,
+    rows: usize,
+    out: &'a mut [u8],
+    segment: &'a mut Segment,
+}
+
+impl Job for DequantizeTile<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, machine: M) {
+        let Self { reader, rows, mut out, segment } = self;
+        let scale_type = reader.scheme.scale_type;
+        for row in 0..rows {
+            let mut start = 0;
+            while start < reader.cols {
+                let end = reader.segment_end(start);
+                reader.decode_segment(machine, row, start..end, segment);
+                let (to, rest) = out.split_at_mut((end - start) * scale_type.bytes());
+                scale_type.narrow_all(&segment.decoded[..end - start], to);
+                (out, start) = (rest, end);
+            }
+        }
     }
 }
 
 /// Σw², Σe², Σw·e.
 type Energies = [f64; 3];
 
-impl<T: Float> Block<'_, T> {
-    /// Of a group, the block of that index.
+/// Energies of a block in f32.
+#[derive(Clone, Copy, Default)]
+struct Sums {
+    signal: f32,
+    noise: f32,
+    cross: f32,
+    /// Whether an |e| is above the limit, if `noise` is a number.
+    exceeds: bool,
+}
+
+impl Sums {
+    /// Of equally long slices.
     #[inline(always)]
-    fn part(self, index: usize) -> Self {
-        let columns = index * BLOCK..((index + 1) * BLOCK).min(self.weights.len());
-        Self { weights: &self.weights[columns.clone()], codes: &self.codes[columns], ..self }
-    }
-
-    /// The dequantized weight of a stored code.
-    #[inline(always)]
-    fn decode<S: Float>(&self, code: u8) -> f32 {
-        S::round_number(self.reader.level(code, self.offset) * self.scale)
-    }
-
-    /// Sums of squares, and the greatest error and dequantized weight.
-    #[inline(always)]
-    fn sums<S: Float>(
-        &self,
-        buffers: &mut Buffers,
-        most_error: &mut Most,
-        most_weight: &mut Most,
-    ) -> BlockSums {
-        // Elementwise first, sums second: each loop is then one that the compiler vectorises well.
-        let Buffers { values, decoded } = buffers;
-        let columns = self.weights.iter().zip(self.codes);
-        for ((value, decoded), (&raw, &code)) in values.iter_mut().zip(decoded.iter_mut()).zip(columns) {
-            *value = T::widen(raw);
-            *decoded = self.decode::<S>(code);
+    fn of<M: Machine>(m: M, values: &[f32], decoded: &[f32], limit: f32) -> Self {
+        let zero = m.splat(0.0);
+        let (mut signal, mut noise, mut cross, mut most) = (zero, zero, zero, zero);
+        let (values, last_values) = values.as_chunks();
+        let (decoded, last_decoded) = decoded.as_chunks();
+        for (w, d) in values.iter().zip(decoded) {
+            let w = m.load(w);
+            let e = m.sub(w, m.load(d));
+            signal = m.add(signal, m.mul(w, w));
+            noise = m.add(noise, m.mul(e, e));
+            cross = m.add(cross, m.mul(w, e));
+            most = m.max_abs(most, e);
         }
-        // Past the end there are zeros, which add nothing.
-        let count = self.weights.len();
-        let lanes = count.next_multiple_of(LANES).min(BLOCK);
-        values[count..lanes].fill(0.0);
-        decoded[count..lanes].fill(0.0);
-        let (mut signal, mut noise, mut cross) = ([0f32; LANES], [0f32; LANES], [0f32; LANES]);
-        let decoded = decoded[..lanes].as_chunks::<LANES>().0;
-        for (w, d) in values[..lanes].as_chunks::<LANES>().0.iter().zip(decoded) {
-            for i in 0..LANES {
-                let e = w[i] - d[i];
-                signal[i] += w[i] * w[i];
-                noise[i] += e * e;
-                cross[i] += w[i] * e;
-                most_error.add(i, e);
-                most_weight.add(i, d[i]);
-            }
+        if !last_values.is_empty() {
+            // Past the end there are zeros, which add nothing.
+            let (mut w, mut d) = ([0.0; LANES], [0.0; LANES]);
+            w[..last_values.len()].copy_from_slice(last_values);
+            d[..last_decoded.len()].copy_from_slice(last_decoded);
+            let w = m.load(&w);
+            let e = m.sub(w, m.load(&d));
+            signal = m.add(signal, m.mul(w, w));
+            noise = m.add(noise, m.mul(e, e));
+            cross = m.add(cross, m.mul(w, e));
+            most = m.max_abs(most, e);
         }
-        BlockSums { signal, noise, cross }
-    }
-
-    /// The same in f64, for weights whose squares f32 cannot hold.
-    #[cold]
-    fn wide_energies<S: Float>(&self) -> Energies {
-        let mut sums = [[0f64; LANES]; 3];
-        for (chunk, codes) in self.weights.chunks(LANES).zip(self.codes.chunks(LANES)) {
-            for (i, (&raw, &code)) in chunk.iter().zip(codes).enumerate() {
-                let w = T::widen(raw);
-                let (w, e) = (f64::from(w), f64::from(w - self.decode::<S>(code)));
-                sums[0][i] += w * w;
-                sums[1][i] += e * e;
-                sums[2][i] += w * e;
-            }
-        }
-        sums.map(fold)
-    }
-
-    /// The first column of the block whose error is that large.
-    #[cold]
-    fn find_error<S: Float>(&self, abs_error: f32) -> Option<usize> {
-        let mut columns = self.weights.iter().zip(self.codes);
-        columns.position(|(&raw, &code)| {
-            (T::widen(raw) - self.decode::<S>(code)).abs().to_bits() == abs_error.to_bits()
-        })
+        let (signal, noise) = m.sum_two(signal, noise);
+        Self { signal, noise, cross: m.sum(cross), exceeds: m.exceeds(most, limit) }
     }
 }
 
-/// The sum of the lanes, by halves.
-#[inline(always)]
-fn fold_f32(mut lanes: [f32; LANES]) -> f32 {
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            lanes[i] += lanes[i + half];
+/// The energies in f64, for weights whose squares f32 cannot hold.
+#[cold]
+fn wide_energies(values: &[f32], decoded: &[f32]) -> Energies {
+    let mut sums = [[0f64; LANES]; 3];
+    for (values, decoded) in values.chunks(LANES).zip(decoded.chunks(LANES)) {
+        for (i, (&w, &d)) in values.iter().zip(decoded).enumerate() {
+            let (w, e) = (f64::from(w), f64::from(w - d));
+            sums[0][i] += w * w;
+            sums[1][i] += e * e;
+            sums[2][i] += w * e;
         }
-        half /= 2;
     }
-    lanes[0]
+    sums.map(fold)
+}
+
+/// The first column whose error has these bits without the sign.
+#[cold]
+fn find_error(values: &[f32], decoded: &[f32], bits: u32) -> usize {
+    let mut columns = values.iter().zip(decoded);
+    columns.position(|(&w, &d)| (w - d).to_bits() & 0x7fff_ffff == bits).unwrap_or(0)
+}
+
+/// The greatest bit pattern of |e|; NaN is above all numbers.
+#[inline(always)]
+fn most_error_bits(values: &[f32], decoded: &[f32]) -> u32 {
+    let mut most = 0;
+    for (&w, &d) in values.iter().zip(decoded) {
+        let size = (w - d).to_bits() & 0x7fff_ffff;
+        most = if size > most { size } else { most };
+    }
+    most
+}
+
+/// The greatest bit pattern of |d|.
+#[inline(always)]
+fn most_bits(decoded: &[f32]) -> u32 {
+    let mut most = 0;
+    for d in decoded {
+        let size = d.to_bits() & 0x7fff_ffff;
+        most = if size > most { size } else { most };
+    }
+    most
 }
 
 /// How many weights lie below `low` or above `high`.
 #[inline(always)]
-fn count_outside<T: Float>(weights: &[T::Raw], low: f32, high: f32) -> u64 {
-    let mut count = 0u64;
-    for block in weights.chunks(1 << 16) {
-        let mut outside = 0u32;
-        for &raw in block {
-            let w = T::widen(raw);
-            outside += u32::from(w < low) + u32::from(w > high);
-        }
-        count += u64::from(outside);
+fn count_outside(values: &[f32], low: f32, high: f32) -> u32 {
+    let mut outside = 0;
+    for &w in values {
+        outside += u32::from(w < low) + u32::from(w > high);
     }
-    count
+    outside
 }
 
-impl<T: Float, S: Float> Job for MeasureTile<'_, T, S> {
+struct MeasureTile<'a> {
+    quantizer: &'a Quantizer,
+    reader: Reader<'a>,
+    tile: &'a [u8],
+    rows: usize,
+    segment: &'a mut Segment,
+}
+
+impl Job for MeasureTile<'_> {
     type Output = Distortion;
 
     #[inline(always)]
-    fn run<const FMA: bool>(self) -> Distortion {
-        let Self { quantizer, tile, quantized, rows, scratch, .. } = self;
-        let (scheme, cols) = (&quantizer.scheme, quantizer.cols);
-        let reader = Reader::new(quantizer, quantized);
-        let group_cols = scheme.group_cols(cols);
-        let groups = if group_cols == 0 { 0 } else { scheme.groups_per_row(cols) };
-        let (qmin, qmax) = (f64::from(scheme.bits.qmin()), f64::from(scheme.bits.qmax()));
-        let weights = T::elements(tile);
+    fn run<M: Machine>(self, machine: M) -> Distortion {
+        let Self { quantizer, reader, tile, rows, segment } = self;
+        let Reader { cols, group_cols, .. } = reader;
+        let source = quantizer.source;
+        let allowances = Allowances::new(quantizer);
         let mut all = Distortion { count: (rows * cols) as u64, ..Distortion::default() };
-        let mut most_weight = Most([0; LANES]);
-        let mut buffers = Buffers { values: [0.0; BLOCK], decoded: [0.0; BLOCK] };
-        let blocks_of_group = group_cols.div_ceil(BLOCK);
-        let Scratch { codes: buffer, blocks, energies, high: scales, offsets, .. } = scratch;
         for row in 0..rows {
-            let weights = &weights[row * cols..(row + 1) * cols];
-            let codes = reader.row_codes(row, buffer);
-            scales.clear();
-            offsets.clear();
-            for group in 0..groups {
-                let (scale, zero_point) = reader.params::<S>(row, group);
-                scales.push(scale);
-                offsets.push(reader.bias + zero_point);
-            }
-            let row = Row::<T> { weights, codes, reader, row, group_cols, scales, offsets };
-
-            let mut most_error = Most([0; LANES]);
-            blocks.clear();
-            for group in 0..groups {
-                let whole = row.group(group);
-                for (weights, codes) in whole.weights.chunks(BLOCK).zip(whole.codes.chunks(BLOCK)) {
-                    let block = Block { weights, codes, ..whole };
-                    blocks.push(block.sums::<S>(&mut buffers, &mut most_error, &mut most_weight));
-                }
-            }
-            energies.clear();
-            energies.resize(blocks.len(), [0.0; 3]);
-            for (to, block) in energies.iter_mut().zip(blocks.iter()) {
-                to[0] = fold_f32(block.signal);
-            }
-            for (to, block) in energies.iter_mut().zip(blocks.iter()) {
-                to[1] = fold_f32(block.noise);
-            }
-            for (to, block) in energies.iter_mut().zip(blocks.iter()) {
-                to[2] = fold_f32(block.cross);
-            }
-            for (group, energies) in energies.chunks(blocks_of_group.max(1)).enumerate() {
-                let mut sums = [0.0; 3];
-                for (i, energies) in energies.iter().enumerate() {
-                    let energies = if SAFE.contains(&energies[0]) && energies[1].is_finite() {
-                        energies.map(f64::from)
-                    } else {
-                        row.group(group).part(i).wide_energies::<S>()
-                    };
-                    for (sum, energy) in sums.iter_mut().zip(energies) {
-                        *sum += energy;
+            let mut group = WorstGroup { row, group: 0, signal: 0.0, noise: 0.0 };
+            let mut start = 0;
+            while start < cols {
+                let end = reader.segment_end(start);
+                let count = end - start;
+                source
+                    .widen_all(&tile[(row * cols + start) * source.bytes()..], &mut segment.values[..count]);
+                reader.decode_segment(machine, row, start..end, segment);
+                let Segment { values, decoded, groups, sums } = &mut *segment;
+                let (values, decoded) = (&values[..count], &decoded[..count]);
+                let parts_count = count.div_ceil(group_cols);
+                allowances.fill(parts_count, groups);
+                let mut filled = 0;
+                let parts = values.chunks(group_cols).zip(decoded.chunks(group_cols));
+                for ((values, decoded), &reach) in parts.zip(&groups.reaches) {
+                    let limit = if reach < all.max_abs_error { reach } else { all.max_abs_error };
+                    for (values, decoded) in values.chunks(BLOCK).zip(decoded.chunks(BLOCK)) {
+                        sums[filled] = Sums::of(machine, values, decoded, limit);
+                        filled += 1;
                     }
                 }
-                let [signal, noise, cross] = sums;
-                all.signal += signal;
-                all.noise += noise;
-                all.cross += cross;
-                all.offer_group(WorstGroup { row: row.row, group, signal, noise });
-            }
-            let most = most_error.of_all();
-            if most > all.max_abs_error || (most.is_nan() && !all.max_abs_error.is_nan()) {
-                all.max_abs_error = most;
-                all.max_abs_error_at = (row.row, row.find_error::<S>(most, groups));
-            }
-            for group in 0..groups {
-                let Block { weights, scale, offset, .. } = row.group(group);
-                let zero = f64::from(offset - reader.bias);
-                let allowance = quantizer.clip_allowance(scale);
-                let low = ((qmin - zero - allowance) * f64::from(scale)) as f32;
-                let high = ((qmax - zero + allowance) * f64::from(scale)) as f32;
-                let range = T::extremes(weights);
-                if range.0 < low || range.1 > high {
-                    all.clipped += count_outside::<T>(weights, low, high);
+                // Only if the ends of a grid lie further out than any weight so far, may one of these.
+                let ends =
+                    most_bits(&groups.bottoms[..parts_count]).max(most_bits(&groups.tops[..parts_count]));
+                if ends > all.max_abs_weight.to_bits() {
+                    all.max_abs_weight = f32::from_bits(most_bits(decoded).max(all.max_abs_weight.to_bits()));
                 }
+
+                let mut sums = sums.iter();
+                let parts = values.chunks(group_cols).zip(decoded.chunks(group_cols));
+                for (i, (values, decoded)) in parts.enumerate() {
+                    let mut exceeds = false;
+                    for (block, sums) in (0..values.len().div_ceil(BLOCK)).zip(&mut sums) {
+                        let is_usual = SAFE.contains(&sums.signal) && sums.noise.is_finite();
+                        let [signal, noise, cross] = if is_usual {
+                            [sums.signal, sums.noise, sums.cross].map(f64::from)
+                        } else {
+                            let columns = block * BLOCK..values.len().min((block + 1) * BLOCK);
+                            wide_energies(&values[columns.clone()], &decoded[columns])
+                        };
+                        group.signal += signal;
+                        group.noise += noise;
+                        all.cross += cross;
+                        exceeds |= sums.exceeds | !is_usual;
+                    }
+                    // Only then may one be the greatest so far, or belong to a clipped weight.
+                    if exceeds {
+                        let bits = most_error_bits(values, decoded);
+                        let most = f32::from_bits(bits);
+                        if most > all.max_abs_error || (most.is_nan() && !all.max_abs_error.is_nan()) {
+                            let column = i * group_cols + find_error(values, decoded, bits);
+                            (all.max_abs_error, all.max_abs_error_at) = (most, (row, start + column));
+                        }
+                        if most > groups.reaches[i] || most.is_nan() {
+                            let (low, high) = allowances.limits(groups.scales[i], groups.zeros[i]);
+                            all.clipped += u64::from(count_outside(values, low, high));
+                        }
+                    }
+                    if reader.segment_groups > 0 || end.is_multiple_of(group_cols) {
+                        all.signal += group.signal;
+                        all.noise += group.noise;
+                        all.offer_group(group);
+                        group = WorstGroup { group: group.group + 1, signal: 0.0, noise: 0.0, ..group };
+                    }
+                }
+                start = end;
             }
         }
-        all.max_abs_weight = most_weight.of_all();
         all
+    }
+}
+
+/// Where a weight counts as clipped.
+struct Allowances<'a> {
+    quantizer: &'a Quantizer,
+    /// The allowance of usual scales, the least there is.
+    usual: f64,
+    /// The ends of the grid, in steps.
+    qmin: f32,
+    qmax: f32,
+}
+
+impl<'a> Allowances<'a> {
+    #[inline(always)]
+    fn new(quantizer: &'a Quantizer) -> Self {
+        let bits = quantizer.scheme.bits;
+        Self {
+            quantizer,
+            usual: quantizer.clip_allowance(1.0),
+            qmin: bits.qmin() as f32,
+            qmax: bits.qmax() as f32,
+        }
+    }
+
+    /// Ends and reaches of a segment's groups. If no error of a group is above its reach, no weight is clipped: one
+    /// beyond the ends of the grid differs from what any code means at least by as much as from what the end means.
+    #[inline(always)]
+    fn fill(&self, count: usize, groups: &mut GroupFacts) {
+        let GroupFacts { scales, zeros, bottoms, tops, reaches } = groups;
+        let (qmin, qmax) = (self.qmin, self.qmax);
+        let grids = scales[..count].iter().zip(&zeros[..count]);
+        for ((bottom, top), (&scale, &zero)) in bottoms.iter_mut().zip(tops.iter_mut()).zip(grids.clone()) {
+            *bottom = (qmin - zero) * scale;
+            *top = (qmax - zero) * scale;
+        }
+        let scale_type = self.quantizer.scheme.scale_type;
+        scale_type.round_numbers(&mut bottoms[..count]);
+        scale_type.round_numbers(&mut tops[..count]);
+        let ends = bottoms.iter().zip(tops.iter());
+        for ((reach, (&bottom, &top)), (&scale, &zero)) in reaches.iter_mut().zip(ends).zip(grids) {
+            // Rounding here and in the limits, all of less than 512 steps, is below 1e-4 of one. Unusual scales,
+            // for which the allowance is larger, are looked at more often than they need to be.
+            let allowance = self.usual as f32 - 2e-4;
+            let below = bottom - (qmin - zero - allowance) * scale;
+            let above = (qmax - zero + allowance) * scale - top;
+            *reach = if below < above { below } else { above };
+        }
+    }
+
+    /// The least and the greatest weight of a group that are not clipped.
+    #[cold]
+    fn limits(&self, scale: f32, zero: f32) -> (f32, f32) {
+        let allowance = self.quantizer.clip_allowance(scale);
+        let (zero, scale) = (f64::from(zero), f64::from(scale));
+        let low = (f64::from(self.qmin) - zero - allowance) * scale;
+        let high = (f64::from(self.qmax) - zero + allowance) * scale;
+        (low as f32, high as f32)
     }
 }

@@ -20,15 +20,6 @@ pub(super) fn pack_nibbles(codes: &[u8], out: &mut [u8]) {
     }
 }
 
-/// The inverse of [`pack_nibbles`].
-#[inline(always)]
-pub(super) fn unpack_nibbles(packed: &[u8], out: &mut [u8]) {
-    for (pair, &byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(packed) {
-        let both = u16::from(byte);
-        *pair = ((both | both << 4) & 0x0f0f).to_le_bytes();
-    }
-}
-
 /// Packs signed zero points `[rows, groups]` along the rows into `[ceil(rows / per word), groups]` words.
 pub(super) fn pack_zero_points(bits: Bits, zero_points: &[i8], groups: usize, out: &mut Vec<u8>) {
     let per_word = bits.per_word();
@@ -67,9 +58,6 @@ mod tests {
         let mut packed = [0; 8];
         pack_nibbles(&codes, &mut packed);
         assert_eq!(packed, [0x10, 0x32, 0x54, 0x76, 0x98, 0xba, 0xdc, 0xfe]);
-        let mut back = [0; 16];
-        unpack_nibbles(&packed, &mut back);
-        assert_eq!(back.as_slice(), codes);
     }
 
     #[test]

@@ -10,7 +10,7 @@
 
 use super::FloatType;
 use super::float_type::{F32, Float};
-use super::kernel::LANES;
+use super::machine::{LANES, Machine};
 
 /// Bins of a histogram: one for each value of 16 bits.
 const BINS: usize = 1 << 16;
@@ -111,23 +111,30 @@ impl Tails {
         (last - k, position - k as f64)
     }
 
-    /// The range of one group or row, which is not empty and finite.
+    /// The range of one group or row, which is not empty and finite. `values` may end as others.
     #[inline(always)]
-    pub(super) fn range(&self, values: &[f32], keys: &mut Vec<u32>, source: FloatType) -> (f32, f32) {
+    pub(super) fn range<M: Machine>(
+        &self,
+        m: M,
+        values: &mut [f32],
+        keys: &mut Vec<u32>,
+        source: FloatType,
+    ) -> (f32, f32) {
         let (above, fraction) = self.position(values.len() as u64);
-        let symmetric = self.symmetric;
-        keys.clear();
-        keys.extend(values.iter().map(|x| key::<F32>(x.to_bits(), symmetric)));
-        let (a, b) = greatest(keys, above as usize);
-        let high = between(value::<F32>(a, symmetric), value::<F32>(b, symmetric), fraction, source);
-        if symmetric {
-            return (0.0, high);
+        if self.symmetric {
+            for x in values.iter_mut() {
+                *x = x.abs();
+            }
+            let (a, b) = greatest_values(m, values, keys, above as usize);
+            return (0.0, between(a, b, fraction, source));
         }
-        // The keys of −w; `greatest` may have put them in another order.
-        keys.clear();
-        keys.extend(values.iter().map(|x| key::<F32>((-x).to_bits(), symmetric)));
-        let (a, b) = greatest(keys, above as usize);
-        let low = -between(value::<F32>(a, symmetric), value::<F32>(b, symmetric), fraction, source);
+        let (a, b) = greatest_values(m, values, keys, above as usize);
+        let high = between(a, b, fraction, source);
+        for x in values.iter_mut() {
+            *x = -*x;
+        }
+        let (a, b) = greatest_values(m, values, keys, above as usize);
+        let low = -between(a, b, fraction, source);
         (if low < 0.0 { low } else { 0.0 }, if high > 0.0 { high } else { 0.0 })
     }
 
@@ -218,53 +225,46 @@ impl Tails {
     }
 }
 
-/// The key that `above` keys are at least as great as, and the next greater one (itself if there is none).
-/// `keys` may end in another order. It is not empty and `above` less than its length.
+/// The value that `above` values are at least as great as, and the next greater one (itself if there is none). Of
+/// zeros either. There are values, and more than `above`.
 #[inline(always)]
-fn greatest(keys: &mut [u32], above: usize) -> (u32, u32) {
-    match above {
-        0 => {
-            let (first, _) = greatest_two(keys);
-            (first, first)
-        }
-        1 => {
-            let (first, second) = greatest_two(keys);
-            (second, first)
-        }
-        2..32 if keys.len() >= 1024 => greatest_few(keys, above),
-        _ => select(keys, above),
+fn greatest_values<M: Machine>(m: M, values: &[f32], keys: &mut Vec<u32>, above: usize) -> (f32, f32) {
+    if above < 2 {
+        let (first, second) = greatest_two(m, values);
+        return (if above == 0 { first } else { second }, first);
     }
+    keys.resize(values.len(), 0);
+    for (to, x) in keys.iter_mut().zip(values) {
+        *to = key::<F32>(x.to_bits(), false);
+    }
+    let few = (2..32).contains(&above) && keys.len() >= 1024;
+    let (a, b) = if few { greatest_few(keys, above) } else { select(keys, above) };
+    (value::<F32>(a, false), value::<F32>(b, false))
 }
 
-/// The greatest and the second greatest key.
+/// The greatest and the second greatest value.
 #[inline(always)]
-fn greatest_two(keys: &[u32]) -> (u32, u32) {
-    let (chunks, rest) = keys.as_chunks::<LANES>();
-    let (mut first, mut second) = ([0u32; LANES], [0u32; LANES]);
+fn greatest_two<M: Machine>(m: M, values: &[f32]) -> (f32, f32) {
+    let (chunks, rest) = values.as_chunks();
+    let (mut first, mut second) = (m.splat(f32::NEG_INFINITY), m.splat(f32::NEG_INFINITY));
     for chunk in chunks {
-        for i in 0..LANES {
-            second[i] = second[i].max(first[i].min(chunk[i]));
-            first[i] = first[i].max(chunk[i]);
-        }
+        let x = m.load(chunk);
+        second = m.max(second, m.min(first, x));
+        first = m.max(first, x);
     }
-    let mut half = LANES / 2;
-    while half > 0 {
-        for i in 0..half {
-            let lesser = first[i].min(first[i + half]);
-            first[i] = first[i].max(first[i + half]);
-            second[i] = second[i].max(second[i + half]).max(lesser);
-        }
-        half /= 2;
+    if !rest.is_empty() {
+        let mut last = [f32::NEG_INFINITY; LANES];
+        last[..rest.len()].copy_from_slice(rest);
+        let x = m.load(&last);
+        second = m.max(second, m.min(first, x));
+        first = m.max(first, x);
     }
-    let (mut top, mut next) = (first[0], second[0]);
-    for &key in rest {
-        next = next.max(top.min(key));
-        top = top.max(key);
-    }
-    (top, next)
+    let top = m.greatest(first);
+    let (others, count) = m.replace_equal(first, m.splat(top), second);
+    (top, if count > 1 { top } else { m.greatest(others) })
 }
 
-/// [`greatest`] for a few of many: the `above + 1`-th of the maxima of 64 lanes bounds the answer from below, and few
+/// [`select`] for a few of many: the `above + 1`-th of the maxima of 64 lanes bounds the answer from below, and few
 /// keys are that great.
 #[inline(always)]
 fn greatest_few(keys: &[u32], above: usize) -> (u32, u32) {
@@ -293,7 +293,7 @@ fn greatest_few(keys: &[u32], above: usize) -> (u32, u32) {
     select(&mut few, above)
 }
 
-/// [`greatest`] by selection.
+/// The key that `above` keys are at least as great as, and the next greater one. `keys` may end in another order.
 fn select(keys: &mut [u32], above: usize) -> (u32, u32) {
     let (greater, &mut found, _) = keys.select_nth_unstable_by(above, |a, b| b.cmp(a));
     (found, greater.iter().copied().min().unwrap_or(found))
@@ -301,6 +301,7 @@ fn select(keys: &mut [u32], above: usize) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
+    use super::super::machine::PORTABLE;
     use super::super::samples::{gaussian, heavy};
     use super::*;
 
@@ -320,12 +321,12 @@ mod tests {
             for percent in [50.0, 75.0, 99.0, 99.9, 99.99, 100.0] {
                 let mut keys = Vec::new();
                 let tails = Tails::new(percent, true);
-                let (low, high) = tails.range(&values, &mut keys, FloatType::F32);
+                let (low, high) = tails.range(PORTABLE, &mut values.clone(), &mut keys, FloatType::F32);
                 let want = percentile(values.iter().map(|x| x.abs()).collect(), percent / 100.0);
                 assert_eq!((low, high), (0.0, want), "{count} {percent}");
 
                 let tails = Tails::new(percent, false);
-                let (low, high) = tails.range(&values, &mut keys, FloatType::F32);
+                let (low, high) = tails.range(PORTABLE, &mut values.clone(), &mut keys, FloatType::F32);
                 let upper = percentile(values.clone(), percent / 100.0).max(0.0);
                 let lower = percentile(values.iter().map(|x| -x).collect(), percent / 100.0).max(0.0);
                 assert_eq!((-low, high), (lower, upper), "{count} {percent}");
@@ -342,7 +343,7 @@ mod tests {
                     source.narrow(&gaussian(3000, 5), &mut bytes);
                     let raw = T::elements(&bytes);
                     let tails = Tails::new(percent, symmetric);
-                    let want = tails.range(&source.widen(&bytes), &mut Vec::new(), source);
+                    let want = tails.range(PORTABLE, &mut source.widen(&bytes), &mut Vec::new(), source);
                     let mut histogram = Histogram::default();
                     for tile in raw.chunks(700) {
                         histogram.merge(&tails.histogram::<T>(tile));

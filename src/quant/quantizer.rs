@@ -4,7 +4,8 @@ use std::marker::PhantomData;
 
 use super::float_type::{Bf16, F16, F32, Float};
 use super::isa::Job;
-use super::kernel::{Grid, widen};
+use super::kernel::Grid;
+use super::machine::Machine;
 use super::pack::{pack_nibbles, pack_zero_points, packed_bytes};
 use super::params::Rules;
 use super::percentile::Tails;
@@ -96,11 +97,8 @@ pub struct Scratch {
     pub(super) weights: Vec<f32>,
     /// A group's order keys.
     pub(super) keys: Vec<u32>,
-    /// Of each group of a row: what is subtracted from its stored codes.
-    pub(super) offsets: Vec<i32>,
-    /// A row's energies, block by block: by lane, and summed.
-    pub(super) blocks: Vec<super::measure::BlockSums>,
-    pub(super) energies: Vec<[f32; 3]>,
+    /// Weights and dequantized weights of some columns.
+    pub(super) segment: Box<super::measure::Segment>,
     /// What the search for a range keeps of a group.
     pub(super) search: super::search::SearchScratch,
 }
@@ -222,7 +220,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
     type Output = Result<(), BadWeight>;
 
     #[inline(always)]
-    fn run<const FMA: bool>(self) -> Result<(), BadWeight> {
+    fn run<M: Machine>(self, _: M) -> Result<(), BadWeight> {
         let Self { quantizer, tensor, tile, rows, out, scratch, .. } = self;
         let Quantizer { scheme, cols, .. } = quantizer;
         let (cols, bits) = (*cols, scheme.bits);
@@ -254,6 +252,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
 
         let weights = T::elements(tile);
         for row in 0..rows {
+            let row_bytes = &tile[row * quantizer.row_bytes()..(row + 1) * quantizer.row_bytes()];
             let weights = &weights[row * cols..(row + 1) * cols];
             match tensor {
                 Some(params) => {
@@ -264,7 +263,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
                     scratch.low[0] = f32::from(params.zero_point);
                     scratch.high[0] = params.scale;
                 }
-                None => quantizer.row_params::<T, FMA>(row, weights, scratch)?,
+                None => quantizer.row_params::<T>(row, weights, row_bytes, scratch)?,
             }
             let to = &mut out.codes[row * row_codes..(row + 1) * row_codes];
             let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
@@ -275,9 +274,9 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
                 let grid = Grid { scale: scratch.high[group], zero: scratch.low[group], qmin, qmax, bias };
                 let (most, codes) = (scratch.most[group], &mut codes[columns.clone()]);
                 if scheme.symmetric {
-                    grid.encode::<T, false, FMA>(&weights[columns], most, narrow, codes);
+                    grid.encode::<T, false, M>(&weights[columns], most, narrow, codes);
                 } else {
-                    grid.encode::<T, true, FMA>(&weights[columns], most, narrow, codes);
+                    grid.encode::<T, true, M>(&weights[columns], most, narrow, codes);
                 }
             }
             if nibbles {
@@ -309,14 +308,15 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
 impl Quantizer {
     /// Zero points (`scratch.low`) and scales (`scratch.high`) of a row's groups.
     #[inline(always)]
-    fn row_params<T: Float, const FMA: bool>(
+    fn row_params<T: Float>(
         &self,
         row: usize,
         weights: &[T::Raw],
+        bytes: &[u8],
         scratch: &mut Scratch,
     ) -> Result<(), BadWeight> {
         let group_cols = self.scheme.group_cols(self.cols);
-        let Scratch { low, high, most, weights: values, keys, search, .. } = scratch;
+        let Scratch { low, high, most, .. } = scratch;
         if group_cols == 0 {
             low.fill(0.0);
             high.fill(0.0);
@@ -339,22 +339,42 @@ impl Quantizer {
             return Err(Self::locate_bad::<T>(row, weights));
         }
         if group_cols > 0 && (self.search.is_some() || self.tails.is_some()) {
-            values.resize(group_cols, 0.0);
-            for (group, ends) in weights.chunks_exact(group_cols).zip(low.iter_mut().zip(high.iter_mut())) {
-                widen::<T>(group, values);
-                let range = match (&self.search, &self.tails) {
-                    (Some(found), _) => found.best_range::<FMA>(values, (*ends.0, *ends.1), search),
-                    (None, Some(tails)) => tails.range(values, keys, self.source),
-                    (None, None) => (*ends.0, *ends.1),
-                };
-                (*ends.0, *ends.1) = range;
-            }
+            self.isa.run(ShrinkRow { quantizer: self, bytes, scratch });
         }
+        let Scratch { low, high, .. } = scratch;
         self.rules.resolve(low, high);
         if let Some(group) = high.iter().position(|scale| !scale.is_finite()) {
             return Err(largest_of_group::<T>(row, weights, group, group_cols));
         }
         Ok(())
+    }
+}
+
+/// The ranges of a row's groups, from those of all weights to those that the observer chooses.
+struct ShrinkRow<'a> {
+    quantizer: &'a Quantizer,
+    bytes: &'a [u8],
+    scratch: &'a mut Scratch,
+}
+
+impl Job for ShrinkRow<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, machine: M) {
+        let Self { quantizer, bytes, scratch } = self;
+        let Scratch { low, high, weights, keys, search, .. } = scratch;
+        let source = quantizer.source;
+        weights.resize(quantizer.scheme.group_cols(quantizer.cols), 0.0);
+        let groups = bytes.chunks_exact(weights.len() * source.bytes());
+        for (group, (low, high)) in groups.zip(low.iter_mut().zip(high.iter_mut())) {
+            source.widen_all(group, weights);
+            match (&quantizer.search, &quantizer.tails) {
+                (Some(found), _) => (*low, *high) = found.best_range(machine, weights, (*low, *high), search),
+                (None, Some(tails)) => (*low, *high) = tails.range(machine, weights, keys, source),
+                (None, None) => {}
+            }
+        }
     }
 }
 

@@ -2,23 +2,25 @@
 //!
 //! The definition is in [`Search::error`]: a sum in f64, for each of the candidates, of which the least wins. That is a
 //! hundred times the cost of quantizing. So all candidates get bounds of their errors first ([`estimate`]), and
-//! only those that may have the least are summed, mostly a single one, which then is not summed either. The outcome is
+//! those that may have the least get better ones, and only if several are left then are they summed. The outcome is
 //! that of the definition, by construction, whatever the bounds are made of.
 
 mod estimate;
 
 use super::Mse;
-use super::kernel::{LANES, round_code};
+use super::kernel::round_code;
+use super::machine::{LANES, Machine};
 use super::params::Rules;
 use super::power::power;
-use estimate::{Bounds, Estimate};
+use estimate::{Bounds, Estimate, PADDING};
 
 /// The search of one observer and scheme.
 #[derive(Debug, Clone)]
 pub(super) struct Search {
-    /// The factors of the candidates' ranges, the last one repeated up to a multiple of 8. Equals never win against
-    /// those before them, so this only makes loops even.
+    /// The factors of the candidates' ranges, the last one repeated up to a multiple of [`PADDING`].
     factors: Vec<f32>,
+    /// How many there are without those.
+    count: usize,
     norm: f64,
     rules: Rules,
     estimate: Option<Estimate>,
@@ -27,12 +29,21 @@ pub(super) struct Search {
 /// Scales and zero points of the candidates of a group.
 #[derive(Clone, Copy)]
 struct Candidates<'a> {
+    count: usize,
     scales: &'a [f32],
     zeros: &'a [f32],
     /// 1 / scale.
     reciprocals: &'a [f32],
     qmin: f32,
     qmax: f32,
+}
+
+impl Candidates<'_> {
+    /// Whether a candidate is the same as the one before it, which then is as good and wider.
+    #[inline(always)]
+    fn repeats(&self, i: usize) -> bool {
+        i > 0 && self.scales[i] == self.scales[i - 1] && self.zeros[i] == self.zeros[i - 1]
+    }
 }
 
 /// Buffers of the search.
@@ -42,16 +53,41 @@ pub(super) struct SearchScratch {
     zeros: Vec<f32>,
     reciprocals: Vec<f32>,
     bounds: Bounds,
+    /// The candidates that may win.
+    left: Vec<usize>,
+}
+
+/// Bounds of the candidates' errors over a tensor, or over a tile of it.
+#[derive(Debug, Clone, Default)]
+pub(super) struct Errors {
+    lower: Vec<f64>,
+    upper: Vec<f64>,
+}
+
+impl Errors {
+    pub(super) fn merge(&mut self, other: &Self) {
+        add_all(&mut self.lower, &other.lower);
+        add_all(&mut self.upper, &other.upper);
+    }
+}
+
+/// Adds numbers to sums, which may be none so far.
+pub(super) fn add_all(sums: &mut Vec<f64>, numbers: &[f64]) {
+    sums.resize(numbers.len(), 0.0);
+    for (sum, number) in sums.iter_mut().zip(numbers) {
+        *sum += number;
+    }
 }
 
 impl Search {
     pub(super) fn new(mse: Mse, rules: Rules) -> Self {
         let estimate = Estimate::new(mse.norm, rules.bits.steps());
         let mut factors = mse.factors();
+        let count = factors.len();
         if let Some(&last) = factors.last() {
-            factors.resize(factors.len().next_multiple_of(8), last);
+            factors.resize(count.next_multiple_of(PADDING), last);
         }
-        Self { factors, norm: mse.norm, rules, estimate }
+        Self { factors, count, norm: mse.norm, rules, estimate }
     }
 
     /// The range of candidate i.
@@ -63,10 +99,16 @@ impl Search {
 
     /// Scales and zero points of all candidates of a range.
     #[inline(always)]
-    fn resolve_candidates(&self, range: (f32, f32), scratch: &mut SearchScratch) {
-        let SearchScratch { scales, zeros, .. } = scratch;
-        scales.resize(self.factors.len(), 0.0);
-        zeros.resize(self.factors.len(), 0.0);
+    fn resolve_candidates<'a>(
+        &self,
+        range: (f32, f32),
+        scales: &'a mut Vec<f32>,
+        zeros: &'a mut Vec<f32>,
+        reciprocals: &'a mut Vec<f32>,
+    ) -> Candidates<'a> {
+        for values in [&mut *scales, &mut *zeros, &mut *reciprocals] {
+            values.resize(self.factors.len(), 0.0);
+        }
         for ((scale, zero), p) in scales.iter_mut().zip(zeros.iter_mut()).zip(&self.factors) {
             *scale = range.1 * p;
             *zero = range.0 * p;
@@ -74,12 +116,21 @@ impl Search {
         self.rules.source.round_all(scales);
         self.rules.source.round_all(zeros);
         self.rules.resolve(zeros, scales);
+        for (reciprocal, &scale) in reciprocals.iter_mut().zip(scales.iter()) {
+            *reciprocal = 1.0 / scale;
+        }
+        let (qmin, qmax) = (self.rules.bits.qmin() as f32, self.rules.bits.qmax() as f32);
+        let count = self.count;
+        let lanes = count.next_multiple_of(LANES);
+        let (scales, zeros, reciprocals) = (&scales[..lanes], &zeros[..lanes], &reciprocals[..lanes]);
+        Candidates { count, scales, zeros, reciprocals, qmin, qmax }
     }
 
     /// The range of the candidate with the least error over the weights of a group; the widest of equals.
     #[inline(always)]
-    pub(super) fn best_range<const FMA: bool>(
+    pub(super) fn best_range<M: Machine>(
         &self,
+        m: M,
         weights: &[f32],
         range: (f32, f32),
         scratch: &mut SearchScratch,
@@ -87,35 +138,33 @@ impl Search {
         if range == (0.0, 0.0) {
             return range;
         }
-        self.resolve_candidates(range, scratch);
-        let SearchScratch { scales, zeros, reciprocals, bounds } = scratch;
-        reciprocals.resize(scales.len(), 0.0);
-        for (reciprocal, &scale) in reciprocals.iter_mut().zip(scales.iter()) {
-            *reciprocal = 1.0 / scale;
-        }
-        let (qmin, qmax) = (self.rules.bits.qmin() as f32, self.rules.bits.qmax() as f32);
-        let candidates = Candidates { scales, zeros, reciprocals, qmin, qmax };
-        let bounded = match &self.estimate {
-            Some(estimate) => estimate.bound::<FMA>(weights, &candidates, bounds),
-            None => false,
-        };
-        let may_win = |i: usize| !bounded || bounds.lower[i] <= bounds.least_upper;
-        if bounded {
-            let mut left = (0..scales.len()).filter(|&i| may_win(i));
-            if let (Some(only), None) = (left.next(), left.next()) {
-                return self.candidate(only, range);
+        let SearchScratch { scales, zeros, reciprocals, bounds, left } = scratch;
+        let candidates = self.resolve_candidates(range, scales, zeros, reciprocals);
+        left.clear();
+        match &self.estimate {
+            Some(estimate) if estimate.bound(m, weights, &candidates, bounds) => {
+                let least = least(&bounds.upper[..self.count]);
+                let may_win = |&i: &usize| bounds.lower[i] <= least && !candidates.repeats(i);
+                left.extend((0..self.count).filter(may_win));
+                if left.len() > 1 {
+                    let mut least = f64::INFINITY;
+                    for &i in left.iter() {
+                        let (lower, upper) = estimate.refine(m, i, &candidates, bounds);
+                        bounds.lower[i] = lower;
+                        least = least.min(upper);
+                    }
+                    left.retain(|&i| bounds.lower[i] <= least);
+                }
+                if let [only] = left.as_slice() {
+                    return self.candidate(*only, range);
+                }
             }
+            _ => left.extend((0..self.count).filter(|&i| !candidates.repeats(i))),
         }
         let mut best = f64::INFINITY;
         let mut winner = 0;
-        for i in 0..scales.len() {
-            if !may_win(i) {
-                continue;
-            }
-            if i > 0 && scales[i] == scales[i - 1] && zeros[i] == zeros[i - 1] {
-                continue;
-            }
-            let error = self.error(weights, scales[i], zeros[i]);
+        for &i in left.iter() {
+            let error = self.error(weights, candidates.scales[i], candidates.zeros[i]);
             if error < best {
                 (best, winner) = (error, i);
             }
@@ -145,31 +194,98 @@ impl Search {
         fold(sums)
     }
 
-    /// Errors of all candidates before any weight was seen.
-    pub(super) fn no_errors(&self) -> Vec<f64> {
-        vec![0.0; self.factors.len()]
-    }
-
-    /// Adds the errors of a row for every candidate of a tensor's range.
+    /// Bounds of the errors of a tensor's candidates over a tile, in a unit of their own; their errors themselves
+    /// where there are no bounds.
     #[inline(always)]
-    pub(super) fn add_errors(&self, weights: &[f32], range: (f32, f32), errors: &mut [f64]) {
-        let mut scratch = SearchScratch::default();
-        self.resolve_candidates(range, &mut scratch);
-        for ((&scale, &zero), sum) in scratch.scales.iter().zip(&scratch.zeros).zip(errors) {
-            *sum += self.error(weights, scale, zero);
+    pub(super) fn bound_errors<M: Machine>(
+        &self,
+        m: M,
+        tile: &[u8],
+        cols: usize,
+        range: (f32, f32),
+    ) -> Errors {
+        let SearchScratch { mut scales, mut zeros, mut reciprocals, mut bounds, .. } =
+            SearchScratch::default();
+        let candidates = self.resolve_candidates(range, &mut scales, &mut zeros, &mut reciprocals);
+        let none = vec![0.0; self.count];
+        let mut errors = Errors { lower: none.clone(), upper: none };
+        let mut values = vec![0.0; cols];
+        for row in tile.chunks_exact((cols * self.rules.source.bytes()).max(1)) {
+            self.rules.source.widen_all(row, &mut values);
+            let bounded = match &self.estimate {
+                // Whether there are bounds depends on the candidates alone, so it is the same for all rows.
+                Some(estimate) if estimate.gather(m, &values, &candidates, &mut bounds) => Some(estimate),
+                _ => None,
+            };
+            for (i, (lower, upper)) in errors.lower.iter_mut().zip(&mut errors.upper).enumerate() {
+                let (below, above) = match bounded {
+                    Some(estimate) => estimate.refine(m, i, &candidates, &bounds),
+                    None => {
+                        let error = self.error(&values, candidates.scales[i], candidates.zeros[i]);
+                        (error, error)
+                    }
+                };
+                *lower += below;
+                *upper += above;
+            }
         }
+        errors
     }
 
-    /// The range of the candidate with the least of these errors; the widest of equals.
-    pub(super) fn least(&self, errors: &[f64], range: (f32, f32)) -> (f32, f32) {
-        let (mut best, mut winner) = (f64::INFINITY, 0);
-        for (i, &error) in errors.iter().enumerate() {
+    /// The candidates that may have the least error over a tensor, after all tiles.
+    pub(super) fn may_win(&self, errors: &Errors, range: (f32, f32)) -> Vec<usize> {
+        let SearchScratch { mut scales, mut zeros, mut reciprocals, .. } = SearchScratch::default();
+        let candidates = self.resolve_candidates(range, &mut scales, &mut zeros, &mut reciprocals);
+        let least = least(&errors.upper);
+        let lower = errors.lower.iter().enumerate();
+        let left = lower.filter(|&(i, &lower)| lower <= least && !candidates.repeats(i)).map(|(i, _)| i);
+        let left: Vec<usize> = left.collect();
+        // Errors that overflowed: none is less than another.
+        if left.is_empty() { vec![0] } else { left }
+    }
+
+    /// The errors of some candidates over a tile.
+    #[inline(always)]
+    pub(super) fn exact_errors(
+        &self,
+        tile: &[u8],
+        cols: usize,
+        range: (f32, f32),
+        left: &[usize],
+    ) -> Vec<f64> {
+        let SearchScratch { mut scales, mut zeros, mut reciprocals, .. } = SearchScratch::default();
+        let candidates = self.resolve_candidates(range, &mut scales, &mut zeros, &mut reciprocals);
+        let mut errors = vec![0.0; left.len()];
+        let mut values = vec![0.0; cols];
+        for row in tile.chunks_exact((cols * self.rules.source.bytes()).max(1)) {
+            self.rules.source.widen_all(row, &mut values);
+            for (&i, sum) in left.iter().zip(&mut errors) {
+                *sum += self.error(&values, candidates.scales[i], candidates.zeros[i]);
+            }
+        }
+        errors
+    }
+
+    /// The range of that candidate, of those that are left, with the least of these errors; the widest of equals.
+    pub(super) fn winner(&self, left: &[usize], errors: &[f64], range: (f32, f32)) -> (f32, f32) {
+        let (mut best, mut winner) = (f64::INFINITY, left.first().copied().unwrap_or(0));
+        for (&i, &error) in left.iter().zip(errors) {
             if error < best {
                 (best, winner) = (error, i);
             }
         }
         self.candidate(winner, range)
     }
+}
+
+/// The least of some upper bounds.
+#[inline(always)]
+fn least(bounds: &[f64]) -> f64 {
+    let mut least = f64::INFINITY;
+    for &bound in bounds {
+        least = if bound < least { bound } else { least };
+    }
+    least
 }
 
 /// The sum of the lanes, by halves.

@@ -8,6 +8,7 @@
 //! for _ in 0..quantizer.survey_passes() {
 //!     for part in tiles.map(|tile| quantizer.survey(&survey, tile, rows)) { survey.merge(part?) }
 //!     quantizer.end_pass(&mut survey);
+//!     if quantizer.is_settled(&survey) { break }
 //! }
 //! let params = quantizer.tensor_params(&survey)?;
 //! ```
@@ -16,9 +17,10 @@ use std::marker::PhantomData;
 
 use super::float_type::{Bf16, F16, F32, Float};
 use super::isa::Job;
-use super::kernel::widen;
+use super::machine::Machine;
 use super::percentile::{Histogram, Refinement};
 use super::quantizer::BadValue;
+use super::search::{Errors, Search, add_all};
 use super::{BadWeight, FloatType, Granularity, Observer, Quantizer, Scheme};
 
 /// The one scale and zero point of a tensor.
@@ -53,6 +55,9 @@ pub struct Survey {
     /// The range of all weights, containing 0; later the range to be used.
     low: f32,
     high: f32,
+    /// Bounds of the candidates' errors, those that may win, and their errors.
+    bounds: Errors,
+    left: Vec<usize>,
     errors: Vec<f64>,
     histogram: Histogram,
     refinement: Refinement,
@@ -65,6 +70,7 @@ pub struct SurveyPart(Part);
 #[derive(Debug, Clone)]
 enum Part {
     Range(f32, f32),
+    Bounds(Errors),
     Errors(Vec<f64>),
     Histogram(Histogram),
     Refinement(Refinement),
@@ -78,12 +84,8 @@ impl Survey {
                 self.low = self.low.min(low);
                 self.high = self.high.max(high);
             }
-            Part::Errors(errors) => {
-                self.errors.resize(errors.len(), 0.0);
-                for (sum, error) in self.errors.iter_mut().zip(errors) {
-                    *sum += error;
-                }
-            }
+            Part::Bounds(bounds) => self.bounds.merge(&bounds),
+            Part::Errors(errors) => add_all(&mut self.errors, &errors),
             Part::Histogram(histogram) => self.histogram.merge(&histogram),
             Part::Refinement(refinement) => self.refinement.merge(&refinement),
         }
@@ -92,14 +94,16 @@ impl Survey {
 
 impl Quantizer {
     /// How many times all tiles must be looked at before the first is quantized: 0 but for one scale a tensor.
-    /// Then `minmax` needs 1; `mse` 2, the range and the candidates' errors; `percentile` 1 for 16-bit weights
-    /// and 2 for F32, whose order statistics take two histograms.
+    /// Then `minmax` needs 1; `mse` 3, the range, bounds of the candidates' errors, and the errors of those that
+    /// may have the least; `percentile` 1 for 16-bit weights and 2 for F32, whose order statistics take two
+    /// histograms. The last ones may turn out not to be needed ([`Quantizer::is_settled`]).
     #[must_use]
     pub const fn survey_passes(&self) -> usize {
         match (self.scheme.granularity, self.observer, self.source) {
             (Granularity::Group(_) | Granularity::Channel, ..) => 0,
             (_, Observer::Minmax, _) | (_, Observer::Percentile(_), FloatType::F16 | FloatType::Bf16) => 1,
-            (_, Observer::Mse(_), _) | (_, Observer::Percentile(_), FloatType::F32) => 2,
+            (_, Observer::Percentile(_), FloatType::F32) => 2,
+            (_, Observer::Mse(_), _) => 3,
         }
     }
 
@@ -110,6 +114,8 @@ impl Quantizer {
             pass: 0,
             low: 0.0,
             high: 0.0,
+            bounds: Errors::default(),
+            left: Vec::new(),
             errors: Vec::new(),
             histogram: Histogram::default(),
             refinement: Refinement::default(),
@@ -139,8 +145,13 @@ impl Quantizer {
         match self.observer {
             Observer::Minmax => {}
             Observer::Mse(_) => {
-                if let (2, Some(search)) = (survey.pass, &self.search) {
-                    (survey.low, survey.high) = search.least(&survey.errors, (survey.low, survey.high));
+                let (Some(search), range) = (&self.search, (survey.low, survey.high)) else { return };
+                if survey.pass == 2 {
+                    survey.left = search.may_win(&survey.bounds, range);
+                }
+                // With one left the result is known a pass earlier.
+                if survey.pass == if survey.left.len() == 1 { 2 } else { 3 } {
+                    (survey.low, survey.high) = search.winner(&survey.left, &survey.errors, range);
                 }
             }
             Observer::Percentile(_) => {
@@ -155,7 +166,13 @@ impl Quantizer {
         }
     }
 
-    /// Scale and zero point of the tensor, after all passes.
+    /// Whether the passes that are left would change nothing.
+    #[must_use]
+    pub fn is_settled(&self, survey: &Survey) -> bool {
+        survey.pass >= self.survey_passes() || survey.left.len() == 1
+    }
+
+    /// Scale and zero point of the tensor, after all passes or when it is settled.
     ///
     /// # Errors
     /// [`BadValue::ScaleOverflow`] if the scale is not finite.
@@ -187,7 +204,7 @@ impl<T: Float> Job for SurveyTile<'_, T> {
     type Output = Result<Part, BadWeight>;
 
     #[inline(always)]
-    fn run<const FMA: bool>(self) -> Result<Part, BadWeight> {
+    fn run<M: Machine>(self, _: M) -> Result<Part, BadWeight> {
         let Self { quantizer, so_far, tile, .. } = self;
         let weights = T::elements(tile);
         if so_far.pass == 0 {
@@ -208,15 +225,32 @@ impl<T: Float> Job for SurveyTile<'_, T> {
         Ok(match (&quantizer.tails, &quantizer.search) {
             (Some(tails), _) => Part::Refinement(tails.refine::<T>(weights, &so_far.refinement)),
             (None, Some(search)) => {
-                let mut errors = search.no_errors();
-                let mut values = vec![0.0; quantizer.cols];
-                for row in weights.chunks_exact(quantizer.cols.max(1)) {
-                    widen::<T>(row, &mut values);
-                    search.add_errors(&values, (so_far.low, so_far.high), &mut errors);
-                }
-                Part::Errors(errors)
+                quantizer.isa.run(SearchTile { search, so_far, tile, cols: quantizer.cols })
             }
             (None, None) => Part::Range(so_far.low, so_far.high),
         })
+    }
+}
+
+/// The passes of a search after the first.
+struct SearchTile<'a> {
+    search: &'a Search,
+    so_far: &'a Survey,
+    tile: &'a [u8],
+    cols: usize,
+}
+
+impl Job for SearchTile<'_> {
+    type Output = Part;
+
+    #[inline(always)]
+    fn run<M: Machine>(self, machine: M) -> Part {
+        let Self { search, so_far, tile, cols } = self;
+        let range = (so_far.low, so_far.high);
+        match so_far.left.as_slice() {
+            [] => Part::Bounds(search.bound_errors(machine, tile, cols, range)),
+            [_] => Part::Errors(Vec::new()),
+            left => Part::Errors(search.exact_errors(tile, cols, range, left)),
+        }
     }
 }

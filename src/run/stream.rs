@@ -148,6 +148,9 @@ fn survey(
         for _ in 0..quantizer.survey_passes() {
             survey_pass(plan, source, pool, cancel, index, &quantizer, &mut survey)?;
             quantizer.end_pass(&mut survey);
+            if quantizer.is_settled(&survey) {
+                break;
+            }
         }
         let params = quantizer.tensor_params(&survey).map_err(|what| {
             bad_weight(

@@ -1,0 +1,321 @@
+//! Sixteen lanes of f32, and the few operations on them that kernels are written with.
+//!
+//! The same lanes on every instruction set, and so the same bits: one register, two, or an array.
+
+/// Lanes of all sums.
+pub(super) const LANES: usize = 16;
+
+/// An instruction set as a type. Whoever holds a value runs on a machine that has it, in code compiled for it.
+pub(super) trait Machine: Copy {
+    /// Whether fused multiply-add is an instruction; only approximations whose errors are bounded, and what is
+    /// exact, may use it, because it changes bits.
+    const FMA: bool;
+
+    /// Sixteen f32.
+    type Lanes: Copy;
+
+    /// From memory.
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes;
+
+    /// To memory.
+    fn store(self, x: Self::Lanes, to: &mut [f32; LANES]);
+
+    /// The same in every lane.
+    fn splat(self, x: f32) -> Self::Lanes;
+
+    /// a + b.
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a − b.
+    fn sub(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a · b.
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a · b + c, rounded once if [`Machine::FMA`], else twice.
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+
+    /// |a|.
+    fn abs(self, a: Self::Lanes) -> Self::Lanes;
+
+    /// a where a > b, else b.
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// a where a < b, else b.
+    fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// `other` where a = b, else a; and in how many lanes they are equal.
+    fn replace_equal(self, a: Self::Lanes, b: Self::Lanes, other: Self::Lanes) -> (Self::Lanes, u32);
+
+    /// The sum of all lanes, by halves: of lanes i and i + 8, i and i + 4, i and i + 2, i and i + 1.
+    fn sum(self, a: Self::Lanes) -> f32;
+
+    /// [`Machine::sum`] of two, in little more time than of one.
+    fn sum_two(self, a: Self::Lanes, b: Self::Lanes) -> (f32, f32);
+
+    /// The greater of a ≥ 0 and |b|, of numbers.
+    fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
+
+    /// Whether any lane is above `limit`, or one of them is NaN.
+    fn exceeds(self, a: Self::Lanes, limit: f32) -> bool;
+
+    /// The greatest lane, of numbers.
+    fn greatest(self, a: Self::Lanes) -> f32;
+
+    /// `out[i]` = the entry of `table` that nibble i of `packed` names, low nibbles first. `packed` must hold
+    /// that many.
+    fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]);
+}
+
+/// A machine without extensions.
+pub(super) const PORTABLE: Arrays<false> = Arrays;
+
+/// NEON, which all machines of its architecture have.
+pub(super) const NEON: Arrays<true> = Arrays;
+
+/// Lanes in arrays, for the compiler to put into registers.
+#[derive(Clone, Copy)]
+pub(super) struct Arrays<const FUSED: bool>;
+
+/// A lane for a lane.
+#[inline(always)]
+fn each(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; LANES] {
+    let mut out = [0.0; LANES];
+    for i in 0..LANES {
+        out[i] = f(a[i], b[i]);
+    }
+    out
+}
+
+/// All lanes together, by halves.
+#[inline(always)]
+fn fold(a: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
+    let (mut eight, mut four) = ([0.0; 8], [0.0; 4]);
+    for i in 0..8 {
+        eight[i] = f(a[i], a[i + 8]);
+    }
+    for i in 0..4 {
+        four[i] = f(eight[i], eight[i + 4]);
+    }
+    f(f(four[0], four[2]), f(four[1], four[3]))
+}
+
+impl<const FUSED: bool> Machine for Arrays<FUSED> {
+    const FMA: bool = FUSED;
+
+    type Lanes = [f32; LANES];
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes {
+        *from
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::Lanes, to: &mut [f32; LANES]) {
+        *to = x;
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::Lanes {
+        [x; LANES]
+    }
+
+    #[inline(always)]
+    fn add(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        each(a, b, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sub(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        each(a, b, |a, b| a - b)
+    }
+
+    #[inline(always)]
+    fn mul(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        each(a, b, |a, b| a * b)
+    }
+
+    #[inline(always)]
+    fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        let mut out = c;
+        for i in 0..LANES {
+            out[i] = if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Self::Lanes) -> Self::Lanes {
+        each(a, a, |a, _| a.abs())
+    }
+
+    #[inline(always)]
+    fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        each(a, b, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        each(a, b, |a, b| if a < b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn replace_equal(self, a: Self::Lanes, b: Self::Lanes, other: Self::Lanes) -> (Self::Lanes, u32) {
+        let (mut out, mut count) = (a, 0);
+        for i in 0..LANES {
+            count += u32::from(a[i] == b[i]);
+            out[i] = if a[i] == b[i] { other[i] } else { a[i] };
+        }
+        (out, count)
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::Lanes) -> f32 {
+        fold(a, |a, b| a + b)
+    }
+
+    #[inline(always)]
+    fn sum_two(self, a: Self::Lanes, b: Self::Lanes) -> (f32, f32) {
+        (self.sum(a), self.sum(b))
+    }
+
+    #[inline(always)]
+    fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        self.max(a, self.abs(b))
+    }
+
+    #[inline(always)]
+    fn exceeds(self, a: Self::Lanes, limit: f32) -> bool {
+        let mut within = true;
+        for x in a {
+            within &= x <= limit;
+        }
+        !within
+    }
+
+    #[inline(always)]
+    fn greatest(self, a: Self::Lanes) -> f32 {
+        fold(a, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
+        look_up_bytes(table, packed, out);
+    }
+}
+
+#[inline(always)]
+fn look_up_bytes(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
+    for (out, &byte) in out.chunks_mut(2).zip(packed) {
+        out[0] = table[usize::from(byte & 15)];
+        if let Some(second) = out.get_mut(1) {
+            *second = table[usize::from(byte >> 4)];
+        }
+    }
+}
+
+#[cfg(target_arch = "x86_64")]
+pub(super) mod x86;
+
+#[cfg(test)]
+mod tests {
+    use super::super::Isa;
+    use super::super::isa::Job;
+    use super::super::samples::gaussian;
+    use super::*;
+
+    struct LookUp<'a>(&'a [f32; 16], &'a [u8], &'a mut [f32]);
+
+    impl Job for LookUp<'_> {
+        type Output = ();
+
+        #[inline(always)]
+        fn run<M: Machine>(self, machine: M) {
+            machine.look_up(self.0, self.1, self.2);
+        }
+    }
+
+    #[test]
+    fn nibbles_name_entries_low_ones_first() {
+        let table = std::array::from_fn(|i| i as f32 - 8.5);
+        let packed: Vec<u8> = (0..40u32).map(|i| (i * 37 + 11) as u8).collect();
+        for isa in Isa::available() {
+            for count in 0..=80 {
+                let mut out = vec![0.0; count];
+                isa.run(LookUp(&table, &packed, &mut out));
+                for (i, &found) in out.iter().enumerate() {
+                    assert_eq!(found, table[usize::from(packed[i / 2] >> (i % 2 * 4) & 15)]);
+                }
+            }
+        }
+    }
+
+    /// Every operation on lanes, on inputs with equal and special values; NaN as one bit pattern.
+    struct All([[f32; LANES]; 3]);
+
+    impl Job for All {
+        type Output = (Vec<u32>, Vec<u32>);
+
+        #[inline(always)]
+        fn run<M: Machine>(self, m: M) -> Self::Output {
+            let [a, b, c] = self.0.map(|lanes| m.load(&lanes));
+            let (replaced, equal) = m.replace_equal(a, b, c);
+            let lanes = [
+                m.add(a, b),
+                m.sub(a, b),
+                m.mul(a, b),
+                m.abs(a),
+                m.max(a, b),
+                m.min(a, b),
+                m.splat(self.0[0][0]),
+                replaced,
+            ];
+            let mut bits = Vec::new();
+            for x in lanes {
+                let mut out = [0.0; LANES];
+                m.store(x, &mut out);
+                bits.extend(out.map(|x| if x.is_nan() { u32::MAX } else { x.to_bits() }));
+            }
+            bits.extend([m.sum(c).to_bits(), m.greatest(c).to_bits(), equal]);
+            let (one, two) = m.sum_two(c, m.mul(c, c));
+            assert_eq!(one.to_bits(), m.sum(c).to_bits());
+            bits.push(two.to_bits());
+            let limits = [0.5, 1.0, 2.0, 9.0, f32::INFINITY, f32::NAN];
+            bits.extend(limits.map(|limit| u32::from(m.exceeds(a, limit))));
+            bits.extend(limits.map(|limit| u32::from(m.exceeds(c, limit))));
+            let mut most = [0.0; LANES];
+            m.store(m.max_abs(m.abs(m.mul(c, c)), c), &mut most);
+            bits.extend(most.map(f32::to_bits));
+            let mut fused = [0.0; LANES];
+            m.store(m.mul_add(a, b, c), &mut fused);
+            let near = |i: usize| {
+                let want = self.0[0][i] * self.0[1][i] + self.0[2][i];
+                u32::from(want.is_nan() || want == fused[i] || (want - fused[i]).abs() < 1e-5)
+            };
+            (bits, (0..LANES).map(near).collect())
+        }
+    }
+
+    #[test]
+    fn lanes_are_the_same_on_every_instruction_set() {
+        for seed in 0..50 {
+            let mut inputs = [0, 1, 2].map(|i| {
+                let mut lanes = [0.0; LANES];
+                lanes.copy_from_slice(&gaussian(LANES, 3 * seed + i));
+                lanes
+            });
+            if seed % 2 == 1 {
+                inputs[0][seed as usize % 16] = inputs[1][seed as usize % 16];
+                inputs[0][(seed as usize + 3) % 16] = f32::NAN;
+                inputs[1][(seed as usize + 5) % 16] = f32::INFINITY;
+                inputs[2][(seed as usize + 7) % 16] = 0.0;
+            }
+            let (want, _) = All(inputs).run(PORTABLE);
+            for isa in Isa::available() {
+                let (found, near) = isa.run(All(inputs));
+                assert_eq!(found, want, "{}", isa.name());
+                assert_eq!(near, [1; LANES], "{}", isa.name());
+            }
+        }
+    }
+}

@@ -1,0 +1,295 @@
+//! Lanes in the registers of AVX2 and of AVX-512.
+
+use std::arch::x86_64::*;
+
+use super::super::isa::Job;
+use super::{LANES, Machine, look_up_bytes};
+
+/// Does a job with AVX2 and FMA.
+#[target_feature(enable = "avx2,fma")]
+pub(in super::super) fn run_avx2<J: Job>(job: J) -> J::Output {
+    job.run(Avx2(()))
+}
+
+/// Does a job with AVX-512 F, BW, DQ and VL.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+pub(in super::super) fn run_avx512<J: Job>(job: J) -> J::Output {
+    job.run(Avx512(()))
+}
+
+/// Made by [`run_avx2`] alone: while there is a value, the machine has what that function is compiled for.
+#[derive(Clone, Copy)]
+struct Avx2(());
+
+/// Made by [`run_avx512`] alone, as [`Avx2`].
+#[derive(Clone, Copy)]
+struct Avx512(());
+
+/// Methods that are one intrinsic on both registers of the lanes.
+macro_rules! on_halves {
+    ($($name:ident($($a:ident),+) = $intrinsic:ident;)+) => {$(
+        #[inline(always)]
+        fn $name(self, $($a: Self::Lanes),+) -> Self::Lanes {
+            // SAFETY: `self` proves AVX2 and FMA.
+            unsafe { [$intrinsic($($a[0]),+), $intrinsic($($a[1]),+)] }
+        }
+    )+};
+}
+
+/// Methods that are one intrinsic.
+macro_rules! on_whole {
+    ($($name:ident($($a:ident),+) = $intrinsic:ident;)+) => {$(
+        #[inline(always)]
+        fn $name(self, $($a: Self::Lanes),+) -> Self::Lanes {
+            // SAFETY: `self` proves AVX-512.
+            unsafe { $intrinsic($($a),+) }
+        }
+    )+};
+}
+
+impl Machine for Avx2 {
+    const FMA: bool = true;
+
+    type Lanes = [__m256; 2];
+
+    on_halves! {
+        add(a, b) = _mm256_add_ps;
+        sub(a, b) = _mm256_sub_ps;
+        mul(a, b) = _mm256_mul_ps;
+        mul_add(a, b, c) = _mm256_fmadd_ps;
+        max(a, b) = _mm256_max_ps;
+        min(a, b) = _mm256_min_ps;
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes {
+        // SAFETY: `self` proves AVX2; `from` has 16 elements.
+        unsafe { [_mm256_loadu_ps(from.as_ptr()), _mm256_loadu_ps(from.as_ptr().add(8))] }
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::Lanes, to: &mut [f32; LANES]) {
+        // SAFETY: `self` proves AVX2; `to` has 16 elements.
+        unsafe {
+            _mm256_storeu_ps(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_ps(to.as_mut_ptr().add(8), x[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::Lanes {
+        // SAFETY: `self` proves AVX2.
+        unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    fn abs(self, a: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let sign = _mm256_set1_ps(-0.0);
+            [_mm256_andnot_ps(sign, a[0]), _mm256_andnot_ps(sign, a[1])]
+        }
+    }
+
+    #[inline(always)]
+    fn replace_equal(self, a: Self::Lanes, b: Self::Lanes, other: Self::Lanes) -> (Self::Lanes, u32) {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let (low, high) =
+                (_mm256_cmp_ps::<_CMP_EQ_OQ>(a[0], b[0]), _mm256_cmp_ps::<_CMP_EQ_OQ>(a[1], b[1]));
+            let lanes = [_mm256_blendv_ps(a[0], other[0], low), _mm256_blendv_ps(a[1], other[1], high)];
+            (lanes, _mm256_movemask_ps(low).count_ones() + _mm256_movemask_ps(high).count_ones())
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::Lanes) -> f32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { sum_of_eight(_mm256_add_ps(a[0], a[1])) }
+    }
+
+    #[inline(always)]
+    fn sum_two(self, a: Self::Lanes, b: Self::Lanes) -> (f32, f32) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { sums_of_eight(_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1])) }
+    }
+
+    #[inline(always)]
+    fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        self.max(a, self.abs(b))
+    }
+
+    #[inline(always)]
+    fn exceeds(self, a: Self::Lanes, limit: f32) -> bool {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let limit = _mm256_set1_ps(limit);
+            let above = _mm256_or_ps(
+                _mm256_cmp_ps::<_CMP_NLE_UQ>(a[0], limit),
+                _mm256_cmp_ps::<_CMP_NLE_UQ>(a[1], limit),
+            );
+            _mm256_movemask_ps(above) != 0
+        }
+    }
+
+    #[inline(always)]
+    fn greatest(self, a: Self::Lanes) -> f32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe { greatest_of_eight(_mm256_max_ps(a[0], a[1])) }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
+        // SAFETY: `self` proves AVX2.
+        unsafe { look_up_avx2(table, packed, out) }
+    }
+}
+
+impl Machine for Avx512 {
+    const FMA: bool = true;
+
+    type Lanes = __m512;
+
+    on_whole! {
+        add(a, b) = _mm512_add_ps;
+        sub(a, b) = _mm512_sub_ps;
+        mul(a, b) = _mm512_mul_ps;
+        mul_add(a, b, c) = _mm512_fmadd_ps;
+        abs(a) = _mm512_abs_ps;
+        max(a, b) = _mm512_max_ps;
+        min(a, b) = _mm512_min_ps;
+    }
+
+    #[inline(always)]
+    fn load(self, from: &[f32; LANES]) -> Self::Lanes {
+        // SAFETY: `self` proves AVX-512; `from` has 16 elements.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store(self, x: Self::Lanes, to: &mut [f32; LANES]) {
+        // SAFETY: `self` proves AVX-512; `to` has 16 elements.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), x) }
+    }
+
+    #[inline(always)]
+    fn splat(self, x: f32) -> Self::Lanes {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn replace_equal(self, a: Self::Lanes, b: Self::Lanes, other: Self::Lanes) -> (Self::Lanes, u32) {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let equal = _mm512_cmp_ps_mask::<_CMP_EQ_OQ>(a, b);
+            (_mm512_mask_blend_ps(equal, a, other), equal.count_ones())
+        }
+    }
+
+    #[inline(always)]
+    fn sum(self, a: Self::Lanes) -> f32 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { sum_of_eight(_mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))) }
+    }
+
+    #[inline(always)]
+    fn sum_two(self, a: Self::Lanes, b: Self::Lanes) -> (f32, f32) {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            sums_of_eight(
+                _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)),
+                _mm256_add_ps(_mm512_castps512_ps256(b), _mm512_extractf32x8_ps::<1>(b)),
+            )
+        }
+    }
+
+    #[inline(always)]
+    fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
+        // The greater of absolute values, with the sign cleared.
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_range_ps::<0b1011>(a, b) }
+    }
+
+    #[inline(always)]
+    fn exceeds(self, a: Self::Lanes, limit: f32) -> bool {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(a, _mm512_set1_ps(limit)) != 0 }
+    }
+
+    #[inline(always)]
+    fn greatest(self, a: Self::Lanes) -> f32 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { greatest_of_eight(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))) }
+    }
+
+    #[inline(always)]
+    fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { look_up_avx512(table, packed, out) }
+    }
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn sum_of_eight(a: __m256) -> f32 {
+    let four = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+    let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn sums_of_eight(a: __m256, b: __m256) -> (f32, f32) {
+    let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+    let b = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b));
+    let two = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
+    let one = _mm_add_ps(two, _mm_movehl_ps(two, two));
+    (_mm_cvtss_f32(one), _mm_cvtss_f32(_mm_movehdup_ps(one)))
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn greatest_of_eight(a: __m256) -> f32 {
+    let four = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
+    let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+    _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn look_up_avx2(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
+    let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
+    // SAFETY: each load reads 8 of the 16 entries.
+    let (low, high) = unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
+    let (whole, rest) = out.as_chunks_mut::<8>();
+    let (words, last) = packed.split_at(whole.len() * 4);
+    for (out, &word) in whole.iter_mut().zip(words.as_chunks::<4>().0) {
+        let index = _mm256_srlv_epi32(_mm256_set1_epi32(i32::from_le_bytes(word)), shifts);
+        // The permutations look at the low 3 bits; the fourth, moved to the sign, chooses between them.
+        let (below, above) = (_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index));
+        let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
+        // SAFETY: `out` has 8 elements.
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(below, above, fourth)) };
+    }
+    look_up_bytes(table, last, rest);
+}
+
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+fn look_up_avx512(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
+    let word_of_lane = _mm512_setr_epi32(0, 0, 0, 0, 0, 0, 0, 0, 1, 1, 1, 1, 1, 1, 1, 1);
+    let shifts = _mm512_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28, 0, 4, 8, 12, 16, 20, 24, 28);
+    // SAFETY: the load reads the 16 entries.
+    let entries = unsafe { _mm512_loadu_ps(table.as_ptr()) };
+    let (whole, rest) = out.as_chunks_mut::<16>();
+    let (words, last) = packed.split_at(whole.len() * 8);
+    for (out, &pair) in whole.iter_mut().zip(words.as_chunks::<8>().0) {
+        let pair = _mm512_set1_epi64(i64::from_le_bytes(pair));
+        // The permutation of the entries looks at the low 4 bits.
+        let index = _mm512_srlv_epi32(_mm512_permutexvar_epi32(word_of_lane, pair), shifts);
+        // SAFETY: `out` has 16 elements.
+        unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(index, entries)) };
+    }
+    look_up_bytes(table, last, rest);
+}
