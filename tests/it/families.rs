@@ -14,7 +14,7 @@ use monoquant::plan::{self, Action, ExportPlan, Limits, Part, Plan};
 use monoquant::recipe::{self, Overrides};
 use serde_json::Value;
 
-use crate::support::headers;
+use crate::support::{Model, Workspace, headers, tensors};
 
 /// The recipe of `tests/interop/check_models.py`.
 const RECIPE: &str = "\
@@ -279,4 +279,47 @@ fn what_vllm_renames_is_ignored_by_both_names() {
     assert!(entries.contains(&r"re:.*\.(mamba|mixer)\.in_proj$"), "{entries:?}");
     // A stack that is left alone is looked up as its first expert.
     assert!(entries.contains(&r"re:.*\.block_sparse_moe\.experts\..*$"), "{entries:?}");
+}
+
+/// The stack [experts, in, out] with gate and up side by side becomes matrices [out, in], value by value; in `dequantized` it stays
+/// what it is.
+#[test]
+fn a_kept_stack_of_llama_4_is_cut_and_turned() {
+    let (experts, hidden, inner) = (2, 128, 32);
+    let stack = "model.layers.0.feed_forward.experts.gate_up_proj";
+    let mut model = Model::llama()
+        .with_config("model_type", "llama4".into())
+        .with_config("num_local_experts", experts.into());
+    model.add(stack, &[experts, hidden, 2 * inner]);
+    let workspace = Workspace::with(&model);
+    let recipe = workspace.whole_recipe(
+        "  - stage: load
+    model: model
+  - stage: resolve-skips
+    skip_layer_types: [Experts]
+  - stage: quantize-int4
+  - stage: export
+    path: out
+  - stage: export
+    path: plain
+    format: dequantized
+",
+    );
+    workspace.run(&recipe).exits(0);
+    let source = tensors(&workspace.path("model"));
+    let (cut, plain) = (tensors(&workspace.path("out")), tensors(&workspace.path("plain")));
+    assert_eq!(plain[stack].bytes, source[stack].bytes);
+    assert!(!cut.contains_key(stack));
+    let value = |bytes: &[u8], index: usize| [bytes[2 * index], bytes[2 * index + 1]];
+    for expert in 0..experts {
+        for (half, part) in ["gate_proj", "up_proj"].into_iter().enumerate() {
+            let name = format!("model.layers.0.feed_forward.experts.{expert}.{part}.weight");
+            assert_eq!(cut[&name].shape, [inner, hidden]);
+            for (row, column) in (0..inner).flat_map(|row| (0..hidden).map(move |column| (row, column))) {
+                let at = (expert * hidden + column) * 2 * inner + half * inner + row;
+                let found = value(&cut[&name].bytes, row * hidden + column);
+                assert_eq!(found, value(&source[stack].bytes, at), "{name} [{row}, {column}]");
+            }
+        }
+    }
 }
