@@ -56,15 +56,18 @@ pub struct Verdict {
     pub summary: String,
 }
 
-/// A file with its size and hash.
+/// A file with its size and what identifies its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileRecord {
     /// Its name in its folder.
     pub name: String,
     /// Its size.
     pub bytes: u64,
-    /// Its BLAKE3 hash in hexadecimal.
-    pub blake3: String,
+    /// Its CRC-64/NVME in hexadecimal, the checksum that object stores call `crc64nvme`.
+    pub crc64nvme: String,
+    /// Its BLAKE3 hash in hexadecimal, where an `export` stage says `digest: blake3`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub blake3: Option<String>,
 }
 
 /// One `export` stage.

@@ -3,6 +3,7 @@
 //! The only module that sees all the others.
 
 pub mod cancel;
+pub mod checksum;
 pub mod event;
 mod executor;
 pub mod file_hash;

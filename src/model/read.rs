@@ -142,7 +142,6 @@ impl<'a> MatrixReader<'a> {
     pub fn rows(&self, rows: Range<u64>, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
         let rows = rows.start.min(self.view.rows)..rows.end.min(self.view.rows);
         let is_plain = self.tensor.stored == self.tensor.working_dtype();
-        out.clear();
         if is_plain {
             return self.fetch(&rows, out, scratch);
         }
@@ -168,7 +167,7 @@ impl<'a> MatrixReader<'a> {
     fn fetch(&self, rows: &Range<u64>, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
         let (view, element) = (self.view, self.element);
         let count = rows.end.saturating_sub(rows.start);
-        out.clear();
+        // What a buffer held before is overwritten: clearing it first would only cost time.
         out.resize(self.size(count * view.cols * element)?, 0);
         if out.is_empty() {
             return Ok(());
@@ -202,7 +201,6 @@ impl<'a> MatrixReader<'a> {
         while first < view.cols {
             let columns = batch.min(view.cols - first);
             let at = start + first * column_bytes;
-            scratch.clear();
             scratch.resize(size(columns * stretch)?, 0);
             if column_bytes == stretch {
                 self.file.read_at(at, scratch)?;

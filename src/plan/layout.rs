@@ -102,6 +102,21 @@ pub enum PieceOutput {
     },
 }
 
+impl PieceOutput {
+    /// The output tensors that hold the piece's results.
+    pub fn tensors(&self) -> impl Iterator<Item = usize> {
+        let all = match *self {
+            Self::Copy { tensor } | Self::InPlace { tensor } | Self::Dequantized { tensor } => {
+                [Some(tensor), None, None, None]
+            }
+            Self::Codes { codes, scales, zero_points, shape } => {
+                [Some(codes), Some(scales), zero_points, shape]
+            }
+        };
+        all.into_iter().flatten()
+    }
+}
+
 /// One `export` stage, laid out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExportPlan {

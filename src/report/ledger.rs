@@ -11,15 +11,24 @@ use crate::quant::{Distortion, Granularity};
 use crate::stage::Stage;
 use crate::stage::export::Format;
 
+/// What identifies the bytes of a file.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Digest {
+    /// Its CRC-64/NVME; none where not every byte was seen.
+    pub crc64: Option<u64>,
+    /// Its BLAKE3 hash in hexadecimal, where the recipe asks for it.
+    pub blake3: Option<String>,
+}
+
 /// What a run adds to its plan.
 #[derive(Debug)]
 pub struct Results<'a> {
     /// The distortion of each source tensor, where it was quantized.
     pub distortions: &'a [Option<Distortion>],
-    /// BLAKE3 of each source file.
-    pub source_hashes: &'a [Option<String>],
-    /// BLAKE3 of each file of each export.
-    pub output_hashes: &'a [Vec<Option<String>>],
+    /// What identifies each source file.
+    pub source_files: &'a [Digest],
+    /// What identifies each file of each export.
+    pub output_files: &'a [Vec<Digest>],
     /// What the stages that judge or publish decided.
     pub gates: Vec<GateRecord>,
     /// Complaints of gates, with whether each is critical.
@@ -33,29 +42,35 @@ pub struct Results<'a> {
 /// Builds the report.
 #[must_use]
 pub fn report(plan: &Plan, results: Results<'_>) -> Report {
-    let file = |name: &str, bytes: u64, hash: &Option<String>| FileRecord {
+    let file = |name: &str, bytes: u64, digest: &Digest| FileRecord {
         name: name.to_owned(),
         bytes,
-        blake3: hash.clone().unwrap_or_default(),
+        crc64nvme: digest.crc64.map(|crc| format!("{crc:016x}")).unwrap_or_default(),
+        blake3: digest.blake3.clone(),
     };
     let source = plan
         .model
         .shards
         .iter()
-        .zip(results.source_hashes)
-        .map(|(shard, hash)| file(&shard.name, shard.len, hash))
+        .zip(results.source_files)
+        .map(|(shard, digest)| file(&shard.name, shard.len, digest))
         .collect();
     let outputs = plan
         .exports
         .iter()
-        .zip(results.output_hashes)
+        .zip(results.output_files)
         .zip(&results.published)
-        .map(|((export, hashes), published)| OutputRecord {
+        .map(|((export, digests), published)| OutputRecord {
             stage: export.stage,
             path: written_path(plan, export.stage),
             format: format_name(export.format).to_owned(),
             published: *published,
-            files: export.files.iter().zip(hashes).map(|(f, hash)| file(&f.name, f.bytes, hash)).collect(),
+            files: export
+                .files
+                .iter()
+                .zip(digests)
+                .map(|(f, digest)| file(&f.name, f.bytes, digest))
+                .collect(),
             copied: export.copies.iter().map(|&index| plan.model.others[index].path.clone()).collect(),
         })
         .collect();
@@ -70,9 +85,9 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         help: None,
     }));
     let tensors = tensors(plan, results.distortions);
-    // A file has a hash once every byte of it was seen: one without was not read or written whole.
-    let hashes = results.source_hashes.iter().chain(results.output_hashes.iter().flatten());
-    let is_whole = hashes.into_iter().all(Option::is_some);
+    // A file has a checksum once every byte of it was seen: one without was not read or written whole.
+    let mut digests = results.source_files.iter().chain(results.output_files.iter().flatten());
+    let is_whole = digests.all(|digest| digest.crc64.is_some());
     let balance = balance(plan, &tensors);
     Report {
         report_version: 1,

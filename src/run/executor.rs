@@ -252,8 +252,8 @@ fn finish(
         plan,
         Results {
             distortions: &distortions,
-            source_hashes: &measured.source_hashes,
-            output_hashes: &measured.output_hashes,
+            source_files: &measured.source_files,
+            output_files: &measured.output_files,
             gates: judgement.gates,
             complaints: judgement.complaints.iter().map(|c| (c.is_critical, c.finding.clone())).collect(),
             published: published.clone(),

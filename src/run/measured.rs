@@ -1,11 +1,16 @@
 //! What a pass over the weights found out: distortions, hashes and complaints, independent of the order of the tiles.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use super::checksum::{self, Checksum};
 use super::file_hash::{FileHash, HashedPiece};
-use crate::plan::Plan;
+use crate::plan::{OutputTensor, Plan};
 use crate::quant::Distortion;
+use crate::report::ledger::Digest;
+use crate::stage::Stage;
+use crate::stage::export::DigestChoice;
 
 /// Takes a lock whose data is whole even if another worker has panicked: the panic ends the run anyway.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -53,15 +58,22 @@ pub struct Mismatch {
 
 /// Collects what workers find.
 #[derive(Debug)]
-pub(super) struct Collector {
+pub(super) struct Collector<'p> {
+    plan: &'p Plan,
     pieces: Vec<Mutex<InOrder>>,
-    tiles_left: Vec<Mutex<u64>>,
-    sources: Vec<Mutex<FileHash>>,
-    source_lens: Vec<u64>,
-    outputs: Vec<Vec<Mutex<FileHash>>>,
-    output_lens: Vec<Vec<u64>>,
+    tiles_left: Vec<AtomicU64>,
+    sources: Vec<Checksum>,
+    outputs: Vec<Vec<Checksum>>,
+    hashes: Option<Hashes>,
     not_finite: Mutex<Vec<NotFinite>>,
     mismatches: Mutex<Vec<Mismatch>>,
+}
+
+/// Hashes of whole files, where the recipe asks for them.
+#[derive(Debug)]
+struct Hashes {
+    sources: Vec<Mutex<FileHash>>,
+    outputs: Vec<Vec<Mutex<FileHash>>>,
 }
 
 /// What was found in a whole pass.
@@ -69,48 +81,96 @@ pub(super) struct Collector {
 pub struct Measured {
     /// The distortion of each piece, where it was quantized.
     pub pieces: Vec<Option<Distortion>>,
-    /// BLAKE3 of each source file.
-    pub source_hashes: Vec<Option<String>>,
-    /// BLAKE3 of each file of each export.
-    pub output_hashes: Vec<Vec<Option<String>>>,
+    /// The checksum of the stored bytes of each source tensor.
+    pub source_tensors: Vec<Option<u64>>,
+    /// The checksum of each tensor of each export.
+    pub output_tensors: Vec<Vec<Option<u64>>>,
+    /// What identifies each source file.
+    pub source_files: Vec<Digest>,
+    /// What identifies each file of each export.
+    pub output_files: Vec<Vec<Digest>>,
     /// The first value of each kept tensor that is not finite, in the order of the tensors.
     pub not_finite: Vec<NotFinite>,
     /// Output tensors that were not read back as written.
     pub mismatches: Vec<Mismatch>,
 }
 
-impl Collector {
-    pub fn new(plan: &Plan) -> Self {
-        let hash = |len: &u64| Mutex::new(FileHash::new(*len));
-        let source_lens: Vec<u64> = plan.model.shards.iter().map(|shard| shard.len).collect();
-        let output_lens: Vec<Vec<u64>> =
-            plan.exports.iter().map(|export| export.files.iter().map(|file| file.bytes).collect()).collect();
+/// Whether the recipe asks for cryptographic hashes.
+pub(super) fn asks_for_hashes(plan: &Plan) -> bool {
+    plan.recipe()
+        .stages
+        .iter()
+        .any(|stage| matches!(stage, Stage::Export(export) if export.digest == DigestChoice::Blake3))
+}
+
+impl<'p> Collector<'p> {
+    pub fn new(plan: &'p Plan) -> Self {
         let mut tiles = vec![0; plan.model.tensors.len()];
         for piece in 0..plan.pieces.len() {
             tiles[plan.pieces[piece].tensor] += super::tiles::Cut::of(plan, piece).tiles();
         }
+        let hash = |len: u64| Mutex::new(FileHash::new(len));
+        let hashes = asks_for_hashes(plan).then(|| Hashes {
+            sources: plan.model.shards.iter().map(|shard| hash(shard.len)).collect(),
+            outputs: plan
+                .exports
+                .iter()
+                .map(|export| export.files.iter().map(|file| hash(file.bytes)).collect())
+                .collect(),
+        });
         Self {
+            plan,
             pieces: plan.pieces.iter().map(|_| Mutex::default()).collect(),
-            tiles_left: tiles.into_iter().map(Mutex::new).collect(),
-            sources: source_lens.iter().map(hash).collect(),
-            outputs: output_lens.iter().map(|lens| lens.iter().map(hash).collect()).collect(),
-            source_lens,
-            output_lens,
+            tiles_left: tiles.into_iter().map(AtomicU64::new).collect(),
+            sources: plan.model.tensors.iter().map(|tensor| Checksum::new(tensor.bytes)).collect(),
+            outputs: plan
+                .exports
+                .iter()
+                .map(|export| export.tensors.iter().map(|tensor| Checksum::new(tensor.bytes)).collect())
+                .collect(),
+            hashes,
             not_finite: Mutex::default(),
             mismatches: Mutex::default(),
         }
     }
 
-    /// Takes note of source bytes.
-    pub fn source(&self, shard: usize, offset: u64, bytes: &[u8]) {
-        let piece = HashedPiece::new(self.source_lens[shard], offset, bytes);
-        lock(&self.sources[shard]).add(piece);
+    /// Takes note of a source file's header, where files are hashed.
+    pub fn source_header(&self, shard: usize, header: &[u8]) {
+        if let Some(hashes) = &self.hashes {
+            let piece = HashedPiece::new(self.plan.model.shards[shard].len, 0, header);
+            lock(&hashes.sources[shard]).add(piece);
+        }
     }
 
-    /// Takes note of output bytes.
-    pub fn output(&self, export: usize, file: usize, offset: u64, bytes: &[u8]) {
-        let piece = HashedPiece::new(self.output_lens[export][file], offset, bytes);
-        lock(&self.outputs[export][file]).add(piece);
+    /// Takes note of stored bytes of a source tensor, from `start` on.
+    pub fn source(&self, tensor: usize, start: u64, bytes: &[u8]) {
+        self.sources[tensor].add(start, bytes);
+        if let Some(hashes) = &self.hashes {
+            let info = &self.plan.model.tensors[tensor];
+            let piece = HashedPiece::new(self.plan.model.shards[info.shard].len, info.offset + start, bytes);
+            lock(&hashes.sources[info.shard]).add(piece);
+        }
+    }
+
+    /// Takes note of the headers of the outputs, where files are hashed.
+    pub fn output_headers(&self) {
+        let Some(hashes) = &self.hashes else { return };
+        for (export, hashes) in self.plan.exports.iter().zip(&hashes.outputs) {
+            for (file, hash) in export.files.iter().zip(hashes) {
+                lock(hash).add(HashedPiece::new(file.bytes, 0, &file.header));
+            }
+        }
+    }
+
+    /// Takes note of bytes of an output tensor, from `start` on.
+    pub fn output(&self, export: usize, tensor: usize, start: u64, bytes: &[u8]) {
+        self.outputs[export][tensor].add(start, bytes);
+        if let Some(hashes) = &self.hashes {
+            let planned = &self.plan.exports[export].tensors[tensor];
+            let len = self.plan.exports[export].files[planned.file].bytes;
+            let piece = HashedPiece::new(len, planned.offset + start, bytes);
+            lock(&hashes.outputs[export][planned.file]).add(piece);
+        }
     }
 
     pub fn distortion(&self, piece: usize, number: u64, distortion: Distortion, first_row: u64) {
@@ -127,9 +187,7 @@ impl Collector {
 
     /// Counts a tile of a source tensor as done; true for the last one.
     pub fn tile_done(&self, tensor: usize) -> bool {
-        let mut left = lock(&self.tiles_left[tensor]);
-        *left -= 1;
-        *left == 0
+        self.tiles_left[tensor].fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// The distortion of a piece so far.
@@ -137,29 +195,98 @@ impl Collector {
         lock(&self.pieces[piece]).merged
     }
 
-    pub fn finish(self) -> Measured {
-        let inner =
-            |mutex: Mutex<FileHash>| mutex.into_inner().unwrap_or_else(PoisonError::into_inner).finish();
+    /// Everything that was found.
+    ///
+    /// `source_headers` holds the checksum of each source file's header.
+    pub fn finish(self, source_headers: &[u64]) -> Measured {
         let mut not_finite = self.not_finite.into_inner().unwrap_or_else(PoisonError::into_inner);
         not_finite.sort_unstable();
         not_finite.dedup_by_key(|value| value.tensor);
         let mut mismatches = self.mismatches.into_inner().unwrap_or_else(PoisonError::into_inner);
         mismatches.sort_unstable();
         mismatches.dedup();
+        let values = |checksums: &[Checksum]| checksums.iter().map(Checksum::value).collect::<Vec<_>>();
+        let source_tensors = values(&self.sources);
+        let output_tensors: Vec<_> = self.outputs.iter().map(|checksums| values(checksums)).collect();
+        let source_crcs = source_checksums(self.plan, source_headers, &source_tensors);
+        let output_crcs: Vec<Vec<Option<u64>>> = self
+            .plan
+            .exports
+            .iter()
+            .zip(&output_tensors)
+            .map(|(export, values)| {
+                let headers: Vec<u64> = export.files.iter().map(|file| checksum::of(&file.header)).collect();
+                output_checksums(&export.tensors, &headers, values)
+            })
+            .collect();
+        let (source_hashes, output_hashes) = match self.hashes {
+            Some(hashes) => {
+                (finished(hashes.sources), hashes.outputs.into_iter().map(finished).collect::<Vec<_>>())
+            }
+            None => (
+                vec![None; source_crcs.len()],
+                output_crcs.iter().map(|crcs| vec![None; crcs.len()]).collect(),
+            ),
+        };
+        let digests = |crcs: Vec<Option<u64>>, hashes: Vec<Option<String>>| {
+            crcs.into_iter().zip(hashes).map(|(crc64, blake3)| Digest { crc64, blake3 }).collect()
+        };
         Measured {
             pieces: self
                 .pieces
                 .into_iter()
                 .map(|piece| piece.into_inner().unwrap_or_else(PoisonError::into_inner).merged)
                 .collect(),
-            source_hashes: self.sources.into_iter().map(inner).collect(),
-            output_hashes: self
-                .outputs
+            source_files: digests(source_crcs, source_hashes),
+            output_files: output_crcs
                 .into_iter()
-                .map(|files| files.into_iter().map(inner).collect())
+                .zip(output_hashes)
+                .map(|(crcs, hashes)| digests(crcs, hashes))
                 .collect(),
+            source_tensors,
+            output_tensors,
             not_finite,
             mismatches,
         }
     }
+}
+
+fn finished(hashes: Vec<Mutex<FileHash>>) -> Vec<Option<String>> {
+    hashes
+        .into_iter()
+        .map(|hash| hash.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
+        .collect()
+}
+
+/// The checksum of each source file, from those of its header and its tensors.
+fn source_checksums(plan: &Plan, headers: &[u64], tensors: &[Option<u64>]) -> Vec<Option<u64>> {
+    let mut parts: Vec<(u64, u64, usize, Option<u64>)> = plan
+        .model
+        .tensors
+        .iter()
+        .zip(tensors)
+        .map(|(tensor, crc)| (tensor.offset, tensor.bytes, tensor.shard, *crc))
+        .collect();
+    let mut out: Vec<(Option<u64>, u64)> =
+        plan.model.shards.iter().zip(headers).map(|(shard, crc)| (Some(*crc), shard.data_start)).collect();
+    parts.sort_unstable();
+    for (offset, bytes, shard, crc) in parts {
+        let (file, end) = &mut out[shard];
+        // Bytes that belong to no tensor would not be in the sum.
+        *file =
+            file.zip(crc.filter(|_| offset == *end)).map(|(file, crc)| checksum::joined(file, crc, bytes));
+        *end += bytes;
+    }
+    let whole = out.into_iter().zip(&plan.model.shards);
+    whole.map(|((crc, end), shard)| crc.filter(|_| end == shard.len)).collect()
+}
+
+/// The checksum of each file of an export, whose tensors are in the order of their files and offsets.
+fn output_checksums(tensors: &[OutputTensor], headers: &[u64], crcs: &[Option<u64>]) -> Vec<Option<u64>> {
+    let mut out: Vec<Option<u64>> = headers.iter().copied().map(Some).collect();
+    for (tensor, crc) in tensors.iter().zip(crcs) {
+        let file = &mut out[tensor.file];
+        *file = file.zip(*crc).map(|(file, crc)| checksum::joined(file, crc, tensor.bytes));
+    }
+    out
 }

@@ -1,6 +1,7 @@
-//! The model's weight files, open for the whole run: tiles of weights in a type that can be quantized, and their hashes.
+//! The model's weight files, open for the whole run: tiles of weights in a type that can be quantized, and their checksums.
 
 use super::cancel::Cancel;
+use super::checksum;
 use super::measured::Collector;
 use super::tiles::Tile;
 use crate::finding::Failure;
@@ -34,32 +35,37 @@ impl<'p> Source<'p> {
         Ok(Self { plan, files })
     }
 
-    /// Hashes what no tile reads: headers, and the scales of FP8 weights.
+    /// Sums up what no tile reads: the scales of FP8 weights, and headers, whose checksums it gives.
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn hash_the_rest(&self, collector: &Collector, cancel: &Cancel) -> Result<(), Failure> {
+    pub fn sum_up_the_rest(&self, collector: &Collector<'_>, cancel: &Cancel) -> Result<Vec<u64>, Failure> {
+        let mut headers = Vec::with_capacity(self.files.len());
         for (index, shard) in self.plan.model.shards.iter().enumerate() {
             let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
             self.files[index].read_at(0, &mut header)?;
-            collector.source(index, 0, &header);
+            headers.push(checksum::of(&header));
+            collector.source_header(index, &header);
         }
-        for tensor in self.plan.model.tensors.iter().filter(|tensor| tensor.scale_of.is_some()) {
-            self.hash_whole(tensor, collector, cancel)?;
+        for (index, tensor) in self.plan.model.tensors.iter().enumerate() {
+            if tensor.scale_of.is_some() {
+                self.sum_up(index, collector, cancel)?;
+            }
         }
-        // Of interleaved matrices every second element is read at a time, too little to be hashed on the way.
+        // Of interleaved matrices every second element is read at a time, too little to be summed up on the way.
         let mut last = None;
         for piece in &self.plan.pieces {
             let interleaved = piece.matrix.is_some_and(|view| !view.is_contiguous() && view.row_stride != 1);
             if interleaved && last != Some(piece.tensor) {
                 last = Some(piece.tensor);
-                self.hash_whole(&self.plan.model.tensors[piece.tensor], collector, cancel)?;
+                self.sum_up(piece.tensor, collector, cancel)?;
             }
         }
-        Ok(())
+        Ok(headers)
     }
 
-    fn hash_whole(&self, tensor: &TensorInfo, collector: &Collector, cancel: &Cancel) -> Result<(), Failure> {
+    fn sum_up(&self, index: usize, collector: &Collector<'_>, cancel: &Cancel) -> Result<(), Failure> {
+        let tensor = &self.plan.model.tensors[index];
         let mut buffer = Vec::new();
         let mut start = 0;
         while start < tensor.bytes {
@@ -67,7 +73,7 @@ impl<'p> Source<'p> {
             let count = (tensor.bytes - start).min(crate::plan::budget::TILE_BYTES);
             buffer.resize(count as usize, 0);
             self.files[tensor.shard].read_at(tensor.offset + start, &mut buffer)?;
-            collector.source(tensor.shard, tensor.offset + start, &buffer);
+            collector.source(index, start, &buffer);
             start += count;
         }
         Ok(())
@@ -92,7 +98,7 @@ impl<'p> Source<'p> {
         piece: &Piece,
         tile: Tile,
         buffers: &mut SourceBuffers,
-        collector: Option<&Collector>,
+        collector: Option<&Collector<'_>>,
     ) -> Result<(), Failure> {
         let tensor = &self.plan.model.tensors[piece.tensor];
         let file = &self.files[tensor.shard];
@@ -107,7 +113,7 @@ impl<'p> Source<'p> {
                 let offset = tensor.offset + tile.start;
                 file.read_at(offset, &mut buffers.weights)?;
                 if let Some(collector) = collector {
-                    collector.source(tensor.shard, offset, &buffers.weights);
+                    collector.source(piece.tensor, tile.start, &buffers.weights);
                 }
                 return Ok(());
             }
@@ -117,18 +123,24 @@ impl<'p> Source<'p> {
         if let Some(collector) = collector {
             let stored =
                 if tensor.stored == tensor.working_dtype() { &buffers.weights } else { &buffers.raw };
-            note_stored(collector, tensor, view, tile, stored);
+            note_stored(collector, piece.tensor, tensor.stored.bits() / 8, view, tile, stored);
         }
         Ok(())
     }
 }
 
 /// Takes note of a tile's stored bytes where they lie in the file: in one run, or across it, a stretch a column.
-fn note_stored(collector: &Collector, tensor: &TensorInfo, view: MatrixView, tile: Tile, stored: &[u8]) {
-    let element = tensor.stored.bits() / 8;
-    let start = tensor.offset + view.offset + tile.start * view.row_stride * element;
+fn note_stored(
+    collector: &Collector<'_>,
+    tensor: usize,
+    element: u64,
+    view: MatrixView,
+    tile: Tile,
+    stored: &[u8],
+) {
+    let start = view.offset + tile.start * view.row_stride * element;
     if view.is_contiguous() {
-        collector.source(tensor.shard, start, stored);
+        collector.source(tensor, start, stored);
     } else if view.row_stride == 1 {
         let (cell, row_bytes) = (element as usize, (view.cols * element) as usize);
         let mut stretch = Vec::with_capacity(tile.count as usize * cell);
@@ -138,7 +150,7 @@ fn note_stored(collector: &Collector, tensor: &TensorInfo, view: MatrixView, til
             for row in stored.chunks_exact(row_bytes) {
                 stretch.extend_from_slice(&row[at..at + cell]);
             }
-            collector.source(tensor.shard, start + column * view.column_stride * element, &stretch);
+            collector.source(tensor, start + column * view.column_stride * element, &stretch);
         }
     }
 }

@@ -40,7 +40,7 @@ struct Pass<'a> {
     params: &'a [Option<TensorParams>],
     checks: Checks,
     isa: Isa,
-    collector: &'a Collector,
+    collector: &'a Collector<'a>,
     listener: &'a dyn Listener,
 }
 
@@ -55,15 +55,14 @@ struct Buffers {
     scratch: Scratch,
 }
 
-/// The first failure in tile order. All tiles before the one that failed were handed out before it, and are finished, so
-/// which failure is reported does not depend on the number of workers.
+/// The first failure in the order in which tiles are handed out. All tiles before the one that failed were handed out before it,
+/// and are finished, so which failure is reported does not depend on the number of workers.
 #[derive(Default)]
-struct FirstFailure(Mutex<Option<((usize, u64), Failure)>>);
+struct FirstFailure(Mutex<Option<(u64, Failure)>>);
 
 impl FirstFailure {
-    fn offer(&self, tile: Tile, failure: Failure) {
+    fn offer(&self, at: u64, failure: Failure) {
         let mut first = lock(&self.0);
-        let at = (tile.piece, tile.number);
         if first.as_ref().is_none_or(|(known, _)| at < *known) {
             *first = Some((at, failure));
         }
@@ -87,10 +86,10 @@ fn for_each_tile(
     let first = FirstFailure::default();
     pool.broadcast(|_| {
         let mut buffers = Buffers::default();
-        while let Some(tile) = queue.next() {
+        while let Some((at, tile)) = queue.next() {
             if let Err(failure) = cancel.check().and_then(|()| work(tile, &mut buffers)) {
                 queue.close();
-                first.offer(tile, failure);
+                first.offer(at, failure);
                 return;
             }
         }
@@ -115,19 +114,15 @@ pub(super) fn stream(
     let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.budget.workers).build().map_err(|error| {
         Failure::new(Exit::Internal, Finding::error("run::threads", format!("cannot start threads: {error}")))
     })?;
-    source.hash_the_rest(&collector, cancel)?;
-    for (index, export) in plan.exports.iter().enumerate() {
-        for (file, planned) in export.files.iter().enumerate() {
-            collector.output(index, file, 0, &planned.header);
-        }
-    }
+    let headers = source.sum_up_the_rest(&collector, cancel)?;
+    collector.output_headers();
     let params = survey(plan, &source, &pool, isa, cancel)?;
     let (source, collector_ref) = (&source, &collector);
     let pass =
         Pass { plan, source, staging, params: &params, checks, isa, collector: collector_ref, listener };
-    let queue = Queue::new(plan, 0..plan.pieces.len());
+    let queue = Queue::new(plan, (0..plan.pieces.len()).collect());
     for_each_tile(&pool, &queue, cancel, |tile, buffers| pass.tile(tile, buffers))?;
-    Ok(collector.finish())
+    Ok(collector.finish(&headers))
 }
 
 /// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
@@ -175,7 +170,7 @@ fn survey_pass(
     survey: &mut Survey,
 ) -> Result<(), Failure> {
     let piece = &plan.pieces[index];
-    let queue = Queue::new(plan, index..index + 1);
+    let queue = Queue::new(plan, vec![index]);
     // Parts are merged in tile order as they come, so that no more of them wait than there are workers.
     let so_far = survey.clone();
     let merged = Mutex::new((0_u64, BTreeMap::new(), survey));
@@ -482,7 +477,7 @@ impl Pass<'_> {
         let staged = &self.staging[export].weights[planned.file];
         let offset = planned.offset + start;
         files::write_at(&staged.file, &staged.path, offset, bytes)?;
-        self.collector.output(export, planned.file, offset, bytes);
+        self.collector.output(export, tensor, start, bytes);
         Ok(())
     }
 

@@ -59,42 +59,83 @@ impl Cut {
     }
 }
 
-/// Hands out the tiles of some pieces, one after another, to any number of workers. A worker that holds one tile at a time
-/// bounds memory by itself: nothing waits in a queue.
+/// Files that are worked on at once. Two writers of one file wait for each other, so consecutive tiles go to different ones;
+/// few, so that each is still read and written as one long stretch.
+const FILES_AT_ONCE: usize = 4;
+
+/// Hands out the tiles of some pieces to any number of workers, in an order that depends on the plan alone. A worker that holds
+/// one tile at a time bounds memory by itself: nothing waits in a queue.
 #[derive(Debug)]
 pub struct Queue<'p> {
     plan: &'p Plan,
+    pieces: Vec<usize>,
     next: Mutex<Next>,
 }
 
 #[derive(Debug)]
 struct Next {
-    pieces: Range<usize>,
-    number: u64,
+    /// Stretches of `pieces` that are being handed out, with the number of their next tile: one an output file.
+    open: Vec<(Range<usize>, u64)>,
+    /// Stretches that follow, last first.
+    waiting: Vec<Range<usize>>,
+    /// The stretch whose turn it is.
+    turn: usize,
+    /// Tiles handed out so far.
+    sequence: u64,
     closed: bool,
 }
 
 impl<'p> Queue<'p> {
-    /// The tiles of a range of the plan's pieces.
+    /// The tiles of some of the plan's pieces.
     #[must_use]
-    pub fn new(plan: &'p Plan, pieces: Range<usize>) -> Self {
-        Self { plan, next: Mutex::new(Next { pieces, number: 0, closed: false }) }
+    pub fn new(plan: &'p Plan, pieces: Vec<usize>) -> Self {
+        let mut waiting = stretches(plan, &pieces);
+        waiting.reverse();
+        let next = Next { open: Vec::new(), waiting, turn: 0, sequence: 0, closed: false };
+        Self { plan, pieces, next: Mutex::new(next) }
     }
 
-    /// The next tile; none when all are handed out or the queue is closed.
-    pub fn next(&self) -> Option<Tile> {
+    /// The next tile and how many were handed out before it; none when all are handed out or the queue is closed.
+    pub fn next(&self) -> Option<(u64, Tile)> {
         let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        while !next.closed && next.pieces.start < next.pieces.end {
-            let piece = next.pieces.start;
-            let cut = Cut::of(self.plan, piece);
-            let number = next.number;
-            if number < cut.tiles() {
-                next.number += 1;
-                let start = number * cut.step;
-                return Some(Tile { piece, number, start, count: cut.step.min(cut.total - start) });
+        while !next.closed {
+            while next.open.len() < FILES_AT_ONCE
+                && let Some(stretch) = next.waiting.pop()
+            {
+                next.open.push((stretch, 0));
             }
-            next.pieces.start += 1;
-            next.number = 0;
+            if next.open.is_empty() {
+                return None;
+            }
+            let turn = next.turn % next.open.len();
+            if let Some(tile) = self.tile(&mut next.open[turn]) {
+                next.turn = turn + 1;
+                next.sequence += 1;
+                return Some((next.sequence - 1, tile));
+            }
+            next.open.remove(turn);
+            next.turn = turn;
+        }
+        None
+    }
+
+    /// The next tile of a stretch.
+    fn tile(&self, (stretch, number): &mut (Range<usize>, u64)) -> Option<Tile> {
+        while stretch.start < stretch.end {
+            let piece = self.pieces[stretch.start];
+            let cut = Cut::of(self.plan, piece);
+            if *number < cut.tiles() {
+                let start = *number * cut.step;
+                *number += 1;
+                return Some(Tile {
+                    piece,
+                    number: *number - 1,
+                    start,
+                    count: cut.step.min(cut.total - start),
+                });
+            }
+            stretch.start += 1;
+            *number = 0;
         }
         None
     }
@@ -103,4 +144,21 @@ impl<'p> Queue<'p> {
     pub fn close(&self) {
         self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner).closed = true;
     }
+}
+
+/// Stretches of consecutive pieces that go to the same file of the first export.
+fn stretches(plan: &Plan, pieces: &[usize]) -> Vec<Range<usize>> {
+    let file = |piece: usize| {
+        let export = plan.exports.first()?;
+        Some(export.tensors[export.pieces[piece].tensors().next()?].file)
+    };
+    let mut out: Vec<(Option<usize>, Range<usize>)> = Vec::new();
+    for (position, &piece) in pieces.iter().enumerate() {
+        let file = file(piece);
+        match out.last_mut() {
+            Some((last, stretch)) if *last == file => stretch.end = position + 1,
+            _ => out.push((file, position..position + 1)),
+        }
+    }
+    out.into_iter().map(|(_, stretch)| stretch).collect()
 }

@@ -1,9 +1,10 @@
-//! Does a written output hold what was meant? Sizes and headers against the plan, files against the hashes of their report.
+//! Does a written output hold what was meant? Sizes and headers against the plan, files against the checksums of their report.
 
 use std::collections::HashMap;
 use std::fs;
 use std::path::Path;
 
+use super::checksum;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::model::header;
@@ -56,7 +57,7 @@ pub fn headers(export: &ExportPlan, folder: &Path) -> Option<String> {
     })
 }
 
-/// Checks an output directory against its own report: sizes and hashes of all weight files.
+/// Checks an output directory against its own report: sizes and checksums of all weight files.
 ///
 /// # Errors
 /// [`Exit::OutputDamaged`] with every file that differs; [`Exit::BadModel`] where there is no report.
@@ -79,12 +80,12 @@ pub fn verify(folder: &Path) -> Result<Report, Failure> {
 /// Every file of an output that is not in the folder as it was written.
 fn damages(folder: &Path, output: &OutputRecord) -> Vec<Finding> {
     let damage = |file: &FileRecord| {
-        Some(match hash(&folder.join(&file.name)) {
+        Some(match digest(&folder.join(&file.name), file.blake3.is_some()) {
             Err(error) => format!("{} cannot be read: {error}", file.name),
-            Ok((len, _)) if len != file.bytes => {
+            Ok((len, ..)) if len != file.bytes => {
                 format!("{} has {len} bytes and not {}", file.name, file.bytes)
             }
-            Ok((_, found)) if found != file.blake3 => {
+            Ok((_, crc, hash)) if checksum::text(crc) != file.crc64nvme || hash != file.blake3 => {
                 format!("{} has other bytes than were written", file.name)
             }
             Ok(_) => return None,
@@ -101,15 +102,22 @@ fn name_of(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-fn hash(path: &Path) -> std::io::Result<(u64, String)> {
+/// A file's length and CRC, and its hash where that is wanted.
+fn digest(path: &Path, hashed: bool) -> std::io::Result<(u64, u64, Option<String>)> {
     let mut file = fs::File::open(path)?;
-    let len = file.metadata()?.len();
-    let mut hasher = blake3::Hasher::new();
+    let (mut len, mut crc) = (0, 0);
+    let mut hasher = hashed.then(blake3::Hasher::new);
     let mut buffer = vec![0; 1 << 20];
     loop {
         match std::io::Read::read(&mut file, &mut buffer)? {
-            0 => return Ok((len, hasher.finalize().to_hex().to_string())),
-            n => hasher.update(&buffer[..n]),
-        };
+            0 => return Ok((len, crc, hasher.map(|hasher| hasher.finalize().to_hex().to_string()))),
+            n => {
+                crc = checksum::joined(crc, checksum::of(&buffer[..n]), n as u64);
+                len += n as u64;
+                if let Some(hasher) = &mut hasher {
+                    hasher.update(&buffer[..n]);
+                }
+            }
+        }
     }
 }

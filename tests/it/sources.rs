@@ -3,6 +3,7 @@
 use std::fs;
 
 use half::bf16;
+use monoquant::run::checksum;
 use safetensors::tensor::Dtype;
 use serde_json::json;
 
@@ -89,7 +90,7 @@ fn scaled_fp8_is_dequantized_on_the_way() {
     assert!(told.balance.balanced);
     for file in &told.source {
         let bytes = fs::read(workspace.path("model").join(&file.name)).expect("a shard");
-        assert_eq!(file.blake3, blake3::hash(&bytes).to_hex().to_string(), "{}", file.name);
+        assert_eq!(file.crc64nvme, checksum::text(checksum::of(&bytes)), "{}", file.name);
     }
     let config = json(&workspace.path("out/config.json"));
     assert_eq!(config["quantization_config"]["quant_method"], "compressed-tensors");
@@ -163,10 +164,10 @@ fn stacks_of_experts_become_one_matrix_an_expert() {
         let quantize = |model: &Model| {
             let workspace = Workspace::with(model);
             let stages = "  - stage: load\n    model: model\n  - stage: quantize-int4\n    symmetric: true\n  - stage: validate\n\
-                          \x20 - stage: export\n    path: out\n    target: vllm\n\
+                          \x20 - stage: export\n    path: out\n    target: vllm\n    digest: blake3\n\
                           \x20 - stage: export\n    path: plain\n    format: dequantized\n";
             workspace.run(&workspace.whole_recipe(stages)).exits(0);
-            // Hashes are taken on the way, also of what is read across.
+            // Checksums and hashes are taken on the way, also of what is read across.
             let report =
                 monoquant::report::read(&workspace.path("out/monoquant-report.json")).expect("a report");
             for (folder, files) in [
@@ -177,12 +178,10 @@ fn stacks_of_experts_become_one_matrix_an_expert() {
                 for file in files {
                     let bytes =
                         std::fs::read(workspace.path(folder).join(&file.name)).expect("a weight file");
-                    assert_eq!(
-                        file.blake3,
-                        blake3::hash(&bytes).to_hex().as_str(),
-                        "{folder}: {}",
-                        file.name
-                    );
+                    let name = &file.name;
+                    assert_eq!(file.crc64nvme, checksum::text(checksum::of(&bytes)), "{folder}: {name}");
+                    let hash = blake3::hash(&bytes).to_hex().to_string();
+                    assert_eq!(file.blake3, Some(hash), "{folder}: {name}");
                 }
             }
             (tensors(&workspace.path("out")), tensors(&workspace.path("plain")))
