@@ -140,6 +140,9 @@ struct RunArgs {
     /// writes back when it likes, as after any copy.
     #[arg(long)]
     durable: bool,
+    /// Do everything again: take nothing over from the last output or an interrupted run
+    #[arg(long)]
+    fresh: bool,
     /// Use the kernels of this instruction set (portable, avx2, avx512, neon). Results do not depend on it.
     #[arg(long, value_name = "NAME", env = "MONOQUANT_ISA", hide_env_values = true)]
     isa: Option<String>,

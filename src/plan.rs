@@ -19,6 +19,7 @@ pub mod budget;
 pub mod copies;
 mod engines;
 pub mod explain;
+pub mod fingerprint;
 pub mod layout;
 mod outputs;
 pub mod places;

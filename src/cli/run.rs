@@ -31,7 +31,7 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     if !is_json {
         output.findings(&plan.warnings);
     }
-    let options = Options { isa, cancel: Cancel::default(), durable: args.durable };
+    let options = Options { isa, durable: args.durable, fresh: args.fresh, ..Options::default() };
     cancel_on_signals(&options.cancel)?;
     let listener: Box<dyn Listener> = if output.is_quiet() || output.format() != Format::Human {
         Box::new(Silent)
@@ -48,7 +48,7 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     }
     output.findings(&outcome.findings);
     if !output.is_quiet() {
-        output.result(&summary(&plan, &outcome.report, &outcome.report_paths));
+        output.result(&summary(&plan, &outcome));
     }
     Ok(outcome.exit)
 }

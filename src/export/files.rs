@@ -60,6 +60,70 @@ pub fn create(path: &Path, len: u64) -> Result<File, Failure> {
     Ok(file)
 }
 
+/// Opens a file of an interrupted run to go on with it.
+///
+/// # Errors
+/// Where it cannot be opened.
+pub fn open(path: &Path) -> Result<File, Failure> {
+    File::options().read(true).write(true).open(path).map_err(|error| cannot_write("open", path, &error))
+}
+
+/// Opens a file that stays as it is.
+///
+/// # Errors
+/// Where it cannot be opened.
+pub fn open_to_read(path: &Path) -> Result<File, Failure> {
+    File::open(path).map_err(|error| cannot_write("open", path, &error))
+}
+
+/// Gives a file that stays as it is a second name; copies it where the file system has no links.
+///
+/// # Errors
+/// Where neither can be done.
+pub fn link(from: &Path, to: &Path) -> Result<(), Failure> {
+    if let Some(parent) = to.parent() {
+        create_dir_all(parent)?;
+    }
+    if fs::hard_link(from, to).is_ok() {
+        return Ok(());
+    }
+    fs::copy(from, to).map(drop).map_err(|error| cannot_write("copy to", to, &error))
+}
+
+/// Copies bytes from one file into another, by the system where it can: then they are shared where the file system can do that,
+/// and never pass through this process.
+///
+/// # Errors
+/// Where they cannot be read or written.
+pub fn copy_range(
+    from: &File,
+    from_offset: u64,
+    to: &super::staging::StagedFile,
+    to_offset: u64,
+    len: u64,
+) -> Result<(), Failure> {
+    let mut done = 0;
+    #[cfg(any(target_os = "linux", target_os = "android"))]
+    while done < len {
+        let (mut at, mut into) = (from_offset + done, to_offset + done);
+        let count = usize::try_from(len - done).unwrap_or(usize::MAX).min(1 << 24);
+        match rustix::fs::copy_file_range(from, Some(&mut at), &to.file, Some(&mut into), count) {
+            Ok(copied) if copied > 0 => done += copied as u64,
+            // Not on these file systems, or past the end: then reading tells.
+            _ => break,
+        }
+    }
+    let mut buffer = Vec::new();
+    while done < len {
+        buffer.resize((len - done).min(1 << 20) as usize, 0);
+        crate::model::read::read_exact_at(from, &mut buffer, from_offset + done)
+            .map_err(|error| cannot_write("copy to", &to.path, &error))?;
+        write_at(&to.file, &to.path, to_offset + done, &buffer)?;
+        done += buffer.len() as u64;
+    }
+    Ok(())
+}
+
 /// Writes a whole small file.
 ///
 /// # Errors

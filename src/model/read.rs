@@ -35,17 +35,27 @@ impl WeightFile {
         let failed =
             |e: std::io::Error| fail(code::IO, format!("cannot open `{}`: {e}", shard.path.display()));
         let file = File::open(&shard.path).map_err(failed)?;
-        let identity = FileIdentity::of(&file.metadata().map_err(failed)?);
-        // The change time moves with a new link or a permission too, which changes no weight.
-        let unchanged = FileIdentity { ctime_ns: shard.identity.ctime_ns, ..identity } == shard.identity;
-        if !unchanged {
+        let opened = Self { file, name };
+        opened.check_unchanged(shard)?;
+        Ok(opened)
+    }
+
+    /// Whether the file is still as it was when its header was read.
+    ///
+    /// # Errors
+    /// Where it is not.
+    pub fn check_unchanged(&self, shard: &Shard) -> Result<(), Failure> {
+        let name = &self.name;
+        let metadata = self.file.metadata();
+        let metadata = metadata.map_err(|e| fail(code::IO, format!("cannot read `{name}`: {e}")))?;
+        if !FileIdentity::of(&metadata).has_contents_of(&shard.identity) {
             return Err(Failure::new(
                 Exit::BadModel,
                 Finding::error(code::CHANGED, format!("`{name}` changed after its header was read"))
                     .help("Something else writes to the model's folder; run again when it is done."),
             ));
         }
-        Ok(Self { file, name })
+        Ok(())
     }
 
     /// Its name in messages.
@@ -79,12 +89,12 @@ impl WeightFile {
 }
 
 #[cfg(unix)]
-fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
     std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
 }
 
 #[cfg(windows)]
-fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
+pub(crate) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
     use std::os::windows::fs::FileExt;
     while !buffer.is_empty() {
         match file.seek_read(buffer, offset) {

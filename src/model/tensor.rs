@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
+
 use super::dtype::Dtype;
 
 /// A tensor, from the header of its file.
@@ -106,7 +108,7 @@ pub struct Shard {
 }
 
 /// What tells a file from its replacement without reading it. Zero where the system has no such number.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct FileIdentity {
     /// Bytes.
     pub len: u64,
@@ -121,6 +123,22 @@ pub struct FileIdentity {
 }
 
 impl FileIdentity {
+    /// Whether this is the same file with the same contents as far as metadata tells; a new link or a permission changes no
+    /// contents.
+    #[must_use]
+    pub fn has_contents_of(&self, other: &Self) -> bool {
+        Self { ctime_ns: other.ctime_ns, ..*self } == *other
+    }
+
+    /// Whether the file had been left alone for long enough, now that it was looked at, that any later change shows in its
+    /// times, even on file systems that count in seconds.
+    #[must_use]
+    pub fn is_settled(&self) -> bool {
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = i128::try_from(now.as_nanos()).unwrap_or(0);
+        self.mtime_ns.max(self.ctime_ns) + 2_000_000_000 < now
+    }
+
     /// The identity that file metadata shows.
     #[must_use]
     pub fn of(metadata: &Metadata) -> Self {

@@ -2,8 +2,10 @@
 //!
 //! Every measure compares a source weight w with its dequantized value d, rounded to the scales' type; e = w − d.
 
+use serde::{Deserialize, Serialize};
+
 /// The group (or row, where a row or the tensor has one scale) with the greatest noise in proportion to its signal.
-#[derive(Debug, Clone, Copy, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WorstGroup {
     /// Row.
     pub row: usize,
@@ -30,7 +32,7 @@ impl WorstGroup {
 }
 
 /// Distortion of some weights: a tile, a tensor, or a model.
-#[derive(Debug, Clone, Copy, PartialEq, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Distortion {
     /// How many weights.
     pub count: u64,

@@ -42,6 +42,7 @@ impl Listener for Bar {
     fn on_event(&self, event: &Event) {
         match event {
             Event::Started { bytes, .. } => self.bar.set_length(*bytes),
+            Event::Note { text } => self.bar.println(format!("note: {text}")),
             Event::Tile { bytes, .. } => self.bar.inc(*bytes),
             Event::Written { .. } => self.bar.finish_and_clear(),
             _ => {}
@@ -81,10 +82,19 @@ fn say(line: &str) {
 impl Listener for Lines {
     fn on_event(&self, event: &Event) {
         match event {
-            Event::Started { bytes, tensors } => {
+            Event::Started { bytes, tensors, taken_over } => {
                 self.total.store(*bytes, Ordering::Relaxed);
-                say(&format!("reading {} of {}", units::bytes(*bytes), units::counted(*tensors, "tensor")));
+                let reading =
+                    format!("reading {} of {}", units::bytes(*bytes), units::counted(*tensors, "tensor"));
+                match (tensors, taken_over) {
+                    (_, 0) => say(&reading),
+                    (0, count) => {
+                        say(&format!("{} taken over as they are", units::counted(*count, "tensor")))
+                    }
+                    (_, count) => say(&format!("{reading}; {count} taken over as they are")),
+                }
             }
+            Event::Note { text } => say(&format!("note: {text}")),
             Event::Tile { bytes, .. } => {
                 let done = self.done.fetch_add(*bytes, Ordering::Relaxed) + bytes;
                 let Ok(mut last) = self.last.try_lock() else { return };

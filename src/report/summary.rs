@@ -7,17 +7,20 @@ use super::ledger::written_path;
 use super::table::table;
 use super::units::{bytes, counted, decibels};
 use crate::plan::Plan;
+use crate::run::Outcome;
 
 /// Layers that are listed as the worst.
 const WORST: usize = 5;
 
 /// The summary of a run. Every line stands for something in the report.
 #[must_use]
-pub fn summary(plan: &Plan, report: &Report, paths: &[std::path::PathBuf]) -> String {
+pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
+    let (report, paths) = (&outcome.report, &outcome.report_paths);
     let mut out = String::new();
     let mark = if report.verdict.passed { "✓" } else { "✗" };
     let name = plan.recipe().name.as_deref().unwrap_or("recipe");
-    let _ = writeln!(out, "{mark} {name}: {}\n", report.verdict.summary);
+    let _ = writeln!(out, "{mark} {name}: {}", report.verdict.summary);
+    let _ = writeln!(out, "{}", work(outcome));
     let _ = write!(out, "{}", table(&["", "", ""], &[], overview(report)));
     let worst = worst_layers(report);
     if !worst.is_empty() {
@@ -39,6 +42,22 @@ pub fn summary(plan: &Plan, report: &Report, paths: &[std::path::PathBuf]) -> St
         let _ = writeln!(out, "  report  {}", path.display());
     }
     out
+}
+
+/// What there was to do; empty where nothing could be taken over.
+fn work(outcome: &Outcome) -> String {
+    let (taken_over, redone) = (outcome.work.taken_over, outcome.work.redone);
+    match (outcome.is_up_to_date, taken_over, redone) {
+        (true, ..) => {
+            "  up to date: recipe, model and version are those of the output, nothing was written\n"
+                .to_owned()
+        }
+        (false, 0, _) => String::new(),
+        (false, _, 0) => "  no weight was touched: all tensors are those of the last output\n".to_owned(),
+        (false, ..) => {
+            format!("  {}, {taken_over} taken over as they are\n", counted(redone, "tensor") + " redone")
+        }
+    }
 }
 
 fn overview(report: &Report) -> Vec<Vec<String>> {

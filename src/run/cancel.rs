@@ -31,7 +31,7 @@ impl Cancel {
             return Ok(());
         }
         let finding = Finding::error("run::interrupted", "interrupted")
-            .help("Nothing was published; what was there before is untouched.");
+            .help("Nothing was published; what was there before is untouched. The next run goes on where this one ended.");
         Err(Failure::new(Exit::Interrupted, finding))
     }
 }

@@ -92,6 +92,12 @@ impl Checksum {
         self.seen.fetch_add(count, Ordering::Relaxed);
     }
 
+    /// Takes the checksum of the whole as known.
+    pub fn set(&self, crc: u64) {
+        self.crc.store(crc, Ordering::Relaxed);
+        self.seen.store(self.len, Ordering::Relaxed);
+    }
+
     /// The checksum; none where bytes are missing.
     #[must_use]
     pub fn value(&self) -> Option<u64> {

@@ -12,8 +12,15 @@ pub enum Event {
     Started {
         /// Source bytes of all tiles.
         bytes: u64,
-        /// Tensors of the model.
+        /// Tensors that are read.
         tensors: usize,
+        /// Tensors that are taken over from an earlier run.
+        taken_over: usize,
+    },
+    /// Something worth knowing before the work begins.
+    Note {
+        /// One sentence.
+        text: String,
     },
     /// A tile was read, treated and written.
     Tile {

@@ -1,23 +1,24 @@
 //! A run from its plan to its published outputs.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::cancel::Cancel;
 use super::event::{Event, Listener};
-use super::measured::Measured;
+use super::finish::{Job, header};
+use super::measured::Collector;
+use super::reuse::{self, Reuse, Stores};
+use super::source::Source;
 use super::stream::{self, Checks};
-use super::verdict::{self, Judgement};
+use super::workers::Workers;
+use super::{hashes, take_over, verdict};
 use crate::exit::Exit;
-use crate::export::{self, Staging, files, publish};
+use crate::export::staging::{self, Lock};
+use crate::export::{Staging, publish};
 use crate::finding::{Failure, Finding};
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::{Distortion, Isa};
-use crate::recipe::Recipe;
-use crate::report::ledger::{self, Results};
-use crate::report::units;
-use crate::report::{self, Report, Verdict};
+use crate::report::{self, Report, ledger, units};
 use crate::stage::Stage;
 use crate::stage::validate::Check;
 
@@ -30,6 +31,10 @@ pub struct Options {
     pub cancel: Cancel,
     /// Put everything on the disk before it is published, so that it survives a power cut.
     pub durable: bool,
+    /// Take nothing over from earlier runs.
+    pub fresh: bool,
+    /// Keep what a failed gate does not let out, so that the next run need not make it again.
+    pub keep_unpublished: bool,
 }
 
 /// What a run came to. A failed gate is an outcome, not a [`Failure`]: everything was done, and the report says what of it is
@@ -48,6 +53,10 @@ pub struct Outcome {
     pub findings: Vec<Finding>,
     /// The exit status.
     pub exit: Exit,
+    /// What there was to do.
+    pub work: Work,
+    /// Whether the outputs were already as the run would have made them, to the byte: nothing was written.
+    pub is_up_to_date: bool,
 }
 
 /// Where the report of a run that published nothing is kept: beside the output's place.
@@ -57,29 +66,84 @@ pub fn failed_report_path(target: &Path) -> PathBuf {
     target.with_file_name(format!("{name}.failed-report.json"))
 }
 
-/// Carries out a plan: streams the weights into staging folders, judges the gates, publishes what passed.
+/// Carries out a plan: streams the weights into staging folders, judges the gates, publishes what passed. Tensors that an
+/// earlier run has left as the plan wants them are taken over; with nothing left to do, nothing is written.
 ///
 /// # Errors
 /// Where something is wrong with the model's weights, the outputs cannot be written, or the run is cancelled. Nothing is then
 /// published, and what was there before is untouched; only where moving the second of several outputs fails, the first stays.
 pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
     preflight(plan)?;
-    listener
-        .on_event(&Event::Started { bytes: stream::total_bytes(plan), tensors: plan.model.tensors.len() });
-    let mut staging = Vec::with_capacity(plan.exports.len());
+    let mut locks = Vec::with_capacity(plan.exports.len());
     for export in &plan.exports {
-        staging.push(Staging::create(export)?);
+        locks.push(Lock::take(&export.path)?);
     }
-    let isa = options.isa.unwrap_or_else(Isa::detect);
-    let measured = stream::stream(plan, &staging, checks(plan), isa, listener, &options.cancel)?;
-    for (export, staging) in plan.exports.iter().zip(&staging) {
-        write_small_files(plan, export, &staging.folder, &options.cancel)?;
+    let (checks, cancel) = (checks(plan), &options.cancel);
+    let workers = Workers::start(plan.budget.workers)?;
+    let source = Source::open(plan)?;
+    let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
+    let mut stores = Vec::with_capacity(plan.exports.len());
+    for export in &plan.exports {
+        if options.fresh {
+            staging::clear(&export.path);
+            stores.push(Stores::default());
+        } else {
+            stores.push(reuse::stores(export)?);
+        }
     }
-    listener.on_event(&Event::Written {
-        staging: staging.iter().map(|staging| staging.folder.clone()).collect(),
-    });
-    options.cancel.check()?;
-    let judgement = verdict::judge(plan, &measured, &staging);
+    for note in stores.iter().flat_map(|stores| &stores.notes) {
+        listener.on_event(&Event::Note { text: note.clone() });
+    }
+    let reuse = Reuse::find(plan, &source, &stores, checks, &workers, cancel)?;
+    let pieces = reuse.pieces_left(plan);
+    let (taken_over, redone) = reuse.counts(plan);
+    let bytes = stream::total_bytes(plan, &pieces);
+    listener.on_event(&Event::Started { bytes, tensors: redone, taken_over });
+    let collector = Collector::new(plan);
+    collector.output_headers();
+    take_over::remember(plan, &reuse, checks, &collector);
+    let source_headers = source.sum_up_the_rest(&pieces, &collector, cancel)?;
+    let mut job = Job { plan, options, listener, headers, stores: &stores, reuse: &reuse, locks };
+    let mut built = None;
+    if !reuse.is_everything(plan) {
+        let (mut staging, journals) = job.stage()?;
+        let run = stream::Run {
+            plan,
+            source: &source,
+            staging: &staging,
+            journals: &journals,
+            prints: &reuse.prints,
+            checks,
+            isa: options.isa.unwrap_or_else(Isa::detect),
+            collector: &collector,
+            listener,
+        };
+        let done = take_over::take_over(&run, &reuse, &stores, &workers, cancel)
+            .and_then(|()| stream::stream(&run, pieces, &workers, cancel));
+        if let Err(failure) = done {
+            if failure.exit == Exit::Interrupted {
+                staging.iter_mut().for_each(Staging::keep);
+            }
+            return Err(failure);
+        }
+        let folders = staging.iter().map(|staging| staging.folder.clone()).collect();
+        listener.on_event(&Event::Written { staging: folders });
+        built = Some((staging, journals));
+    }
+    source.check_unchanged()?;
+    let mut measured = collector.finish(&source_headers);
+    let folders: Vec<PathBuf> = match &built {
+        Some((staging, _)) => staging.iter().map(|staging| staging.folder.clone()).collect(),
+        None => plan.exports.iter().map(|export| export.path.clone()).collect(),
+    };
+    let hashed = hashes::complete(plan, &stores, &reuse, &folders, &mut measured, cancel);
+    if let Err(failure) = hashed.and_then(|()| cancel.check()) {
+        if let Some((staging, _)) = built.as_mut().filter(|_| failure.exit == Exit::Interrupted) {
+            staging.iter_mut().for_each(Staging::keep);
+        }
+        return Err(failure);
+    }
+    let judgement = verdict::judge(plan, &measured, &folders);
     for gate in judgement.gates.iter().filter(|gate| gate.name != "export") {
         listener.on_event(&Event::Stage {
             stage: gate.stage,
@@ -88,7 +152,16 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
             summary: gate.summary.clone(),
         });
     }
-    finish(plan, &measured, judgement, staging, options.durable, listener)
+    job.finish(&measured, judgement, built, Work { taken_over, redone })
+}
+
+/// What a run had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Work {
+    /// Tensors that were taken over from an earlier run.
+    pub taken_over: usize,
+    /// Tensors that were read, treated and written.
+    pub redone: usize,
 }
 
 /// Looks whether the outputs of a plan can be written: nothing is in their places that must stay, and their disks have room.
@@ -128,7 +201,7 @@ fn check_space(plan: &Plan) -> Result<(), Failure> {
     }
     for (needed, export) in disks.into_values() {
         // What an interrupted run has left is cleared before anything is written.
-        let cleared = publish::folder_bytes(&export::staging::staging_path(&export.path));
+        let cleared = publish::folder_bytes(&staging::staging_path(&export.path));
         if let Some(free) = publish::free_space(&export.path)
             && free.saturating_add(cleared) < needed
         {
@@ -155,68 +228,6 @@ pub fn disk_needed(plan: &Plan, export: &ExportPlan) -> u64 {
     export.weight_bytes() + copied + config
 }
 
-/// Everything of an output but weights and report.
-fn write_small_files(
-    plan: &Plan,
-    export: &ExportPlan,
-    folder: &Path,
-    cancel: &Cancel,
-) -> Result<(), Failure> {
-    for &index in &export.copies {
-        cancel.check()?;
-        let other = &plan.model.others[index];
-        let (from, to) = (plan.model.root.join(&other.path), folder.join(&other.path));
-        if let Some(parent) = to.parent() {
-            files::create_dir_all(parent)?;
-        }
-        fs::copy(&from, &to).map_err(|error| files::cannot_write("copy to", &to, &error))?;
-    }
-    if let Some(config) = &export.config {
-        files::write(&folder.join("config.json"), config.as_bytes())?;
-    }
-    if export.has_index {
-        let name =
-            plan.model.index.as_ref().map_or("model.safetensors.index.json", |index| index.file.as_str());
-        files::write(&folder.join(name), export.index_text().as_bytes())?;
-    }
-    let recipe = crate::recipe::emit(&stored_recipe(plan, export)).map_err(|error| {
-        let finding = Finding::error("export::recipe", format!("cannot write the recipe down: {error}"));
-        Failure::new(Exit::Internal, finding)
-    })?;
-    files::write(&folder.join(export::RECIPE_FILE_NAME), recipe.as_bytes())
-}
-
-/// The recipe as an output holds it: relative paths are relative to the output, so that it runs from there to the same result.
-fn stored_recipe(plan: &Plan, export: &ExportPlan) -> Recipe {
-    let mut recipe = plan.recipe().clone();
-    let from = absolute(&export.path);
-    for stage in &mut recipe.stages {
-        let path = match stage {
-            Stage::Load(load) if !load.model.starts_with("hf://") => &mut load.model,
-            Stage::Export(export) => &mut export.path,
-            _ => continue,
-        };
-        if Path::new(path.as_str()).is_relative() {
-            *path = relative(&from, &absolute(&plan.loaded.resolve_path(path)));
-        }
-    }
-    recipe
-}
-
-/// A path from the root, without `..`, whether or not it exists.
-fn absolute(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    crate::plan::normalized(&path)
-}
-
-/// The way from one absolute folder to a path.
-fn relative(from: &Path, to: &Path) -> String {
-    let shared = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
-    let mut way: Vec<String> = from.components().skip(shared).map(|_| "..".to_owned()).collect();
-    way.extend(to.components().skip(shared).map(|part| part.as_os_str().to_string_lossy().into_owned()));
-    if way.is_empty() { ".".to_owned() } else { way.join("/") }
-}
-
 /// The report of a failed run replaces the one of an earlier failed run, and nothing else.
 fn check_failed_report(target: &Path) -> Result<(), Failure> {
     let path = failed_report_path(target);
@@ -231,86 +242,4 @@ fn check_failed_report(target: &Path) -> Result<(), Failure> {
         return Err(Failure::new(Exit::CannotWrite, finding));
     }
     Ok(())
-}
-
-/// Publishes what passed, and keeps the report of what did not.
-fn finish(
-    plan: &Plan,
-    measured: &Measured,
-    judgement: Judgement,
-    staging: Vec<Staging>,
-    durable: bool,
-    listener: &dyn Listener,
-) -> Result<Outcome, Failure> {
-    let distortions = verdict::by_tensor(plan, measured);
-    let last = judgement.failed.map_or(usize::MAX, |(stage, _)| stage);
-    let published: Vec<bool> = plan.exports.iter().map(|export| export.stage < last).collect();
-    let exit = judgement.failed.map_or(Exit::Done, |(_, exit)| exit);
-    let verdict =
-        Verdict { passed: exit == Exit::Done, exit_status: exit.code(), summary: summary(plan, &judgement) };
-    let report = ledger::report(
-        plan,
-        Results {
-            distortions: &distortions,
-            source_files: &measured.source_files,
-            output_files: &measured.output_files,
-            gates: judgement.gates,
-            complaints: judgement.complaints.iter().map(|c| (c.is_critical, c.finding.clone())).collect(),
-            published: published.clone(),
-            verdict,
-        },
-    );
-    if !report.balance.balanced {
-        let finding = Finding::error("report::unbalanced", "the ledger does not balance").help(
-            "Bytes of the source and of the output do not add up. This is a bug in monoquant; nothing was published.",
-        );
-        return Err(Failure::new(Exit::Internal, finding));
-    }
-    let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();
-    text.push('\n');
-    let mut outcome = Outcome {
-        report,
-        report_paths: Vec::new(),
-        published: Vec::new(),
-        distortions,
-        findings: judgement.shown,
-        exit,
-    };
-    // All are looked at before the first is moved, so that one that cannot be published stops the others as well.
-    for (export, _) in plan.exports.iter().zip(&published).filter(|(_, is_published)| **is_published) {
-        publish::check_occupant(&export.path, export.overwrite)?;
-    }
-    for ((export, staging), is_published) in plan.exports.iter().zip(staging).zip(published) {
-        let failed_report = failed_report_path(&export.path);
-        if !is_published {
-            drop(staging);
-            files::write(&failed_report, text.as_bytes())?;
-            outcome.report_paths.push(failed_report);
-            continue;
-        }
-        files::write(&staging.folder.join(report::FILE_NAME), text.as_bytes())?;
-        let path = publish::publish(staging, export.overwrite, durable)?;
-        // The report of an earlier, failed run says nothing about this output.
-        if report::is_ours(&failed_report) {
-            let _ = fs::remove_file(&failed_report);
-        }
-        outcome.report_paths.push(path.join(report::FILE_NAME));
-        listener.on_event(&Event::Published { path: path.clone() });
-        outcome.published.push(path);
-    }
-    Ok(outcome)
-}
-
-fn summary(plan: &Plan, judgement: &Judgement) -> String {
-    let quantized = plan.quantized_tensors();
-    let of = units::counted(plan.model.tensors.len(), "tensor");
-    match judgement.failed {
-        Some((stage, _)) => {
-            format!(
-                "`{}` failed: {quantized} of {of} quantized, not published",
-                plan.recipe().stages[stage].name()
-            )
-        }
-        None => format!("{quantized} of {of} quantized"),
-    }
 }

@@ -181,6 +181,42 @@ impl<'p> Collector<'p> {
         lock(&self.not_finite).push(NotFinite { tensor, element });
     }
 
+    /// The first element of a tensor that is not finite.
+    pub fn not_finite_of(&self, tensor: usize) -> Option<u64> {
+        let found = lock(&self.not_finite);
+        found.iter().filter(|value| value.tensor == tensor).map(|value| value.element).min()
+    }
+
+    /// Takes note of what is known of a tensor without reading it.
+    pub fn known_source(&self, tensor: usize, checksum: u64) {
+        self.sources[tensor].set(checksum);
+    }
+
+    /// As [`Collector::known_source`], of an output tensor.
+    pub fn known_output(&self, export: usize, tensor: usize, checksum: u64) {
+        self.outputs[export][tensor].set(checksum);
+    }
+
+    /// As [`Collector::known_source`], of the distortion of a piece.
+    pub fn known_distortion(&self, piece: usize, distortion: Option<Distortion>) {
+        lock(&self.pieces[piece]).merged = distortion;
+    }
+
+    /// The checksum of a source tensor; none while bytes of it are missing.
+    pub fn source_checksum(&self, tensor: usize) -> Option<u64> {
+        self.sources[tensor].value()
+    }
+
+    /// The checksum of an output tensor; none while bytes of it are missing.
+    pub fn output_checksum(&self, export: usize, tensor: usize) -> Option<u64> {
+        self.outputs[export][tensor].value()
+    }
+
+    /// Whether an output tensor was not read back as it was written.
+    pub fn is_mismatch(&self, export: usize, tensor: usize) -> bool {
+        lock(&self.mismatches).contains(&Mismatch { export, tensor })
+    }
+
     pub fn mismatch(&self, export: usize, tensor: usize) {
         lock(&self.mismatches).push(Mismatch { export, tensor });
     }

@@ -35,11 +35,43 @@ impl<'p> Source<'p> {
         Ok(Self { plan, files })
     }
 
+    /// Reads stored bytes of a tensor into `buffer`.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn read_stored(
+        &self,
+        tensor: usize,
+        start: u64,
+        count: u64,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        let tensor = &self.plan.model.tensors[tensor];
+        buffer.resize(usize::try_from(count).unwrap_or(0), 0);
+        self.files[tensor.shard].read_at(tensor.offset + start, buffer)
+    }
+
+    /// Whether the files are still as they were when their headers were read.
+    ///
+    /// # Errors
+    /// Where one is not: what was read of it may be of two versions.
+    pub fn check_unchanged(&self) -> Result<(), Failure> {
+        self.files
+            .iter()
+            .zip(&self.plan.model.shards)
+            .try_for_each(|(file, shard)| file.check_unchanged(shard))
+    }
+
     /// Sums up what no tile reads: the scales of FP8 weights, and headers, whose checksums it gives.
     ///
     /// # Errors
     /// Where it cannot be read.
-    pub fn sum_up_the_rest(&self, collector: &Collector<'_>, cancel: &Cancel) -> Result<Vec<u64>, Failure> {
+    pub fn sum_up_the_rest(
+        &self,
+        pieces: &[usize],
+        collector: &Collector<'_>,
+        cancel: &Cancel,
+    ) -> Result<Vec<u64>, Failure> {
         let mut headers = Vec::with_capacity(self.files.len());
         for (index, shard) in self.plan.model.shards.iter().enumerate() {
             let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
@@ -54,7 +86,7 @@ impl<'p> Source<'p> {
         }
         // Of interleaved matrices every second element is read at a time, too little to be summed up on the way.
         let mut last = None;
-        for piece in &self.plan.pieces {
+        for piece in pieces.iter().map(|&piece| &self.plan.pieces[piece]) {
             let interleaved = piece.matrix.is_some_and(|view| !view.is_contiguous() && view.row_stride != 1);
             if interleaved && last != Some(piece.tensor) {
                 last = Some(piece.tensor);
@@ -65,14 +97,13 @@ impl<'p> Source<'p> {
     }
 
     fn sum_up(&self, index: usize, collector: &Collector<'_>, cancel: &Cancel) -> Result<(), Failure> {
-        let tensor = &self.plan.model.tensors[index];
+        let bytes = self.plan.model.tensors[index].bytes;
         let mut buffer = Vec::new();
         let mut start = 0;
-        while start < tensor.bytes {
+        while start < bytes {
             cancel.check()?;
-            let count = (tensor.bytes - start).min(crate::plan::budget::TILE_BYTES);
-            buffer.resize(count as usize, 0);
-            self.files[tensor.shard].read_at(tensor.offset + start, &mut buffer)?;
+            let count = (bytes - start).min(crate::plan::budget::TILE_BYTES);
+            self.read_stored(index, start, count, &mut buffer)?;
             collector.source(index, start, &buffer);
             start += count;
         }

@@ -6,14 +6,20 @@
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
+use serde::{Deserialize, Serialize};
+
 use super::cancel::Cancel;
 use super::event::{Event, Listener};
-use super::measured::{Collector, Measured, lock};
+use super::measured::{Collector, lock};
+use super::record::Journal;
 use super::source::{Source, SourceBuffers};
+use super::take_over;
 use super::tiles::{Cut, Queue, Tile};
+use super::workers::Workers;
 use crate::exit::Exit;
 use crate::export::{Staging, files};
 use crate::finding::{Failure, Finding};
+use crate::plan::fingerprint::TensorPrint;
 use crate::plan::select::float_type;
 use crate::plan::{Piece, PieceOutput, Plan};
 use crate::quant::{
@@ -22,7 +28,7 @@ use crate::quant::{
 };
 
 /// What a pass does beside quantizing and writing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Checks {
     /// Look at every value that is kept.
     pub finite: bool,
@@ -32,16 +38,27 @@ pub(super) struct Checks {
     pub measure: bool,
 }
 
-/// Everything a worker needs to know.
+impl Checks {
+    /// Whether a pass that did this has done all of that.
+    pub fn cover(self, wanted: Self) -> bool {
+        (self.finite || !wanted.finite)
+            && (self.round_trip || !wanted.round_trip)
+            && (self.measure || !wanted.measure)
+    }
+}
+
+/// A run with what was found out before its one pass.
 struct Pass<'a> {
-    plan: &'a Plan,
-    source: &'a Source<'a>,
-    staging: &'a [Staging],
+    run: &'a Run<'a>,
     params: &'a [Option<TensorParams>],
-    checks: Checks,
-    isa: Isa,
-    collector: &'a Collector<'a>,
-    listener: &'a dyn Listener,
+}
+
+impl<'a> std::ops::Deref for Pass<'a> {
+    type Target = Run<'a>;
+
+    fn deref(&self) -> &Run<'a> {
+        self.run
+    }
 }
 
 /// A worker's memory, used again for each tile.
@@ -55,93 +72,55 @@ struct Buffers {
     scratch: Scratch,
 }
 
-/// The first failure in the order in which tiles are handed out. All tiles before the one that failed were handed out before it,
-/// and are finished, so which failure is reported does not depend on the number of workers.
-#[derive(Default)]
-struct FirstFailure(Mutex<Option<(u64, Failure)>>);
-
-impl FirstFailure {
-    fn offer(&self, at: u64, failure: Failure) {
-        let mut first = lock(&self.0);
-        if first.as_ref().is_none_or(|(known, _)| at < *known) {
-            *first = Some((at, failure));
-        }
-    }
-
-    fn take(self) -> Result<(), Failure> {
-        match self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-            Some((_, failure)) => Err(failure),
-            None => Ok(()),
-        }
-    }
+/// What a run works with.
+pub(super) struct Run<'a> {
+    pub plan: &'a Plan,
+    pub source: &'a Source<'a>,
+    pub staging: &'a [Staging],
+    /// The record of each export.
+    pub journals: &'a [Journal],
+    /// The fingerprints of all source tensors.
+    pub prints: &'a [TensorPrint],
+    pub checks: Checks,
+    pub isa: Isa,
+    pub collector: &'a Collector<'a>,
+    pub listener: &'a dyn Listener,
 }
 
-/// Runs `work` on every tile of some pieces with the plan's number of workers.
-fn for_each_tile(
-    pool: &rayon::ThreadPool,
-    queue: &Queue<'_>,
-    cancel: &Cancel,
-    work: impl Fn(Tile, &mut Buffers) -> Result<(), Failure> + Sync,
-) -> Result<(), Failure> {
-    let first = FirstFailure::default();
-    pool.broadcast(|_| {
-        let mut buffers = Buffers::default();
-        while let Some((at, tile)) = queue.next() {
-            if let Err(failure) = cancel.check().and_then(|()| work(tile, &mut buffers)) {
-                queue.close();
-                first.offer(at, failure);
-                return;
-            }
-        }
-    });
-    first.take()
-}
-
-/// Streams the plan's weights into the staged files.
+/// Streams the weights of some of the plan's pieces into the staged files.
 ///
 /// # Errors
 /// Where a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
 pub(super) fn stream(
-    plan: &Plan,
-    staging: &[Staging],
-    checks: Checks,
-    isa: Isa,
-    listener: &dyn Listener,
+    run: &Run<'_>,
+    pieces: Vec<usize>,
+    workers: &Workers,
     cancel: &Cancel,
-) -> Result<Measured, Failure> {
-    let source = Source::open(plan)?;
-    let collector = Collector::new(plan);
-    let pool = rayon::ThreadPoolBuilder::new().num_threads(plan.budget.workers).build().map_err(|error| {
-        Failure::new(Exit::Internal, Finding::error("run::threads", format!("cannot start threads: {error}")))
-    })?;
-    let headers = source.sum_up_the_rest(&collector, cancel)?;
-    collector.output_headers();
-    let params = survey(plan, &source, &pool, isa, cancel)?;
-    let (source, collector_ref) = (&source, &collector);
-    let pass =
-        Pass { plan, source, staging, params: &params, checks, isa, collector: collector_ref, listener };
-    let queue = Queue::new(plan, (0..plan.pieces.len()).collect());
-    for_each_tile(&pool, &queue, cancel, |tile, buffers| pass.tile(tile, buffers))?;
-    Ok(collector.finish(&headers))
+) -> Result<(), Failure> {
+    let params = survey(run, &pieces, workers, cancel)?;
+    let pass = Pass { run, params: &params };
+    let queue = Queue::new(run.plan, pieces);
+    workers.each(cancel, || queue.next(), |tile, buffers| pass.tile(tile, buffers))
 }
 
 /// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
 fn survey(
-    plan: &Plan,
-    source: &Source<'_>,
-    pool: &rayon::ThreadPool,
-    isa: Isa,
+    run: &Run<'_>,
+    pieces: &[usize],
+    workers: &Workers,
     cancel: &Cancel,
 ) -> Result<Vec<Option<TensorParams>>, Failure> {
+    let plan = run.plan;
     let mut out = vec![None; plan.pieces.len()];
-    for (index, piece) in plan.pieces.iter().enumerate() {
-        let Some(quantizer) = quantizer(plan, piece, isa) else { continue };
+    for &index in pieces {
+        let piece = &plan.pieces[index];
+        let Some(quantizer) = quantizer(plan, piece, run.isa) else { continue };
         if quantizer.survey_passes() == 0 {
             continue;
         }
         let mut survey = quantizer.begin_survey();
         for _ in 0..quantizer.survey_passes() {
-            survey_pass(plan, source, pool, cancel, index, &quantizer, &mut survey)?;
+            survey_pass(run, workers, cancel, index, &quantizer, &mut survey)?;
             quantizer.end_pass(&mut survey);
             if quantizer.is_settled(&survey) {
                 break;
@@ -161,33 +140,36 @@ fn survey(
 }
 
 fn survey_pass(
-    plan: &Plan,
-    source: &Source<'_>,
-    pool: &rayon::ThreadPool,
+    run: &Run<'_>,
+    workers: &Workers,
     cancel: &Cancel,
     index: usize,
     quantizer: &Quantizer,
     survey: &mut Survey,
 ) -> Result<(), Failure> {
-    let piece = &plan.pieces[index];
+    let (plan, piece) = (run.plan, &run.plan.pieces[index]);
     let queue = Queue::new(plan, vec![index]);
     // Parts are merged in tile order as they come, so that no more of them wait than there are workers.
     let so_far = survey.clone();
     let merged = Mutex::new((0_u64, BTreeMap::new(), survey));
-    for_each_tile(pool, &queue, cancel, |tile, buffers| {
-        source.read(piece, tile, &mut buffers.source, None)?;
-        let part = quantizer
-            .survey(&so_far, &buffers.source.weights, tile.count as usize)
-            .map_err(|bad| bad_weight(plan, piece, tile, bad))?;
-        let mut merged = lock(&merged);
-        let (next, waiting, survey) = &mut *merged;
-        waiting.insert(tile.number, part);
-        while let Some(part) = waiting.remove(next) {
-            survey.merge(part);
-            *next += 1;
-        }
-        Ok(())
-    })
+    workers.each(
+        cancel,
+        || queue.next(),
+        |tile, buffers: &mut Buffers| {
+            run.source.read(piece, tile, &mut buffers.source, None)?;
+            let part = quantizer
+                .survey(&so_far, &buffers.source.weights, tile.count as usize)
+                .map_err(|bad| bad_weight(plan, piece, tile, bad))?;
+            let mut merged = lock(&merged);
+            let (next, waiting, survey) = &mut *merged;
+            waiting.insert(tile.number, part);
+            while let Some(part) = waiting.remove(next) {
+                survey.merge(part);
+                *next += 1;
+            }
+            Ok(())
+        },
+    )
 }
 
 /// The quantizer of a piece; none where it is kept.
@@ -235,6 +217,14 @@ impl Pass<'_> {
         self.listener.on_event(&Event::Tile { tensor: piece.tensor, bytes });
         if self.collector.tile_done(piece.tensor) {
             let distortion = self.collector.distortion_of(tile.piece);
+            for (export, journal) in self.journals.iter().enumerate() {
+                let print = &self.prints[piece.tensor];
+                if let Some(finished) =
+                    take_over::finished(self.plan, print, export, piece.tensor, self.collector)
+                {
+                    journal.add(finished)?;
+                }
+            }
             let name = self.plan.model.tensors[piece.tensor].name.clone();
             self.listener.on_event(&Event::Tensor { tensor: piece.tensor, name, distortion });
         }
@@ -578,10 +568,11 @@ fn first_not_finite(dtype: crate::model::Dtype, bytes: &[u8]) -> Option<u64> {
     }
 }
 
-/// Source bytes of all tiles of a plan.
-pub(super) fn total_bytes(plan: &Plan) -> u64 {
-    (0..plan.pieces.len())
-        .map(|index| {
+/// Source bytes of all tiles of some pieces of a plan.
+pub(super) fn total_bytes(plan: &Plan, pieces: &[usize]) -> u64 {
+    pieces
+        .iter()
+        .map(|&index| {
             let piece = &plan.pieces[index];
             let tensor = &plan.model.tensors[piece.tensor];
             match piece.matrix {

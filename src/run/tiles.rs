@@ -82,7 +82,6 @@ struct Next {
     turn: usize,
     /// Tiles handed out so far.
     sequence: u64,
-    closed: bool,
 }
 
 impl<'p> Queue<'p> {
@@ -91,14 +90,14 @@ impl<'p> Queue<'p> {
     pub fn new(plan: &'p Plan, pieces: Vec<usize>) -> Self {
         let mut waiting = stretches(plan, &pieces);
         waiting.reverse();
-        let next = Next { open: Vec::new(), waiting, turn: 0, sequence: 0, closed: false };
+        let next = Next { open: Vec::new(), waiting, turn: 0, sequence: 0 };
         Self { plan, pieces, next: Mutex::new(next) }
     }
 
-    /// The next tile and how many were handed out before it; none when all are handed out or the queue is closed.
+    /// The next tile and how many were handed out before it; none when all are handed out.
     pub fn next(&self) -> Option<(u64, Tile)> {
         let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        while !next.closed {
+        loop {
             while next.open.len() < FILES_AT_ONCE
                 && let Some(stretch) = next.waiting.pop()
             {
@@ -116,7 +115,6 @@ impl<'p> Queue<'p> {
             next.open.remove(turn);
             next.turn = turn;
         }
-        None
     }
 
     /// The next tile of a stretch.
@@ -138,11 +136,6 @@ impl<'p> Queue<'p> {
             *number = 0;
         }
         None
-    }
-
-    /// Hands out nothing more.
-    pub fn close(&self) {
-        self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner).closed = true;
     }
 }
 

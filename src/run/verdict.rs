@@ -2,9 +2,10 @@
 //!
 //! Gates are judged in the order of the recipe, from what the one pass over the weights has found.
 
+use std::path::PathBuf;
+
 use super::measured::Measured;
 use crate::exit::Exit;
-use crate::export::Staging;
 use crate::finding::{Finding, Severity};
 use crate::plan::{Plan, Treatment};
 use crate::quant::{Bits, Distortion};
@@ -56,9 +57,9 @@ pub fn by_tensor(plan: &Plan, measured: &Measured) -> Vec<Option<Distortion>> {
     out
 }
 
-/// Judges every gate of a plan.
+/// Judges every gate of a plan, with the weight files of each export in one of the folders.
 #[must_use]
-pub fn judge(plan: &Plan, measured: &Measured, staging: &[Staging]) -> Judgement {
+pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement {
     let tensors = by_tensor(plan, measured);
     let mut judgement =
         Judgement { gates: Vec::new(), complaints: Vec::new(), shown: Vec::new(), failed: None };
@@ -71,7 +72,7 @@ pub fn judge(plan: &Plan, measured: &Measured, staging: &[Staging]) -> Judgement
         };
         let gate = match stage {
             Stage::Validate(validate) => {
-                let complaints = validate_complaints(plan, measured, staging, &tensors, index, validate);
+                let complaints = validate_complaints(plan, measured, folders, &tensors, index, validate);
                 let on_failure = validate.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Error);
                 let damaged =
                     complaints.iter().any(|complaint| complaint.finding.code.starts_with("output::"));
@@ -181,7 +182,7 @@ fn name(plan: &Plan, tensor: usize) -> &str {
 fn validate_complaints(
     plan: &Plan,
     measured: &Measured,
-    staging: &[Staging],
+    folders: &[PathBuf],
     tensors: &[Option<Distortion>],
     stage: usize,
     validate: &Validate,
@@ -242,15 +243,15 @@ fn validate_complaints(
                     );
                     complain("checks", Finding::error("output::round-trip", message).help(help));
                 }
-                for (export, staging) in plan.exports.iter().zip(staging) {
-                    if let Some(problem) = super::verify::headers(export, &staging.folder) {
+                for (export, folder) in plan.exports.iter().zip(folders) {
+                    if let Some(problem) = super::verify::headers(export, folder) {
                         complain("checks", Finding::error("output::round-trip", problem));
                     }
                 }
             }
             Check::Size => {
-                for (export, staging) in plan.exports.iter().zip(staging) {
-                    if let Some(problem) = super::verify::sizes(export, &staging.folder) {
+                for (export, folder) in plan.exports.iter().zip(folders) {
+                    if let Some(problem) = super::verify::sizes(export, folder) {
                         complain("checks", Finding::error("output::size", problem));
                     }
                 }

@@ -103,7 +103,7 @@ fn name_of(folder: &Path) -> String {
 }
 
 /// A file's length and CRC, and its hash where that is wanted.
-fn digest(path: &Path, hashed: bool) -> std::io::Result<(u64, u64, Option<String>)> {
+pub(super) fn digest(path: &Path, hashed: bool) -> std::io::Result<(u64, u64, Option<String>)> {
     let mut file = fs::File::open(path)?;
     let (mut len, mut crc) = (0, 0);
     let mut hasher = hashed.then(blake3::Hasher::new);

@@ -191,17 +191,19 @@ fn an_interrupted_run_is_130() {
                 switch.cancel();
             }
         };
-        let failure =
-            run(&plan, &Options { cancel, ..Options::default() }, &listener).expect_err("it was interrupted");
+        let options = Options { cancel, fresh: true, ..Options::default() };
+        let failure = run(&plan, &options, &listener).expect_err("it was interrupted");
         assert_eq!(failure.exit, Exit::Interrupted);
-        assert_eq!(workspace.names(), ["model", "out", "recipe.yaml"]);
+        // What is finished stays for the next run.
+        let left = [".out.monoquant-journal", ".out.monoquant-staging", "model", "out", "recipe.yaml"];
+        assert_eq!(workspace.names(), left);
         assert_eq!(crate::support::files(&workspace.path("out")), before);
     }
 }
 
 #[cfg(unix)]
 #[test]
-fn a_signal_ends_a_run_with_130_and_leaves_nothing() {
+fn a_signal_ends_a_run_with_130_and_publishes_nothing() {
     let workspace = Workspace::new();
     fs::create_dir(workspace.path("model")).expect("a folder");
     workspace.write("model/config.json", r#"{"model_type": "llama"}"#);
@@ -232,5 +234,6 @@ fn a_signal_ends_a_run_with_130_and_leaves_nothing() {
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(130), "{stderr}");
     assert!(stderr.contains("Nothing was published"), "{stderr}");
-    assert_eq!(workspace.names(), ["model", "recipe.yaml"]);
+    let left = [".out.monoquant-journal", ".out.monoquant-staging", "model", "recipe.yaml"];
+    assert_eq!(workspace.names(), left);
 }

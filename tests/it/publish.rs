@@ -16,9 +16,9 @@ fn a_run_that_panics_leaves_nothing() {
     workspace.run(&recipe).exits(0);
     let before = files(&workspace.path("out"));
     let plan = workspace.plan(&recipe).expect("a plan");
+    let options = Options { fresh: true, ..Options::default() };
     let listener = |event: &Event| assert!(!matches!(event, Event::Written { .. }), "a listener with a bug");
-    let caught =
-        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&plan, &Options::default(), &listener)));
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&plan, &options, &listener)));
     assert!(caught.is_err());
     assert_eq!(workspace.names(), ["model", "out", "recipe.yaml"]);
     assert_eq!(files(&workspace.path("out")), before);

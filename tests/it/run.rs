@@ -142,7 +142,7 @@ fn progress_goes_to_standard_error_and_quiet_says_nothing() {
     let workspace = Workspace::new();
     let said = on_shipped(&workspace, "run", "llama-int4.yaml", &["-q"]).exits(0);
     assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("", ""));
-    let said = on_shipped(&workspace, "run", "llama-int4.yaml", &["-v"]).exits(0);
+    let said = on_shipped(&workspace, "run", "llama-int4.yaml", &["-v", "--fresh"]).exits(0);
     assert!(said.stderr.contains("published [work]/out"), "{}", said.stderr);
     let said = on_shipped(&workspace, "run", "llama-int4.yaml", &["--format", "json"]).exits(0);
     assert_eq!(said.json()["report_version"], 1);

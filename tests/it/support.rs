@@ -130,11 +130,12 @@ impl Workspace {
         self.filtered(&render(findings, Style { color: false, unicode: true, width: 100 }))
     }
 
-    /// The names in the workspace's folder, hidden ones too.
+    /// The names in the workspace's folder, hidden ones too, but for the records beside published outputs.
     pub fn names(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.root())
             .expect("the workspace")
             .map(|entry| entry.expect("an entry").file_name().to_string_lossy().into_owned())
+            .filter(|name| !name.ends_with(".monoquant-record"))
             .collect();
         names.sort();
         names

@@ -1,0 +1,366 @@
+//! The end of a run: publishes what passed, keeps the report of what did not, and records what is there for the next run.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use super::event::{Event, Listener};
+use super::executor::{Options, Outcome, Work, failed_report_path};
+use super::measured::Measured;
+use super::record::{self, CopiedFile, Finished, Header, Journal, SourceFile, WrittenFile};
+use super::reuse::{Reuse, Stores};
+use super::stream::Checks;
+use super::take_over;
+use super::verdict::{self, Judgement};
+use crate::exit::Exit;
+use crate::export::staging::{self, Lock};
+use crate::export::{self, Staging, files, publish};
+use crate::finding::{Failure, Finding};
+use crate::model::FileIdentity;
+use crate::plan::{ExportPlan, Plan, fingerprint};
+use crate::recipe::Recipe;
+use crate::report::ledger::{self, Results};
+use crate::report::{self, Verdict, units};
+use crate::stage::Stage;
+
+/// The record of a run of a plan, before anything is written.
+pub(super) fn header(plan: &Plan, export: &ExportPlan, checks: Checks) -> Header {
+    let mut header = Header::new(checks, fingerprint::layout(export));
+    header.sources = plan
+        .model
+        .shards
+        .iter()
+        .map(|shard| SourceFile {
+            name: shard.name.clone(),
+            identity: shard.identity,
+            is_settled: shard.identity.is_settled(),
+            blake3: None,
+        })
+        .collect();
+    let unwritten = |file: &crate::plan::OutputFile| WrittenFile {
+        name: file.name.clone(),
+        identity: None,
+        blake3: None,
+    };
+    header.files = export.files.iter().map(unwritten).collect();
+    header
+}
+
+/// A run that only its end is missing from.
+pub(super) struct Job<'a> {
+    pub plan: &'a Plan,
+    pub options: &'a Options,
+    pub listener: &'a dyn Listener,
+    /// The record of each export.
+    pub headers: Vec<Header>,
+    pub stores: &'a [Stores],
+    pub reuse: &'a Reuse<'a>,
+    /// The locks of the outputs, until staging folders hold them.
+    pub locks: Vec<Lock>,
+}
+
+/// The staging folder and the journal of each export.
+pub(super) type Built = (Vec<Staging>, Vec<Journal>);
+
+impl Job<'_> {
+    /// Makes the staging folders and begins the journals.
+    ///
+    /// # Errors
+    /// Where they cannot be written.
+    pub fn stage(&mut self) -> Result<Built, Failure> {
+        let (mut folders, mut journals) = (Vec::new(), Vec::new());
+        let locks = std::mem::take(&mut self.locks);
+        for (((export, starts), lock), header) in
+            self.plan.exports.iter().zip(&self.reuse.starts).zip(locks).zip(&self.headers)
+        {
+            folders.push(Staging::create(export, lock, starts)?);
+            journals.push(Journal::begin(staging::journal_path(&export.path), header)?);
+        }
+        Ok((folders, journals))
+    }
+
+    /// Publishes what passed, and keeps the report of what did not.
+    ///
+    /// # Errors
+    /// Where something cannot be written, or the ledger does not balance.
+    pub fn finish(
+        mut self,
+        measured: &Measured,
+        judgement: Judgement,
+        built: Option<Built>,
+        work: Work,
+    ) -> Result<Outcome, Failure> {
+        let (plan, options) = (self.plan, self.options);
+        let distortions = verdict::by_tensor(plan, measured);
+        let last = judgement.failed.map_or(usize::MAX, |(stage, _)| stage);
+        let published: Vec<bool> = plan.exports.iter().map(|export| export.stage < last).collect();
+        let exit = judgement.failed.map_or(Exit::Done, |(_, exit)| exit);
+        let verdict = Verdict {
+            passed: exit == Exit::Done,
+            exit_status: exit.code(),
+            summary: summary(plan, &judgement),
+        };
+        let report = ledger::report(
+            plan,
+            Results {
+                distortions: &distortions,
+                source_files: &measured.source_files,
+                output_files: &measured.output_files,
+                gates: judgement.gates,
+                complaints: judgement.complaints.iter().map(|c| (c.is_critical, c.finding.clone())).collect(),
+                published: published.clone(),
+                verdict,
+            },
+        );
+        if !report.balance.balanced {
+            let finding = Finding::error("report::unbalanced", "the ledger does not balance").help(
+                "Bytes of the source and of the output do not add up. This is a bug in monoquant; nothing was published.",
+            );
+            return Err(Failure::new(Exit::Internal, finding));
+        }
+        let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();
+        text.push('\n');
+        let mut outcome = Outcome {
+            report,
+            report_paths: Vec::new(),
+            published: Vec::new(),
+            distortions,
+            findings: judgement.shown,
+            exit,
+            work,
+            is_up_to_date: false,
+        };
+        let small = plan.exports.iter().map(|export| small_files(plan, export, &text));
+        let small: Vec<SmallFiles> = small.collect::<Result<_, _>>()?;
+        self.record_sources(measured);
+        if built.is_none() && published.iter().all(|is_published| *is_published) && self.is_same(&small) {
+            outcome.is_up_to_date = true;
+            for (index, export) in plan.exports.iter().enumerate() {
+                self.record(index, measured, take_over::taken(plan, self.reuse, index).collect());
+                staging::clear(&export.path);
+                outcome.report_paths.push(export.path.join(report::FILE_NAME));
+            }
+            return Ok(outcome);
+        }
+        // All are looked at before the first is moved, so that one that cannot be published stops the others as well.
+        for (export, _) in plan.exports.iter().zip(&published).filter(|(_, is_published)| **is_published) {
+            publish::check_occupant(&export.path, export.overwrite)?;
+        }
+        let built = match built {
+            Some(built) => Some(built),
+            // A gate that fails on what is there already has nothing to stage.
+            None if !published.iter().any(|is_published| *is_published) => None,
+            None => {
+                let (staging, journals) = self.stage()?;
+                for (index, journal) in journals.iter().enumerate() {
+                    take_over::taken(plan, self.reuse, index)
+                        .try_for_each(|finished| journal.add(finished))?;
+                }
+                Some((staging, journals))
+            }
+        };
+        let mut built: Vec<Option<(Staging, Journal)>> = match built {
+            Some((staging, journals)) => staging.into_iter().zip(journals).map(Some).collect(),
+            None => plan.exports.iter().map(|_| None).collect(),
+        };
+        if options.keep_unpublished {
+            for (index, built) in built.iter_mut().enumerate().filter(|(index, _)| !published[*index]) {
+                let Some((staging, journal)) = built else { continue };
+                let header = self.written_header(index, measured, &staging.folder);
+                record::write(&staging::journal_path(&staging.target), &header, &journal.finished())?;
+                staging.keep();
+            }
+        }
+        for (index, built) in built.into_iter().enumerate() {
+            let export = &plan.exports[index];
+            let failed_report = failed_report_path(&export.path);
+            let Some((staging, journal)) = built.filter(|_| published[index]) else {
+                files::write(&failed_report, text.as_bytes())?;
+                outcome.report_paths.push(failed_report);
+                continue;
+            };
+            self.write_small_files(index, &small[index], &staging.folder)?;
+            let path = publish::publish(staging, export.overwrite, options.durable)?;
+            self.record(index, measured, journal.finished());
+            // The report of an earlier, failed run says nothing about this output.
+            if report::is_ours(&failed_report) {
+                let _ = fs::remove_file(&failed_report);
+            }
+            outcome.report_paths.push(path.join(report::FILE_NAME));
+            self.listener.on_event(&Event::Published { path: path.clone() });
+            outcome.published.push(path);
+        }
+        Ok(outcome)
+    }
+
+    fn record_sources(&mut self, measured: &Measured) {
+        for header in &mut self.headers {
+            for (file, digest) in header.sources.iter_mut().zip(&measured.source_files) {
+                file.blake3.clone_from(&digest.blake3);
+            }
+        }
+    }
+
+    /// The header of a record for weight files that are complete, in a folder.
+    fn written_header(&self, index: usize, measured: &Measured, folder: &Path) -> Header {
+        let mut header = self.headers[index].clone();
+        for (file, digest) in header.files.iter_mut().zip(&measured.output_files[index]) {
+            file.identity = identity(&folder.join(&file.name));
+            file.blake3.clone_from(&digest.blake3);
+        }
+        header
+    }
+
+    /// Records what a published output holds.
+    fn record(&self, index: usize, measured: &Measured, finished: Vec<Finished>) {
+        let export = &self.plan.exports[index];
+        let mut header = self.written_header(index, measured, &export.path);
+        header.copies = export
+            .copies
+            .iter()
+            .filter_map(|&copy| {
+                let path = self.plan.model.others[copy].path.clone();
+                let source = identity(&self.plan.model.root.join(&path))?;
+                let written = identity(&export.path.join(&path))?;
+                Some(CopiedFile { is_settled: source.is_settled(), path, source, written })
+            })
+            .collect();
+        let written = record::write(&staging::record_path(&export.path), &header, &finished);
+        if let Some(finding) = written.err().and_then(|failure| failure.findings.into_iter().next()) {
+            let text = format!("the next run will do everything again: {}", finding.message);
+            self.listener.on_event(&Event::Note { text });
+        }
+        let _ = fs::remove_file(staging::journal_path(&export.path));
+        let _ = fs::remove_dir_all(staging::interrupted_path(&export.path));
+    }
+
+    /// Whether every output is already as it would be made, its weight files aside.
+    fn is_same(&self, small: &[SmallFiles]) -> bool {
+        self.plan.exports.iter().zip(small).enumerate().all(|(index, (export, small))| {
+            let others = &self.plan.model.others;
+            let files = export.files.iter().map(|file| file.name.as_str());
+            let copies = export.copies.iter().map(|&copy| others[copy].path.as_str());
+            let names = files.chain(copies).chain(small.iter().map(|(name, _)| name.as_str()));
+            let expected: BTreeSet<&str> = names.filter_map(|name| name.split('/').next()).collect();
+            let found: BTreeSet<String> = fs::read_dir(&export.path)
+                .into_iter()
+                .flatten()
+                .flatten()
+                .map(|entry| entry.file_name().to_string_lossy().into_owned())
+                .collect();
+            found.iter().map(String::as_str).eq(expected)
+                && small
+                    .iter()
+                    .all(|(name, bytes)| fs::read(export.path.join(name)).is_ok_and(|found| found == *bytes))
+                && export.copies.iter().all(|&copy| self.is_copied(index, &others[copy].path))
+        })
+    }
+
+    /// Whether a file that is carried over is already in the output.
+    fn is_copied(&self, index: usize, path: &str) -> bool {
+        let (from, to) = (self.plan.model.root.join(path), self.plan.exports[index].path.join(path));
+        let (Some(source), Some(written)) = (identity(&from), identity(&to)) else { return false };
+        if source.len != written.len {
+            return false;
+        }
+        let is_known = |copy: &CopiedFile| {
+            copy.path == path
+                && copy.is_settled
+                && copy.source == source
+                && written.has_contents_of(&copy.written)
+        };
+        let mut known = self.stores[index].stores.iter().flat_map(|store| &store.header.copies);
+        known.any(is_known) || matches!((fs::read(from), fs::read(to)), (Ok(a), Ok(b)) if a == b)
+    }
+
+    /// Everything of an output but its weights.
+    fn write_small_files(&self, index: usize, small: &SmallFiles, folder: &Path) -> Result<(), Failure> {
+        let plan = self.plan;
+        for &copy in &plan.exports[index].copies {
+            self.options.cancel.check()?;
+            let path = &plan.model.others[copy].path;
+            let to = folder.join(path);
+            if self.is_copied(index, path) {
+                files::link(&plan.exports[index].path.join(path), &to)?;
+                continue;
+            }
+            if let Some(parent) = to.parent() {
+                files::create_dir_all(parent)?;
+            }
+            let from = plan.model.root.join(path);
+            fs::copy(&from, &to).map_err(|error| files::cannot_write("copy to", &to, &error))?;
+        }
+        small.iter().try_for_each(|(name, bytes)| files::write(&folder.join(name), bytes))
+    }
+}
+
+fn identity(path: &Path) -> Option<FileIdentity> {
+    fs::metadata(path).map(|metadata| FileIdentity::of(&metadata)).ok()
+}
+
+/// Names and contents of the files that monoquant makes beside the weights.
+type SmallFiles = Vec<(String, Vec<u8>)>;
+
+fn small_files(plan: &Plan, export: &ExportPlan, report: &str) -> Result<SmallFiles, Failure> {
+    let mut out: SmallFiles = Vec::new();
+    if let Some(config) = &export.config {
+        out.push(("config.json".to_owned(), config.clone().into_bytes()));
+    }
+    if export.has_index {
+        let name =
+            plan.model.index.as_ref().map_or("model.safetensors.index.json", |index| index.file.as_str());
+        out.push((name.to_owned(), export.index_text().into_bytes()));
+    }
+    let recipe = crate::recipe::emit(&stored_recipe(plan, export)).map_err(|error| {
+        let finding = Finding::error("export::recipe", format!("cannot write the recipe down: {error}"));
+        Failure::new(Exit::Internal, finding)
+    })?;
+    out.push((export::RECIPE_FILE_NAME.to_owned(), recipe.into_bytes()));
+    out.push((report::FILE_NAME.to_owned(), report.as_bytes().to_vec()));
+    Ok(out)
+}
+
+/// The recipe as an output holds it: relative paths are relative to the output, so that it runs from there to the same result.
+fn stored_recipe(plan: &Plan, export: &ExportPlan) -> Recipe {
+    let mut recipe = plan.recipe().clone();
+    let from = absolute(&export.path);
+    for stage in &mut recipe.stages {
+        let path = match stage {
+            Stage::Load(load) if !load.model.starts_with("hf://") => &mut load.model,
+            Stage::Export(export) => &mut export.path,
+            _ => continue,
+        };
+        if Path::new(path.as_str()).is_relative() {
+            *path = relative(&from, &absolute(&plan.loaded.resolve_path(path)));
+        }
+    }
+    recipe
+}
+
+/// A path from the root, without `..`, whether or not it exists.
+fn absolute(path: &Path) -> PathBuf {
+    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    crate::plan::normalized(&path)
+}
+
+/// The way from one absolute folder to a path.
+fn relative(from: &Path, to: &Path) -> String {
+    let shared = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
+    let mut way: Vec<String> = from.components().skip(shared).map(|_| "..".to_owned()).collect();
+    way.extend(to.components().skip(shared).map(|part| part.as_os_str().to_string_lossy().into_owned()));
+    if way.is_empty() { ".".to_owned() } else { way.join("/") }
+}
+
+fn summary(plan: &Plan, judgement: &Judgement) -> String {
+    let quantized = plan.quantized_tensors();
+    let of = units::counted(plan.model.tensors.len(), "tensor");
+    match judgement.failed {
+        Some((stage, _)) => {
+            format!(
+                "`{}` failed: {quantized} of {of} quantized, not published",
+                plan.recipe().stages[stage].name()
+            )
+        }
+        None => format!("{quantized} of {of} quantized"),
+    }
+}

@@ -1,0 +1,69 @@
+//! BLAKE3 hashes of files that were not seen whole on the way, because parts of them were taken over: remembered where the file is
+//! known, taken by reading it otherwise.
+
+use std::path::{Path, PathBuf};
+
+use super::cancel::Cancel;
+use super::measured::{Measured, asks_for_hashes};
+use super::reuse::{Reuse, Stores};
+use super::verify;
+use crate::exit::Exit;
+use crate::export::staging::FileStart;
+use crate::finding::{Failure, Finding};
+use crate::plan::Plan;
+
+/// Adds the hashes that are missing, where the recipe asks for them. `folders` hold the weight files of each export.
+///
+/// # Errors
+/// Where a file cannot be read, or the run is cancelled.
+pub(super) fn complete(
+    plan: &Plan,
+    stores: &[Stores],
+    reuse: &Reuse<'_>,
+    folders: &[PathBuf],
+    measured: &mut Measured,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    if !asks_for_hashes(plan) {
+        return Ok(());
+    }
+    let all = || stores.iter().flat_map(|stores| &stores.stores);
+    for (shard, digest) in plan.model.shards.iter().zip(&mut measured.source_files) {
+        if digest.blake3.is_none() {
+            cancel.check()?;
+            let known = all()
+                .filter(|store| store.knows_source(shard))
+                .flat_map(|store| &store.header.sources)
+                .find(|source| source.name == shard.name && source.blake3.is_some());
+            digest.blake3 = match known {
+                Some(source) => source.blake3.clone(),
+                None => Some(read(&shard.path)?),
+            };
+        }
+    }
+    for (index, export) in plan.exports.iter().enumerate() {
+        for (file, digest) in measured.output_files[index].iter_mut().enumerate() {
+            if digest.blake3.is_none() {
+                cancel.check()?;
+                let known = match &reuse.starts[index][file] {
+                    FileStart::Linked(path) => {
+                        stores[index].stores.iter().find_map(|store| store.hash_of(path))
+                    }
+                    FileStart::New | FileStart::Kept => None,
+                };
+                digest.blake3 = match known {
+                    Some(hash) => Some(hash),
+                    None => Some(read(&folders[index].join(&export.files[file].name))?),
+                };
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path) -> Result<String, Failure> {
+    verify::digest(path, true).map(|(.., hash)| hash.unwrap_or_default()).map_err(|error| {
+        let message = format!("cannot read {}: {error}", path.display());
+        Failure::new(Exit::BadModel, Finding::error("model::io", message))
+    })
+}

@@ -1,0 +1,448 @@
+//! What need not be done again: tensors that the last output or an interrupted run holds as the plan wants them.
+//!
+//! A tensor is taken over where its fingerprint, its source's bytes and its output's bytes are known to be the same. Bytes are
+//! known by the identity of their file where nothing can have touched it since, and otherwise by their checksum, which costs
+//! reading them and no more.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+
+use super::cancel::Cancel;
+use super::checksum::{self, Checksum};
+use super::record::{self, Finished, Found, Header, WrittenPart};
+use super::source::Source;
+use super::stream::Checks;
+use super::tiles::Cut;
+use super::workers::Workers;
+use crate::export::staging::FileStart;
+use crate::export::{files, staging};
+use crate::finding::Failure;
+use crate::model::FileIdentity;
+use crate::plan::fingerprint::{self, TensorPrint};
+use crate::plan::{ExportPlan, Plan};
+
+/// Bytes that are read at once where they are summed up.
+const STRETCH: u64 = 1 << 20;
+
+/// A folder with finished tensors.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub header: Header,
+    /// Whether it is the staging folder of a run that did not publish it, laid out as the plan wants it.
+    pub is_staging: bool,
+    finished: HashMap<String, Finished>,
+    files: Vec<StoredFile>,
+}
+
+/// A weight file of a store.
+#[derive(Debug)]
+struct StoredFile {
+    path: PathBuf,
+    len: u64,
+    /// Whether it is as it was written, as far as its identity tells.
+    is_trusted: bool,
+    /// Whether it has another name too, perhaps in a published output: then it must not be written to.
+    is_shared: bool,
+}
+
+impl Store {
+    fn open(root: &Path, header: Header, finished: Vec<Finished>, is_staging: bool) -> Self {
+        let is_of_this_boot = header.is_of_this_boot();
+        let files = header
+            .files
+            .iter()
+            .map(|file| {
+                let path = root.join(&file.name);
+                let metadata = fs::metadata(&path).ok();
+                let found = metadata.as_ref().map(FileIdentity::of);
+                let is_trusted = is_of_this_boot
+                    && file.identity.zip(found).is_some_and(|(then, now)| now.has_contents_of(&then));
+                let is_shared = metadata.as_ref().is_some_and(is_shared);
+                StoredFile { path, len: found.map_or(0, |found| found.len), is_trusted, is_shared }
+            })
+            .collect();
+        let finished = finished.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Self { header, is_staging, finished, files }
+    }
+
+    /// The path of a weight file.
+    pub fn path(&self, file: usize) -> &Path {
+        &self.files[file].path
+    }
+
+    /// Whether a source file is the one that was read for this store.
+    pub fn knows_source(&self, shard: &crate::model::Shard) -> bool {
+        let known = self.header.sources.iter().find(|source| source.name == shard.name);
+        known.is_some_and(|source| source.is_settled && source.identity == shard.identity)
+    }
+
+    /// The hash of a file that is as it was written.
+    pub fn hash_of(&self, path: &Path) -> Option<String> {
+        let at = self.files.iter().position(|file| file.path == path && file.is_trusted)?;
+        self.header.files[at].blake3.clone()
+    }
+
+    /// The tensor, where it is what the plan wants of it and its bytes can be there.
+    fn find(&self, name: &str, print: &TensorPrint, export: usize, checks: Checks) -> Option<&Finished> {
+        let found = self.finished.get(name)?;
+        let fits = found.numbers == print.numbers
+            && found.output == print.outputs[export]
+            && found.parts.len() == print.tensors[export].len()
+            && self.header.checks.cover(checks);
+        let is_there = found.parts.iter().all(|part| {
+            let file = self.files.get(part.file);
+            let ends_in =
+                |file: &StoredFile| part.offset.checked_add(part.bytes).is_some_and(|end| end <= file.len);
+            part.bytes == 0 || file.is_some_and(|file| ends_in(file) && !(self.is_staging && file.is_shared))
+        });
+        (fits && is_there).then_some(found)
+    }
+}
+
+/// Whether a file has more than one name.
+fn is_shared(metadata: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        metadata.nlink() > 1
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        true
+    }
+}
+
+/// The stores of an export, the last output first, and what there is to say about those that are of no use.
+#[derive(Debug, Default)]
+pub(super) struct Stores {
+    pub stores: Vec<Store>,
+    pub notes: Vec<String>,
+}
+
+/// Looks for finished tensors of an export. The staging folder of an interrupted run with another layout is moved aside; the
+/// lock of the output must be held.
+///
+/// # Errors
+/// Where that folder cannot be moved.
+pub(super) fn stores(export: &ExportPlan) -> Result<Stores, Failure> {
+    let mut out = Stores::default();
+    match record::read(&staging::record_path(&export.path)) {
+        Found::Record(header, finished) if export.path.is_dir() => {
+            out.stores.push(Store::open(&export.path, header, finished, false));
+        }
+        Found::OfAnotherVersion(version) if export.path.is_dir() => {
+            out.notes.push(format!("everything is made anew: the last output is of version {version}"));
+        }
+        _ => {}
+    }
+    let folder = staging::staging_path(&export.path);
+    match record::read(&staging::journal_path(&export.path)) {
+        Found::Record(header, finished) if folder.is_dir() => {
+            let is_staging = header.layout == fingerprint::layout(export);
+            let root = if is_staging {
+                folder
+            } else {
+                let aside = staging::interrupted_path(&export.path);
+                let _ = fs::remove_dir_all(&aside);
+                fs::rename(&folder, &aside).map_err(|error| files::cannot_write("move", &folder, &error))?;
+                aside
+            };
+            out.stores.push(Store::open(&root, header, finished, is_staging));
+        }
+        Found::OfAnotherVersion(version) if folder.is_dir() => {
+            out.notes.push(format!("an interrupted run cannot be taken up: it was of version {version}"));
+        }
+        _ => {}
+    }
+    Ok(out)
+}
+
+/// A tensor that is taken over, for one export.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Taken<'s> {
+    /// Index of the store.
+    pub store: usize,
+    pub finished: &'s Finished,
+}
+
+/// What is taken over.
+#[derive(Debug)]
+pub(super) struct Reuse<'s> {
+    /// The fingerprints of all source tensors.
+    pub prints: Vec<TensorPrint>,
+    /// Of each source tensor, where all exports have it: what is taken over for each.
+    pub tensors: Vec<Option<Vec<Taken<'s>>>>,
+    /// How each file of each export begins.
+    pub starts: Vec<Vec<FileStart>>,
+}
+
+impl<'s> Reuse<'s> {
+    /// Looks for everything that can be taken over.
+    ///
+    /// # Errors
+    /// Where the model cannot be read, or the run is cancelled.
+    pub fn find(
+        plan: &Plan,
+        source: &Source<'_>,
+        stores: &'s [Stores],
+        checks: Checks,
+        workers: &Workers,
+        cancel: &Cancel,
+    ) -> Result<Self, Failure> {
+        let prints = fingerprint::tensors(plan);
+        let mut tensors: Vec<Option<Vec<Taken<'s>>>> = plan
+            .model
+            .tensors
+            .iter()
+            .zip(&prints)
+            .map(|(tensor, print)| candidate(&tensor.name, print, stores, checks))
+            .collect();
+        check_sources(plan, source, stores, &mut tensors, workers, cancel)?;
+        check_outputs(stores, &mut tensors, workers, cancel)?;
+        let mut reuse = Self { prints, tensors, starts: Vec::new() };
+        reuse.starts = plan
+            .exports
+            .iter()
+            .enumerate()
+            .map(|(index, export)| {
+                let by_file = tensors_by_file(export);
+                (0..export.files.len())
+                    .map(|file| reuse.start(plan, stores, index, file, &by_file[file]))
+                    .collect()
+            })
+            .collect();
+        Ok(reuse)
+    }
+
+    /// The pieces that are still to be done.
+    pub fn pieces_left(&self, plan: &Plan) -> Vec<usize> {
+        (0..plan.pieces.len()).filter(|&piece| self.tensors[plan.pieces[piece].tensor].is_none()).collect()
+    }
+
+    /// How many tensors with pieces are taken over, and how many are still to be done.
+    pub fn counts(&self, plan: &Plan) -> (usize, usize) {
+        let mut has_pieces = vec![false; plan.model.tensors.len()];
+        for piece in &plan.pieces {
+            has_pieces[piece.tensor] = true;
+        }
+        let taken = |is_taken: bool| {
+            let of = self.tensors.iter().zip(&has_pieces);
+            of.filter(|(tensor, has)| **has && tensor.is_some() == is_taken).count()
+        };
+        (taken(true), taken(false))
+    }
+
+    /// Whether every weight file is there already.
+    pub fn is_everything(&self, plan: &Plan) -> bool {
+        let is_link = |start: &FileStart| matches!(start, FileStart::Linked(_));
+        self.starts.iter().flatten().all(is_link)
+            && self.pieces_left(plan).iter().all(|&piece| Cut::of(plan, piece).total == 0)
+    }
+
+    /// How a file of an export begins.
+    fn start(
+        &self,
+        plan: &Plan,
+        stores: &[Stores],
+        export: usize,
+        file: usize,
+        tensors: &[usize],
+    ) -> FileStart {
+        let planned = &plan.exports[export].files[file];
+        if let Some(path) = self.same_file(plan, stores, export, file, tensors) {
+            return FileStart::Linked(path);
+        }
+        let staged = stores[export].stores.iter().find(|store| store.is_staging);
+        match staged.and_then(|store| store.files.get(file)) {
+            // A folder within the staging folder is cleared with all that is in it.
+            Some(stored)
+                if stored.len == planned.bytes && !stored.is_shared && !planned.name.contains('/') =>
+            {
+                FileStart::Kept
+            }
+            _ => FileStart::New,
+        }
+    }
+
+    /// The published file that holds exactly what a file of an export is to hold.
+    fn same_file(
+        &self,
+        plan: &Plan,
+        stores: &[Stores],
+        export: usize,
+        file: usize,
+        tensors: &[usize],
+    ) -> Option<PathBuf> {
+        let planned = &plan.exports[export];
+        let mut same: Option<(usize, usize)> = None;
+        for &tensor in tensors {
+            let written = &planned.tensors[tensor];
+            if written.bytes == 0 {
+                continue;
+            }
+            let (taken, part) = self.part(export, written.tensor, tensor)?;
+            let place = (taken.store, part.file);
+            if stores[export].stores[taken.store].is_staging
+                || *same.get_or_insert(place) != place
+                || (part.offset, part.bytes) != (written.offset, written.bytes)
+            {
+                return None;
+            }
+        }
+        let (store, stored) = same?;
+        let stored = &stores[export].stores[store].files[stored];
+        let header = &planned.files[file].header;
+        let mut found = vec![0; header.len()];
+        let opened = File::open(&stored.path).ok()?;
+        read_at(&opened, 0, &mut found).ok()?;
+        (stored.len == planned.files[file].bytes && found == *header).then(|| stored.path.clone())
+    }
+
+    /// Where an output tensor of a source tensor is taken from.
+    pub fn part(&self, export: usize, source: usize, tensor: usize) -> Option<(Taken<'s>, WrittenPart)> {
+        let taken = self.tensors[source].as_ref()?[export];
+        let position = self.prints[source].tensors[export].iter().position(|&t| t == tensor)?;
+        Some((taken, taken.finished.parts[position]))
+    }
+}
+
+/// The output tensors of each file of an export.
+fn tensors_by_file(export: &ExportPlan) -> Vec<Vec<usize>> {
+    let mut out = vec![Vec::new(); export.files.len()];
+    for (index, tensor) in export.tensors.iter().enumerate() {
+        out[tensor.file].push(index);
+    }
+    out
+}
+
+/// What every export has of a tensor, made of the same source bytes.
+fn candidate<'s>(
+    name: &str,
+    print: &TensorPrint,
+    stores: &'s [Stores],
+    checks: Checks,
+) -> Option<Vec<Taken<'s>>> {
+    let mut out: Vec<Taken<'s>> = Vec::with_capacity(stores.len());
+    for (export, stores) in stores.iter().enumerate() {
+        let taken = stores.stores.iter().enumerate().find_map(|(store, found)| {
+            found.find(name, print, export, checks).map(|finished| Taken { store, finished })
+        })?;
+        if out.first().is_some_and(|first| first.finished.source != taken.finished.source) {
+            return None;
+        }
+        out.push(taken);
+    }
+    Some(out)
+}
+
+/// Drops tensors whose source bytes are no longer the ones that were read.
+fn check_sources(
+    plan: &Plan,
+    source: &Source<'_>,
+    stores: &[Stores],
+    tensors: &mut [Option<Vec<Taken<'_>>>],
+    workers: &Workers,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    // Whether each shard is known, to each store of each export.
+    let known: Vec<Vec<Vec<bool>>> = stores
+        .iter()
+        .map(|stores| {
+            let of =
+                |store: &Store| plan.model.shards.iter().map(|shard| store.knows_source(shard)).collect();
+            stores.stores.iter().map(of).collect()
+        })
+        .collect();
+    let mut doubtful: HashMap<usize, Checksum> = HashMap::new();
+    let inputs = |tensor: usize| {
+        let scales = plan.model.tensors[tensor].fp8.map(|fp8| fp8.tensor);
+        std::iter::once(tensor).chain(scales)
+    };
+    for (tensor, taken) in tensors.iter().enumerate() {
+        let Some(taken) = taken else { continue };
+        for input in inputs(tensor) {
+            let info = &plan.model.tensors[input];
+            let is_known =
+                taken.iter().enumerate().any(|(export, taken)| known[export][taken.store][info.shard]);
+            if !is_known {
+                doubtful.entry(input).or_insert_with(|| Checksum::new(info.bytes));
+            }
+        }
+    }
+    let mut stretches: Vec<(usize, u64, u64)> = doubtful
+        .keys()
+        .flat_map(|&tensor| {
+            let bytes = plan.model.tensors[tensor].bytes;
+            (0..bytes.div_ceil(STRETCH)).map(move |n| (tensor, n * STRETCH, STRETCH.min(bytes - n * STRETCH)))
+        })
+        .collect();
+    stretches.sort_unstable();
+    workers.each_of(cancel, &stretches, |&(tensor, start, count), buffer: &mut Vec<u8>| {
+        source.read_stored(tensor, start, count, buffer)?;
+        doubtful[&tensor].add(start, buffer);
+        Ok(())
+    })?;
+    for (tensor, slot) in tensors.iter_mut().enumerate() {
+        let Some(taken) = slot else { continue };
+        let then = taken.first().map(|taken| taken.finished.source.as_slice()).unwrap_or_default();
+        let is_same = inputs(tensor).count() == then.len()
+            && inputs(tensor).zip(then).all(|(input, &then)| {
+                doubtful.get(&input).is_none_or(|checksum| checksum.value() == Some(then))
+            });
+        if !is_same {
+            *slot = None;
+        }
+    }
+    Ok(())
+}
+
+/// Drops tensors whose output bytes are not the ones that were written.
+fn check_outputs(
+    stores: &[Stores],
+    tensors: &mut [Option<Vec<Taken<'_>>>],
+    workers: &Workers,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    let mut doubtful: Vec<(usize, &Path, WrittenPart)> = Vec::new();
+    for (tensor, taken) in tensors.iter().enumerate() {
+        for (export, taken) in taken.iter().flatten().enumerate() {
+            let store = &stores[export].stores[taken.store];
+            for part in taken.finished.parts.iter().filter(|part| part.bytes > 0) {
+                if !store.files[part.file].is_trusted {
+                    doubtful.push((tensor, store.path(part.file), *part));
+                }
+            }
+        }
+    }
+    let damaged = std::sync::Mutex::new(Vec::new());
+    workers.each_of(cancel, &doubtful, |&(tensor, path, part), buffer: &mut Vec<u8>| {
+        let sum = File::open(path).and_then(|file| sum_up(&file, part, buffer, cancel));
+        if sum.ok() != Some(part.checksum) {
+            super::measured::lock(&damaged).push(tensor);
+        }
+        cancel.check()
+    })?;
+    for tensor in damaged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        tensors[tensor] = None;
+    }
+    Ok(())
+}
+
+/// The checksum of a part of a file; of less, where the run is cancelled.
+fn sum_up(file: &File, part: WrittenPart, buffer: &mut Vec<u8>, cancel: &Cancel) -> std::io::Result<u64> {
+    let (mut crc, mut start) = (0, 0);
+    while start < part.bytes && !cancel.is_cancelled() {
+        let count = STRETCH.min(part.bytes - start);
+        buffer.resize(count as usize, 0);
+        read_at(file, part.offset + start, buffer)?;
+        crc = checksum::joined(crc, checksum::of(buffer), count);
+        start += count;
+    }
+    Ok(crc)
+}
+
+fn read_at(file: &File, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+    crate::model::read::read_exact_at(file, out, offset)
+}

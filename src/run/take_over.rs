@@ -1,0 +1,212 @@
+//! Puts what need not be done again into the staging folders, and into the record of the run.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::Path;
+
+use super::cancel::Cancel;
+use super::checksum;
+use super::measured::Collector;
+use super::record::{Finished, WrittenPart};
+use super::reuse::{Reuse, Stores};
+use super::stream::{Checks, Run};
+use super::workers::Workers;
+use crate::export::files;
+use crate::export::staging::FileStart;
+use crate::finding::Failure;
+use crate::plan::Plan;
+use crate::plan::fingerprint::TensorPrint;
+
+/// Bytes of a stretch that is copied at once: a run can be cancelled between two.
+const STRETCH: u64 = 16 << 20;
+
+/// Bytes that are copied from one file into another.
+struct Stretch<'a> {
+    export: usize,
+    from: &'a Path,
+    from_offset: u64,
+    file: usize,
+    offset: u64,
+    len: u64,
+}
+
+/// Tells the collector what is known of the tensors that are taken over.
+pub(super) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector: &Collector<'_>) {
+    let mut pieces: Vec<Vec<usize>> = vec![Vec::new(); plan.model.tensors.len()];
+    for (index, piece) in plan.pieces.iter().enumerate() {
+        pieces[piece.tensor].push(index);
+    }
+    for (tensor, taken) in reuse.tensors.iter().enumerate() {
+        let Some(first) = taken.as_ref().and_then(|taken| taken.first()) else { continue };
+        let finished = first.finished;
+        if let Some(&checksum) = finished.source.first() {
+            collector.known_source(tensor, checksum);
+        }
+        if checks.measure {
+            for (&piece, distortion) in pieces[tensor].iter().zip(&finished.pieces) {
+                collector.known_distortion(piece, *distortion);
+            }
+        }
+        if let Some(element) = finished.not_finite.filter(|_| checks.finite) {
+            collector.not_finite(tensor, element);
+        }
+        for (export, taken) in taken.iter().flatten().enumerate() {
+            for (&output, part) in reuse.prints[tensor].tensors[export].iter().zip(&taken.finished.parts) {
+                collector.known_output(export, output, part.checksum);
+            }
+        }
+    }
+}
+
+/// Copies what is taken over into the files that are made anew, and notes it in the journals.
+///
+/// # Errors
+/// Where it cannot be read or written, or the run is cancelled.
+pub(super) fn take_over(
+    run: &Run<'_>,
+    reuse: &Reuse<'_>,
+    stores: &[Stores],
+    workers: &Workers,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    let plan = run.plan;
+    let stretches = stretches(plan, reuse, stores);
+    let mut opened: HashMap<&Path, File> = HashMap::new();
+    for stretch in &stretches {
+        if !opened.contains_key(stretch.from) {
+            opened.insert(stretch.from, files::open_to_read(stretch.from)?);
+        }
+    }
+    workers.each_of(cancel, &stretches, |stretch, (): &mut ()| {
+        let to = &run.staging[stretch.export].weights[stretch.file];
+        files::copy_range(&opened[stretch.from], stretch.from_offset, to, stretch.offset, stretch.len)
+    })?;
+    if run.checks.round_trip {
+        read_back(run, reuse, stores, workers, cancel)?;
+    }
+    for (export, journal) in run.journals.iter().enumerate() {
+        taken(plan, reuse, export).try_for_each(|finished| journal.add(finished))?;
+    }
+    Ok(())
+}
+
+/// What an export takes over, where it is in the new files.
+pub(super) fn taken<'a>(
+    plan: &'a Plan,
+    reuse: &'a Reuse<'_>,
+    export: usize,
+) -> impl Iterator<Item = Finished> + 'a {
+    reuse.tensors.iter().enumerate().filter_map(move |(tensor, taken)| {
+        let finished = taken.as_ref()?[export].finished;
+        let parts = reuse.prints[tensor].tensors[export].iter().zip(&finished.parts);
+        let moved = parts.map(|(&output, part)| {
+            let planned = &plan.exports[export].tensors[output];
+            WrittenPart { file: planned.file, offset: planned.offset, ..*part }
+        });
+        Some(Finished { parts: moved.collect(), ..finished.clone() })
+    })
+}
+
+/// What has to be copied: neighbours that stay neighbours together.
+fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<Stretch<'a>> {
+    let mut out: Vec<Stretch<'a>> = Vec::new();
+    for (export, planned) in plan.exports.iter().enumerate() {
+        for (index, tensor) in planned.tensors.iter().enumerate() {
+            if tensor.bytes == 0 || matches!(reuse.starts[export][tensor.file], FileStart::Linked(_)) {
+                continue;
+            }
+            let Some((taken, part)) = reuse.part(export, tensor.tensor, index) else { continue };
+            let store = &stores[export].stores[taken.store];
+            if store.is_staging {
+                // It lies where it belongs.
+                continue;
+            }
+            let from = store.path(part.file);
+            let (mut from_offset, mut offset, mut left) = (part.offset, tensor.offset, tensor.bytes);
+            while left > 0 {
+                let follows = out.last_mut().filter(|last| {
+                    (last.export, last.file, last.from) == (export, tensor.file, from)
+                        && last.offset + last.len == offset
+                        && last.from_offset + last.len == from_offset
+                        && last.len < STRETCH
+                });
+                let room = follows.as_ref().map_or(STRETCH, |last| STRETCH - last.len);
+                let len = left.min(room);
+                match follows {
+                    Some(last) => last.len += len,
+                    None => out.push(Stretch { export, from, from_offset, file: tensor.file, offset, len }),
+                }
+                (from_offset, offset, left) = (from_offset + len, offset + len, left - len);
+            }
+        }
+    }
+    out
+}
+
+/// Reads what was copied back and compares it with what it was.
+fn read_back(
+    run: &Run<'_>,
+    reuse: &Reuse<'_>,
+    stores: &[Stores],
+    workers: &Workers,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    let plan = run.plan;
+    let mut copied: Vec<(usize, usize, u64)> = Vec::new();
+    for (export, planned) in plan.exports.iter().enumerate() {
+        for (index, tensor) in planned.tensors.iter().enumerate() {
+            let taken = reuse.part(export, tensor.tensor, index);
+            if let Some((taken, part)) = taken
+                && !stores[export].stores[taken.store].is_staging
+                && !matches!(reuse.starts[export][tensor.file], FileStart::Linked(_))
+            {
+                copied.push((export, index, part.checksum));
+            }
+        }
+    }
+    workers.each_of(cancel, &copied, |&(export, index, meant), buffer: &mut Vec<u8>| {
+        let tensor = &plan.exports[export].tensors[index];
+        let (mut crc, mut start) = (0, 0);
+        while start < tensor.bytes {
+            cancel.check()?;
+            let count = (tensor.bytes - start).min(1 << 20);
+            buffer.resize(count as usize, 0);
+            files::read_at(&run.staging[export].weights[tensor.file], tensor.offset + start, buffer)?;
+            crc = checksum::joined(crc, checksum::of(buffer), count);
+            start += count;
+        }
+        if crc != meant {
+            run.collector.mismatch(export, index);
+        }
+        Ok(())
+    })
+}
+
+/// What a finished tensor is in the record of an export; none where it was not read back as written.
+pub(super) fn finished(
+    plan: &Plan,
+    print: &TensorPrint,
+    export: usize,
+    tensor: usize,
+    collector: &Collector<'_>,
+) -> Option<Finished> {
+    let info = &plan.model.tensors[tensor];
+    let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor));
+    let first = plan.pieces.partition_point(|piece| piece.tensor < tensor);
+    let pieces = plan.pieces[first..].iter().take_while(|piece| piece.tensor == tensor).count();
+    let parts = print.tensors[export].iter().map(|&output| {
+        let planned = &plan.exports[export].tensors[output];
+        let checksum =
+            collector.output_checksum(export, output).filter(|_| !collector.is_mismatch(export, output))?;
+        Some(WrittenPart { file: planned.file, offset: planned.offset, bytes: planned.bytes, checksum })
+    });
+    Some(Finished {
+        name: info.name.clone(),
+        numbers: print.numbers.clone(),
+        output: print.outputs[export].clone(),
+        source: inputs.map(|input| collector.source_checksum(input)).collect::<Option<_>>()?,
+        pieces: (first..first + pieces).map(|piece| collector.distortion_of(piece)).collect(),
+        not_finite: collector.not_finite_of(tensor),
+        parts: parts.collect::<Option<_>>()?,
+    })
+}

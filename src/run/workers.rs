@@ -1,0 +1,94 @@
+//! The threads of a run, and how a list of things is worked through by them.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use super::cancel::Cancel;
+use super::measured::lock;
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+
+/// Threads that take one thing at a time.
+pub(super) struct Workers {
+    pool: rayon::ThreadPool,
+}
+
+/// The first failure in the order in which things are handed out. All before the one that failed were handed out before it,
+/// and are finished, so which failure is reported does not depend on the number of workers.
+#[derive(Default)]
+struct FirstFailure(Mutex<Option<(u64, Failure)>>);
+
+impl FirstFailure {
+    fn offer(&self, at: u64, failure: Failure) {
+        let mut first = lock(&self.0);
+        if first.as_ref().is_none_or(|(known, _)| at < *known) {
+            *first = Some((at, failure));
+        }
+    }
+
+    fn take(self) -> Result<(), Failure> {
+        match self.0.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+            Some((_, failure)) => Err(failure),
+            None => Ok(()),
+        }
+    }
+}
+
+impl Workers {
+    /// Starts so many threads.
+    ///
+    /// # Errors
+    /// Where the system has none left.
+    pub fn start(threads: usize) -> Result<Self, Failure> {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|error| {
+            let finding = Finding::error("run::threads", format!("cannot start threads: {error}"));
+            Failure::new(Exit::Internal, finding)
+        })?;
+        Ok(Self { pool })
+    }
+
+    /// Works on what `next` hands out, each with its number in order, until there is nothing more. Every thread has memory
+    /// of its own, used again for each.
+    ///
+    /// # Errors
+    /// The first failure, or that the run was cancelled.
+    pub fn each<T, Memory: Default>(
+        &self,
+        cancel: &Cancel,
+        next: impl Fn() -> Option<(u64, T)> + Sync,
+        work: impl Fn(T, &mut Memory) -> Result<(), Failure> + Sync,
+    ) -> Result<(), Failure> {
+        let first = FirstFailure::default();
+        let has_failed = AtomicBool::new(false);
+        self.pool.broadcast(|_| {
+            let mut memory = Memory::default();
+            while !has_failed.load(Ordering::Relaxed)
+                && let Some((at, thing)) = next()
+            {
+                if let Err(failure) = cancel.check().and_then(|()| work(thing, &mut memory)) {
+                    has_failed.store(true, Ordering::Relaxed);
+                    first.offer(at, failure);
+                }
+            }
+        });
+        first.take()
+    }
+
+    /// Works on the things of a list.
+    ///
+    /// # Errors
+    /// As [`Workers::each`].
+    pub fn each_of<T: Sync, Memory: Default>(
+        &self,
+        cancel: &Cancel,
+        things: &[T],
+        work: impl Fn(&T, &mut Memory) -> Result<(), Failure> + Sync,
+    ) -> Result<(), Failure> {
+        let next = AtomicUsize::new(0);
+        let hand_out = || {
+            let at = next.fetch_add(1, Ordering::Relaxed);
+            things.get(at).map(|thing| (at as u64, thing))
+        };
+        self.each(cancel, hand_out, work)
+    }
+}
