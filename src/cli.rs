@@ -15,6 +15,7 @@ mod output;
 mod plan;
 mod run;
 mod verify;
+mod watch;
 
 use output::Output;
 
@@ -143,6 +144,14 @@ struct RunArgs {
     /// Do everything again: take nothing over from the last output or an interrupted run
     #[arg(long)]
     fresh: bool,
+    /// Run, then wait, and run again whenever the recipe or the model changes; Ctrl-C ends it
+    #[arg(long, conflicts_with = "dry_run")]
+    watch: bool,
+    /// With `--watch`: look every so many seconds instead of waiting for events, which network disks and some containers do
+    /// not send
+    #[arg(long, value_name = "SECONDS", requires = "watch", num_args = 0..=1, default_missing_value = "1",
+          value_parser = clap::value_parser!(u16).range(1..=3600))]
+    poll: Option<u16>,
     /// Use the kernels of this instruction set (portable, avx2, avx512, neon). Results do not depend on it.
     #[arg(long, value_name = "NAME", env = "MONOQUANT_ISA", hide_env_values = true)]
     isa: Option<String>,

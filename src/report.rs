@@ -6,6 +6,7 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub mod cycle;
 pub mod ledger;
 pub mod plan_text;
 pub mod progress;

@@ -18,6 +18,7 @@ mod take_over;
 mod tiles;
 pub mod verdict;
 pub mod verify;
+pub mod watch;
 mod workers;
 
 pub use cancel::Cancel;

@@ -56,6 +56,16 @@ impl Output {
         self.format == Format::Human && !self.is_quiet && std::io::stderr().is_terminal()
     }
 
+    /// Whether results are read on a screen, which can be drawn anew.
+    pub fn is_screen(&self) -> bool {
+        self.format == Format::Human && std::io::stdout().is_terminal()
+    }
+
+    /// Clears the screen.
+    pub fn clear(&self) {
+        self.result("\u{1b}[2J\u{1b}[3J\u{1b}[H");
+    }
+
     /// Prints a result.
     pub fn result(&self, text: &str) {
         let mut out = std::io::stdout().lock();

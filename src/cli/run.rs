@@ -6,23 +6,34 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::plan::{Limits, Plan};
 use crate::quant::Isa;
-use crate::recipe::Overrides;
+use crate::recipe::{Loaded, Overrides};
 use crate::report::progress::{Bar, Lines};
 use crate::report::summary::summary;
 use crate::run::{Cancel, Listener, Options, Silent};
 
 /// The plan that a recipe and its overrides on the command line make.
 pub(super) fn planned(args: &RecipeArgs) -> Result<Plan, Failure> {
+    crate::plan::plan(loaded(args)?, limits(args))
+}
+
+/// The recipe, with what overrides it.
+pub(super) fn loaded(args: &RecipeArgs) -> Result<Loaded, Failure> {
     let overrides =
         Overrides { set: args.set.clone(), model: args.model.clone(), output: args.output.clone() };
-    let loaded = crate::recipe::load(&args.recipe, &overrides)?;
-    let limits = Limits { threads: args.threads.map(usize::from), memory: args.memory };
-    crate::plan::plan(loaded, limits)
+    crate::recipe::load(&args.recipe, &overrides)
+}
+
+/// What the command line says about how a plan is carried out.
+pub(super) fn limits(args: &RecipeArgs) -> Limits {
+    Limits { threads: args.threads.map(usize::from), memory: args.memory }
 }
 
 pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     if args.dry_run {
         return super::plan::plan(&args.recipe, false, output);
+    }
+    if args.watch {
+        return super::watch::watch(args, output);
     }
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let plan = planned(&args.recipe)?;
@@ -53,7 +64,7 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     Ok(outcome.exit)
 }
 
-fn instruction_set(name: &str) -> Result<Isa, Failure> {
+pub(super) fn instruction_set(name: &str) -> Result<Isa, Failure> {
     let available: Vec<&str> = Isa::available().iter().map(|isa| isa.name()).collect();
     match Isa::from_name(name) {
         Some(isa) if Isa::available().contains(&isa) => Ok(isa),

@@ -21,3 +21,4 @@ mod skips;
 mod sources;
 mod streaming;
 mod support;
+mod watch;

@@ -1,0 +1,158 @@
+//! `monoquant run --watch`.
+
+use std::fs;
+use std::path::PathBuf;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use super::output::Output;
+use super::run::{instruction_set, limits, loaded};
+use super::{Format, RunArgs};
+use crate::exit::Exit;
+use crate::export::staging::{self, Lock};
+use crate::finding::{Failure, Finding};
+use crate::model;
+use crate::plan::Plan;
+use crate::quant::Isa;
+use crate::recipe::Loaded;
+use crate::report::cycle::{Cycle, Cycles};
+use crate::report::progress::Bar;
+use crate::report::summary::summary;
+use crate::run::watch::{Inputs, Interrupt, Watch};
+use crate::run::{Cancel, Listener, Options, Outcome, Silent};
+use crate::stage::Stage;
+
+/// What came of a cycle.
+struct Ended {
+    /// The recipe's text, where it could be read.
+    text: Option<String>,
+    result: Result<(Plan, Outcome), Failure>,
+}
+
+pub(super) fn watch(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
+    let isa = args.isa.as_deref().map(instruction_set).transpose()?;
+    let poll = args.poll.map(|seconds| Duration::from_secs(seconds.into()));
+    let watch = Watch::new(poll);
+    interrupt_on_signals(watch.interrupt())?;
+    let is_fresh = AtomicBool::new(args.fresh);
+    let cycle = |inputs: &Inputs, cancel: &Cancel| {
+        let text = fs::read_to_string(&args.recipe.recipe).ok();
+        let fresh = is_fresh.swap(false, Ordering::Relaxed);
+        let result = carry_out(args, output, inputs, cancel, isa, fresh);
+        Ended { text, result }
+    };
+    let mut cycles = Cycles::default();
+    let mut last_good: Option<String> = None;
+    let mut unpublished: Vec<PathBuf> = Vec::new();
+    let done = watch.run(&args.recipe.recipe, cycle, |ended: Ended, took| {
+        let of = match &ended.result {
+            Ok((_, outcome)) => Ok(outcome),
+            Err(failure) => Err((failure.findings.as_slice(), failure.exit)),
+        };
+        let Some(cycle) = cycles.next(ended.text, of, took) else { return };
+        if let Ok((plan, outcome)) = &ended.result {
+            unpublished = match outcome.exit {
+                Exit::Done => Vec::new(),
+                _ => plan.exports.iter().map(|export| export.path.clone()).collect(),
+            };
+        }
+        show(output, &cycle, &ended.result, &mut last_good);
+    });
+    // What a failed gate did not let out was kept for the next cycle only.
+    for path in unpublished {
+        if let Ok(lock) = Lock::take(&path) {
+            staging::clear(&path);
+            drop(lock);
+        }
+    }
+    done.map(|()| Exit::Interrupted)
+}
+
+fn carry_out(
+    args: &RunArgs,
+    output: &Output,
+    inputs: &Inputs,
+    cancel: &Cancel,
+    isa: Option<Isa>,
+    fresh: bool,
+) -> Result<(Plan, Outcome), Failure> {
+    let loaded = loaded(&args.recipe)?;
+    tell_inputs(&loaded, inputs);
+    let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
+    let listener: Box<dyn Listener> =
+        if output.is_interactive() { Box::new(Bar::new()) } else { Box::new(Silent) };
+    let options =
+        Options { isa, cancel: cancel.clone(), durable: args.durable, fresh, keep_unpublished: true };
+    let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
+    Ok((plan, outcome))
+}
+
+/// Says what is read and written, before it is.
+fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
+    let mut outputs = Vec::new();
+    let mut folder = None;
+    for stage in &loaded.recipe.stages {
+        match stage {
+            Stage::Load(load) => folder = model::resolve(&load.model, &loaded.base).ok(),
+            Stage::Export(export) => outputs.push(loaded.resolve_path(&export.path)),
+            _ => {}
+        }
+    }
+    if let Some(folder) = folder {
+        inputs.set(folder, &[], outputs);
+    }
+}
+
+/// Shows a cycle: on a screen the whole result, elsewhere a line or a JSON object.
+fn show(
+    output: &Output,
+    cycle: &Cycle,
+    result: &Result<(Plan, Outcome), Failure>,
+    last_good: &mut Option<String>,
+) {
+    if output.format() == Format::Json {
+        output.result(&cycle.json().to_string());
+        return;
+    }
+    if !output.is_screen() {
+        if let Err(failure) = result {
+            output.findings(&failure.findings);
+        }
+        output.result(&cycle.line());
+        return;
+    }
+    output.clear();
+    match result {
+        Ok((plan, outcome)) => {
+            output.findings(&plan.warnings);
+            output.findings(&outcome.findings);
+            let text = summary(plan, outcome);
+            output.result(&text);
+            *last_good = (outcome.exit == Exit::Done).then_some(text).or_else(|| last_good.take());
+        }
+        Err(failure) => {
+            output.findings(&failure.findings);
+            if let Some(good) = last_good {
+                output.result(&format!("── the last good result, which stays published ──\n{good}"));
+            }
+        }
+    }
+    output.result(&cycle.text());
+    output.result("waiting for a change of the recipe or the model; Ctrl-C ends");
+}
+
+/// The first signal ends the watch, the second the process.
+fn interrupt_on_signals(interrupt: Interrupt<Ended>) -> Result<(), Failure> {
+    let asked = AtomicBool::new(false);
+    ctrlc::set_handler(move || {
+        if asked.swap(true, Ordering::Relaxed) {
+            #[expect(clippy::exit, reason = "the person insists; the next run takes up what is finished")]
+            std::process::exit(Exit::Interrupted.code().into());
+        }
+        interrupt.interrupt();
+    })
+    .map_err(|error| {
+        let finding = Finding::error("cli::signals", format!("cannot listen for signals: {error}"));
+        Failure::new(Exit::Internal, finding)
+    })
+}

@@ -1,0 +1,270 @@
+//! `run --watch`, driven from outside: edits as editors make them, broken recipes, deletions, changes in the middle of a run.
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader, Read};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::{Child, Stdio};
+use std::sync::mpsc::{Receiver, channel};
+use std::time::Duration;
+
+use crate::support::headers::{FixtureTensor, write_sparse};
+use crate::support::{Model, Workspace, files, report};
+
+const INT4: &str = "  - stage: quantize-int4\n  - stage: validate\n";
+
+/// Nothing here takes so long, unless it never ends.
+const FOR_EVER: Duration = Duration::from_secs(120);
+
+/// A watch that goes on.
+struct Watching {
+    child: Child,
+    lines: Receiver<String>,
+    /// Everything said so far.
+    said: Vec<String>,
+}
+
+impl Watching {
+    /// Starts a watch whose standard output is a pipe.
+    fn start(workspace: &Workspace, more: &[&str]) -> Self {
+        let mut args = vec!["run", "recipe.yaml", "--watch", "--threads", "2"];
+        args.extend(more);
+        let mut child = workspace
+            .command(args)
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .expect("the binary runs");
+        let output = child.stdout.take().expect("a pipe");
+        Self::follow(child, output)
+    }
+
+    /// Starts a watch on a pseudo-terminal.
+    fn start_on_a_terminal(workspace: &Workspace) -> Self {
+        use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
+        grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal");
+        let name = ptsname(&master, Vec::new()).expect("its name").into_string().expect("text");
+        let open =
+            || OwnedFd::from(File::options().read(true).write(true).open(&name).expect("its other end"));
+        let child = workspace
+            .command(["run", "recipe.yaml", "--watch", "--threads", "2"])
+            .stdin(Stdio::from(open()))
+            .stdout(Stdio::from(open()))
+            .stderr(Stdio::from(open()))
+            .spawn()
+            .expect("the binary runs");
+        Self::follow(child, File::from(master))
+    }
+
+    fn follow(child: Child, output: impl Read + Send + 'static) -> Self {
+        let (sender, lines) = channel();
+        std::thread::spawn(move || {
+            for line in BufReader::new(output).lines().map_while(Result::ok) {
+                if sender.send(line).is_err() {
+                    return;
+                }
+            }
+        });
+        Self { child, lines, said: Vec::new() }
+    }
+
+    /// The next line that holds a text; all lines before it are passed by.
+    fn wait_for(&mut self, text: &str) -> String {
+        loop {
+            let line = self.lines.recv_timeout(FOR_EVER);
+            let line = line.unwrap_or_else(|_| panic!("`{text}` was never said: {:#?}", self.said));
+            self.said.push(line.clone());
+            if line.contains(text) {
+                return line;
+            }
+        }
+    }
+
+    fn interrupt(mut self) {
+        let killed = std::process::Command::new("kill").args(["-INT", &self.child.id().to_string()]).status();
+        assert!(killed.expect("kill").success());
+        assert_eq!(self.child.wait().expect("a child").code(), Some(130), "{:#?}", self.said);
+    }
+}
+
+impl Drop for Watching {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+/// Saves as vim, VS Code, JetBrains and `sed -i` do: a new file, renamed over the old one.
+fn save(path: &Path, text: &str) {
+    let new = path.with_extension("swp");
+    fs::write(&new, text).expect("a file");
+    fs::rename(new, path).expect("a file");
+}
+
+fn edit(workspace: &Workspace, from: &str, to: &str) {
+    let path = workspace.path("recipe.yaml");
+    let text = fs::read_to_string(&path).expect("the recipe");
+    assert!(text.contains(from), "{text}");
+    save(&path, &text.replace(from, to));
+}
+
+#[test]
+fn a_saved_recipe_runs_again_and_an_unchanged_one_does_not() {
+    let workspace = Workspace::with(&Model::llama());
+    let recipe = workspace.recipe(INT4);
+    let mut watching = Watching::start(&workspace, &[]);
+    assert!(watching.wait_for("cycle 1").contains("✓ passed"));
+    let first = report(&workspace.path("out"));
+    // Written in place, renamed over, and touched without a change: one cycle for each change and none for the rest.
+    edit(&workspace, "quantize-int4", "quantize-int4\n    group_size: 64");
+    assert!(watching.wait_for("cycle 2").contains("✓ passed"));
+    assert_ne!(report(&workspace.path("out")).quality, first.quality);
+    let text = fs::read_to_string(&recipe).expect("the recipe");
+    save(&recipe, &text);
+    for file in files(&workspace.path("model")).keys() {
+        let file = File::options().append(true).open(workspace.path("model").join(file)).expect("a file");
+        file.set_modified(std::time::SystemTime::now()).expect("a time");
+    }
+    fs::write(&recipe, text.replace("64", "32")).expect("the recipe");
+    assert!(watching.wait_for("cycle").contains("cycle 3: ✓ passed"));
+    fs::write(&recipe, format!("{}# a comment\n", text.replace("64", "32"))).expect("the recipe");
+    let said = watching.wait_for("cycle 4");
+    assert!(said.contains("✓ up to date") && said.contains("no weight touched"), "{said}");
+    // A burst of saves ends with the last of them, in no more cycles than saves.
+    for size in [64, 128, 64, 128, 32, 64, 128, 64] {
+        save(&recipe, &text.replace("64", &size.to_string()));
+    }
+    edit(&workspace, "group_size: 64", "group_size: 16");
+    let last = loop {
+        let said = watching.wait_for("cycle");
+        if report(&workspace.path("out")).recipe["stages"][1]["group_size"] == 16 {
+            break said;
+        }
+    };
+    let number: usize = last.split([' ', ':']).nth(1).and_then(|n| n.parse().ok()).expect("a number");
+    assert!((5..=13).contains(&number), "{last}");
+    watching.interrupt();
+    assert_eq!(workspace.names(), ["model", "out", "recipe.yaml"]);
+}
+
+#[test]
+fn a_broken_recipe_keeps_the_last_good_result_and_a_mended_one_goes_on() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.recipe(INT4);
+    let mut watching = Watching::start(&workspace, &[]);
+    watching.wait_for("cycle 1");
+    let good = files(&workspace.path("out"));
+    edit(&workspace, "quantize-int4", "quantize-int4\n    grup_size: 64");
+    let said = watching.wait_for("cycle 2");
+    assert!(
+        said.contains("✗ broken: recipe.yaml:7:5: `quantize-int4` has no parameter `grup_size`"),
+        "{said}"
+    );
+    assert!(said.contains("the last good output stays"), "{said}");
+    assert_eq!(files(&workspace.path("out")), good);
+    edit(&workspace, "\n    grup_size: 64", "");
+    assert!(watching.wait_for("cycle 3").contains("✓ up to date"));
+    // Deleted, and back again.
+    fs::rename(workspace.path("recipe.yaml"), workspace.path("away")).expect("the recipe");
+    assert!(watching.wait_for("cycle 4").contains("✗ broken"));
+    fs::rename(workspace.path("away"), workspace.path("recipe.yaml")).expect("the recipe");
+    assert!(watching.wait_for("cycle 5").contains("✓ up to date"));
+    fs::rename(workspace.path("model"), workspace.path("away")).expect("the model");
+    assert!(watching.wait_for("cycle 6").contains("✗ broken"));
+    fs::rename(workspace.path("away"), workspace.path("model")).expect("the model");
+    assert!(watching.wait_for("cycle 7").contains("✓ up to date"));
+    // A weight that changes is noticed, in the new folder.
+    Model::llama().with_value("model.layers.1.mlp.up_proj.weight", 3, 0.5).write(&workspace.path("model"));
+    loop {
+        // Files are written one after another: a cycle may see them half done.
+        if watching.wait_for("cycle").contains("1 of 21 tensors redone") {
+            break;
+        }
+    }
+    watching.interrupt();
+    assert_eq!(workspace.names(), ["model", "out", "recipe.yaml"]);
+}
+
+#[test]
+fn a_gate_that_fails_is_mended_without_touching_a_weight() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.recipe("  - stage: quantize-int4\n  - stage: check-warnings\n    sqnr_error_threshold: 40\n    sqnr_warning_threshold: 41\n    on_failure: error\n");
+    let mut watching = Watching::start(&workspace, &["--format", "json"]);
+    let said: serde_json::Value = serde_json::from_str(&watching.wait_for("cycle")).expect("JSON");
+    assert_eq!(
+        (&said["cycle"], &said["outcome"], &said["exit_status"]),
+        (&1.into(), &"failed".into(), &1.into())
+    );
+    assert!(!workspace.path("out").exists());
+    edit(&workspace, "sqnr_error_threshold: 40", "sqnr_error_threshold: 10");
+    let said: serde_json::Value = serde_json::from_str(&watching.wait_for("cycle")).expect("JSON");
+    assert_eq!((&said["outcome"], &said["tensors_redone"]), (&"passed".into(), &0.into()));
+    let changed = said["changed_lines"].as_array().expect("lines");
+    assert_eq!(changed.len(), 2, "{changed:?}");
+    assert!(workspace.path("out").exists());
+    // What a gate does not let out is gone with the watch.
+    edit(&workspace, "sqnr_error_threshold: 10", "sqnr_error_threshold: 50");
+    watching.wait_for("failed");
+    watching.interrupt();
+    let names = workspace.names();
+    assert_eq!(names, ["model", "out", "out.failed-report.json", "recipe.yaml"]);
+}
+
+#[test]
+fn a_change_during_a_run_cancels_it() {
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("model")).expect("a folder");
+    workspace.write("model/config.json", r#"{"model_type": "llama"}"#);
+    // Zeros that take no disk: so many that the run cannot end before the edit.
+    let tensors: Vec<FixtureTensor> = (0..64)
+        .map(|layer| FixtureTensor {
+            name: format!("model.layers.{layer}.mlp.down_proj.weight"),
+            dtype: "BF16".to_owned(),
+            shape: if layer == 0 { vec![256, 256] } else { vec![16384, 16384] },
+            class: "Linear".to_owned(),
+        })
+        .collect();
+    write_sparse(&workspace.path("model/model.safetensors"), &tensors);
+    workspace.recipe(INT4);
+    let mut watching = Watching::start(&workspace, &[]);
+    while !workspace.path(".out.monoquant-staging/model.safetensors").exists() {
+        std::thread::yield_now();
+    }
+    // What is left is broken at once.
+    edit(&workspace, "quantize-int4", "quantize-int5");
+    let said = watching.wait_for("cycle");
+    assert!(said.contains("cycle 1: ✗ broken"), "{said}");
+    watching.interrupt();
+    assert!(!workspace.path("out").exists());
+}
+
+#[test]
+fn files_can_be_looked_at_instead_of_waiting_for_events() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.recipe(INT4);
+    let mut watching = Watching::start(&workspace, &["--poll"]);
+    watching.wait_for("cycle 1");
+    edit(&workspace, "quantize-int4", "quantize-int8");
+    assert!(watching.wait_for("cycle 2").contains("✓ passed"));
+    watching.interrupt();
+}
+
+#[test]
+fn a_terminal_shows_what_is_wrong_above_the_last_good_result() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.recipe(INT4);
+    let mut watching = Watching::start_on_a_terminal(&workspace);
+    watching.wait_for("14 of 21 tensors quantized");
+    watching.wait_for("waiting for a change of the recipe or the model");
+    edit(&workspace, "quantize-int4", "quantize-int4\n    group_size: 64");
+    watching.wait_for("cycle 2: ✓ passed");
+    watching.wait_for("+     group_size: 64");
+    watching.wait_for("waiting for a change");
+    edit(&workspace, "group_size", "grup_size");
+    watching.wait_for("has no parameter `grup_size`");
+    watching.wait_for("the last good result, which stays published");
+    watching.wait_for("14 of 21 tensors quantized");
+    watching.wait_for("cycle 3: ✗ broken");
+    watching.interrupt();
+}
