@@ -35,6 +35,9 @@ pub(super) trait Machine: Copy {
     /// a · b + c, rounded once if [`Machine::FMA`], else twice.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
+    /// a · b + c, rounded once on every machine: slow where that is no instruction.
+    fn fused(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+
     /// |a|.
     fn abs(self, a: Self::Lanes) -> Self::Lanes;
 
@@ -61,6 +64,15 @@ pub(super) trait Machine: Copy {
 
     /// The greatest lane, of numbers.
     fn greatest(self, a: Self::Lanes) -> f32;
+
+    /// The 32 bfloat16 numbers of some bytes: those at even places, and those at odd ones.
+    fn bf16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2];
+
+    /// The entries of `table` that the low nibbles of some bytes name, and those that the high ones do.
+    fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2];
+
+    /// Numbers rounded to bfloat16, ties to even.
+    fn round_bf16(self, a: Self::Lanes) -> Self::Lanes;
 
     /// `out[i]` = the entry of `table` that nibble i of `packed` names, low nibbles first. `packed` must hold
     /// that many.
@@ -145,6 +157,15 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     }
 
     #[inline(always)]
+    fn fused(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
+        let mut out = c;
+        for i in 0..LANES {
+            out[i] = a[i].mul_add(b[i], c[i]);
+        }
+        out
+    }
+
+    #[inline(always)]
     fn abs(self, a: Self::Lanes) -> Self::Lanes {
         each(a, a, |a, _| a.abs())
     }
@@ -196,6 +217,35 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     #[inline(always)]
     fn greatest(self, a: Self::Lanes) -> f32 {
         fold(a, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn bf16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2] {
+        let mut out = [[0.0; LANES]; 2];
+        for (i, pair) in from.as_chunks::<4>().0.iter().enumerate() {
+            let both = u32::from_le_bytes(*pair);
+            out[0][i] = f32::from_bits(both << 16);
+            out[1][i] = f32::from_bits(both & 0xffff_0000);
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn round_bf16(self, a: Self::Lanes) -> Self::Lanes {
+        each(a, a, |a, _| {
+            let bits = a.to_bits();
+            f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
+        })
+    }
+
+    #[inline(always)]
+    fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2] {
+        let mut out = [[0.0; LANES]; 2];
+        for (i, byte) in from.iter().enumerate() {
+            out[0][i] = table[usize::from(byte & 15)];
+            out[1][i] = table[usize::from(byte >> 4)];
+        }
+        out
     }
 
     #[inline(always)]
@@ -251,6 +301,50 @@ mod tests {
     }
 
     /// Every operation on lanes, on inputs with equal and special values; NaN as one bit pattern.
+    /// Numbers and nibbles of some bytes, in pairs.
+    struct Pairs<'a>(&'a [f32; 16], &'a [u8; 64]);
+
+    impl Job for Pairs<'_> {
+        type Output = Vec<u32>;
+
+        #[inline(always)]
+        fn run<M: Machine>(self, m: M) -> Self::Output {
+            let mut nibbles = [0; LANES];
+            nibbles.copy_from_slice(&self.1[..LANES]);
+            let [a, b] = m.bf16_pairs(self.1);
+            let [c, d] = m.nibble_pairs(m.load(self.0), &nibbles);
+            let rounded = m.round_bf16(m.mul(a, m.splat(1.234_567)));
+            let mut bits = Vec::new();
+            for x in [a, b, c, d, rounded] {
+                let mut out = [0.0; LANES];
+                m.store(x, &mut out);
+                bits.extend(out.map(f32::to_bits));
+            }
+            bits
+        }
+    }
+
+    #[test]
+    fn pairs_are_even_and_odd_places() {
+        let mut bytes = [0; 64];
+        for (i, byte) in bytes.iter_mut().enumerate() {
+            *byte = (i * 37 + 11) as u8;
+        }
+        let table: [f32; 16] = std::array::from_fn(|i| i as f32 - 7.5);
+        let number = |i: usize| u32::from(bytes[2 * i]) << 16 | u32::from(bytes[2 * i + 1]) << 24;
+        let nibble = |i: usize| table[usize::from(bytes[i / 2] >> (i % 2 * 4) & 15)].to_bits();
+        let of =
+            |f: &dyn Fn(usize) -> u32, first: usize| (0..LANES).map(|i| f(2 * i + first)).collect::<Vec<_>>();
+        let rounded = |i: usize| {
+            let product = f32::from_bits(number(i)) * 1.234_567;
+            f32::from(half::bf16::from_f32(product)).to_bits()
+        };
+        let want = [of(&number, 0), of(&number, 1), of(&nibble, 0), of(&nibble, 1), of(&rounded, 0)].concat();
+        for isa in Isa::available() {
+            assert_eq!(isa.run(Pairs(&table, &bytes)), want, "{}", isa.name());
+        }
+    }
+
     struct All([[f32; LANES]; 3]);
 
     impl Job for All {
@@ -264,6 +358,7 @@ mod tests {
                 m.add(a, b),
                 m.sub(a, b),
                 m.mul(a, b),
+                m.fused(a, b, c),
                 m.abs(a),
                 m.max(a, b),
                 m.min(a, b),

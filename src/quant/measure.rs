@@ -6,17 +6,14 @@ use super::distortion::WorstGroup;
 use super::isa::Job;
 use super::machine::{LANES, Machine};
 use super::pack::zero_point_at;
-use super::search::fold;
 use super::{Bits, Distortion, FloatType, Granularity, QuantizedView, Quantizer, Scheme, Scratch, Storage};
+
+mod sums;
+
+use sums::{BLOCK, Sums, wide_energies};
 
 /// Columns that are decoded before they are looked at: what the first cache holds beside the files' bytes.
 const SEGMENT: usize = 2048;
-
-/// Columns whose squares are summed in f32 before they go into f64 sums: 16 terms a lane.
-const BLOCK: usize = 16 * LANES;
-
-/// Block sums of squares that f32 holds to its full precision. Others are summed again in f64.
-const SAFE: std::ops::RangeInclusive<f32> = 1e-18..=1e30;
 
 /// Groups of a segment at most.
 const GROUPS: usize = 64;
@@ -43,12 +40,22 @@ struct GroupFacts {
     tops: [f32; GROUPS],
     /// See [`Allowances::reach`].
     reaches: [f32; GROUPS],
+    /// Whether the weights have to be looked at one by one: one may be clipped, or lie further from what its code means than any
+    /// before, or f32 may not hold the sums.
+    doubtful: [bool; GROUPS],
 }
 
 impl Default for Segment {
     fn default() -> Self {
         let none = [0.0; GROUPS];
-        let groups = GroupFacts { scales: none, zeros: none, bottoms: none, tops: none, reaches: none };
+        let groups = GroupFacts {
+            scales: none,
+            zeros: none,
+            bottoms: none,
+            tops: none,
+            reaches: none,
+            doubtful: [false; GROUPS],
+        };
         Self { values: [0.0; SEGMENT], decoded: [0.0; SEGMENT], groups, sums: [Sums::default(); GROUPS] }
     }
 }
@@ -145,6 +152,8 @@ struct Reader<'a> {
     row_bytes: usize,
     /// Whether two codes share a byte.
     nibbles: bool,
+    /// Whether bytes and their weights can be taken in pairs, without a detour through memory.
+    pairs: bool,
     /// Turns a stored byte (or nibble) into code + `bias`, by exclusive or.
     flip: u8,
     bias: i32,
@@ -163,6 +172,7 @@ impl<'a> Reader<'a> {
         };
         let group_cols = scheme.group_cols(cols).max(1);
         let segment_groups = (SEGMENT / group_cols).min(GROUPS);
+        let nibbles = scheme.storage == Storage::Packed && scheme.bits == Bits::Four;
         Self {
             scheme,
             cols,
@@ -171,7 +181,10 @@ impl<'a> Reader<'a> {
             segment_groups,
             quantized,
             row_bytes: scheme.codes_bytes(1, cols),
-            nibbles: scheme.storage == Storage::Packed && scheme.bits == Bits::Four,
+            nibbles,
+            pairs: nibbles
+                && (quantizer.source, scheme.scale_type) == (FloatType::Bf16, FloatType::Bf16)
+                && group_cols.is_multiple_of(2 * LANES),
             flip,
             bias,
         }
@@ -211,30 +224,65 @@ impl<'a> Reader<'a> {
         let decoded = &mut decoded[..columns.len()];
         let count = columns.len().div_ceil(self.group_cols);
         self.read_params(row, columns.start / self.group_cols, count, groups);
-        let stored = &self.quantized.codes[row * self.row_bytes..(row + 1) * self.row_bytes];
         let parts = decoded.chunks_mut(self.group_cols).zip(columns.step_by(self.group_cols));
         for ((out, start), (&scale, &zero)) in parts.zip(groups.scales.iter().zip(&groups.zeros)) {
+            self.decode_part(machine, row, start, scale, zero, out);
+        }
+    }
+
+    /// The dequantized weights of columns of one group, from one on.
+    #[inline(always)]
+    fn decode_part<M: Machine>(
+        &self,
+        machine: M,
+        row: usize,
+        start: usize,
+        scale: f32,
+        zero: f32,
+        out: &mut [f32],
+    ) {
+        let stored = &self.quantized.codes[row * self.row_bytes..(row + 1) * self.row_bytes];
+        if !self.nibbles {
             // Exact: integers of few bits.
             let offset = self.bias as f32 + zero;
-            if !self.nibbles {
-                for (out, &code) in out.iter_mut().zip(&stored[start..]) {
-                    *out = (f32::from(code ^ self.flip) - offset) * scale;
-                }
-                self.round(out, scale);
-                continue;
+            for (out, &code) in out.iter_mut().zip(&stored[start..]) {
+                *out = (f32::from(code ^ self.flip) - offset) * scale;
             }
-            let mut table = [0.0; 16];
-            let levels = machine.sub(machine.load(&NIBBLES), machine.splat(offset));
-            machine.store(machine.mul(levels, machine.splat(scale)), &mut table);
-            self.round(&mut table, scale);
-            if start.is_multiple_of(2) {
-                machine.look_up(&table, &stored[start / 2..], out);
-            } else {
-                for (out, column) in out.iter_mut().zip(start..) {
-                    *out = table[usize::from(stored[column / 2] >> (column % 2 * 4) & 15)];
-                }
+            self.round(out, scale);
+            return;
+        }
+        let mut table = [0.0; 16];
+        machine.store(self.levels(machine, scale, zero), &mut table);
+        self.round(&mut table, scale);
+        if start.is_multiple_of(2) {
+            machine.look_up(&table, &stored[start / 2..], out);
+        } else {
+            for (out, column) in out.iter_mut().zip(start..) {
+                *out = table[usize::from(stored[column / 2] >> (column % 2 * 4) & 15)];
             }
         }
+    }
+
+    /// Puts weights of one group and what their codes mean, which were only summed up so far, into memory.
+    #[cold]
+    fn look_again<M: Machine>(
+        &self,
+        machine: M,
+        (row, start): (usize, usize),
+        (scale, zero): (f32, f32),
+        weights: &[u8],
+        values: &mut [f32],
+        decoded: &mut [f32],
+    ) {
+        FloatType::Bf16.widen_all(weights, values);
+        self.decode_part(machine, row, start, scale, zero, decoded);
+    }
+
+    /// What the stored nibbles of a group mean, not rounded yet.
+    #[inline(always)]
+    fn levels<M: Machine>(&self, machine: M, scale: f32, zero: f32) -> M::Lanes {
+        let offset = machine.splat(self.bias as f32 + zero);
+        machine.mul(machine.sub(machine.load(&NIBBLES), offset), machine.splat(scale))
     }
 
     /// Rounds products with a scale to the type of dequantized weights.
@@ -245,6 +293,38 @@ impl<'a> Reader<'a> {
         } else {
             // Not of this crate's making: 0 · ∞ is no number.
             self.scheme.scale_type.round_all(products);
+        }
+    }
+
+    /// The sums of a segment's blocks, from the bytes of its weights and codes, and which groups are doubtful.
+    #[inline(always)]
+    fn sum_pairs<M: Machine>(
+        &self,
+        machine: M,
+        row: usize,
+        columns: Range<usize>,
+        weights: &[u8],
+        most: f32,
+        segment: &mut Segment,
+    ) {
+        let Segment { groups, sums, .. } = segment;
+        let codes = &self.quantized.codes[row * self.row_bytes..][columns.start / 2..columns.end / 2];
+        let mut filled = 0;
+        let grids = groups.scales.iter().zip(&groups.zeros).zip(&groups.reaches);
+        let parts = weights.chunks(2 * self.group_cols).zip(codes.chunks(self.group_cols / 2));
+        for (((weights, codes), ((&scale, &zero), &reach)), doubtful) in
+            parts.zip(grids).zip(&mut groups.doubtful)
+        {
+            let table = machine.round_bf16(self.levels(machine, scale, zero));
+            // Not of this crate's making: then the codes mean no numbers.
+            *doubtful = !scale.is_finite();
+            let limit = if reach < most { reach } else { most };
+            for (weights, codes) in weights.chunks(2 * BLOCK).zip(codes.chunks(BLOCK / 2)) {
+                let block = Sums::of_pairs(machine, weights, codes, table, limit);
+                *doubtful |= block.exceeds | !block.is_usual();
+                sums[filled] = block;
+                filled += 1;
+            }
         }
     }
 
@@ -284,67 +364,6 @@ impl Job for DequantizeTile<'_> {
             }
         }
     }
-}
-
-/// Σw², Σe², Σw·e.
-type Energies = [f64; 3];
-
-/// Energies of a block in f32.
-#[derive(Clone, Copy, Default)]
-struct Sums {
-    signal: f32,
-    noise: f32,
-    cross: f32,
-    /// Whether an |e| is above the limit, if `noise` is a number.
-    exceeds: bool,
-}
-
-impl Sums {
-    /// Of equally long slices.
-    #[inline(always)]
-    fn of<M: Machine>(m: M, values: &[f32], decoded: &[f32], limit: f32) -> Self {
-        let zero = m.splat(0.0);
-        let (mut signal, mut noise, mut cross, mut most) = (zero, zero, zero, zero);
-        let (values, last_values) = values.as_chunks();
-        let (decoded, last_decoded) = decoded.as_chunks();
-        for (w, d) in values.iter().zip(decoded) {
-            let w = m.load(w);
-            let e = m.sub(w, m.load(d));
-            signal = m.add(signal, m.mul(w, w));
-            noise = m.add(noise, m.mul(e, e));
-            cross = m.add(cross, m.mul(w, e));
-            most = m.max_abs(most, e);
-        }
-        if !last_values.is_empty() {
-            // Past the end there are zeros, which add nothing.
-            let (mut w, mut d) = ([0.0; LANES], [0.0; LANES]);
-            w[..last_values.len()].copy_from_slice(last_values);
-            d[..last_decoded.len()].copy_from_slice(last_decoded);
-            let w = m.load(&w);
-            let e = m.sub(w, m.load(&d));
-            signal = m.add(signal, m.mul(w, w));
-            noise = m.add(noise, m.mul(e, e));
-            cross = m.add(cross, m.mul(w, e));
-            most = m.max_abs(most, e);
-        }
-        let (signal, noise) = m.sum_two(signal, noise);
-        Self { signal, noise, cross: m.sum(cross), exceeds: m.exceeds(most, limit) }
-    }
-}
-
-/// The energies in f64, for weights whose squares f32 cannot hold.
-#[cold]
-fn wide_energies(values: &[f32], decoded: &[f32]) -> Energies {
-    let mut sums = [[0f64; LANES]; 3];
-    for (values, decoded) in values.chunks(LANES).zip(decoded.chunks(LANES)) {
-        for (i, (&w, &d)) in values.iter().zip(decoded).enumerate() {
-            let (w, e) = (f64::from(w), f64::from(w - d));
-            sums[0][i] += w * w;
-            sums[1][i] += e * e;
-            sums[2][i] += w * e;
-        }
-    }
-    sums.map(fold)
 }
 
 /// The first column whose error has these bits without the sign.
@@ -410,35 +429,55 @@ impl Job for MeasureTile<'_> {
             while start < cols {
                 let end = reader.segment_end(start);
                 let count = end - start;
-                source
-                    .widen_all(&tile[(row * cols + start) * source.bytes()..], &mut segment.values[..count]);
-                reader.decode_segment(machine, row, start..end, segment);
-                let Segment { values, decoded, groups, sums } = &mut *segment;
-                let (values, decoded) = (&values[..count], &decoded[..count]);
+                let weights =
+                    &tile[(row * cols + start) * source.bytes()..(row * cols + end) * source.bytes()];
                 let parts_count = count.div_ceil(group_cols);
-                allowances.fill(parts_count, groups);
-                let mut filled = 0;
-                let parts = values.chunks(group_cols).zip(decoded.chunks(group_cols));
-                for ((values, decoded), &reach) in parts.zip(&groups.reaches) {
-                    let limit = if reach < all.max_abs_error { reach } else { all.max_abs_error };
-                    for (values, decoded) in values.chunks(BLOCK).zip(decoded.chunks(BLOCK)) {
-                        sums[filled] = Sums::of(machine, values, decoded, limit);
-                        filled += 1;
+                if reader.pairs {
+                    reader.read_params(row, start / group_cols, parts_count, &mut segment.groups);
+                } else {
+                    source.widen_all(weights, &mut segment.values[..count]);
+                    reader.decode_segment(machine, row, start..end, segment);
+                }
+                allowances.fill(parts_count, &mut segment.groups);
+                if reader.pairs {
+                    reader.sum_pairs(machine, row, start..end, weights, all.max_abs_error, segment);
+                } else {
+                    let Segment { values, decoded, groups, sums } = &mut *segment;
+                    let mut filled = 0;
+                    let parts = values[..count].chunks(group_cols).zip(decoded[..count].chunks(group_cols));
+                    for ((values, decoded), &reach) in parts.zip(&groups.reaches) {
+                        let limit = if reach < all.max_abs_error { reach } else { all.max_abs_error };
+                        for (values, decoded) in values.chunks(BLOCK).zip(decoded.chunks(BLOCK)) {
+                            sums[filled] = Sums::of(machine, values, decoded, limit);
+                            filled += 1;
+                        }
                     }
                 }
                 // Only if the ends of a grid lie further out than any weight so far, may one of these.
-                let ends =
-                    most_bits(&groups.bottoms[..parts_count]).max(most_bits(&groups.tops[..parts_count]));
-                if ends > all.max_abs_weight.to_bits() {
+                let ends = most_bits(&segment.groups.bottoms[..parts_count])
+                    .max(most_bits(&segment.groups.tops[..parts_count]));
+                let may_be_largest = ends > all.max_abs_weight.to_bits();
+                if reader.pairs && may_be_largest {
+                    reader.decode_segment(machine, row, start..end, segment);
+                }
+                let Segment { values, decoded, groups, sums } = &mut *segment;
+                let (values, decoded) = (&mut values[..count], &mut decoded[..count]);
+                if may_be_largest {
                     all.max_abs_weight = f32::from_bits(most_bits(decoded).max(all.max_abs_weight.to_bits()));
                 }
 
                 let mut sums = sums.iter();
-                let parts = values.chunks(group_cols).zip(decoded.chunks(group_cols));
+                let parts = values.chunks_mut(group_cols).zip(decoded.chunks_mut(group_cols));
                 for (i, (values, decoded)) in parts.enumerate() {
                     let mut exceeds = false;
+                    if reader.pairs && groups.doubtful[i] {
+                        let at = i * group_cols;
+                        let weights = &weights[at * source.bytes()..(at + values.len()) * source.bytes()];
+                        let grid = (groups.scales[i], groups.zeros[i]);
+                        reader.look_again(machine, (row, start + at), grid, weights, values, decoded);
+                    }
                     for (block, sums) in (0..values.len().div_ceil(BLOCK)).zip(&mut sums) {
-                        let is_usual = SAFE.contains(&sums.signal) && sums.noise.is_finite();
+                        let is_usual = sums.is_usual();
                         let [signal, noise, cross] = if is_usual {
                             [sums.signal, sums.noise, sums.cross].map(f64::from)
                         } else {
@@ -503,7 +542,7 @@ impl<'a> Allowances<'a> {
     /// beyond the ends of the grid differs from what any code means at least by as much as from what the end means.
     #[inline(always)]
     fn fill(&self, count: usize, groups: &mut GroupFacts) {
-        let GroupFacts { scales, zeros, bottoms, tops, reaches } = groups;
+        let GroupFacts { scales, zeros, bottoms, tops, reaches, .. } = groups;
         let (qmin, qmax) = (self.qmin, self.qmax);
         let grids = scales[..count].iter().zip(&zeros[..count]);
         for ((bottom, top), (&scale, &zero)) in bottoms.iter_mut().zip(tops.iter_mut()).zip(grids.clone()) {

@@ -57,6 +57,7 @@ impl Machine for Avx2 {
         sub(a, b) = _mm256_sub_ps;
         mul(a, b) = _mm256_mul_ps;
         mul_add(a, b, c) = _mm256_fmadd_ps;
+        fused(a, b, c) = _mm256_fmadd_ps;
         max(a, b) = _mm256_max_ps;
         min(a, b) = _mm256_min_ps;
     }
@@ -139,6 +140,37 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
+    fn bf16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2] {
+        // SAFETY: `self` proves AVX2; `from` has 64 bytes.
+        unsafe {
+            let halves = [0, 32].map(|at| _mm256_loadu_si256(from.as_ptr().add(at).cast()));
+            let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+            [
+                halves.map(|half| _mm256_castsi256_ps(_mm256_slli_epi32::<16>(half))),
+                halves.map(|half| _mm256_castsi256_ps(_mm256_and_si256(half, upper))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn round_bf16(self, a: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` proves AVX2.
+        unsafe { a.map(|half| round_bf16_avx2(half)) }
+    }
+
+    #[inline(always)]
+    fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2] {
+        // SAFETY: `self` proves AVX2; `from` has 16 bytes.
+        unsafe {
+            let bytes = [0, 8].map(|at| _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.as_ptr().add(at).cast())));
+            [
+                bytes.map(|bytes| entries_avx2(table, bytes)),
+                bytes.map(|bytes| entries_avx2(table, _mm256_srli_epi32::<4>(bytes))),
+            ]
+        }
+    }
+
+    #[inline(always)]
     fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
         // SAFETY: `self` proves AVX2.
         unsafe { look_up_avx2(table, packed, out) }
@@ -155,6 +187,7 @@ impl Machine for Avx512 {
         sub(a, b) = _mm512_sub_ps;
         mul(a, b) = _mm512_mul_ps;
         mul_add(a, b, c) = _mm512_fmadd_ps;
+        fused(a, b, c) = _mm512_fmadd_ps;
         abs(a) = _mm512_abs_ps;
         max(a, b) = _mm512_max_ps;
         min(a, b) = _mm512_min_ps;
@@ -224,6 +257,41 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
+    fn bf16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2] {
+        // SAFETY: `self` proves AVX-512; `from` has 64 bytes.
+        unsafe {
+            let both = _mm512_loadu_si512(from.as_ptr().cast());
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            [
+                _mm512_castsi512_ps(_mm512_slli_epi32::<16>(both)),
+                _mm512_castsi512_ps(_mm512_and_si512(both, upper)),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn round_bf16(self, a: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let bits = _mm512_castps_si512(a);
+            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
+            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
+            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
+            _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(bits, up), upper))
+        }
+    }
+
+    #[inline(always)]
+    fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2] {
+        // SAFETY: `self` proves AVX-512; `from` has 16 bytes.
+        unsafe {
+            let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            // The permutation of the entries looks at the low 4 bits.
+            [_mm512_permutexvar_ps(bytes, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), table)]
+        }
+    }
+
+    #[inline(always)]
     fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
         // SAFETY: `self` proves AVX-512.
         unsafe { look_up_avx512(table, packed, out) }
@@ -256,21 +324,37 @@ fn greatest_of_eight(a: __m256) -> f32 {
     _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
 }
 
+/// The entries of a table that the low 4 bits of some numbers name.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn entries_avx2([low, high]: [__m256; 2], index: __m256i) -> __m256 {
+    // The permutations look at the low 3 bits; the fourth, moved to the sign, chooses between them.
+    let (below, above) = (_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index));
+    _mm256_blendv_ps(below, above, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+}
+
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn round_bf16_avx2(a: __m256) -> __m256 {
+    let bits = _mm256_castps_si256(a);
+    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
+    let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
+    let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
+    _mm256_castsi256_ps(_mm256_and_si256(_mm256_add_epi32(bits, up), upper))
+}
+
 #[target_feature(enable = "avx2,fma")]
 #[inline]
 fn look_up_avx2(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
     let shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28);
     // SAFETY: each load reads 8 of the 16 entries.
-    let (low, high) = unsafe { (_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))) };
+    let table_lanes = unsafe { [_mm256_loadu_ps(table.as_ptr()), _mm256_loadu_ps(table.as_ptr().add(8))] };
     let (whole, rest) = out.as_chunks_mut::<8>();
     let (words, last) = packed.split_at(whole.len() * 4);
     for (out, &word) in whole.iter_mut().zip(words.as_chunks::<4>().0) {
         let index = _mm256_srlv_epi32(_mm256_set1_epi32(i32::from_le_bytes(word)), shifts);
-        // The permutations look at the low 3 bits; the fourth, moved to the sign, chooses between them.
-        let (below, above) = (_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index));
-        let fourth = _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index));
         // SAFETY: `out` has 8 elements.
-        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), _mm256_blendv_ps(below, above, fourth)) };
+        unsafe { _mm256_storeu_ps(out.as_mut_ptr(), entries_avx2(table_lanes, index)) };
     }
     look_up_bytes(table, last, rest);
 }
