@@ -94,7 +94,7 @@ enum Command {
     Check(CheckArgs),
     /// Show a model's tensors, layer types, types, totals and quantization config.
     Inspect(InspectArgs),
-    /// Check an output directory against its report: sizes and hashes of its weight files.
+    /// Check an output directory against its report: sizes and checksums of its weight files.
     Verify(VerifyArgs),
     /// Print the JSON Schema of recipes, or of reports.
     Schema(SchemaArgs),

@@ -24,6 +24,7 @@
 //! # }
 //! ```
 
+pub mod calibration;
 pub mod cli;
 pub mod exit;
 pub mod export;

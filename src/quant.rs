@@ -16,6 +16,7 @@
 mod distortion;
 mod expected;
 mod float_type;
+mod importance;
 mod isa;
 mod kernel;
 mod machine;
@@ -39,6 +40,7 @@ mod samples;
 
 pub use distortion::{Distortion, WorstGroup};
 pub use float_type::FloatType;
+pub use importance::{BadStatistics, Importance};
 pub use isa::Isa;
 pub use observer::{Mse, Observer};
 pub use quantizer::{BadValue, BadWeight, Quantized, QuantizedView, Quantizer, Scratch};

@@ -14,6 +14,8 @@ use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
 use crate::stage::{ActivationScheme, Stage};
 
+pub(super) mod kept_experts;
+
 /// An engine, or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Engine {

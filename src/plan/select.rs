@@ -406,7 +406,7 @@ fn treatment(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> Treatment {
     let parameters = stage.parameters;
     let source = float_type(tensor).unwrap_or(FloatType::F32);
     let activations = parameters.activations();
-    let mse = Mse::default();
+    let (mse, imatrix) = (Mse::default(), Mse::imatrix());
     Treatment {
         stage: stage.index,
         scheme: Scheme {
@@ -434,6 +434,13 @@ fn treatment(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> Treatment {
                 maxshrink: parameters.maxshrink().unwrap_or(mse.maxshrink),
                 grid: parameters.grid().unwrap_or(mse.grid),
                 norm: parameters.norm().unwrap_or(mse.norm),
+                last: mse.last,
+            }),
+            ObserverChoice::ImatrixMse => Observer::Mse(Mse {
+                maxshrink: parameters.maxshrink().unwrap_or(imatrix.maxshrink),
+                grid: parameters.grid().unwrap_or(imatrix.grid),
+                norm: parameters.norm().unwrap_or(imatrix.norm),
+                last: imatrix.last,
             }),
             ObserverChoice::Percentile => Observer::Percentile(parameters.percentile().unwrap_or(99.9)),
         },

@@ -42,6 +42,10 @@ pub struct Distortion {
     pub noise: f64,
     /// Σw·e.
     pub cross: f64,
+    /// Σ importance·w², where columns have an importance; else 0.
+    pub weighted_signal: f64,
+    /// Σ importance·e².
+    pub weighted_noise: f64,
     /// The greatest |e|, NaN or infinite if a dequantized weight is.
     pub max_abs_error: f32,
     /// Row and column of the first weight with that error.
@@ -65,6 +69,15 @@ impl Distortion {
         } else {
             None
         }
+    }
+
+    /// 10·log10 of Σ importance·w² over Σ importance·e², in dB: as [`Distortion::sqnr_db`], and none where columns have no
+    /// importance.
+    #[must_use]
+    pub fn weighted_sqnr_db(&self) -> Option<f64> {
+        let (signal, noise) = (self.weighted_signal, self.weighted_noise);
+        let is_known = signal > 0.0 && signal.is_finite() && !noise.is_nan();
+        is_known.then(|| 10.0 * (signal / noise).log10())
     }
 
     /// Cosine of the angle between weights and dequantized weights, Σwd / √(Σw²·Σd²); none if one of them is all zero.
@@ -93,6 +106,8 @@ impl Distortion {
         self.signal += other.signal;
         self.noise += other.noise;
         self.cross += other.cross;
+        self.weighted_signal += other.weighted_signal;
+        self.weighted_noise += other.weighted_noise;
         self.clipped += other.clipped;
         let greater = other.max_abs_error > self.max_abs_error
             || (other.max_abs_error.is_nan() && !self.max_abs_error.is_nan());

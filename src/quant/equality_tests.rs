@@ -121,9 +121,10 @@ fn observer() -> impl Strategy<Value = Observer> {
     prop_oneof![
         3 => Just(Observer::Minmax),
         2 => Just(Observer::Mse(Mse::default())),
-        1 => Just(Observer::Mse(Mse { maxshrink: 0.9, grid: 10.0, norm: 3.0 })),
-        1 => Just(Observer::Mse(Mse { maxshrink: 0.5, grid: 16.0, norm: 1.5 })),
-        1 => Just(Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0 })),
+        1 => Just(Observer::Mse(Mse { maxshrink: 0.9, grid: 10.0, norm: 3.0, last: false })),
+        1 => Just(Observer::Mse(Mse::imatrix())),
+        1 => Just(Observer::Mse(Mse { maxshrink: 0.5, grid: 16.0, norm: 1.5, last: false })),
+        1 => Just(Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false })),
         2 => (50.0..100.0).prop_map(Observer::Percentile),
         1 => Just(Observer::Percentile(99.9)),
         1 => Just(Observer::Percentile(100.0)),
@@ -348,7 +349,7 @@ fn near_ties_of_the_search_are_decided_exactly() {
         scale_type: FloatType::F32,
         storage: Storage::Plain,
     };
-    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0 });
+    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false });
     let bytes = (-2.125f32).to_le_bytes().to_vec();
     let case = Case { scheme, observer, source: FloatType::F32, rows: 1, cols: 1, bytes, tile: 8 };
     assert!(check(&case).is_ok());
@@ -364,7 +365,7 @@ fn scales_that_vanish_during_the_search_are_compared_exactly() {
         scale_type: FloatType::Bf16,
         storage: Storage::Plain,
     };
-    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0 });
+    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false });
     for seed in 0..64 {
         let mut bytes = Vec::new();
         FloatType::F16.narrow(&weights(2, 128, seed, FloatType::F16), &mut bytes);

@@ -98,6 +98,7 @@ impl Scheme {
     pub fn expected_sqnr(&self, observer: &Observer, cols: usize) -> Option<f64> {
         let mse = match observer {
             Observer::Minmax => 0,
+            Observer::Mse(mse) if mse.last => return None,
             Observer::Mse(_) => 1,
             Observer::Percentile(_) => return None,
         };

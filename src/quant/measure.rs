@@ -9,8 +9,10 @@ use super::pack::zero_point_at;
 use super::{Bits, Distortion, FloatType, Granularity, QuantizedView, Quantizer, Scheme, Scratch, Storage};
 
 mod sums;
+mod weighted;
 
 use sums::{BLOCK, Sums, wide_energies};
+use weighted::WeighTile;
 
 /// Columns that are decoded before they are looked at: what the first cache holds beside the files' bytes.
 const SEGMENT: usize = 2048;
@@ -104,7 +106,14 @@ impl Quantizer {
         assert_eq!(tile.len(), rows * self.row_bytes(), "a tile is whole rows");
         self.assert_sizes(&quantized, rows);
         let reader = Reader::new(self, quantized);
-        self.isa.run(MeasureTile { quantizer: self, reader, tile, rows, segment: &mut scratch.segment })
+        let segment = &mut scratch.segment;
+        let mut all = self.isa.run(MeasureTile { quantizer: self, reader, tile, rows, segment });
+        if let Some(importance) = &self.importance {
+            let weigh =
+                WeighTile { quantizer: self, reader, tile, rows, importance, segment: &mut scratch.segment };
+            (all.weighted_signal, all.weighted_noise) = self.isa.run(weigh);
+        }
+        all
     }
 
     fn assert_sizes(&self, quantized: &QuantizedView<'_>, rows: usize) {

@@ -23,6 +23,7 @@ impl fmt::Display for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Observer::Minmax => f.write_str("minmax"),
+            Observer::Mse(mse) if mse.last => f.write_str("imatrix-mse"),
             Observer::Mse(_) => f.write_str("mse"),
             Observer::Percentile(percent) => write!(f, "percentile {percent}"),
         }

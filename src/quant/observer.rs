@@ -26,21 +26,29 @@ pub struct Mse {
     pub grid: f64,
     /// The exponent of the error.
     pub norm: f64,
+    /// Whether the last candidate, i = ⌊maxshrink·grid⌋, is tried as well.
+    pub last: bool,
 }
 
 impl Default for Mse {
     /// The peer's values: 20 candidates from 1.00 to 0.81, exponent 2.4.
     fn default() -> Self {
-        Self { maxshrink: 0.2, grid: 100.0, norm: 2.4 }
+        Self { maxshrink: 0.2, grid: 100.0, norm: 2.4, last: false }
     }
 }
 
 impl Mse {
+    /// The search of llm-compressor's `imatrix_mse` observer: 20 candidates from 1.00 to 0.05, exponent 3.
+    #[must_use]
+    pub const fn imatrix() -> Self {
+        Self { maxshrink: 0.95, grid: 20.0, norm: 3.0, last: true }
+    }
+
     /// The factors of the range that are tried, in order. Never empty.
     #[must_use]
     pub fn factors(&self) -> Vec<f32> {
         // `as` truncates, as the peer's int() does, and takes NaN for 0.
-        let steps = ((self.maxshrink * self.grid) as usize).clamp(1, 100_000);
+        let steps = ((self.maxshrink * self.grid) as usize).clamp(1, 100_000) + usize::from(self.last);
         (0..steps).map(|i| (1.0 - i as f64 / self.grid) as f32).collect()
     }
 }
@@ -54,6 +62,13 @@ mod tests {
         let factors = Mse::default().factors();
         assert_eq!(factors.len(), 20);
         assert_eq!((factors[0], factors[1], factors[19]), (1.0, 0.99, 0.81));
+    }
+
+    #[test]
+    fn the_search_of_the_peer_for_statistics_is_wide_and_coarse() {
+        let factors = Mse::imatrix().factors();
+        assert_eq!(factors.len(), 20);
+        assert_eq!((factors[0], factors[1], factors[19]), (1.0, 0.95, 0.05));
     }
 
     #[test]

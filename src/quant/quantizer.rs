@@ -11,7 +11,7 @@ use super::params::Rules;
 use super::percentile::Tails;
 use super::search::Search;
 use super::survey::TensorParams;
-use super::{Bits, FloatType, Granularity, Isa, Observer, Scheme, Storage};
+use super::{Bits, FloatType, Granularity, Importance, Isa, Observer, Scheme, Storage};
 
 /// Why a weight cannot be quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -114,6 +114,7 @@ pub struct Quantizer {
     pub(super) rules: Rules,
     pub(super) search: Option<Search>,
     pub(super) tails: Option<Tails>,
+    pub(super) importance: Option<Importance>,
 }
 
 impl Quantizer {
@@ -133,7 +134,17 @@ impl Quantizer {
             Observer::Percentile(percent) => Some(Tails::new(percent, scheme.symmetric)),
             Observer::Minmax | Observer::Mse(_) => None,
         };
-        Self { scheme, observer, source, cols, isa, rules, search, tails }
+        Self { scheme, observer, source, cols, isa, rules, search, tails, importance: None }
+    }
+
+    /// The same, with columns that count by their importance: in the search of `mse`, and in what is measured.
+    ///
+    /// # Panics
+    /// If there is not one number for each column: a plan checks that.
+    #[must_use]
+    pub fn weighted(self, importance: Importance) -> Self {
+        assert_eq!(importance.columns().len(), self.cols, "a plan must not let other statistics through");
+        Self { importance: Some(importance), ..self }
     }
 
     /// The scheme it was made with.
@@ -367,10 +378,15 @@ impl Job for ShrinkRow<'_> {
         let source = quantizer.source;
         weights.resize(quantizer.scheme.group_cols(quantizer.cols), 0.0);
         let groups = bytes.chunks_exact(weights.len() * source.bytes());
-        for (group, (low, high)) in groups.zip(low.iter_mut().zip(high.iter_mut())) {
+        let columns = quantizer.importance.as_ref().map(Importance::columns);
+        let size = weights.len();
+        for (i, (group, (low, high))) in groups.zip(low.iter_mut().zip(high.iter_mut())).enumerate() {
+            let importance = columns.map(|columns| &columns[i * size..(i + 1) * size]);
             source.widen_all(group, weights);
             match (&quantizer.search, &quantizer.tails) {
-                (Some(found), _) => (*low, *high) = found.best_range(machine, weights, (*low, *high), search),
+                (Some(found), _) => {
+                    (*low, *high) = found.best_range(machine, weights, importance, (*low, *high), search)
+                }
                 (None, Some(tails)) => (*low, *high) = tails.range(machine, weights, keys, source),
                 (None, None) => {}
             }

@@ -100,6 +100,33 @@ impl Reference {
         best.1
     }
 
+    /// The range of a group whose weights count by their importance, as the search of `mse` chooses it.
+    #[must_use]
+    pub fn weighted_range(&self, group: &[f32], importance: &[f32], mse: Mse) -> (f32, f32) {
+        let low = group.iter().copied().fold(0.0, f32::min);
+        let high = group.iter().copied().fold(0.0, f32::max);
+        let mut best = (f64::INFINITY, (low, high));
+        for p in mse.factors() {
+            let range = (self.source.round(low * p), self.source.round(high * p));
+            let error = self.weighted_error(group, importance, range, mse.norm);
+            if error < best.0 {
+                best = (error, range);
+            }
+        }
+        best.1
+    }
+
+    /// Σ importance·|(code − zero point)·scale − w|^norm of a group quantized with a range, in f64.
+    #[must_use]
+    pub fn weighted_error(&self, group: &[f32], importance: &[f32], range: (f32, f32), norm: f64) -> f64 {
+        let (scale, zero_point) = self.params(range);
+        let terms = group.iter().zip(importance).map(|(&w, &h)| {
+            let level = f64::from(self.code(w, scale, zero_point)) - f64::from(zero_point);
+            f64::from(h) * power((level * f64::from(scale) - f64::from(w)).abs(), norm)
+        });
+        terms.sum()
+    }
+
     /// Σ|(code − zero point)·scale − w|^norm of a group quantized with a range, in f64.
     #[must_use]
     pub fn error(&self, group: &[f32], range: (f32, f32), norm: f64) -> f64 {

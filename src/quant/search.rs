@@ -132,17 +132,20 @@ impl Search {
         &self,
         m: M,
         weights: &[f32],
+        importance: Option<&[f32]>,
         range: (f32, f32),
         scratch: &mut SearchScratch,
     ) -> (f32, f32) {
-        if range == (0.0, 0.0) {
-            return range;
+        // Where nothing counts all candidates are as good, and the first one is the widest.
+        let is_idle = importance.is_some_and(|importance| importance.iter().all(|&h| h == 0.0));
+        if range == (0.0, 0.0) || is_idle {
+            return self.candidate(0, range);
         }
         let SearchScratch { scales, zeros, reciprocals, bounds, left } = scratch;
         let candidates = self.resolve_candidates(range, scales, zeros, reciprocals);
         left.clear();
         match &self.estimate {
-            Some(estimate) if estimate.bound(m, weights, &candidates, bounds) => {
+            Some(estimate) if estimate.bound(m, weights, importance, &candidates, bounds) => {
                 let least = least(&bounds.upper[..self.count]);
                 let may_win = |&i: &usize| bounds.lower[i] <= least && !candidates.repeats(i);
                 left.extend((0..self.count).filter(may_win));
@@ -164,7 +167,7 @@ impl Search {
         let mut best = f64::INFINITY;
         let mut winner = 0;
         for &i in left.iter() {
-            let error = self.error(weights, candidates.scales[i], candidates.zeros[i]);
+            let error = self.error(weights, importance, candidates.scales[i], candidates.zeros[i]);
             if error < best {
                 (best, winner) = (error, i);
             }
@@ -172,9 +175,10 @@ impl Search {
         self.candidate(winner, range)
     }
 
-    /// Σ|(code − zero)·scale − w|^norm in f64, in the fixed order of 16 lanes.
+    /// Σ importance·|(code − zero)·scale − w|^norm in f64, in the fixed order of 16 lanes; without importance each weight
+    /// counts 1.
     #[inline(always)]
-    fn error(&self, weights: &[f32], scale: f32, zero: f32) -> f64 {
+    fn error(&self, weights: &[f32], importance: Option<&[f32]>, scale: f32, zero: f32) -> f64 {
         let (qmin, qmax) = (self.rules.bits.qmin() as f32, self.rules.bits.qmax() as f32);
         let (norm, wide) = (self.norm, f64::from(scale));
         let term = |w: f32| {
@@ -183,6 +187,18 @@ impl Search {
         };
         let (chunks, rest) = weights.as_chunks::<LANES>();
         let mut sums = [0.0; LANES];
+        if let Some(importance) = importance {
+            let (columns, last) = importance.as_chunks::<LANES>();
+            for (chunk, columns) in chunks.iter().zip(columns) {
+                for i in 0..LANES {
+                    sums[i] += f64::from(columns[i]) * term(chunk[i]);
+                }
+            }
+            for (sum, (&w, &h)) in sums.iter_mut().zip(rest.iter().zip(last)) {
+                *sum += f64::from(h) * term(w);
+            }
+            return fold(sums);
+        }
         for chunk in chunks {
             for i in 0..LANES {
                 sums[i] += term(chunk[i]);
@@ -202,6 +218,7 @@ impl Search {
         m: M,
         tile: &[u8],
         cols: usize,
+        importance: Option<&[f32]>,
         range: (f32, f32),
     ) -> Errors {
         let SearchScratch { mut scales, mut zeros, mut reciprocals, mut bounds, .. } =
@@ -214,14 +231,17 @@ impl Search {
             self.rules.source.widen_all(row, &mut values);
             let bounded = match &self.estimate {
                 // Whether there are bounds depends on the candidates alone, so it is the same for all rows.
-                Some(estimate) if estimate.gather(m, &values, &candidates, &mut bounds) => Some(estimate),
+                Some(estimate) if estimate.gather(m, &values, importance, &candidates, &mut bounds) => {
+                    Some(estimate)
+                }
                 _ => None,
             };
             for (i, (lower, upper)) in errors.lower.iter_mut().zip(&mut errors.upper).enumerate() {
                 let (below, above) = match bounded {
                     Some(estimate) => estimate.refine(m, i, &candidates, &bounds),
                     None => {
-                        let error = self.error(&values, candidates.scales[i], candidates.zeros[i]);
+                        let error =
+                            self.error(&values, importance, candidates.scales[i], candidates.zeros[i]);
                         (error, error)
                     }
                 };
@@ -250,6 +270,7 @@ impl Search {
         &self,
         tile: &[u8],
         cols: usize,
+        importance: Option<&[f32]>,
         range: (f32, f32),
         left: &[usize],
     ) -> Vec<f64> {
@@ -260,7 +281,7 @@ impl Search {
         for row in tile.chunks_exact((cols * self.rules.source.bytes()).max(1)) {
             self.rules.source.widen_all(row, &mut values);
             for (&i, sum) in left.iter().zip(&mut errors) {
-                *sum += self.error(&values, candidates.scales[i], candidates.zeros[i]);
+                *sum += self.error(&values, importance, candidates.scales[i], candidates.zeros[i]);
             }
         }
         errors

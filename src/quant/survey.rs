@@ -21,7 +21,7 @@ use super::machine::Machine;
 use super::percentile::{Histogram, Refinement};
 use super::quantizer::BadValue;
 use super::search::{Errors, Search, add_all};
-use super::{BadWeight, FloatType, Granularity, Observer, Quantizer, Scheme};
+use super::{BadWeight, FloatType, Granularity, Importance, Observer, Quantizer, Scheme};
 
 /// The one scale and zero point of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -224,9 +224,13 @@ impl<T: Float> Job for SurveyTile<'_, T> {
         }
         Ok(match (&quantizer.tails, &quantizer.search) {
             (Some(tails), _) => Part::Refinement(tails.refine::<T>(weights, &so_far.refinement)),
-            (None, Some(search)) => {
-                quantizer.isa.run(SearchTile { search, so_far, tile, cols: quantizer.cols })
-            }
+            (None, Some(search)) => quantizer.isa.run(SearchTile {
+                search,
+                so_far,
+                tile,
+                cols: quantizer.cols,
+                importance: quantizer.importance.as_ref().map(Importance::columns),
+            }),
             (None, None) => Part::Range(so_far.low, so_far.high),
         })
     }
@@ -238,6 +242,7 @@ struct SearchTile<'a> {
     so_far: &'a Survey,
     tile: &'a [u8],
     cols: usize,
+    importance: Option<&'a [f32]>,
 }
 
 impl Job for SearchTile<'_> {
@@ -245,12 +250,12 @@ impl Job for SearchTile<'_> {
 
     #[inline(always)]
     fn run<M: Machine>(self, machine: M) -> Part {
-        let Self { search, so_far, tile, cols } = self;
+        let Self { search, so_far, tile, cols, importance } = self;
         let range = (so_far.low, so_far.high);
         match so_far.left.as_slice() {
-            [] => Part::Bounds(search.bound_errors(machine, tile, cols, range)),
+            [] => Part::Bounds(search.bound_errors(machine, tile, cols, importance, range)),
             [_] => Part::Errors(Vec::new()),
-            left => Part::Errors(search.exact_errors(tile, cols, range, left)),
+            left => Part::Errors(search.exact_errors(tile, cols, importance, range, left)),
         }
     }
 }

@@ -26,7 +26,7 @@ pub enum Target {
     Vllm,
     /// What transformers cannot load is an error.
     Transformers,
-    /// What some engine cannot load is a warning that names it.
+    /// What some engine refuses to load is a warning that names it; what one would load as noise is an error here too.
     #[default]
     Any,
 }

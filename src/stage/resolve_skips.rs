@@ -45,6 +45,8 @@ pub struct ResolveSkips {
     #[schemars(with = "u64")]
     pub skip_param_threshold: Option<u64>,
     /// Patterns or layer types that the built-in list would leave alone and this recipe quantizes. Takes back defaults only.
+    /// Stacks of experts that an engine of the export's `target` would load as noise are left alone as well, with a warning;
+    /// `Experts` here takes that back.
     #[serde(default)]
     pub quantize_anyway: Vec<Pattern>,
     /// What to do about a pattern that matches nothing. Names that the built-in list holds too never count.

@@ -6,11 +6,15 @@
 //!
 //! ```text
 //! cargo bench --bench job -- [--dir DIR] [--gigabytes N] [--rounds N] [--threads N] [--only WORD] [--durable] [--peer PYTHON SCRIPT]
+//! cargo bench --bench job -- --again [--dir DIR] [--gigabytes N] [--rounds N] [--threads N]
 //! ```
+//!
+//! With `--again` it times what a second run costs instead: with nothing changed, a threshold, or one layer's rule; and in a
+//! watch, from the moment the recipe is saved to the verdict.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
@@ -26,6 +30,7 @@ struct Options {
     threads: usize,
     only: Option<String>,
     durable: bool,
+    again: bool,
     peer: Option<(String, String)>,
 }
 
@@ -38,6 +43,7 @@ impl Options {
             threads: std::thread::available_parallelism().map_or(2, usize::from),
             only: None,
             durable: false,
+            again: false,
             peer: None,
         };
         let mut args = std::env::args().skip(1);
@@ -50,6 +56,7 @@ impl Options {
                 "--threads" => out.threads = value().parse().expect("a number"),
                 "--only" => out.only = Some(value()),
                 "--durable" => out.durable = true,
+                "--again" => out.again = true,
                 "--peer" => out.peer = Some((value(), value())),
                 _ => {}
             }
@@ -81,6 +88,9 @@ fn main() {
     ));
     warm(&model);
 
+    if options.again {
+        return again(&options, &model);
+    }
     let contenders = contenders();
     let wanted =
         |name: &str| options.only.as_deref().is_none_or(|only| name.contains(only) || name == "cp -r");
@@ -201,6 +211,79 @@ fn monoquant(options: &Options, model: &Path, name: &str, stage: &str) -> (Sampl
     let bytes = weight_files(&target).iter().map(|path| path.metadata().expect("a file").len()).sum();
     let _ = fs::remove_dir_all(&target);
     (sample, bytes)
+}
+
+/// The recipe of the second runs, with a threshold and perhaps a rule for one layer.
+fn tuned(model: &Path, target: &Path, threshold: u32, layer: &str) -> String {
+    format!(
+        "version: 1\nstages:\n  - {{stage: load, model: '{}'}}\n{layer}  - stage: quantize-int4\n  - stage: validate\n  \
+         - {{stage: check-warnings, sqnr_warning_threshold: {threshold}}}\n  - {{stage: export, path: '{}'}}\n",
+        model.display(),
+        target.display(),
+    )
+}
+
+/// What a second run costs, as a command and in a watch.
+fn again(options: &Options, model: &Path) {
+    const LAYER: &str =
+        "  - {stage: quantize-int4, targets: [model.layers.3.mlp.down_proj], group_size: 64}\n";
+    let (target, recipe) = (options.dir.join("out"), options.dir.join("recipe.yaml"));
+    let _ = fs::remove_dir_all(&target);
+    let steps = [
+        ("from nothing", 15, ""),
+        ("nothing changed", 15, ""),
+        ("a threshold", 16, ""),
+        ("one layer", 16, LAYER),
+    ];
+    let mut samples: Vec<(String, Vec<f64>)> = Vec::new();
+    let mut add = |name: String, seconds: f64| match samples.iter_mut().find(|(known, _)| *known == name) {
+        Some((_, list)) => list.push(seconds),
+        None => samples.push((name, vec![seconds])),
+    };
+    for _ in 0..options.rounds {
+        for (name, threshold, layer) in steps {
+            fs::write(&recipe, tuned(model, &target, threshold, layer)).expect("a recipe");
+            let mut command = Command::new(env!("CARGO_BIN_EXE_monoquant"));
+            command.args(["run", "-q", "--threads", &options.threads.to_string()]).arg(&recipe);
+            if name == "from nothing" {
+                command.arg("--fresh");
+            }
+            add(format!("run: {name}"), timed(&mut command).seconds);
+        }
+    }
+    let mut child = Command::new(env!("CARGO_BIN_EXE_monoquant"))
+        .args(["run", "--watch", "--format", "json", "--threads", &options.threads.to_string()])
+        .arg(&recipe)
+        .stdout(Stdio::piped())
+        .spawn()
+        .expect("a program to start");
+    let mut lines = BufReader::new(child.stdout.take().expect("a pipe")).lines();
+    let mut cycle = || lines.next().expect("a line").expect("text");
+    cycle();
+    for _ in 0..options.rounds {
+        for (name, threshold, layer) in [
+            ("a threshold", 15, LAYER),
+            ("one layer", 15, ""),
+            ("one layer", 15, LAYER),
+            ("a threshold", 16, LAYER),
+        ] {
+            let start = Instant::now();
+            fs::write(&recipe, tuned(model, &target, threshold, layer)).expect("a recipe");
+            cycle();
+            add(format!("watch: {name}, from saving to the verdict"), start.elapsed().as_secs_f64());
+        }
+    }
+    let _ = child.kill();
+    let _ = child.wait();
+    let _ = fs::remove_dir_all(&target);
+    let whole = median(samples[0].1.iter().copied());
+    say("");
+    say("| | milliseconds | of a run from nothing |");
+    say("| --- | ---: | ---: |");
+    for (name, list) in &samples {
+        let seconds = median(list.iter().copied());
+        say(&format!("| {name} | {:.0} | {:.3} |", seconds * 1e3, seconds / whole));
+    }
 }
 
 /// As many threads, positioned reads of the source, as many bytes written as the output has, nothing computed.

@@ -35,6 +35,8 @@ def skips(**parameters):
 
 W8A8 = dict(activations="dynamic-token")
 EXPERTS_TOO = skips(quantize_anyway="[Experts]")
+# Heads that vLLM builds without quantization.
+PLAIN_HEAD = skips(quantize_anyway="[lm_head]", skip_layer_types="[Experts]", skip_layer_names="[experts]") + stage(INT4, group_size=32)
 BY_LAYER = stage(INT8, targets="[layers.0]") + stage(INT4, group_size=32)
 
 # name: (model, stages, what the plan says, what the engine does). The plan lets it through (""), warns or refuses with a code; the engine "loads",
@@ -76,6 +78,11 @@ TRANSFORMERS = {
     "several-schemes-m3": ("minimax-m3", BY_LAYER, "plan::several-schemes", "noise"),
     **{f"stack-{m}": (m, EXPERTS_TOO + stage(INT4), "plan::stacked-experts", "noise") for m in ("qwen3-vl-moe", "gemma4-moe")},
     **{f"stack-{m}-kept": (m, stage(INT4), "warn plan::experts-left-alone", "loads") for m in ("qwen3-vl-moe", "gemma4-moe", "gpt-oss", "granite-moe-hybrid")},
+    "zero-point-words": ("variants/llama-764", stage(INT4, symmetric="false", granularity="channel"), "", "loads"),
+    "plain-in-vllm-gpt-oss": ("gpt-oss", PLAIN_HEAD, "", "loads"),
+    # Left alone beside quantized layers: merged from packed names alone.
+    **{f"experts-kept-{m}": (m, skips(skip_layer_types="[Experts]", skip_layer_names="[experts]") + stage(INT4, group_size=32), "plan::kept-experts", "noise")
+       for m in ("mixtral", "qwen3-moe", "qwen3-next", "qwen2-moe", "glm4-moe", "deepseek-v3")},
     "stack-llama4": ("llama4", stage(INT4), "", "loads"),
     "stack-llama4-kept": ("llama4", skips(skip_layer_types="[Experts]") + stage(INT4), "", "loads"),
     "stack-qwen3-5-moe-kept": ("qwen3-5-moe", skips(skip_layer_types="[Experts]") + stage(INT4), "", "loads"),
@@ -112,6 +119,9 @@ VLLM = {
     # The rows of Mamba's in_proj are no multiple of 32 in the small model, which the note of the plan says.
     "experts-kept-granite": ("granite-moe-hybrid", skips(modules_to_not_convert="[mamba]") + stage(INT4), "warn plan::experts-left-alone", "loads"),
     "rows-of-33": ("granite-moe-hybrid", stage(INT4), "note", "refuses"),
+    # The zero points of 764 rows fill no whole words.
+    "zero-point-words": ("variants/llama-764", stage(INT4, symmetric="false", granularity="channel"), "plan::vllm-zero-point-words", "refuses"),
+    **{f"plain-{m}": (m, PLAIN_HEAD, "plan::vllm-plain-module", "refuses") for m in ("qwen3-next", "gpt-oss")},
     "split-qkv": ("variants/llama", skips(modules_to_not_convert="[v_proj]") + stage(INT4), "plan::split-siblings", "refuses"),
     "split-gate-up": ("variants/llama", stage(INT8, targets="[up_proj]", **W8A8) + stage(INT4), "plan::split-siblings", "refuses"),
 }

@@ -1,4 +1,4 @@
-"""The trained tiny-llama as four architectures of the same size, so that perplexities mean something in each.
+"""The trained tiny-llama as architectures of the same size, so that perplexities mean something in each.
 
 usage: make_variants.py TINY_LLAMA OUT
 
@@ -6,6 +6,7 @@ usage: make_variants.py TINY_LLAMA OUT
   llama-tied  without its head: the embedding serves
   qwen2       with biases at q, k and v, small and random
   qwen3       with norms at q and k, their weights near one
+  llama-764   with four neurons fewer in each MLP, so that rows come in no whole words of zero points
 
 All but the first are worse language models than tiny-llama, and all are far from uniform: a layer that is loaded wrongly shows.
 """
@@ -22,6 +23,13 @@ def variant(name, tensors, config):
     if name == "llama-tied":
         del tensors["lm_head.weight"]
         config["tie_word_embeddings"] = True
+    if name == "llama-764":
+        config["intermediate_size"] = 764
+        for layer in range(layers):
+            mlp = f"model.layers.{layer}.mlp"
+            for part in ("gate", "up"):
+                tensors[f"{mlp}.{part}_proj.weight"] = tensors[f"{mlp}.{part}_proj.weight"][:764].contiguous()
+            tensors[f"{mlp}.down_proj.weight"] = tensors[f"{mlp}.down_proj.weight"][:, :764].contiguous()
     if name == "qwen2":
         config.update(architectures=["Qwen2ForCausalLM"], model_type="qwen2")
         for layer in range(layers):
@@ -43,7 +51,7 @@ def main():
     tensors = {}
     for file in sorted(glob.glob(os.path.join(source, "*.safetensors"))):
         tensors.update(load_file(file))
-    for name in ("llama", "llama-tied", "qwen2", "qwen3"):
+    for name in ("llama", "llama-tied", "llama-764", "qwen2", "qwen3"):
         path = os.path.join(out, name)
         os.makedirs(path, exist_ok=True)
         with open(os.path.join(source, "config.json")) as f:

@@ -12,11 +12,15 @@ const MAY_NAME: &[(&str, &[&str])] = &[
     ("quant", &[]),
     ("layer", &[]),
     ("finding", &["exit"]),
+    ("calibration", &["exit", "finding", "quant"]),
     ("stage", &["layer"]),
     ("recipe", &["exit", "finding", "layer", "stage"]),
     ("model", &["exit", "finding", "layer"]),
     ("export", &["exit", "finding", "layer", "model", "plan", "quant", "report", "stage"]),
-    ("plan", &["exit", "export", "finding", "layer", "model", "quant", "recipe", "report", "stage"]),
+    (
+        "plan",
+        &["calibration", "exit", "export", "finding", "layer", "model", "quant", "recipe", "report", "stage"],
+    ),
     ("report", &["exit", "export", "finding", "layer", "model", "plan", "quant", "run", "stage"]),
 ];
 

@@ -116,6 +116,22 @@ fn transformers_wants_experts_packed_symmetric_and_alike() {
 }
 
 #[test]
+fn experts_left_alone_beside_quantized_layers_are_noise_in_transformers() {
+    let kept = "  - stage: resolve-skips\n    on_unmatched: ignore\n    skip_layer_types: [Experts]\n    skip_layer_names: [experts]\n\
+                \x20 - stage: quantize-int4\n    indivisible: shrink\n";
+    for model in ["mixtral", "qwen3-moe", "qwen2-moe", "glm4-moe", "deepseek-v3"] {
+        let planned = |target: &str| said(&plan_for(target, model, kept));
+        assert!(planned("transformers").contains("!kept-experts"), "{model}: {}", planned("transformers"));
+        assert!(planned("any").contains("!kept-experts"), "{model}: {}", planned("any"));
+        assert!(!planned("vllm").contains("kept-experts"), "{model}: {}", planned("vllm"));
+    }
+    // A stack that is left alone is loaded as it is, and Llama 4 has a module an expert.
+    for model in ["llama4", "qwen3-5-moe"] {
+        assert!(!said(&plan_for("any", model, kept)).contains("kept-experts"), "{model}");
+    }
+}
+
+#[test]
 fn several_schemes_would_be_noise_where_transformers_renames_modules() {
     let outputs = "  - stage: quantize-int8\n    targets: [wo_b]\n  - stage: quantize-int4\n";
     for (model, stages) in [("deepseek-v4", outputs), ("minimax-m3", FIRST_LAYER_INT8)] {

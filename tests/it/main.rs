@@ -8,6 +8,7 @@ mod exit_codes;
 mod families;
 mod gates;
 mod golden;
+mod imatrix;
 mod incremental;
 mod layers;
 mod library;

@@ -77,6 +77,9 @@ struct Polynomial<const N: usize> {
 pub(in super::super) struct Bounds {
     inner: Vec<f32>,
     outer: Vec<f32>,
+    /// Of inner and of outer weights: how much each counts; empty where all count 1.
+    inner_importance: Vec<f32>,
+    outer_importance: Vec<f32>,
     /// Of each candidate: Σu^norm of the inner weights.
     inner_sums: Vec<f32>,
     /// Of each candidate: Σu^norm of the outer weights.
@@ -107,24 +110,25 @@ impl Estimate {
         &self,
         m: M,
         weights: &[f32],
+        importance: Option<&[f32]>,
         candidates: &Candidates<'_>,
         bounds: &mut Bounds,
     ) -> bool {
-        if !self.gather(m, weights, candidates, bounds) {
+        if !self.gather(m, weights, importance, candidates, bounds) {
             return false;
         }
-        let Bounds { inner, outer, inner_sums, outer_sums, powers, lower, upper } = bounds;
+        let margin = self.margin(bounds, self.coarse.error);
+        let Bounds { inner, inner_importance, inner_sums, outer_sums, powers, lower, upper, .. } = bounds;
         let count = candidates.scales.len();
         inner_sums.resize(count, 0.0);
         let batches = inner_sums.as_chunks_mut::<BATCH>().0.iter_mut();
         // Those that are there to fill the last lanes are left out.
         let batches = batches.take(candidates.count.div_ceil(BATCH));
         for (sums, rs) in batches.zip(candidates.reciprocals.as_chunks().0) {
-            *sums = self.coarse.sums(m, inner, rs);
+            *sums = self.coarse.sums(m, inner, inner_importance, rs);
         }
         lower.resize(count, 0.0);
         upper.resize(count, 0.0);
-        let margin = self.margin(inner, outer, self.coarse.error);
         let ends = lower.iter_mut().zip(upper.iter_mut());
         let sums = inner_sums.iter().zip(outer_sums.iter());
         for (((lower, upper), (&inner, &outer)), &unit) in ends.zip(sums).zip(powers.iter()) {
@@ -144,8 +148,9 @@ impl Estimate {
         candidates: &Candidates<'_>,
         bounds: &Bounds,
     ) -> (f64, f64) {
-        let margin = self.margin(&bounds.inner, &bounds.outer, self.fine.error);
-        let [inner] = self.fine.sums(m, &bounds.inner, &[candidates.reciprocals[i]]);
+        let margin = self.margin(bounds, self.fine.error);
+        let [inner] =
+            self.fine.sums(m, &bounds.inner, &bounds.inner_importance, &[candidates.reciprocals[i]]);
         let (below, above) = margin.around(f64::from(inner), f64::from(bounds.outer_sums[i]));
         let unit = power(f64::from(candidates.scales[i]) / f64::from(candidates.scales[0]), self.norm);
         (unit * below * (1.0 - EXACT), unit * above * (1.0 + EXACT))
@@ -157,6 +162,7 @@ impl Estimate {
         &self,
         m: M,
         weights: &[f32],
+        importance: Option<&[f32]>,
         candidates: &Candidates<'_>,
         bounds: &mut Bounds,
     ) -> bool {
@@ -185,7 +191,8 @@ impl Estimate {
             return false;
         }
         split(weights, low, high, bounds);
-        let Bounds { outer, outer_sums, powers, .. } = bounds;
+        share(weights, importance, low, high, bounds);
+        let Bounds { outer, outer_importance, outer_sums, powers, .. } = bounds;
         // All that a power is needed of goes through one long loop: scales, and distances of outer weights from
         // codes. Its length is such that the compiler's loop has nothing left over.
         let count = scales.len();
@@ -213,7 +220,14 @@ impl Estimate {
         }
         outer_sums.clear();
         outer_sums.resize(count, 0.0);
-        for powers in powers[count..].chunks_exact(count).take(outer.len()) {
+        for (i, powers) in powers[count..].chunks_exact(count).take(outer.len()).enumerate() {
+            if let Some(&h) = outer_importance.get(i) {
+                let h = m.splat(h);
+                for (sums, powers) in outer_sums.as_chunks_mut().0.iter_mut().zip(powers.as_chunks().0) {
+                    m.store(m.add(m.load(sums), m.mul(h, m.load(powers))), sums);
+                }
+                continue;
+            }
             for (sums, powers) in outer_sums.as_chunks_mut().0.iter_mut().zip(powers.as_chunks().0) {
                 m.store(m.add(m.load(sums), m.load(powers)), sums);
             }
@@ -222,13 +236,20 @@ impl Estimate {
     }
 
     #[inline(always)]
-    fn margin(&self, inner: &[f32], outer: &[f32], error: f64) -> Margin {
+    fn margin(&self, bounds: &Bounds, error: f64) -> Margin {
+        let Bounds { inner, outer, inner_importance, outer_importance, .. } = bounds;
         // Zeros in place of outer weights and at the end count as well: the polynomial is not quite 0 at 0.
         let terms = (inner.len() + outer.len()) as f64;
+        let counted = if inner_importance.is_empty() {
+            terms
+        } else {
+            inner_importance.iter().chain(outer_importance).map(|&h| f64::from(h)).sum()
+        };
+        // The product with an importance is one rounding more a term.
         Margin {
-            absolute: terms * error,
-            inner: (terms / LANES as f64 + 16.0) * 2f64.powi(-24),
-            outer: self.outer_error + outer.len() as f64 * 2f64.powi(-24),
+            absolute: counted * error,
+            inner: (terms / LANES as f64 + 18.0) * 2f64.powi(-24),
+            outer: self.outer_error + (outer.len() + 2) as f64 * 2f64.powi(-24),
         }
     }
 }
@@ -260,15 +281,37 @@ impl<const N: usize> Polynomial<N> {
 
     /// Estimates of Σu^norm over inner weights, whole lanes of them, for some reciprocals of scales.
     #[inline(always)]
-    fn sums<const B: usize, M: Machine>(&self, m: M, inner: &[f32], rs: &[f32; B]) -> [f32; B] {
+    fn sums<const B: usize, M: Machine>(
+        &self,
+        m: M,
+        inner: &[f32],
+        importance: &[f32],
+        rs: &[f32; B],
+    ) -> [f32; B] {
+        if importance.is_empty() {
+            self.sums_of::<B, false, M>(m, inner, inner, rs)
+        } else {
+            self.sums_of::<B, true, M>(m, inner, importance, rs)
+        }
+    }
+
+    #[inline(always)]
+    fn sums_of<const B: usize, const WEIGHTED: bool, M: Machine>(
+        &self,
+        m: M,
+        inner: &[f32],
+        importance: &[f32],
+        rs: &[f32; B],
+    ) -> [f32; B] {
         let (magic, middle) = (m.splat(MAGIC), m.splat(MIDDLE));
         let mut coefficients = [magic; N];
         for (lanes, &coefficient) in coefficients.iter_mut().zip(&self.coefficients) {
             *lanes = m.splat(coefficient);
         }
         let mut sums = [m.splat(0.0); B];
-        for chunk in inner.as_chunks().0 {
+        for (chunk, columns) in inner.as_chunks().0.iter().zip(importance.as_chunks().0) {
             let w = m.load(chunk);
+            let h = m.load(columns);
             for i in 0..B {
                 let q = m.mul(w, m.splat(rs[i]));
                 let u = m.abs(m.sub(q, m.sub(m.add(q, magic), magic)));
@@ -277,7 +320,7 @@ impl<const N: usize> Polynomial<N> {
                 for k in (0..N - 1).rev() {
                     power = m.mul_add(power, v, coefficients[k]);
                 }
-                sums[i] = m.add(sums[i], power);
+                sums[i] = if WEIGHTED { m.mul_add(power, h, sums[i]) } else { m.add(sums[i], power) };
             }
         }
         let mut out = [0.0; B];
@@ -313,6 +356,24 @@ fn split(weights: &[f32], low: f32, high: f32, bounds: &mut Bounds) {
         }
     }
     outer.truncate(count);
+}
+
+/// Tells the importance of inner weights from that of outer ones, as [`split`] tells the weights; an outer weight's place among
+/// the inner ones counts 0.
+#[inline(always)]
+fn share(weights: &[f32], importance: Option<&[f32]>, low: f32, high: f32, bounds: &mut Bounds) {
+    let Bounds { inner, inner_importance, outer_importance, .. } = bounds;
+    inner_importance.clear();
+    outer_importance.clear();
+    let Some(importance) = importance else { return };
+    inner_importance.resize(inner.len(), 0.0);
+    for ((to, &w), &h) in inner_importance.iter_mut().zip(weights).zip(importance) {
+        if w >= low && w <= high {
+            *to = h;
+        } else {
+            outer_importance.push(h);
+        }
+    }
 }
 
 /// x^p for x from 2^-16 to 2^15 and p from 2 to 8, to a relative error of 1e-4 but not below 2^-126: x^p =

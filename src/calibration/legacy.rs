@@ -1,0 +1,45 @@
+//! llama.cpp's older binary importance matrix: no magic number; entries of a name, a number of chunks and mean squares times it.
+
+use super::cursor::{Cursor, floats};
+use super::{Format, ModuleStatistics, Statistics};
+use crate::finding::Finding;
+
+/// Bytes of the smallest entry: three numbers, a letter and a value.
+const LEAST_ENTRY: u64 = 17;
+
+fn unknown() -> Finding {
+    Finding::error("calibration::unknown-format", "it is no file of activation statistics")
+        .help("Activation statistics are a safetensors file, or an importance matrix of llama.cpp.")
+}
+
+pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
+    let mut cursor = Cursor::new(bytes);
+    let entries = cursor.i32()?;
+    let count = u64::try_from(entries).ok().filter(|count| *count > 0).ok_or_else(unknown)?;
+    cursor.check_count(count, LEAST_ENTRY, "entries")?;
+    let mut modules = Vec::new();
+    for _ in 0..count {
+        let len = u64::try_from(cursor.i32()?).map_err(|_| unknown())?;
+        // A name is short: anything else is another kind of file.
+        if len == 0 || len > 512 {
+            return Err(unknown());
+        }
+        let name = cursor.text(len)?;
+        let chunks = cursor.i32()?;
+        let values = u64::try_from(cursor.i32()?).ok().filter(|values| *values > 0).ok_or_else(unknown)?;
+        cursor.check_count(values, 4, "values")?;
+        let sums = floats(cursor.take(4 * values)?);
+        let name = name.strip_suffix(".weight").map_or(name.clone(), str::to_owned);
+        modules.push(ModuleStatistics { name, sums, counts: vec![f64::from(chunks)] });
+    }
+    let mut samples = None;
+    let mut sources = Vec::new();
+    if cursor.left() > 0 {
+        samples = u64::try_from(cursor.i32()?).ok();
+        if cursor.left() > 0 {
+            let len = u64::try_from(cursor.i32()?).map_err(|_| unknown())?;
+            sources.push(cursor.text(len)?);
+        }
+    }
+    Ok(Statistics { format: Format::Legacy, modules, samples, tokens: None, sources })
+}
