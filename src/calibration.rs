@@ -155,11 +155,20 @@ pub fn read(path: &Path) -> Result<Statistics, Failure> {
     })
 }
 
-/// Whether bytes begin as a file of statistics that is no safetensors file does.
+/// Whether a path is a file of statistics rather than a model: by its name, or by the names in its header.
 #[must_use]
-pub fn is_importance_matrix(path: &Path) -> bool {
+pub fn is_statistics(path: &Path) -> bool {
+    use std::io::Read;
     let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-    name.ends_with(".gguf") || name.ends_with(".dat") || name.ends_with(".imatrix")
+    if !path.is_file() {
+        return false;
+    }
+    if [".gguf", ".dat", ".imatrix"].iter().any(|end| name.ends_with(end)) {
+        return true;
+    }
+    let mut head = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(1 << 20).read_to_end(&mut head));
+    read.is_ok() && head.windows(10).any(|window| window == b".in_sum2\":")
 }
 
 /// Parses the bytes of a file of statistics.

@@ -92,7 +92,7 @@ enum Command {
     Explain(ExplainArgs),
     /// Check recipes without their models. Fast enough for a pre-commit hook.
     Check(CheckArgs),
-    /// Show a model's tensors, layer types, types, totals and quantization config.
+    /// Show a model's tensors, layer types, types, totals and quantization config; or a file of activation statistics.
     Inspect(InspectArgs),
     /// Check an output directory against its report: sizes and checksums of its weight files.
     Verify(VerifyArgs),

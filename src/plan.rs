@@ -26,6 +26,7 @@ pub mod places;
 mod reach;
 pub mod select;
 pub mod siblings;
+pub mod statistics;
 mod unmatched;
 
 pub use budget::Budget;
@@ -33,6 +34,7 @@ pub use explain::{Explanation, explain};
 pub use layout::{ExportPlan, OutputFile, OutputTensor, Part, Piece, PieceOutput};
 pub use select::{Action, Decision, Rule, Treatment};
 pub use siblings::Siblings;
+pub use statistics::{StageStatistics, Weighing};
 
 /// What a plan takes from the command line instead of the recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -60,6 +62,8 @@ pub struct Plan {
     pub siblings: Vec<Siblings>,
     /// The exports, laid out.
     pub exports: Vec<ExportPlan>,
+    /// What activation statistics say about the columns of the pieces.
+    pub weighing: Weighing,
     /// The memory bound.
     pub budget: Budget,
     /// Everything doubtful, in the order in which it is to be read.
@@ -92,7 +96,11 @@ impl Plan {
     pub fn expected_sqnr(&self, tensor: usize) -> Option<f64> {
         let first = self.pieces.partition_point(|piece| piece.tensor < tensor);
         let view = self.pieces.get(first).filter(|piece| piece.tensor == tensor)?.matrix?;
-        self.decisions[tensor].treatment()?.expected_sqnr(view.rows, view.cols)
+        let treatment = self.decisions[tensor].treatment()?;
+        if self.weighing.changes_ranges(first, treatment) {
+            return None;
+        }
+        treatment.expected_sqnr(view.rows, view.cols)
     }
 
     /// How many tensors are quantized.
@@ -141,6 +149,8 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
     let (pieces, problems) = pieces(&loaded, &model, &classes, &decisions);
     findings.extend(problems);
     stop_on_errors(&findings)?;
+    let (weighing, problems) = statistics::weigh(&loaded, &model, &decisions, &pieces)?;
+    findings.extend(problems);
 
     let exports = exports(&loaded, &model, &classes, &decisions, &pieces);
     findings.extend(export_paths(&loaded, &model, &exports));
@@ -149,7 +159,7 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
         findings.extend(engines::check(&loaded, &model, &classes, &decisions, export));
         findings.extend(engines::kept_experts::check(&loaded, &model, &classes, &decisions, export));
     }
-    findings.extend(reach::check(&loaded, &decisions, &pieces));
+    findings.extend(reach::check(&loaded, &decisions, &pieces, &weighing));
     stop_on_errors(&findings)?;
 
     let threads = limits
@@ -172,6 +182,7 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
         pieces,
         siblings,
         exports,
+        weighing,
         budget,
         warnings: findings,
         notes,

@@ -10,6 +10,7 @@ pub mod cycle;
 pub mod ledger;
 pub mod plan_text;
 pub mod progress;
+pub mod statistics_text;
 pub mod summary;
 pub mod table;
 pub mod units;
@@ -104,6 +105,9 @@ pub struct Sizes {
 pub struct Quality {
     /// Energy of all weights over energy of all errors, in dB; none where there is no error or no signal.
     pub sqnr_db: Option<f64>,
+    /// As `sqnr_db`, over the tensors whose columns are weighed by activation statistics.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weighted_sqnr_db: Option<f64>,
     /// The least SQNR of a tensor, in dB.
     pub min_sqnr_db: Option<f64>,
     /// The 5th percentile of the tensors' SQNR, in dB.
@@ -215,6 +219,10 @@ pub struct Metrics {
     pub sqnr_db: Option<f64>,
     /// Why there is no SQNR.
     pub sqnr_note: Option<String>,
+    /// 10·log10 of Σ importance·w² over Σ importance·e², in dB, where activation statistics weigh the columns: the nearest thing
+    /// to the SQNR of the layer's output.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weighted_sqnr_db: Option<f64>,
     /// What the scheme reaches on Gaussian weights of this width, in dB.
     pub expected_sqnr_db: Option<f64>,
     /// Cosine of the angle between source and dequantized weights.

@@ -6,6 +6,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub mod calibration;
 pub mod check_warnings;
 pub mod export;
 pub mod load;
@@ -15,6 +16,7 @@ pub mod quantize_int8;
 pub mod resolve_skips;
 pub mod validate;
 
+pub use calibration::{Calibration, OnMissing};
 pub use check_warnings::CheckWarnings;
 pub use export::Export;
 pub use load::Load;
@@ -83,6 +85,27 @@ impl Stage {
             Stage::Validate(_) => "validate",
             Stage::CheckWarnings(_) => "check-warnings",
             Stage::Export(_) => "export",
+        }
+    }
+
+    /// The activation statistics that the stage names.
+    #[must_use]
+    pub fn calibration(&self) -> Option<&Calibration> {
+        match self {
+            Stage::Load(stage) => stage.calibration.as_ref(),
+            Stage::QuantizeInt4(stage) => stage.calibration.as_ref(),
+            Stage::QuantizeInt8(stage) => stage.calibration.as_ref(),
+            _ => None,
+        }
+    }
+
+    /// As [`Stage::calibration`], to be changed.
+    pub fn calibration_mut(&mut self) -> Option<&mut Calibration> {
+        match self {
+            Stage::Load(stage) => stage.calibration.as_mut(),
+            Stage::QuantizeInt4(stage) => stage.calibration.as_mut(),
+            Stage::QuantizeInt8(stage) => stage.calibration.as_mut(),
+            _ => None,
         }
     }
 

@@ -50,6 +50,18 @@ fn text(plan: &Plan, explanation: &Explanation) -> String {
         None => format!("left alone: {}", decision.rule.reason),
     };
     let _ = writeln!(out, "\n  {what}");
+    if let Some(used) = decision.treatment().and_then(|treatment| plan.weighing.of_stage(treatment.stage)) {
+        let pieces = plan.pieces.iter().zip(&plan.weighing.pieces);
+        let weighed = pieces
+            .filter(|(piece, importance)| piece.tensor == explanation.tensor && importance.is_some())
+            .count();
+        let how = if weighed == 0 {
+            "says nothing of it: its columns count the same"
+        } else {
+            "weighs its columns"
+        };
+        let _ = writeln!(out, "  {} ({}) {how}", used.file, used.format.name());
+    }
     let _ = writeln!(out, "  decided by {} ({})", decision.rule.text, at(plan, &decision.rule));
     out
 }

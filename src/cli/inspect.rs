@@ -8,14 +8,26 @@ use serde_json::{Value, json};
 
 use super::output::Output;
 use super::{Format, InspectArgs};
+use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::model::{self, LayerClass, ModelFolder};
+use crate::report::statistics_text;
 use crate::report::table::table;
 use crate::report::units::{bytes, counted, grouped};
 
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failure> {
     let path = model::resolve(&args.path, Path::new("."))?;
+    if calibration::is_statistics(&path) {
+        let statistics = calibration::read(&path)?;
+        if args.json || output.format() == Format::Json {
+            let value = statistics_text::json(&statistics);
+            output.result(&serde_json::to_string_pretty(&value).unwrap_or_default());
+        } else {
+            output.result(&statistics_text::text(&args.path, &statistics));
+        }
+        return Ok(Exit::Done);
+    }
     let folder = model::look(&path)?;
     let classified = model::classify(&folder);
     if args.json || output.format() == Format::Json {

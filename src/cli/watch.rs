@@ -90,8 +90,9 @@ fn carry_out(
 /// Says what is read and written, before it is.
 fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
     let mut outputs = Vec::new();
-    let mut folder = None;
+    let (mut folder, mut others) = (None, Vec::new());
     for stage in &loaded.recipe.stages {
+        others.extend(stage.calibration().map(|calibration| loaded.resolve_path(&calibration.file)));
         match stage {
             Stage::Load(load) => folder = model::resolve(&load.model, &loaded.base).ok(),
             Stage::Export(export) => outputs.push(loaded.resolve_path(&export.path)),
@@ -99,7 +100,7 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
         }
     }
     if let Some(folder) = folder {
-        inputs.set(folder, &[], outputs);
+        inputs.set(folder, others, outputs);
     }
 }
 

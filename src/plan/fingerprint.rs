@@ -32,7 +32,8 @@ pub struct TensorPrint {
     pub tensors: Vec<Vec<usize>>,
 }
 
-/// The fingerprints of all source tensors. They do not cover the tensors' bytes.
+/// The fingerprints of all source tensors. They do not cover the tensors' bytes, but the statistics
+/// that weigh them.
 #[must_use]
 pub fn tensors(plan: &Plan) -> Vec<TensorPrint> {
     let mut held: Vec<Vec<Vec<usize>>> = vec![vec![Vec::new(); plan.exports.len()]; plan.model.tensors.len()];
@@ -50,6 +51,13 @@ pub fn tensors(plan: &Plan) -> Vec<TensorPrint> {
         .collect();
     for (index, piece) in plan.pieces.iter().enumerate() {
         let _ = write!(numbers[piece.tensor], " {:?}", piece.matrix);
+        if let Some(importance) = &plan.weighing.pieces[index] {
+            let mut hasher = blake3::Hasher::new();
+            for column in importance.columns() {
+                hasher.update(&column.to_le_bytes());
+            }
+            let _ = write!(numbers[piece.tensor], " {}", hasher.finalize().to_hex());
+        }
         for (export, held) in plan.exports.iter().zip(&mut held[piece.tensor]) {
             for tensor in export.pieces[index].tensors() {
                 if held.last() != Some(&tensor) {

@@ -4,16 +4,27 @@ use std::collections::BTreeMap;
 
 use super::layout::{Piece, treatment_at};
 use super::select::Decision;
+use super::statistics::Weighing;
 use crate::finding::Finding;
 use crate::recipe::Loaded;
 use crate::stage::Stage;
+use crate::stage::check_warnings::SqnrOf;
 
 /// A warning for each threshold of `check-warnings` that even Gaussian weights would not meet.
-pub(super) fn check(loaded: &Loaded, decisions: &[Decision], pieces: &[Piece]) -> Vec<Finding> {
+pub(super) fn check(
+    loaded: &Loaded,
+    decisions: &[Decision],
+    pieces: &[Piece],
+    weighing: &Weighing,
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, stage) in loaded.recipe.stages.iter().enumerate() {
         let Stage::CheckWarnings(stage) = stage else { continue };
-        let Some((scheme, reach)) = least_reach(decisions, pieces, index) else { continue };
+        // What a scheme reaches is known of weights, not of outputs.
+        if stage.sqnr == SqnrOf::Outputs {
+            continue;
+        }
+        let Some((scheme, reach)) = least_reach(decisions, pieces, weighing, index) else { continue };
         for (key, threshold) in [
             ("sqnr_error_threshold", stage.sqnr_error_threshold),
             ("sqnr_warning_threshold", stage.sqnr_warning_threshold),
@@ -40,13 +51,21 @@ pub(super) fn check(loaded: &Loaded, decisions: &[Decision], pieces: &[Piece]) -
 }
 
 /// Of the schemes of the stages before `stage`, the one that reaches least, each on the tensor on which it does best.
-fn least_reach(decisions: &[Decision], pieces: &[Piece], stage: usize) -> Option<(String, f64)> {
+fn least_reach(
+    decisions: &[Decision],
+    pieces: &[Piece],
+    weighing: &Weighing,
+    stage: usize,
+) -> Option<(String, f64)> {
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
-    for piece in pieces {
+    for (number, piece) in pieces.iter().enumerate() {
         let (Some(treatment), Some(view)) = (treatment_at(&decisions[piece.tensor], stage), piece.matrix)
         else {
             continue;
         };
+        if weighing.changes_ranges(number, treatment) {
+            continue;
+        }
         let Some(reach) = treatment.expected_sqnr(view.rows, view.cols) else { continue };
         let name = format!("{}, {}", treatment.scheme, treatment.observer);
         let known = best.entry(name).or_insert(reach);

@@ -167,7 +167,7 @@ fn contradictions(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item<'
 }
 
 /// The names of a model that are nearest to a pattern: as many segments as the pattern has, from anywhere in a name.
-fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m str>) -> Vec<String> {
+pub(super) fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m str>) -> Vec<String> {
     let text = pattern.strip_prefix("re:").unwrap_or(pattern).replace('\\', "");
     let text = text.trim_start_matches(".*").trim_end_matches('$').trim_matches('.');
     let wanted = text.split('.').count();

@@ -346,10 +346,13 @@ impl Check<'_> {
         })
     }
 
-    /// The stage that owns the keys at a pointer, and their schema; of the top level, no stage.
+    /// The stage (or the mapping within one) that owns the keys at a pointer, and their schema; of the top level, none.
     fn owner(&self, pointer: &str) -> (Option<&'static str>, Option<&'static Value>) {
         if pointer.is_empty() {
             return (None, Some(schema::root()));
+        }
+        if pointer.ends_with("/calibration") {
+            return (Some("calibration"), schema::definition("Calibration"));
         }
         let word = self.root.pointer(&format!("{pointer}/stage")).and_then(Value::as_str).unwrap_or_default();
         match schema::stages().find(|(name, _)| *name == word) {

@@ -148,6 +148,11 @@ pub(super) fn stage(name: &str) -> Option<&'static Value> {
     stages().find(|(stage, _)| *stage == name).map(|(_, schema)| schema)
 }
 
+/// The schema of a type that stages use.
+pub(super) fn definition(name: &str) -> Option<&'static Value> {
+    SCHEMA.get("$defs")?.get(name)
+}
+
 /// The schema of the recipe's own keys.
 pub(super) fn root() -> &'static Value {
     &SCHEMA

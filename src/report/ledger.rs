@@ -166,6 +166,7 @@ pub fn quality(distortions: &[Option<Distortion>]) -> Option<Quality> {
     };
     (measured > 0).then(|| Quality {
         sqnr_db: all.sqnr_db().and_then(finite),
+        weighted_sqnr_db: all.weighted_sqnr_db().and_then(finite),
         min_sqnr_db: values.first().copied().and_then(finite),
         p5_sqnr_db: rank(0.05),
         median_sqnr_db: rank(0.5),
@@ -228,6 +229,7 @@ fn metrics(plan: &Plan, tensor: usize, distortion: &Distortion) -> Metrics {
     });
     Metrics {
         sqnr_db: sqnr.filter(|sqnr| sqnr.is_finite()),
+        weighted_sqnr_db: distortion.weighted_sqnr_db().filter(|sqnr| sqnr.is_finite()),
         sqnr_note: sqnr_note.map(str::to_owned),
         expected_sqnr_db: plan.expected_sqnr(tensor),
         cosine: distortion.cosine(),

@@ -42,7 +42,11 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
                 crate::stage::ActivationScheme::None => "",
                 crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
             };
-            format!("{}, {}{activations}", t.scheme, t.observer)
+            let weighed = match plan.weighing.of_stage(t.stage) {
+                Some(used) => format!(", weighed by {}", used.file),
+                None => String::new(),
+            };
+            format!("{}, {}{weighed}{activations}", t.scheme, t.observer)
         });
         let list = if treatment.is_some() { &mut quantized } else { &mut kept };
         let same = |row: &&mut Row<'_>| {

@@ -325,6 +325,12 @@ fn stored_recipe(plan: &Plan, export: &ExportPlan) -> Recipe {
     let mut recipe = plan.recipe().clone();
     let from = absolute(&export.path);
     for stage in &mut recipe.stages {
+        if let Some(calibration) = stage.calibration_mut()
+            && Path::new(&calibration.file).is_relative()
+        {
+            let file = absolute(&plan.loaded.resolve_path(&calibration.file));
+            calibration.file = relative(&from, &file);
+        }
         let path = match stage {
             Stage::Load(load) if !load.model.starts_with("hf://") => &mut load.model,
             Stage::Export(export) => &mut export.path,

@@ -114,7 +114,7 @@ fn survey(
     let mut out = vec![None; plan.pieces.len()];
     for &index in pieces {
         let piece = &plan.pieces[index];
-        let Some(quantizer) = quantizer(plan, piece, run.isa) else { continue };
+        let Some(quantizer) = quantizer(plan, index, run.isa) else { continue };
         if quantizer.survey_passes() == 0 {
             continue;
         }
@@ -173,11 +173,16 @@ fn survey_pass(
 }
 
 /// The quantizer of a piece; none where it is kept.
-fn quantizer(plan: &Plan, piece: &Piece, isa: Isa) -> Option<Quantizer> {
+fn quantizer(plan: &Plan, index: usize, isa: Isa) -> Option<Quantizer> {
+    let piece = &plan.pieces[index];
     let treatment = plan.decisions[piece.tensor].treatment()?;
     let source = float_type(&plan.model.tensors[piece.tensor])?;
     let columns = piece.matrix?.cols as usize;
-    Some(Quantizer::new(treatment.scheme, treatment.observer, source, columns, isa))
+    let quantizer = Quantizer::new(treatment.scheme, treatment.observer, source, columns, isa);
+    Some(match &plan.weighing.pieces[index] {
+        Some(importance) => quantizer.weighted(importance.clone()),
+        None => quantizer,
+    })
 }
 
 fn bad_weight(plan: &Plan, piece: &Piece, tile: Tile, bad: BadWeight) -> Failure {
@@ -209,7 +214,7 @@ impl Pass<'_> {
     fn tile(&self, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
         let piece = &self.plan.pieces[tile.piece];
         self.source.read(piece, tile, &mut buffers.source, Some(self.collector))?;
-        match quantizer(self.plan, piece, self.isa) {
+        match quantizer(self.plan, tile.piece, self.isa) {
             Some(quantizer) => self.quantize(piece, tile, &quantizer, buffers)?,
             None => self.keep(piece, tile, buffers)?,
         }

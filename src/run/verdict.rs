@@ -11,7 +11,7 @@ use crate::plan::{Plan, Treatment};
 use crate::quant::{Bits, Distortion};
 use crate::report::units::{counted, decibels};
 use crate::report::{GateOutcome, GateRecord};
-use crate::stage::check_warnings::{FailOn, Scope};
+use crate::stage::check_warnings::{FailOn, Scope, SqnrOf};
 use crate::stage::validate::Check;
 use crate::stage::{CheckWarnings, OnFailure, Stage, Validate};
 
@@ -88,7 +88,7 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
             Stage::CheckWarnings(check) => {
                 let complaints = check_complaints(plan, &tensors, index, check);
                 let on_failure = check.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Warn);
-                let summary = check_summary(&tensors);
+                let summary = check_summary(&tensors, check);
                 Gate { complaints, on_failure, fail_on: check.fail_on, exit: Exit::GateFailed, summary }
             }
             Stage::Export(_) => {
@@ -145,11 +145,24 @@ struct Gate {
 }
 
 fn measured_summary(tensors: &[Option<Distortion>]) -> String {
-    format!("{} measured", counted(tensors.iter().flatten().count(), "tensor"))
+    let measured = format!("{} measured", counted(tensors.iter().flatten().count(), "tensor"));
+    match crate::report::ledger::quality(tensors).and_then(|quality| quality.weighted_sqnr_db) {
+        Some(weighted) => format!("{measured}, SQNR weighted by activations {}", decibels(Some(weighted))),
+        None => measured,
+    }
 }
 
-fn check_summary(tensors: &[Option<Distortion>]) -> String {
+fn check_summary(tensors: &[Option<Distortion>], check: &CheckWarnings) -> String {
     let quality = crate::report::ledger::quality(tensors);
+    if check.sqnr == SqnrOf::Outputs {
+        let weighted = quality.as_ref().and_then(|quality| quality.weighted_sqnr_db);
+        let least = tensors.iter().flatten().filter_map(Distortion::weighted_sqnr_db).min_by(f64::total_cmp);
+        return format!(
+            "SQNR weighted by activations {} (model), {} (worst layer)",
+            decibels(weighted),
+            decibels(least)
+        );
+    }
     let word = match quality.as_ref().and_then(|quality| quality.sqnr_db) {
         Some(sqnr) if sqnr > GOOD_SQNR_DB => ", good",
         _ => "",
@@ -279,10 +292,12 @@ fn check_complaints(
     let mut out = Vec::new();
     let scored: Vec<Scored<'_>> = seen(plan, tensors, stage)
         .map(|(tensor, treatment, distortion)| {
-            let sqnr = match distortion {
-                Some(distortion) if distortion.signal == 0.0 => None,
-                Some(distortion) => Some(distortion.sqnr_db().unwrap_or(f64::NAN)),
-                None => Some(f64::NAN),
+            let sqnr = match (distortion, check.sqnr) {
+                (Some(distortion), _) if distortion.signal == 0.0 => None,
+                (Some(distortion), SqnrOf::Weights) => Some(distortion.sqnr_db().unwrap_or(f64::NAN)),
+                // A layer without statistics has no such SQNR, which the plan has said.
+                (Some(distortion), SqnrOf::Outputs) => distortion.weighted_sqnr_db(),
+                (None, _) => Some(f64::NAN),
             };
             let expected = plan.expected_sqnr(tensor);
             Scored { tensor, treatment, sqnr, expected }
@@ -296,12 +311,15 @@ fn check_complaints(
                 all.merge(distortion, 0);
             }
         }
-        let sqnr = all.sqnr_db();
+        let (sqnr, of) = match check.sqnr {
+            SqnrOf::Weights => (all.sqnr_db(), "SQNR"),
+            SqnrOf::Outputs => (all.weighted_sqnr_db(), "SQNR weighted by activations"),
+        };
         let below = |threshold: f64| all.signal != 0.0 && !sqnr.is_some_and(|sqnr| sqnr >= threshold);
         let (key, threshold) =
             if below(error) { ("sqnr_error_threshold", error) } else { ("sqnr_warning_threshold", warning) };
         if below(threshold) {
-            let message = format!("the model's SQNR of {} is below {threshold} dB", decibels(sqnr));
+            let message = format!("the model's {of} of {} is below {threshold} dB", decibels(sqnr));
             let finding = Finding::warning("check::model-sqnr", message)
                 .at_opt(place_of(plan, stage, key), "threshold")
                 .help(advice(&scored));
@@ -352,6 +370,9 @@ fn check_complaints(
             Finding::warning("check::gap", message).at_opt(place_of(plan, stage, key), "bound").help(help);
         out.push(Complaint { is_critical: critical, finding });
     }
+    if check.low_calibration_warning {
+        out.extend(low_calibration(plan, stage, check.min_calibration_samples));
+    }
     if check.all_layers_quantized_warning && int4_without_skips(plan, stage) {
         let finding = Finding::warning("check::nothing-skipped", "an int4 run skipped nothing")
             .at_opt(place_of(plan, stage, "all_layers_quantized_warning"), "asked for here")
@@ -359,6 +380,52 @@ fn check_complaints(
         out.push(Complaint { is_critical: false, finding });
     }
     out
+}
+
+/// What is too little in the statistics of the quantize stages before a stage: samples, or tokens of single modules.
+fn low_calibration(plan: &Plan, stage: usize, least: u64) -> Vec<Complaint> {
+    let mut out = Vec::new();
+    for used in plan.weighing.stages.iter().filter(|used| used.stage < stage) {
+        let place = || place_of(plan, stage, "min_calibration_samples");
+        let few = match used.samples {
+            None => Some(format!("`{}` does not say how many samples it is made of", used.file)),
+            Some(samples) if samples < least => Some(format!(
+                "`{}` is made of {}, fewer than {least}",
+                used.file,
+                counted(samples as usize, "sample")
+            )),
+            Some(_) => None,
+        };
+        if let Some(message) = few {
+            let finding = Finding::warning("check::low-calibration", message)
+                .at_opt(place(), "asked for here")
+                .help("Few samples give every layer the taste of their text. Run more of them.");
+            out.push(Complaint { is_critical: false, finding });
+        }
+        if !used.thin.is_empty() {
+            let message = format!("{} hardly any of the tokens of `{}`", saw(used.thin.len()), used.file);
+            let lines: Vec<String> = used
+                .thin
+                .iter()
+                .take(NAMED)
+                .map(|(module, tokens)| format!("{tokens:>8}  {module}"))
+                .collect();
+            let help = format!(
+                "Tokens:\n{}\nTheir numbers are noise; run more text, or other text.",
+                lines.join("\n")
+            );
+            let finding = Finding::warning("check::thin-statistics", message)
+                .at_opt(place(), "asked for here")
+                .help(help);
+            out.push(Complaint { is_critical: false, finding });
+        }
+    }
+    out
+}
+
+/// `1 module saw`, `3 modules saw`.
+fn saw(count: usize) -> String {
+    format!("{} saw", counted(count, "module"))
 }
 
 /// `1 layer is`, `3 layers are`.

@@ -45,6 +45,8 @@ struct Seen {
 struct Watched {
     texts: Vec<PathBuf>,
     model: Option<PathBuf>,
+    /// Other files that are read, large ones perhaps.
+    others: Vec<PathBuf>,
     /// Our own folders, should they lie within the model's.
     outputs: Vec<PathBuf>,
     seen: Seen,
@@ -60,16 +62,14 @@ impl Inputs {
         Self(Mutex::new(watched))
     }
 
-    /// Says which folder or file the model is, which other small files are read, and where outputs are written. To be called
-    /// before they are read, so that no later change goes unnoticed.
-    pub fn set(&self, model: PathBuf, texts: &[PathBuf], outputs: Vec<PathBuf>) {
+    /// Says which folder or file the model is, which other files are read, and where outputs are written. To be called before
+    /// they are read, so that no later change goes unnoticed.
+    pub fn set(&self, model: PathBuf, others: Vec<PathBuf>, outputs: Vec<PathBuf>) {
         let mut watched = lock(&self.0);
-        watched.texts.truncate(1);
-        watched.texts.extend_from_slice(texts);
-        let is_same = watched.model.as_ref() == Some(&model) && watched.outputs == outputs;
-        (watched.model, watched.outputs) = (Some(model), outputs);
+        let is_same =
+            watched.model.as_ref() == Some(&model) && watched.others == others && watched.outputs == outputs;
+        (watched.model, watched.others, watched.outputs) = (Some(model), others, outputs);
         let seen = look(&watched);
-        watched.seen.texts.extend(seen.texts.into_iter().filter(|(path, _)| texts.contains(path)));
         if !is_same {
             watched.seen.files = seen.files;
         }
@@ -100,7 +100,7 @@ impl Inputs {
     fn folders(&self) -> Vec<PathBuf> {
         let watched = self.watched();
         let parent = |path: &PathBuf| path.parent().map(Path::to_owned).unwrap_or_default();
-        let mut out: Vec<PathBuf> = watched.texts.iter().map(parent).collect();
+        let mut out: Vec<PathBuf> = watched.texts.iter().chain(&watched.others).map(parent).collect();
         if let Some(model) = &watched.model {
             out.push(parent(model));
             out.push(model.clone());
@@ -125,8 +125,8 @@ fn look(watched: &Watched) -> Seen {
     for path in &watched.texts {
         seen.texts.insert(path.clone(), fs::read(path).ok());
     }
-    if let Some(model) = &watched.model {
-        look_below(model, 0, &watched.outputs, &mut seen.files);
+    for path in watched.model.iter().chain(&watched.others) {
+        look_below(path, 0, &watched.outputs, &mut seen.files);
     }
     seen
 }

@@ -18,6 +18,18 @@ pub enum Scope {
     Both,
 }
 
+/// Whose SQNR the thresholds are held against.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum SqnrOf {
+    /// That of the weights: every weight counts the same.
+    #[default]
+    Weights,
+    /// That of the layers' outputs, as far as activation statistics tell: each column counts by its mean squared activation.
+    /// Needs `calibration`.
+    Outputs,
+}
+
 /// Which severity `on_failure` acts on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -43,6 +55,9 @@ pub struct CheckWarnings {
     /// What the thresholds are held against.
     #[serde(default)]
     pub scope: Scope,
+    /// Whose SQNR the thresholds are held against.
+    #[serde(default)]
+    pub sqnr: SqnrOf,
     /// Warn where a tensor is this many dB below what its scheme reaches on Gaussian weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "f64", range(min = 0.0))]

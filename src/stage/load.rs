@@ -4,6 +4,7 @@ use indexmap::IndexMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Calibration;
 use crate::layer::LayerType;
 use crate::layer::pattern::{FileGlob, Pattern};
 
@@ -25,4 +26,8 @@ pub struct Load {
     #[serde(default, skip_serializing_if = "IndexMap::is_empty")]
     #[schemars(extend("propertyNames" = { "$ref": "#/$defs/Pattern" }))]
     pub layer_types: IndexMap<Pattern, LayerType>,
+    /// Activation statistics for every quantize stage that does not name others.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Calibration")]
+    pub calibration: Option<Calibration>,
 }

@@ -173,6 +173,11 @@ macro_rules! quantize_stage {
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(with = "f64", range(min = 50.0, max = 100.0))]
             pub percentile: Option<f64>,
+            /// Activation statistics that weigh the columns in the search of `mse` and in what is measured. Default: those of
+            /// `load`.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(with = "super::Calibration")]
+            pub calibration: Option<super::Calibration>,
             /// The floating-point type of the scales; the rounded scale is the one used to quantize.
             #[serde(default)]
             pub scale_dtype: super::ScaleDtype,

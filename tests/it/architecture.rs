@@ -21,7 +21,10 @@ const MAY_NAME: &[(&str, &[&str])] = &[
         "plan",
         &["calibration", "exit", "export", "finding", "layer", "model", "quant", "recipe", "report", "stage"],
     ),
-    ("report", &["exit", "export", "finding", "layer", "model", "plan", "quant", "run", "stage"]),
+    (
+        "report",
+        &["calibration", "exit", "export", "finding", "layer", "model", "plan", "quant", "run", "stage"],
+    ),
 ];
 
 /// Those that see all the others.

@@ -2,6 +2,7 @@
 
 mod architecture;
 mod bad_recipes;
+mod calibration;
 mod determinism;
 mod engine_rules;
 mod exit_codes;

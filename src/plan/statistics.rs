@@ -1,0 +1,283 @@
+//! Which activation statistics weigh the columns of which matrix: known before the first weight is read.
+
+use std::collections::{BTreeSet, HashMap};
+use std::path::PathBuf;
+
+use super::select::{self, Decision, Treatment};
+use super::unmatched::{nearest, nearest_names};
+use super::{Piece, places};
+use crate::calibration::{self, Format, ModuleStatistics, Statistics, names};
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+use crate::model::ModelFolder;
+use crate::quant::{Importance, Observer};
+use crate::recipe::Loaded;
+use crate::stage::check_warnings::SqnrOf;
+use crate::stage::{ObserverChoice, OnMissing, Stage};
+
+/// Names that a message lists.
+const NAMED: usize = 5;
+
+/// A module that saw fewer tokens than this share of the median is called thin.
+const THIN: f64 = 0.1;
+
+/// The statistics of one quantize stage.
+#[derive(Debug, Clone, PartialEq)]
+pub struct StageStatistics {
+    /// Index of the quantize stage.
+    pub stage: usize,
+    /// Where the recipe names the file, as a JSON pointer.
+    pub pointer: String,
+    /// The file, as the recipe has it.
+    pub file: String,
+    /// Its format.
+    pub format: Format,
+    /// Samples in it (chunks, for an importance matrix).
+    pub samples: Option<u64>,
+    /// Tokens in it.
+    pub tokens: Option<u64>,
+    /// Matrices that it weighs.
+    pub matrices: usize,
+    /// Modules of the stage that it says nothing of.
+    pub missing: Vec<String>,
+    /// Modules whose tokens are far fewer than those of the others, with their number.
+    pub thin: Vec<(String, u64)>,
+}
+
+/// What the statistics of a recipe come to.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Weighing {
+    /// The importance of the columns of each piece, where there are statistics of it.
+    pub pieces: Vec<Option<Importance>>,
+    /// One entry a quantize stage that has statistics.
+    pub stages: Vec<StageStatistics>,
+}
+
+impl Weighing {
+    /// Whether the ranges of a piece are chosen with statistics, so that Gaussian weights say nothing about its SQNR.
+    #[must_use]
+    pub fn changes_ranges(&self, piece: usize, treatment: &Treatment) -> bool {
+        matches!(treatment.observer, Observer::Mse(_)) && self.pieces[piece].is_some()
+    }
+
+    /// The statistics of a quantize stage.
+    #[must_use]
+    pub fn of_stage(&self, stage: usize) -> Option<&StageStatistics> {
+        self.stages.iter().find(|used| used.stage == stage)
+    }
+}
+
+/// Reads the statistics that a recipe names and finds those of each piece.
+///
+/// # Errors
+/// [`Exit::BadModel`] where a file is no file of statistics, or does not fit the model.
+pub(super) fn weigh(
+    loaded: &Loaded,
+    model: &ModelFolder,
+    decisions: &[Decision],
+    pieces: &[Piece],
+) -> Result<(Weighing, Vec<Finding>), Failure> {
+    let mut out = Weighing { pieces: vec![None; pieces.len()], stages: Vec::new() };
+    let mut findings = Vec::new();
+    let mut files: HashMap<PathBuf, Statistics> = HashMap::new();
+    let stages = &loaded.recipe.stages;
+    let load = stages.iter().position(|stage| matches!(stage, Stage::Load(_)));
+    for (index, stage) in stages.iter().enumerate() {
+        let Some(quantize) = stage.quantize() else { continue };
+        let owner = if stage.calibration().is_some() { Some(index) } else { load };
+        let named = owner.and_then(|owner| Some((owner, stages[owner].calibration()?)));
+        let Some((owner, named)) = named else {
+            if quantize.observer() == ObserverChoice::ImatrixMse {
+                findings.push(without(
+                    loaded,
+                    &format!("/stages/{index}/observer"),
+                    "`observer: imatrix-mse`",
+                ));
+            }
+            continue;
+        };
+        let pointer = format!("/stages/{owner}/calibration/file");
+        let path = loaded.resolve_path(&named.file);
+        let fail = |finding: Finding| {
+            Failure::new(Exit::BadModel, finding.at_opt(loaded.place(&pointer), "named here"))
+        };
+        if !files.contains_key(&path) {
+            let read = calibration::read(&path).map_err(|mut failure| {
+                for finding in &mut failure.findings {
+                    *finding = finding.clone().at_opt(loaded.place(&pointer), "named here");
+                }
+                failure
+            })?;
+            findings.extend(
+                unknown(model, pieces, &read)
+                    .map_err(fail)?
+                    .map(|finding| finding.at_opt(loaded.place(&pointer), "named here")),
+            );
+            files.insert(path.clone(), read);
+        }
+        let statistics = &files[&path];
+        let mut used = StageStatistics {
+            stage: index,
+            pointer: pointer.clone(),
+            file: named.file.clone(),
+            format: statistics.format,
+            samples: statistics.samples,
+            tokens: statistics.tokens,
+            matrices: 0,
+            missing: Vec::new(),
+            thin: Vec::new(),
+        };
+        let by_name: HashMap<&str, &ModuleStatistics> =
+            statistics.modules.iter().map(|module| (module.name.as_str(), module)).collect();
+        let mut tokens: Vec<(f64, String)> = Vec::new();
+        for (number, piece) in pieces.iter().enumerate() {
+            let treatment = decisions[piece.tensor].treatment().filter(|treatment| treatment.stage == index);
+            let (Some(_), Some(view)) = (treatment, piece.matrix) else { continue };
+            let found = find(statistics.format, &by_name, model, piece);
+            let importance = match found {
+                None => None,
+                Some((module, matrix)) => {
+                    tokens.extend(module.tokens(matrix).map(|tokens| (tokens, piece.module.clone())));
+                    module.importance(view.cols, matrix).map_err(|wrong| {
+                        let message = format!(
+                            "the statistics of `{}` have {} numbers, and `{}` has {} columns",
+                            module.name, wrong.found, piece.module, wrong.expected
+                        );
+                        let help = "They are of another model, or of another version of this one.";
+                        fail(Finding::error("calibration::wrong-length", message).help(help))
+                    })?
+                }
+            };
+            match importance {
+                Some(importance) => {
+                    used.matrices += 1;
+                    out.pieces[number] = Some(importance);
+                }
+                None => used.missing.push(piece.module.clone()),
+            }
+        }
+        used.thin = thin(tokens);
+        findings.extend(missing(loaded, &used, named.on_missing, owner));
+        out.stages.push(used);
+    }
+    for (index, stage) in stages.iter().enumerate() {
+        if let Stage::CheckWarnings(check) = stage
+            && check.sqnr == SqnrOf::Outputs
+            && !out.stages.iter().any(|used| used.stage < index)
+        {
+            findings.push(without(loaded, &format!("/stages/{index}/sqnr"), "`sqnr: outputs`"));
+        }
+    }
+    Ok((out, findings))
+}
+
+fn without(loaded: &Loaded, pointer: &str, what: &str) -> Finding {
+    Finding::error("plan::no-statistics", format!("{what} needs activation statistics"))
+        .at_opt(loaded.place(pointer), "there is no `calibration`")
+        .help("Name a file of them with `calibration: {file: …}` on `load` or on the quantize stage; `examples/calibration/collect.py` makes one.")
+}
+
+/// The statistics of a piece, and its number where they are those of several matrices.
+fn find<'s>(
+    format: Format,
+    by_name: &HashMap<&str, &'s ModuleStatistics>,
+    model: &ModelFolder,
+    piece: &Piece,
+) -> Option<(&'s ModuleStatistics, Option<usize>)> {
+    if format != Format::Safetensors {
+        let (names, expert) = names::in_importance_matrix(&piece.module);
+        return names.iter().find_map(|name| by_name.get(name.as_str())).map(|module| (*module, expert));
+    }
+    if let Some(module) = by_name.get(piece.module.as_str()) {
+        return Some((module, None));
+    }
+    // A stack has its own name, and one row of statistics a matrix.
+    let module = by_name.get(select::subject(&model.tensors[piece.tensor]))?;
+    Some((module, expert(&piece.module)))
+}
+
+/// The number of the expert that a module is.
+fn expert(module: &str) -> Option<usize> {
+    let (_, rest) = module.rsplit_once(".experts.")?;
+    rest.split('.').next()?.parse().ok()
+}
+
+/// Statistics that are of no module of the model. In a file with the model's own names that is an error; in an importance matrix,
+/// whose names are translated, it is worth a word. A file that fits nothing is an error in any case.
+fn unknown(
+    model: &ModelFolder,
+    pieces: &[Piece],
+    statistics: &Statistics,
+) -> Result<Option<Finding>, Finding> {
+    let mut known: BTreeSet<String> = BTreeSet::new();
+    let modules = || {
+        let tensors = model.tensors.iter().map(select::subject);
+        tensors.chain(pieces.iter().map(|piece| piece.module.as_str()))
+    };
+    if statistics.format == Format::Safetensors {
+        known.extend(modules().map(str::to_owned));
+    } else {
+        known.extend(modules().flat_map(|module| names::in_importance_matrix(module).0));
+    }
+    let strange: Vec<&str> = statistics
+        .modules
+        .iter()
+        .map(|module| module.name.as_str())
+        .filter(|name| !known.contains(*name))
+        .collect();
+    let Some(first) = strange.first() else { return Ok(None) };
+    let count = strange.len();
+    let message = format!(
+        "{count} of the {} modules with statistics {} no module of the model",
+        statistics.modules.len(),
+        if count == 1 { "is" } else { "are" }
+    );
+    let list = strange.iter().take(NAMED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    if statistics.format == Format::Safetensors || count == statistics.modules.len() {
+        let near = nearest_names(first, known.iter().map(String::as_str));
+        let mut finding = Finding::error("calibration::unknown-module", message).help(format!("{list}."));
+        if !near.is_empty() {
+            finding = finding.help(nearest(&near));
+        }
+        return Err(finding.help("They are of another model, or their names are those of another version."));
+    }
+    Ok(Some(
+        Finding::warning("plan::unknown-statistics", message).help(format!("{list}: nothing uses them.")),
+    ))
+}
+
+/// What there is to say about modules without statistics.
+fn missing(loaded: &Loaded, used: &StageStatistics, on_missing: OnMissing, owner: usize) -> Option<Finding> {
+    let count = used.missing.len();
+    if count == 0 || on_missing == OnMissing::Ignore {
+        return None;
+    }
+    let message = format!(
+        "`{}` has no statistics of {count} module{} that `{}` quantizes",
+        used.file,
+        if count == 1 { "" } else { "s" },
+        loaded.recipe.stages[used.stage].name()
+    );
+    let mut finding = match on_missing {
+        OnMissing::Error => Finding::error("plan::missing-statistics", message),
+        _ => Finding::warning("plan::missing-statistics", message),
+    };
+    let key = places::said_or_stage(loaded, owner, "calibration");
+    let list = used.missing.iter().take(NAMED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
+    finding = finding
+        .at_opt(key, "read for it")
+        .help(format!("{list}{more}: not in the file, or no token was routed there."));
+    Some(match on_missing {
+        OnMissing::Error => finding.help("`on_missing: warn` lets all of their columns count the same."),
+        _ => finding.help("All of their columns count the same."),
+    })
+}
+
+/// Modules that saw far fewer tokens than is usual, fewest first.
+fn thin(mut tokens: Vec<(f64, String)>) -> Vec<(String, u64)> {
+    tokens.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
+    let median = tokens.get(tokens.len() / 2).map_or(0.0, |(tokens, _)| *tokens);
+    let few = tokens.into_iter().take_while(|(tokens, _)| *tokens < median * THIN);
+    few.map(|(tokens, module)| (module, tokens as u64)).collect()
+}
