@@ -3,7 +3,7 @@
 //! Nothing here depends on the order of evaluation, so every instruction set gives the same bits.
 
 use super::float_type::Float;
-use super::machine::Machine;
+use super::machine::{LANES, Machine};
 
 /// Adding this to |x| < 2^22 leaves the nearest integer, ties to even, in the low bits of the mantissa.
 pub(super) const MAGIC: f32 = 12_582_912.0;
@@ -34,42 +34,25 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// Whether a quotient may be computed by correcting a product: no step of it may overflow, nor underflow in a way
-    /// that reaches a code. `most` is the greatest |w|.
-    #[inline(always)]
-    fn corrects(&self, most: f32) -> bool {
-        const SMALL: f32 = f32::from_bits((127 - 60) << 23);
-        const LARGE: f32 = f32::from_bits((127 + 40) << 23);
-        self.scale >= SMALL && self.scale <= 1.0 / SMALL && most <= self.scale * LARGE
-    }
-
     /// The codes of one group, a byte each: round(clamp(w / scale + zero)) + bias. Lengths are equal; `most` is
-    /// the greatest
-    /// |w|, `narrow` says that weights and scale have at most 11 significant bits.
+    /// the greatest |w|.
     ///
-    /// Division is the slowest instruction here. Where fused multiply-add is one, the quotient comes from the
-    /// product with the reciprocal r = 1/scale, corrected with the exact remainder: q + (w − q·scale)·r, in the
-    /// end *the same correctly rounded quotient*. After one correction the sum differs from w/scale by less
-    /// than 2^-21 of a last place before it is rounded, and quotients of numbers of 11 bits are at least 2^-13
-    /// of one away from the middle between two neighbours. For F32 a second correction is needed, which is
-    /// exact since the first gives one of the two neighbours (Markstein, IBM J. Res. Dev. 34, 1990).
+    /// Division is the slowest instruction here, and narrow numbers do without ([`Fine`]). For F32, where fused multiply-add
+    /// is an instruction, the quotient comes from the product with the reciprocal r = 1/scale, corrected twice with the exact
+    /// remainder: q + (w − q·scale)·r. The first correction gives one of the two neighbours of the quotient, and so the
+    /// second *the same correctly rounded quotient* (Markstein, IBM J. Res. Dev. 34, 1990).
     #[inline(always)]
     pub(super) fn encode<T: Float, const ASYMMETRIC: bool, M: Machine>(
         self,
         weights: &[T::Raw],
         most: f32,
-        narrow: bool,
         out: &mut [u8],
     ) {
         let scale = self.scale;
-        // Narrow weights with wide scales, which are rare, are divided: one loop less for each instruction set.
-        if M::FMA && T::BITS == 32 && self.corrects(most) {
+        if M::FMA && T::BITS == 32 && corrects(scale, most) {
             let r = 1.0 / scale;
             let twice = |w: f32| correct(correct(w * r, w, scale, r), w, scale, r);
             self.encode_with::<T, ASYMMETRIC>(weights, out, twice);
-        } else if M::FMA && T::BITS == 16 && narrow && self.corrects(most) {
-            let r = 1.0 / scale;
-            self.encode_with::<T, ASYMMETRIC>(weights, out, |w| correct(w * r, w, scale, r));
         } else {
             self.encode_with::<T, ASYMMETRIC>(weights, out, |w| w / scale);
         }
@@ -94,6 +77,137 @@ impl Grid {
     }
 }
 
+/// Whether a quotient may be computed from a product with the reciprocal: no step of it may overflow, nor underflow in a
+/// way that reaches a code. `most` is the greatest |w|.
+#[inline(always)]
+fn corrects(scale: f32, most: f32) -> bool {
+    const SMALL: f32 = f32::from_bits((127 - 60) << 23);
+    const LARGE: f32 = f32::from_bits((127 + 40) << 23);
+    (scale >= SMALL) & (scale <= 1.0 / SMALL) & (most <= scale * LARGE)
+}
+
+/// Adding this to |x| < 2^10 leaves the nearest multiple of 2^-12.
+const FINE: f32 = 3072.0;
+
+/// The grid of one group, for codes without a division of weights and scales of at most 11 significant bits.
+///
+/// A code is round(w / scale + zero), half to even. Quotients of numbers of 11 bits are either in the middle between two
+/// integers, exactly, or at least 2^-12.1 away: the distance, 2w − (2k + 1)·scale over 2·scale, has a numerator which is an
+/// integer in units of the last place of 2w or of the scale. The product with r = 1/scale (rounded once or twice) is wrong by
+/// less than 2^-14 of a unit, wherever a code depends on it. Rounded to a multiple of 2^-12, therefore, it is in the
+/// middle where the quotient is, and on the same side of it elsewhere: so then are the codes, the same bits with and
+/// without fused multiply-add. Zero points are integers, and change nothing about that.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Fine {
+    r: f32,
+    /// The ends of the grid, as [`FINE`] moves them.
+    low: f32,
+    high: f32,
+    /// What moves numbers from there to where the nearest integer is in the low bits of the mantissa, with zero point and
+    /// bias (which is even, and changes no ties).
+    end: f32,
+}
+
+impl Fine {
+    #[inline(always)]
+    fn new(grid: &Grid) -> Self {
+        Self {
+            r: 1.0 / grid.scale,
+            low: FINE + (grid.qmin - grid.zero),
+            high: FINE + (grid.qmax - grid.zero),
+            end: MAGIC - FINE + grid.zero + grid.bias,
+        }
+    }
+
+    #[inline(always)]
+    fn code<M: Machine>(&self, w: f32) -> u8 {
+        let moved = if M::FMA { w.mul_add(self.r, FINE) } else { w * self.r + FINE };
+        (clamp(moved, self.low, self.high) + self.end).to_bits() as u8
+    }
+
+    /// The codes of weights of 16 bits, a byte each. Lengths are equal.
+    #[inline(always)]
+    pub(super) fn encode<T: Float, M: Machine>(self, weights: &[T::Raw], out: &mut [u8]) {
+        for (&raw, out) in weights.iter().zip(out) {
+            *out = self.code::<M>(T::widen(raw));
+        }
+    }
+
+    /// The codes of bfloat16 weights, of which there is a multiple of 32, packed as nibbles.
+    #[inline(always)]
+    pub(super) fn encode_nibbles<M: Machine>(self, m: M, weights: &[u8], out: &mut [u8]) {
+        let lanes = FineLanes {
+            start: m.splat(FINE),
+            r: m.splat(self.r),
+            low: m.splat(self.low),
+            high: m.splat(self.high),
+            end: m.splat(self.end),
+        };
+        let (weights, last_weights) = weights.as_chunks::<{ 8 * LANES }>();
+        let (out, last_out) = out.as_chunks_mut::<{ 2 * LANES }>();
+        for (weights, out) in weights.iter().zip(out) {
+            lanes.encode(m, weights.first_chunk(), out.first_chunk_mut());
+            lanes.encode(m, weights.last_chunk(), out.last_chunk_mut());
+        }
+        lanes.encode(m, last_weights.first_chunk(), last_out.first_chunk_mut());
+    }
+}
+
+/// [`Fine`] in lanes.
+#[derive(Clone, Copy)]
+struct FineLanes<M: Machine> {
+    start: M::Lanes,
+    r: M::Lanes,
+    low: M::Lanes,
+    high: M::Lanes,
+    end: M::Lanes,
+}
+
+impl<M: Machine> FineLanes<M> {
+    /// Of 32 weights, if there are that many.
+    #[inline(always)]
+    fn encode(&self, m: M, weights: Option<&[u8; 4 * LANES]>, out: Option<&mut [u8; LANES]>) {
+        if let (Some(weights), Some(out)) = (weights, out) {
+            let [even, odd] = m.bf16_pairs(weights);
+            m.store_nibble_pairs([self.codes(m, even), self.codes(m, odd)], out);
+        }
+    }
+
+    /// Codes in the low bits of the bit patterns.
+    #[inline(always)]
+    fn codes(&self, m: M, w: M::Lanes) -> M::Lanes {
+        let moved = m.mul_add(w, self.r, self.start);
+        m.add(m.min(m.max(moved, self.low), self.high), self.end)
+    }
+}
+
+/// [`Fine`] of the groups of a row.
+#[derive(Debug, Default)]
+pub(super) struct FineRow {
+    groups: Vec<Fine>,
+}
+
+impl FineRow {
+    /// Takes the grids of a row's groups, whose greatest |w| are `most`. `false` if one of them does not allow it: then there
+    /// has to be a division.
+    #[inline(always)]
+    pub(super) fn fill(&mut self, like: Grid, scales: &[f32], zeros: &[f32], most: &[f32]) -> bool {
+        let mut all = true;
+        for (&scale, &most) in scales.iter().zip(most) {
+            all &= corrects(scale, most);
+        }
+        self.groups.clear();
+        let grids = scales.iter().zip(zeros);
+        self.groups.extend(grids.map(|(&scale, &zero)| Fine::new(&Grid { scale, zero, ..like })));
+        all
+    }
+
+    #[inline(always)]
+    pub(super) fn groups(&self) -> &[Fine] {
+        &self.groups
+    }
+}
+
 /// A better quotient of w and scale from an approximate one and r = 1/scale; see [`Grid::encode`].
 #[inline(always)]
 fn correct(q: f32, w: f32, scale: f32, r: f32) -> f32 {
@@ -102,7 +216,7 @@ fn correct(q: f32, w: f32, scale: f32, r: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::FloatType;
+    use super::super::machine::{NEON, PORTABLE};
     use super::super::samples::Numbers;
     use super::*;
 
@@ -120,15 +234,40 @@ mod tests {
             let r = 1.0 / scale;
             let q = correct(correct(w * r, w, scale, r), w, scale, r);
             assert_eq!(q.to_bits(), (w / scale).to_bits(), "{w} / {scale}");
-            for (a, b) in [
-                (FloatType::Bf16, FloatType::Bf16),
-                (FloatType::F16, FloatType::F16),
-                (FloatType::F16, FloatType::Bf16),
-            ] {
-                let (w, scale) = (a.round(w), b.round(scale));
-                let r = 1.0 / scale;
-                assert_eq!(correct(w * r, w, scale, r).to_bits(), (w / scale).to_bits(), "{w} / {scale}");
+        }
+    }
+
+    /// Whether codes without division are those with it, for numbers of so many bits: all significands, or every
+    /// `step`th one, at all distances of exponents at which the codes are not all the same.
+    fn check_fine<M: Machine>(_: M, (bits, scale_bits): (u32, u32), step: usize) {
+        for (zero, qmin, qmax) in
+            [(0.0, -8.0, 7.0), (0.0, -128.0, 127.0), (-5.0, -8.0, 7.0), (127.0, -128.0, 127.0)]
+        {
+            for s in ((1u32 << (scale_bits - 1))..1 << scale_bits).step_by(step) {
+                let scale = s as f32 / (1u32 << scale_bits) as f32;
+                let grid = Grid { scale, zero, qmin, qmax, bias: -qmin };
+                let fine = Fine::new(&grid);
+                for exponent in -4..11 {
+                    for w in (1u32 << (bits - 1))..1 << bits {
+                        let size = w as f32 * 2f32.powi(exponent - bits as i32);
+                        let w = if (w + s) % 2 == 0 { size } else { -size };
+                        let want = round_code(w / scale + zero, qmin, qmax) - qmin;
+                        assert_eq!(f32::from(fine.code::<M>(w)), want, "{w} / {scale} + {zero}");
+                    }
+                }
             }
         }
+    }
+
+    #[test]
+    fn codes_without_division_are_those_with_it() {
+        check_fine(PORTABLE, (8, 8), 1);
+        check_fine(NEON, (8, 8), 3);
+        let step = if cfg!(debug_assertions) { 61 } else { 7 };
+        for bits in [(11, 11), (11, 8), (8, 11)] {
+            check_fine(PORTABLE, bits, step);
+        }
+        // Fused in software where that is no instruction.
+        check_fine(NEON, (11, 11), 17 * step);
     }
 }

@@ -71,6 +71,10 @@ pub(super) trait Machine: Copy {
     /// The entries of `table` that the low nibbles of some bytes name, and those that the high ones do.
     fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2];
 
+    /// The low nibbles of the bit patterns of lanes: of the first into those of some bytes, of the second into the high
+    /// ones.
+    fn store_nibble_pairs(self, pairs: [Self::Lanes; 2], to: &mut [u8; LANES]);
+
     /// Numbers rounded to bfloat16, ties to even.
     fn round_bf16(self, a: Self::Lanes) -> Self::Lanes;
 
@@ -246,6 +250,13 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
             out[1][i] = table[usize::from(byte >> 4)];
         }
         out
+    }
+
+    #[inline(always)]
+    fn store_nibble_pairs(self, [first, second]: [Self::Lanes; 2], to: &mut [u8; LANES]) {
+        for i in 0..LANES {
+            to[i] = (first[i].to_bits() & 15 | (second[i].to_bits() & 15) << 4) as u8;
+        }
     }
 
     #[inline(always)]

@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use super::float_type::{Bf16, F16, F32, Float};
 use super::isa::Job;
 use super::kernel::Grid;
-use super::machine::Machine;
+use super::machine::{LANES, Machine};
 use super::pack::{pack_nibbles, pack_zero_points, packed_bytes};
 use super::params::Rules;
 use super::percentile::Tails;
@@ -91,6 +91,8 @@ pub struct Scratch {
     pub(super) high: Vec<f32>,
     /// Of each group of a row: the greatest |w|.
     pub(super) most: Vec<f32>,
+    /// Of each group of a row: how its codes are found without a division.
+    pub(super) fine: super::kernel::FineRow,
     /// The zero points of a tile.
     pub(super) zero_points: Vec<i8>,
     /// A group's weights.
@@ -231,7 +233,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
     type Output = Result<(), BadWeight>;
 
     #[inline(always)]
-    fn run<M: Machine>(self, _: M) -> Result<(), BadWeight> {
+    fn run<M: Machine>(self, machine: M) -> Result<(), BadWeight> {
         let Self { quantizer, tensor, tile, rows, out, scratch, .. } = self;
         let Quantizer { scheme, cols, .. } = quantizer;
         let (cols, bits) = (*cols, scheme.bits);
@@ -260,6 +262,12 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
         };
         let (qmin, qmax) = (bits.qmin() as f32, bits.qmax() as f32);
         let narrow = quantizer.source != FloatType::F32 && scheme.scale_type != FloatType::F32;
+        // Packed int4 goes through a byte a code, or straight from registers; everything else is a byte a code.
+        let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
+        let in_pairs = nibbles
+            && quantizer.source == FloatType::Bf16
+            && group_cols > 0
+            && group_cols.is_multiple_of(2 * LANES);
 
         let weights = T::elements(tile);
         for row in 0..rows {
@@ -277,26 +285,37 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
                 None => quantizer.row_params::<T>(row, weights, row_bytes, scratch)?,
             }
             let to = &mut out.codes[row * row_codes..(row + 1) * row_codes];
-            let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
-            // Packed int4 goes through a byte a code; everything else is a byte a code.
-            let codes: &mut [u8] = if nibbles { &mut scratch.codes } else { &mut *to };
-            for group in 0..groups {
-                let columns = group * group_cols..(group + 1) * group_cols;
-                let grid = Grid { scale: scratch.high[group], zero: scratch.low[group], qmin, qmax, bias };
-                let (most, codes) = (scratch.most[group], &mut codes[columns.clone()]);
-                if scheme.symmetric {
-                    grid.encode::<T, false, M>(&weights[columns], most, narrow, codes);
+            let like = Grid { scale: 0.0, zero: 0.0, qmin, qmax, bias };
+            let is_fine = narrow && scratch.fine.fill(like, &scratch.high, &scratch.low, &scratch.most);
+            if is_fine && in_pairs {
+                let parts = row_bytes.chunks_exact(2 * group_cols).zip(to.chunks_exact_mut(group_cols / 2));
+                for ((weights, to), fine) in parts.zip(scratch.fine.groups()) {
+                    fine.encode_nibbles(machine, weights, to);
+                }
+            } else {
+                let codes: &mut [u8] = if nibbles { &mut scratch.codes } else { &mut *to };
+                for group in 0..groups {
+                    let columns = group * group_cols..(group + 1) * group_cols;
+                    let grid = Grid { scale: scratch.high[group], zero: scratch.low[group], ..like };
+                    let (weights, codes) = (&weights[columns.clone()], &mut codes[columns]);
+                    if is_fine {
+                        scratch.fine.groups()[group].encode::<T, M>(weights, codes);
+                    } else if scheme.symmetric {
+                        grid.encode::<T, false, M>(weights, scratch.most[group], codes);
+                    } else {
+                        grid.encode::<T, true, M>(weights, scratch.most[group], codes);
+                    }
+                }
+                if nibbles {
+                    pack_nibbles(&scratch.codes, to);
                 } else {
-                    grid.encode::<T, true, M>(&weights[columns], most, narrow, codes);
+                    to[cols..].fill(0);
                 }
             }
-            if nibbles {
-                pack_nibbles(&scratch.codes, to);
-            } else {
-                to[cols..].fill(0);
-            }
             if tensor.is_none() {
-                scheme.scale_type.narrow(&scratch.high, &mut out.scales);
+                let scales = out.scales.len();
+                out.scales.resize(scales + groups * scheme.scale_type.bytes(), 0);
+                scheme.scale_type.narrow_all(&scratch.high, &mut out.scales[scales..]);
                 if !scheme.symmetric {
                     scratch.zero_points.extend(scratch.low.iter().map(|&z| z as i8));
                 }

@@ -171,6 +171,19 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
+    fn store_nibble_pairs(self, [first, second]: [Self::Lanes; 2], to: &mut [u8; LANES]) {
+        // SAFETY: `self` proves AVX2; `to` has 16 bytes.
+        unsafe {
+            let (a, b) = (join_nibbles_avx2(first[0], second[0]), join_nibbles_avx2(first[1], second[1]));
+            // By halves of registers: 4 of a, 4 of b, twice.
+            let words = _mm256_packus_epi32(a, b);
+            let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(words);
+            let bytes = _mm_packus_epi16(_mm256_castsi256_si128(words), _mm256_extracti128_si256::<1>(words));
+            _mm_storeu_si128(to.as_mut_ptr().cast(), bytes);
+        }
+    }
+
+    #[inline(always)]
     fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
         // SAFETY: `self` proves AVX2.
         unsafe { look_up_avx2(table, packed, out) }
@@ -292,6 +305,21 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
+    fn store_nibble_pairs(self, [first, second]: [Self::Lanes; 2], to: &mut [u8; LANES]) {
+        // SAFETY: `self` proves AVX-512; `to` has 16 bytes.
+        unsafe {
+            let shifted = _mm512_slli_epi32::<4>(_mm512_castps_si512(second));
+            // Where the third has a 1, the first's bit, else the second's.
+            let both = _mm512_ternarylogic_epi32::<0b1110_0100>(
+                _mm512_castps_si512(first),
+                shifted,
+                _mm512_set1_epi32(15),
+            );
+            _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(both));
+        }
+    }
+
+    #[inline(always)]
     fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
         // SAFETY: `self` proves AVX-512.
         unsafe { look_up_avx512(table, packed, out) }
@@ -331,6 +359,16 @@ fn entries_avx2([low, high]: [__m256; 2], index: __m256i) -> __m256 {
     // The permutations look at the low 3 bits; the fourth, moved to the sign, chooses between them.
     let (below, above) = (_mm256_permutevar8x32_ps(low, index), _mm256_permutevar8x32_ps(high, index));
     _mm256_blendv_ps(below, above, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
+}
+
+/// The low nibbles of two bit patterns in the low byte.
+#[target_feature(enable = "avx2,fma")]
+#[inline]
+fn join_nibbles_avx2(first: __m256, second: __m256) -> __m256i {
+    let low = _mm256_set1_epi32(15);
+    let first = _mm256_and_si256(_mm256_castps_si256(first), low);
+    let second = _mm256_and_si256(_mm256_castps_si256(second), low);
+    _mm256_or_si256(first, _mm256_slli_epi32::<4>(second))
 }
 
 #[target_feature(enable = "avx2,fma")]
