@@ -25,7 +25,8 @@ impl WorstGroup {
     }
 
     /// Whether this group is worse than that one: more noise in proportion. Equal ones are not.
-    fn is_worse_than(&self, other: &Self) -> bool {
+    #[inline(always)]
+    pub(super) fn is_worse_than(&self, other: &Self) -> bool {
         // Without division: this is asked for every group.
         self.signal * other.noise < other.signal * self.noise
     }

@@ -163,6 +163,100 @@ fn case() -> impl Strategy<Value = Case> {
     )
 }
 
+/// Shapes at the edges of what kernels take in pairs and in one segment: groups of several blocks, rows of several segments, and sizes
+/// next to them.
+fn wide_case() -> impl Strategy<Value = Case> {
+    let granularity = prop_oneof![
+        (prop::sample::select(vec![32usize, 48, 64, 96, 256, 264, 288, 512, 2048, 4096]), 1..5usize)
+            .prop_map(|(size, groups)| (Granularity::Group(size), size * groups)),
+        prop::sample::select(vec![224usize, 256, 1152, 2880, 4096, 16_384, 16_416, 20_000, 2049, 4097])
+            .prop_map(|cols| (Granularity::Channel, cols)),
+    ];
+    let observer = prop_oneof![
+        3 => Just(Observer::Minmax),
+        1 => Just(Observer::Percentile(99.9)),
+        1 => Just(Observer::Percentile(90.0)),
+    ];
+    let float = prop_oneof![4 => Just(FloatType::Bf16), 1 => Just(FloatType::F16), 1 => Just(FloatType::F32)];
+    (any::<[bool; 3]>(), granularity, float.clone(), float, observer, 1..4usize, 0..10usize, any::<u64>())
+        .prop_map(
+            |(
+                [four, symmetric, packed],
+                (granularity, cols),
+                source,
+                scale_type,
+                observer,
+                rows,
+                kind,
+                seed,
+            )| {
+                let scheme = Scheme {
+                    bits: if four { Bits::Four } else { Bits::Eight },
+                    symmetric,
+                    granularity,
+                    scale_type,
+                    storage: if packed { Storage::Packed } else { Storage::Plain },
+                };
+                let mut bytes = Vec::new();
+                source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
+                Case { scheme, observer, source, rows, cols, bytes, tile: 8 }
+            },
+        )
+}
+
+/// Stored bytes that are not of this crate's making: all codes, and scales of every size.
+fn strange(case: &Case, seed: u64) -> Quantized {
+    let (scheme, mut numbers) = (&case.scheme, Numbers(seed));
+    let mut codes = vec![0; scheme.codes_bytes(case.rows, case.cols)];
+    // A byte for each code: of four bits only.
+    let shift = if (scheme.bits, scheme.storage) == (Bits::Four, Storage::Plain) { 4 } else { 0 };
+    codes.iter_mut().for_each(|code| *code = (numbers.next() as i8 >> shift) as u8);
+    let mut zero_points = vec![0; scheme.zero_points_bytes(case.rows, case.cols)];
+    zero_points.iter_mut().for_each(|zero_point| *zero_point = numbers.next() as u8);
+    let few = numbers.next() % 3 == 0;
+    let scales: Vec<f32> = (0..scheme.scales_bytes(case.rows, case.cols) / scheme.scale_type.bytes())
+        .map(|_| match numbers.next() % if few { 40 } else { 6 } {
+            0 => f32::from_bits(numbers.next() as u32 & 0x7fff_ffff),
+            1 => f32::INFINITY,
+            2 => -1.0,
+            3 => 0.0,
+            _ => 0.01 + numbers.uniform() as f32,
+        })
+        .collect();
+    let mut bytes = Vec::new();
+    scheme.scale_type.narrow(&scales, &mut bytes);
+    Quantized { codes, scales: bytes, zero_points }
+}
+
+/// Whatever bytes are stored, their distortion is that of what they are dequantized to, on every instruction set.
+fn check_strange(case: &Case, seed: u64) -> Result<(), TestCaseError> {
+    let (quantized, mut scratch) = (strange(case, seed), Scratch::default());
+    let mut first: Option<(Vec<u8>, Distortion)> = None;
+    for isa in Isa::available() {
+        let quantizer = case.quantizer(isa);
+        let mut bytes = Vec::new();
+        quantizer.dequantize(quantized.view(), case.rows, &mut bytes, &mut scratch);
+        let distortion = quantizer.measure(&case.bytes, quantized.view(), case.rows, &mut scratch);
+        let values = case.scheme.scale_type.widen(&bytes);
+        if values.iter().all(|value| !value.is_nan()) {
+            let plain = plain_distortion(&case.weights(), &values, case.cols);
+            prop_assert_eq!(distortion.max_abs_error, plain.max_abs_error);
+            prop_assert_eq!(distortion.max_abs_error_at, plain.max_abs_error_at);
+            prop_assert_eq!(distortion.max_abs_weight, plain.max_abs_weight);
+            prop_assert!(close(distortion.signal, plain.signal, plain.signal));
+            prop_assert!(close(distortion.noise, plain.noise, plain.noise));
+            let size = (plain.signal * plain.noise).sqrt();
+            prop_assert!(close(distortion.cross, plain.cross, size));
+        } else {
+            prop_assert!(distortion.max_abs_error.is_nan() && distortion.noise.is_nan());
+        }
+        let same = first.get_or_insert_with(|| (bytes.clone(), distortion));
+        prop_assert_eq!(format!("{:?}", same.1), format!("{:?}", distortion));
+        prop_assert!(same.0 == bytes, "dequantized on {}", isa.name());
+    }
+    Ok(())
+}
+
 /// The distortion by its definition, in f64; the clipped weights are not counted here.
 fn plain_distortion(weights: &[f32], dequantized: &[f32], cols: usize) -> Distortion {
     let mut all = Distortion { count: weights.len() as u64, ..Distortion::default() };
@@ -260,11 +354,31 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
 }
 
 proptest! {
+    #![proptest_config(ProptestConfig { cases: CASES / 4, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn wide_matrices_equal_the_slow_twin(case in wide_case()) {
+        check(&case)?;
+    }
+}
+
+proptest! {
     #![proptest_config(ProptestConfig { cases: CASES, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn kernels_equal_the_slow_twin_on_every_instruction_set(case in case()) {
         check(&case)?;
+    }
+
+    #[test]
+    fn what_others_have_stored_is_measured_as_it_is_dequantized(
+        narrow in case(), wide in wide_case(), seed in any::<u64>(),
+    ) {
+        for case in [narrow, wide] {
+            if case.scheme.granularity != Granularity::Tensor {
+                check_strange(&case, seed)?;
+            }
+        }
     }
 
     #[test]

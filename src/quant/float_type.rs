@@ -3,6 +3,8 @@
 //! All arithmetic is f32; a value "of type F16" is an f32 that F16 can hold. Conversions are written with integer
 //! operations, so that they vectorise on every instruction set and give the same bits everywhere.
 
+use super::machine::{LANES, Machine};
+
 /// A floating-point type that weights or scales are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FloatType {
@@ -149,6 +151,9 @@ pub(super) trait Float: Copy {
     /// The bytes of one value.
     type Raw: Copy;
 
+    /// Which one.
+    const TYPE: FloatType;
+
     /// Bits of one value.
     const BITS: u32;
 
@@ -181,6 +186,26 @@ pub(super) trait Float: Copy {
 
     /// The least and the greatest weight, widened to contain 0; one of them infinite or NaN if any weight is.
     fn extremes(weights: &[Self::Raw]) -> (f32, f32);
+}
+
+/// A [`Float`] of 16 bits.
+pub(super) trait Half: Float {
+    /// The 32 values of some bytes: those at even places, and those at odd ones.
+    fn pairs<M: Machine>(m: M, from: &[u8; 4 * LANES]) -> [M::Lanes; 2];
+}
+
+impl Half for Bf16 {
+    #[inline(always)]
+    fn pairs<M: Machine>(m: M, from: &[u8; 4 * LANES]) -> [M::Lanes; 2] {
+        m.bf16_pairs(from)
+    }
+}
+
+impl Half for F16 {
+    #[inline(always)]
+    fn pairs<M: Machine>(m: M, from: &[u8; 4 * LANES]) -> [M::Lanes; 2] {
+        m.f16_pairs(from)
+    }
 }
 
 /// [`FloatType::F32`].
@@ -227,6 +252,8 @@ macro_rules! ranges_by_bits {
 
 impl Float for F32 {
     type Raw = [u8; 4];
+
+    const TYPE: FloatType = FloatType::F32;
 
     const BITS: u32 = 32;
 
@@ -275,6 +302,8 @@ impl Float for F32 {
 
 impl Float for Bf16 {
     type Raw = [u8; 2];
+
+    const TYPE: FloatType = FloatType::Bf16;
 
     const BITS: u32 = 16;
 
@@ -328,6 +357,8 @@ impl Float for Bf16 {
 
 impl Float for F16 {
     type Raw = [u8; 2];
+
+    const TYPE: FloatType = FloatType::F16;
 
     const BITS: u32 = 16;
 

@@ -11,9 +11,9 @@ use super::machine::{self, Machine};
 pub enum Isa {
     /// What every machine of the target architecture has.
     Portable,
-    /// x86-64 with AVX2 and FMA.
+    /// x86-64 with AVX2, FMA, F16C and POPCNT.
     Avx2,
-    /// x86-64 with AVX-512 F, BW, DQ and VL.
+    /// The same with AVX-512 F, BW, DQ and VL.
     Avx512,
     /// AArch64 with NEON, which all of them have: the same code as portable.
     Neon,
@@ -61,7 +61,10 @@ impl Isa {
             Self::Neon => cfg!(target_arch = "aarch64"),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => {
-                std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma")
+                std::arch::is_x86_feature_detected!("avx2")
+                    && std::arch::is_x86_feature_detected!("fma")
+                    && std::arch::is_x86_feature_detected!("f16c")
+                    && std::arch::is_x86_feature_detected!("popcnt")
             }
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => {

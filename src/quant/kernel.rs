@@ -2,7 +2,7 @@
 //!
 //! Nothing here depends on the order of evaluation, so every instruction set gives the same bits.
 
-use super::float_type::Float;
+use super::float_type::{Float, Half};
 use super::machine::{LANES, Machine};
 
 /// Adding this to |x| < 2^22 leaves the nearest integer, ties to even, in the low bits of the mantissa.
@@ -133,9 +133,9 @@ impl Fine {
         }
     }
 
-    /// The codes of bfloat16 weights, of which there is a multiple of 32, packed as nibbles.
+    /// The codes of weights, of which there is a multiple of 32, packed as nibbles.
     #[inline(always)]
-    pub(super) fn encode_nibbles<M: Machine>(self, m: M, weights: &[u8], out: &mut [u8]) {
+    pub(super) fn encode_nibbles<T: Half, M: Machine>(self, m: M, weights: &[u8], out: &mut [u8]) {
         let lanes = FineLanes {
             start: m.splat(FINE),
             r: m.splat(self.r),
@@ -146,10 +146,10 @@ impl Fine {
         let (weights, last_weights) = weights.as_chunks::<{ 8 * LANES }>();
         let (out, last_out) = out.as_chunks_mut::<{ 2 * LANES }>();
         for (weights, out) in weights.iter().zip(out) {
-            lanes.encode(m, weights.first_chunk(), out.first_chunk_mut());
-            lanes.encode(m, weights.last_chunk(), out.last_chunk_mut());
+            lanes.encode::<T>(m, weights.first_chunk(), out.first_chunk_mut());
+            lanes.encode::<T>(m, weights.last_chunk(), out.last_chunk_mut());
         }
-        lanes.encode(m, last_weights.first_chunk(), last_out.first_chunk_mut());
+        lanes.encode::<T>(m, last_weights.first_chunk(), last_out.first_chunk_mut());
     }
 }
 
@@ -166,9 +166,9 @@ struct FineLanes<M: Machine> {
 impl<M: Machine> FineLanes<M> {
     /// Of 32 weights, if there are that many.
     #[inline(always)]
-    fn encode(&self, m: M, weights: Option<&[u8; 4 * LANES]>, out: Option<&mut [u8; LANES]>) {
+    fn encode<T: Half>(&self, m: M, weights: Option<&[u8; 4 * LANES]>, out: Option<&mut [u8; LANES]>) {
         if let (Some(weights), Some(out)) = (weights, out) {
-            let [even, odd] = m.bf16_pairs(weights);
+            let [even, odd] = T::pairs(m, weights);
             m.store_nibble_pairs([self.codes(m, even), self.codes(m, odd)], out);
         }
     }

@@ -2,6 +2,8 @@
 //!
 //! The same lanes on every instruction set, and so the same bits: one register, two, or an array.
 
+use super::float_type::{F16, Float};
+
 /// Lanes of all sums.
 pub(super) const LANES: usize = 16;
 
@@ -53,13 +55,13 @@ pub(super) trait Machine: Copy {
     /// The sum of all lanes, by halves: of lanes i and i + 8, i and i + 4, i and i + 2, i and i + 1.
     fn sum(self, a: Self::Lanes) -> f32;
 
-    /// [`Machine::sum`] of two, in little more time than of one.
-    fn sum_two(self, a: Self::Lanes, b: Self::Lanes) -> (f32, f32);
+    /// [`Machine::sum`] of each row, in little more time than of two.
+    fn sum_rows(self, rows: &[[f32; LANES]; LANES], sums: &mut [f32; LANES]);
 
     /// The greater of a ≥ 0 and |b|, of numbers.
     fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 
-    /// Whether any lane is above `limit`, or one of them is NaN.
+    /// Whether any lane is above `limit`.
     fn exceeds(self, a: Self::Lanes, limit: f32) -> bool;
 
     /// The greatest lane, of numbers.
@@ -68,15 +70,18 @@ pub(super) trait Machine: Copy {
     /// The 32 bfloat16 numbers of some bytes: those at even places, and those at odd ones.
     fn bf16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2];
 
+    /// The same of numbers in half precision.
+    fn f16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2];
+
     /// The entries of `table` that the low nibbles of some bytes name, and those that the high ones do.
     fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2];
+
+    /// The bytes at even places, and those at odd ones, after an exclusive or with `flip`.
+    fn byte_pairs(self, from: &[u8; 2 * LANES], flip: u8) -> [Self::Lanes; 2];
 
     /// The low nibbles of the bit patterns of lanes: of the first into those of some bytes, of the second into the high
     /// ones.
     fn store_nibble_pairs(self, pairs: [Self::Lanes; 2], to: &mut [u8; LANES]);
-
-    /// Numbers rounded to bfloat16, ties to even.
-    fn round_bf16(self, a: Self::Lanes) -> Self::Lanes;
 
     /// `out[i]` = the entry of `table` that nibble i of `packed` names, low nibbles first. `packed` must hold
     /// that many.
@@ -101,6 +106,25 @@ fn each(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; 
         out[i] = f(a[i], b[i]);
     }
     out
+}
+
+/// a · b + c, rounded once, without the instruction.
+///
+/// The product is exact in f64. The sum there is rounded to odd: if it is not exact, to that neighbour whose last bit is 1. The
+/// 29 bits more than those of f32 then tell on which side of a middle the exact sum lies, so that rounding it again gives its nearest
+/// f32 (Boldo and Melquiond, IEEE Trans. Comput. 57, 2008).
+#[inline(always)]
+fn fused(a: f32, b: f32, c: f32) -> f32 {
+    let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
+    let sum = product + c;
+    // What the sum lacks, exactly (Knuth); NaN if it is not finite.
+    let part = sum - product;
+    let lack = (product - (sum - part)) + (c - part);
+    let bits = sum.to_bits();
+    // A lack of the other sign: the sum has been rounded up in size.
+    let shorter = bits - ((bits ^ lack.to_bits()) >> 63);
+    let odd = if lack.abs() > 0.0 { f64::from_bits(shorter | 1) } else { sum };
+    odd as f32
 }
 
 /// All lanes together, by halves.
@@ -164,7 +188,7 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     fn fused(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes {
         let mut out = c;
         for i in 0..LANES {
-            out[i] = a[i].mul_add(b[i], c[i]);
+            out[i] = if FUSED { a[i].mul_add(b[i], c[i]) } else { fused(a[i], b[i], c[i]) };
         }
         out
     }
@@ -200,8 +224,10 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     }
 
     #[inline(always)]
-    fn sum_two(self, a: Self::Lanes, b: Self::Lanes) -> (f32, f32) {
-        (self.sum(a), self.sum(b))
+    fn sum_rows(self, rows: &[[f32; LANES]; LANES], sums: &mut [f32; LANES]) {
+        for (row, sum) in rows.iter().zip(sums) {
+            *sum = self.sum(*row);
+        }
     }
 
     #[inline(always)]
@@ -211,11 +237,11 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
 
     #[inline(always)]
     fn exceeds(self, a: Self::Lanes, limit: f32) -> bool {
-        let mut within = true;
+        let mut exceeds = false;
         for x in a {
-            within &= x <= limit;
+            exceeds |= x > limit;
         }
-        !within
+        exceeds
     }
 
     #[inline(always)]
@@ -235,11 +261,13 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     }
 
     #[inline(always)]
-    fn round_bf16(self, a: Self::Lanes) -> Self::Lanes {
-        each(a, a, |a, _| {
-            let bits = a.to_bits();
-            f32::from_bits(bits.wrapping_add(0x7fff + (bits >> 16 & 1)) & 0xffff_0000)
-        })
+    fn f16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2] {
+        let mut out = [[0.0; LANES]; 2];
+        for (i, pair) in from.as_chunks::<4>().0.iter().enumerate() {
+            out[0][i] = F16::widen([pair[0], pair[1]]);
+            out[1][i] = F16::widen([pair[2], pair[3]]);
+        }
+        out
     }
 
     #[inline(always)]
@@ -248,6 +276,16 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
         for (i, byte) in from.iter().enumerate() {
             out[0][i] = table[usize::from(byte & 15)];
             out[1][i] = table[usize::from(byte >> 4)];
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn byte_pairs(self, from: &[u8; 2 * LANES], flip: u8) -> [Self::Lanes; 2] {
+        let mut out = [[0.0; LANES]; 2];
+        for (i, pair) in from.as_chunks::<2>().0.iter().enumerate() {
+            out[0][i] = f32::from(pair[0] ^ flip);
+            out[1][i] = f32::from(pair[1] ^ flip);
         }
         out
     }
@@ -311,8 +349,7 @@ mod tests {
         }
     }
 
-    /// Every operation on lanes, on inputs with equal and special values; NaN as one bit pattern.
-    /// Numbers and nibbles of some bytes, in pairs.
+    /// Numbers, bytes and nibbles of some bytes, in pairs.
     struct Pairs<'a>(&'a [f32; 16], &'a [u8; 64]);
 
     impl Job for Pairs<'_> {
@@ -324,9 +361,14 @@ mod tests {
             nibbles.copy_from_slice(&self.1[..LANES]);
             let [a, b] = m.bf16_pairs(self.1);
             let [c, d] = m.nibble_pairs(m.load(self.0), &nibbles);
-            let rounded = m.round_bf16(m.mul(a, m.splat(1.234_567)));
+            let mut bytes = [0; 2 * LANES];
+            bytes.copy_from_slice(&self.1[..2 * LANES]);
+            let [e, f] = m.byte_pairs(&bytes, 0x80);
+            let [g, h] = m.f16_pairs(self.1);
             let mut bits = Vec::new();
-            for x in [a, b, c, d, rounded] {
+            m.store_nibble_pairs([a, f], &mut nibbles);
+            bits.extend(nibbles.map(u32::from));
+            for x in [a, b, c, d, e, f, g, h] {
                 let mut out = [0.0; LANES];
                 m.store(x, &mut out);
                 bits.extend(out.map(f32::to_bits));
@@ -346,16 +388,27 @@ mod tests {
         let nibble = |i: usize| table[usize::from(bytes[i / 2] >> (i % 2 * 4) & 15)].to_bits();
         let of =
             |f: &dyn Fn(usize) -> u32, first: usize| (0..LANES).map(|i| f(2 * i + first)).collect::<Vec<_>>();
-        let rounded = |i: usize| {
-            let product = f32::from_bits(number(i)) * 1.234_567;
-            f32::from(half::bf16::from_f32(product)).to_bits()
-        };
-        let want = [of(&number, 0), of(&number, 1), of(&nibble, 0), of(&nibble, 1), of(&rounded, 0)].concat();
+        let byte = |i: usize| f32::from(bytes[i] ^ 0x80).to_bits();
+        let half = |i: usize| f32::from(half::f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])).to_bits();
+        let joined = (0..LANES).map(|i| number(2 * i) & 15 | (byte(2 * i + 1) & 15) << 4).collect();
+        let want = [
+            joined,
+            of(&number, 0),
+            of(&number, 1),
+            of(&nibble, 0),
+            of(&nibble, 1),
+            of(&byte, 0),
+            of(&byte, 1),
+            of(&half, 0),
+            of(&half, 1),
+        ]
+        .concat();
         for isa in Isa::available() {
             assert_eq!(isa.run(Pairs(&table, &bytes)), want, "{}", isa.name());
         }
     }
 
+    /// Every operation on lanes, on inputs with equal and special values; NaN as one bit pattern.
     struct All([[f32; LANES]; 3]);
 
     impl Job for All {
@@ -383,9 +436,15 @@ mod tests {
                 bits.extend(out.map(|x| if x.is_nan() { u32::MAX } else { x.to_bits() }));
             }
             bits.extend([m.sum(c).to_bits(), m.greatest(c).to_bits(), equal]);
-            let (one, two) = m.sum_two(c, m.mul(c, c));
-            assert_eq!(one.to_bits(), m.sum(c).to_bits());
-            bits.push(two.to_bits());
+            let (mut rows, mut sums) = ([[0.0; LANES]; LANES], [0.0; LANES]);
+            for (i, row) in rows.iter_mut().enumerate() {
+                m.store(m.mul(c, m.splat(i as f32 - 4.3)), row);
+            }
+            m.sum_rows(&rows, &mut sums);
+            for (row, sum) in rows.iter().zip(&sums) {
+                assert_eq!(m.sum(m.load(row)).to_bits(), sum.to_bits());
+            }
+            bits.extend(sums.map(f32::to_bits));
             let limits = [0.5, 1.0, 2.0, 9.0, f32::INFINITY, f32::NAN];
             bits.extend(limits.map(|limit| u32::from(m.exceeds(a, limit))));
             bits.extend(limits.map(|limit| u32::from(m.exceeds(c, limit))));

@@ -1,64 +1,79 @@
 //! Quantized bytes back to weights, and their distortion.
 
-use std::ops::Range;
-
-use super::distortion::WorstGroup;
-use super::isa::Job;
-use super::machine::{LANES, Machine};
-use super::pack::zero_point_at;
-use super::{Bits, Distortion, FloatType, Granularity, QuantizedView, Quantizer, Scheme, Scratch, Storage};
-
+mod allowance;
+mod reader;
 mod sums;
 mod weighted;
 
-use sums::{BLOCK, Sums, wide_energies};
+use std::ops::Range;
+
+use super::distortion::WorstGroup;
+use super::float_type::{Bf16, F16, Half};
+use super::isa::Job;
+use super::machine::{LANES, Machine};
+use super::{Distortion, FloatType, QuantizedView, Quantizer, Scratch};
+use allowance::Allowances;
+use reader::Reader;
+use sums::{BlockSums, Running, Totals};
 use weighted::WeighTile;
 
 /// Columns that are decoded before they are looked at: what the first cache holds beside the files' bytes.
 const SEGMENT: usize = 2048;
 
-/// Groups of a segment at most.
-const GROUPS: usize = 64;
+/// Blocks of a segment at most, and so groups.
+const BLOCKS: usize = 64;
 
 /// Some columns of a row: whole groups, or a part of one. Aligned for the widest registers.
+#[derive(Default)]
 #[repr(align(64))]
 pub(super) struct Segment {
-    /// Weights, and what their codes mean.
+    memory: Decoded,
+    facts: BlockFacts,
+    blocks: BlockSums,
+}
+
+/// Weights, and what their codes mean: of all columns, or of one block at a time.
+#[repr(align(64))]
+struct Decoded {
     values: [f32; SEGMENT],
     decoded: [f32; SEGMENT],
-    /// Of each group.
-    groups: GroupFacts,
-    /// Of each block of each group.
-    sums: [Sums; GROUPS],
 }
 
-/// What is computed for all groups of a segment at once.
-struct GroupFacts {
-    scales: [f32; GROUPS],
+/// What is known of the blocks of a segment before their weights are looked at.
+#[repr(align(64))]
+struct BlockFacts {
+    scales: [f32; BLOCKS],
     /// Zero points.
-    zeros: [f32; GROUPS],
+    zeros: [f32; BLOCKS],
     /// What the least and the greatest code mean.
-    bottoms: [f32; GROUPS],
-    tops: [f32; GROUPS],
-    /// See [`Allowances::reach`].
-    reaches: [f32; GROUPS],
-    /// Whether the weights have to be looked at one by one: one may be clipped, or lie further from what its code means than any
-    /// before, or f32 may not hold the sums.
-    doubtful: [bool; GROUPS],
+    bottoms: [f32; BLOCKS],
+    tops: [f32; BLOCKS],
+    /// See [`Allowances::fill`].
+    reaches: [f32; BLOCKS],
+    /// What an |e| has to be above to be of interest: the reach, or the greatest so far.
+    limits: [f32; BLOCKS],
+    /// Whether it has to be looked at again whatever its weights are: not 0.
+    flags: [u32; BLOCKS],
 }
 
-impl Default for Segment {
+impl Default for Decoded {
     fn default() -> Self {
-        let none = [0.0; GROUPS];
-        let groups = GroupFacts {
+        Self { values: [0.0; SEGMENT], decoded: [0.0; SEGMENT] }
+    }
+}
+
+impl Default for BlockFacts {
+    fn default() -> Self {
+        let none = [0.0; BLOCKS];
+        Self {
             scales: none,
             zeros: none,
             bottoms: none,
             tops: none,
             reaches: none,
-            doubtful: [false; GROUPS],
-        };
-        Self { values: [0.0; SEGMENT], decoded: [0.0; SEGMENT], groups, sums: [Sums::default(); GROUPS] }
+            limits: none,
+            flags: [0; BLOCKS],
+        }
     }
 }
 
@@ -84,14 +99,14 @@ impl Quantizer {
         self.assert_sizes(&quantized, rows);
         out.clear();
         out.resize(rows * self.cols * self.scheme.scale_type.bytes(), 0);
-        let reader = Reader::new(self, quantized);
+        let reader = Reader::new(self, quantized).in_memory();
         self.isa.run(DequantizeTile { reader, rows, out, segment: &mut scratch.segment });
     }
 
     /// Compares `rows` rows of source weights, which are finite, with what their quantized bytes mean.
     ///
-    /// Energies are summed in f32 over 16 lanes of 16 terms and in f64 from there, in an order that depends on
-    /// nothing but the shapes; their relative error is below 2e-6 (1e-5 dB).
+    /// Energies are summed in f32 over 16 lanes of 16 terms, each rounded once with the sum, and in f64 from there, in
+    /// an order that depends on nothing but the scheme and the shapes; their relative error is below 2e-6 (1e-5 dB).
     ///
     /// # Panics
     /// If `tile` or the bytes of `quantized` are not those of `rows` rows.
@@ -105,12 +120,19 @@ impl Quantizer {
     ) -> Distortion {
         assert_eq!(tile.len(), rows * self.row_bytes(), "a tile is whole rows");
         self.assert_sizes(&quantized, rows);
-        let reader = Reader::new(self, quantized);
+        let meter = Meter {
+            quantizer: self,
+            reader: Reader::new(self, quantized),
+            allowances: Allowances::new(self),
+            all: Distortion { count: (rows * self.cols) as u64, ..Distortion::default() },
+            totals: Totals::new(),
+        };
         let segment = &mut scratch.segment;
-        let mut all = self.isa.run(MeasureTile { quantizer: self, reader, tile, rows, segment });
+        let mut all = self.isa.run(MeasureTile { meter, tile, rows, segment });
         if let Some(importance) = &self.importance {
-            let weigh =
-                WeighTile { quantizer: self, reader, tile, rows, importance, segment: &mut scratch.segment };
+            let reader = Reader::new(self, quantized).in_memory();
+            let segment = &mut scratch.segment;
+            let weigh = WeighTile { quantizer: self, reader, tile, rows, importance, segment };
             (all.weighted_signal, all.weighted_noise) = self.isa.run(weigh);
         }
         all
@@ -122,229 +144,6 @@ impl Quantizer {
         assert_eq!(quantized.scales.len(), scheme.scales_bytes(rows, cols), "the scales of these rows");
         let zero_points = scheme.zero_points_bytes(rows, cols);
         assert_eq!(quantized.zero_points.len(), zero_points, "the zero points of these rows");
-    }
-
-    /// How far outside its group's grid a weight may lie before it counts as clipped, in steps: half a step, which
-    /// rounding to codes costs anyway, and what rounding scale and zero point to their types can move the ends by.
-    #[cold]
-    fn clip_allowance(&self, scale: f32) -> f64 {
-        let steps = f64::from(self.scheme.bits.steps());
-        // Relative error of rounding a value about the scale to a type, which grows among subnormal values.
-        let rounding = |float: FloatType| {
-            let magnified = (float.least_normal() / scale).max(1.0);
-            float.unit_roundoff() * f64::from(magnified)
-        };
-        let source = rounding(self.source);
-        let stored =
-            if self.source == self.scheme.scale_type { 0.0 } else { rounding(self.scheme.scale_type) };
-        if self.scheme.symmetric {
-            // One rounding of the scale, to each type, moves the end of half the steps.
-            0.5 + steps / 2.0 * (source + stored) * 1.01 + 1e-6
-        } else {
-            // The range, the scale and the zero point's quotient are rounded; the zero point moves by half a step.
-            0.5 + steps * (3.0 * source + stored) * 1.01 + 1e-6
-        }
-    }
-}
-
-/// How to read a scheme's bytes.
-#[derive(Clone, Copy)]
-struct Reader<'a> {
-    scheme: &'a Scheme,
-    cols: usize,
-    groups: usize,
-    group_cols: usize,
-    /// Groups of a segment; 0 if it is a part of one.
-    segment_groups: usize,
-    quantized: QuantizedView<'a>,
-    /// Bytes of a row of codes.
-    row_bytes: usize,
-    /// Whether two codes share a byte.
-    nibbles: bool,
-    /// Whether bytes and their weights can be taken in pairs, without a detour through memory.
-    pairs: bool,
-    /// Turns a stored byte (or nibble) into code + `bias`, by exclusive or.
-    flip: u8,
-    bias: i32,
-}
-
-/// The values of stored nibbles.
-const NIBBLES: [f32; 16] =
-    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
-
-impl<'a> Reader<'a> {
-    fn new(quantizer: &'a Quantizer, quantized: QuantizedView<'a>) -> Self {
-        let (scheme, cols) = (&quantizer.scheme, quantizer.cols);
-        let (flip, bias) = match scheme.storage {
-            Storage::Packed => (0, -scheme.bits.qmin()),
-            Storage::Plain => (0x80, 128),
-        };
-        let group_cols = scheme.group_cols(cols).max(1);
-        let segment_groups = (SEGMENT / group_cols).min(GROUPS);
-        let nibbles = scheme.storage == Storage::Packed && scheme.bits == Bits::Four;
-        Self {
-            scheme,
-            cols,
-            groups: scheme.groups_per_row(cols),
-            group_cols,
-            segment_groups,
-            quantized,
-            row_bytes: scheme.codes_bytes(1, cols),
-            nibbles,
-            pairs: nibbles
-                && (quantizer.source, scheme.scale_type) == (FloatType::Bf16, FloatType::Bf16)
-                && group_cols.is_multiple_of(2 * LANES),
-            flip,
-            bias,
-        }
-    }
-
-    /// Scales and zero points of the groups of a row from one on.
-    #[inline(always)]
-    fn read_params(&self, row: usize, first: usize, count: usize, groups: &mut GroupFacts) {
-        let (scales, zeros) = (&mut groups.scales[..count], &mut groups.zeros[..count]);
-        let scale_type = self.scheme.scale_type;
-        let at = if self.scheme.granularity == Granularity::Tensor { 0 } else { row * self.groups + first };
-        scale_type.widen_all(&self.quantized.scales[at * scale_type.bytes()..], scales);
-        if self.scheme.symmetric {
-            zeros.fill(0.0);
-        } else if self.scheme.packs_zero_points() {
-            for (group, zero) in (first..).zip(zeros) {
-                let zero_points = self.quantized.zero_points;
-                *zero = zero_point_at(self.scheme.bits, zero_points, self.groups, row, group) as f32;
-            }
-        } else {
-            for (zero, &stored) in zeros.iter_mut().zip(&self.quantized.zero_points[at..]) {
-                *zero = f32::from(stored as i8);
-            }
-        }
-    }
-
-    /// The dequantized weights of a segment, and the scales and zero points of its groups.
-    #[inline(always)]
-    fn decode_segment<M: Machine>(
-        &self,
-        machine: M,
-        row: usize,
-        columns: Range<usize>,
-        segment: &mut Segment,
-    ) {
-        let Segment { decoded, groups, .. } = segment;
-        let decoded = &mut decoded[..columns.len()];
-        let count = columns.len().div_ceil(self.group_cols);
-        self.read_params(row, columns.start / self.group_cols, count, groups);
-        let parts = decoded.chunks_mut(self.group_cols).zip(columns.step_by(self.group_cols));
-        for ((out, start), (&scale, &zero)) in parts.zip(groups.scales.iter().zip(&groups.zeros)) {
-            self.decode_part(machine, row, start, scale, zero, out);
-        }
-    }
-
-    /// The dequantized weights of columns of one group, from one on.
-    #[inline(always)]
-    fn decode_part<M: Machine>(
-        &self,
-        machine: M,
-        row: usize,
-        start: usize,
-        scale: f32,
-        zero: f32,
-        out: &mut [f32],
-    ) {
-        let stored = &self.quantized.codes[row * self.row_bytes..(row + 1) * self.row_bytes];
-        if !self.nibbles {
-            // Exact: integers of few bits.
-            let offset = self.bias as f32 + zero;
-            for (out, &code) in out.iter_mut().zip(&stored[start..]) {
-                *out = (f32::from(code ^ self.flip) - offset) * scale;
-            }
-            self.round(out, scale);
-            return;
-        }
-        let mut table = [0.0; 16];
-        machine.store(self.levels(machine, scale, zero), &mut table);
-        self.round(&mut table, scale);
-        if start.is_multiple_of(2) {
-            machine.look_up(&table, &stored[start / 2..], out);
-        } else {
-            for (out, column) in out.iter_mut().zip(start..) {
-                *out = table[usize::from(stored[column / 2] >> (column % 2 * 4) & 15)];
-            }
-        }
-    }
-
-    /// Puts weights of one group and what their codes mean, which were only summed up so far, into memory.
-    #[cold]
-    fn look_again<M: Machine>(
-        &self,
-        machine: M,
-        (row, start): (usize, usize),
-        (scale, zero): (f32, f32),
-        weights: &[u8],
-        values: &mut [f32],
-        decoded: &mut [f32],
-    ) {
-        FloatType::Bf16.widen_all(weights, values);
-        self.decode_part(machine, row, start, scale, zero, decoded);
-    }
-
-    /// What the stored nibbles of a group mean, not rounded yet.
-    #[inline(always)]
-    fn levels<M: Machine>(&self, machine: M, scale: f32, zero: f32) -> M::Lanes {
-        let offset = machine.splat(self.bias as f32 + zero);
-        machine.mul(machine.sub(machine.load(&NIBBLES), offset), machine.splat(scale))
-    }
-
-    /// Rounds products with a scale to the type of dequantized weights.
-    #[inline(always)]
-    fn round(&self, products: &mut [f32], scale: f32) {
-        if scale.is_finite() {
-            self.scheme.scale_type.round_numbers(products);
-        } else {
-            // Not of this crate's making: 0 · ∞ is no number.
-            self.scheme.scale_type.round_all(products);
-        }
-    }
-
-    /// The sums of a segment's blocks, from the bytes of its weights and codes, and which groups are doubtful.
-    #[inline(always)]
-    fn sum_pairs<M: Machine>(
-        &self,
-        machine: M,
-        row: usize,
-        columns: Range<usize>,
-        weights: &[u8],
-        most: f32,
-        segment: &mut Segment,
-    ) {
-        let Segment { groups, sums, .. } = segment;
-        let codes = &self.quantized.codes[row * self.row_bytes..][columns.start / 2..columns.end / 2];
-        let mut filled = 0;
-        let grids = groups.scales.iter().zip(&groups.zeros).zip(&groups.reaches);
-        let parts = weights.chunks(2 * self.group_cols).zip(codes.chunks(self.group_cols / 2));
-        for (((weights, codes), ((&scale, &zero), &reach)), doubtful) in
-            parts.zip(grids).zip(&mut groups.doubtful)
-        {
-            let table = machine.round_bf16(self.levels(machine, scale, zero));
-            // Not of this crate's making: then the codes mean no numbers.
-            *doubtful = !scale.is_finite();
-            let limit = if reach < most { reach } else { most };
-            for (weights, codes) in weights.chunks(2 * BLOCK).zip(codes.chunks(BLOCK / 2)) {
-                let block = Sums::of_pairs(machine, weights, codes, table, limit);
-                *doubtful |= block.exceeds | !block.is_usual();
-                sums[filled] = block;
-                filled += 1;
-            }
-        }
-    }
-
-    /// Where the segment that starts at a column ends.
-    #[inline(always)]
-    fn segment_end(&self, start: usize) -> usize {
-        if self.segment_groups > 0 {
-            return self.cols.min(start + self.segment_groups * self.group_cols);
-        }
-        let group_end = (start / self.group_cols + 1) * self.group_cols;
-        group_end.min(start + SEGMENT)
     }
 }
 
@@ -365,21 +164,283 @@ impl Job for DequantizeTile<'_> {
         for row in 0..rows {
             let mut start = 0;
             while start < reader.cols {
-                let end = reader.segment_end(start);
-                reader.decode_segment(machine, row, start..end, segment);
-                let (to, rest) = out.split_at_mut((end - start) * scale_type.bytes());
-                scale_type.narrow_all(&segment.decoded[..end - start], to);
-                (out, start) = (rest, end);
+                let columns = reader.segment(start);
+                let decoded = reader.decode(machine, row, columns.clone(), segment);
+                let (to, rest) = out.split_at_mut(columns.len() * scale_type.bytes());
+                scale_type.narrow_all(decoded, to);
+                (out, start) = (rest, columns.end);
+            }
+        }
+    }
+}
+
+struct MeasureTile<'a> {
+    meter: Meter<'a>,
+    tile: &'a [u8],
+    rows: usize,
+    segment: &'a mut Segment,
+}
+
+impl Job for MeasureTile<'_> {
+    type Output = Distortion;
+
+    #[inline(always)]
+    fn run<M: Machine>(self, machine: M) -> Distortion {
+        let Self { mut meter, tile, rows, segment } = self;
+        let (cols, bytes) = (meter.reader.cols, meter.quantizer.source.bytes());
+        for row in 0..rows {
+            let mut group = WorstGroup { row, group: 0, signal: 0.0, noise: 0.0 };
+            let mut start = 0;
+            while start < cols {
+                let columns = meter.reader.segment(start);
+                let part = Part::new(&meter.reader, row, columns.clone());
+                let weights = &tile[(row * cols + start) * bytes..(row * cols + columns.end) * bytes];
+                if meter.sum(machine, &part, weights, segment) {
+                    meter.quantizer.isa.run(LookAgain { meter: &mut meter, part: &part, weights, segment });
+                }
+                meter.totals.add(&segment.blocks, part.blocks);
+                meter.offer_groups(&part, segment, &mut group);
+                start = columns.end;
+            }
+        }
+        meter.end()
+    }
+}
+
+/// A segment of a row, and how it is cut into groups and blocks.
+struct Part {
+    row: usize,
+    columns: Range<usize>,
+    /// How many groups there are, whole ones or a part of one, the first one, and how many columns of each.
+    groups: usize,
+    first: usize,
+    group_cols: usize,
+    /// How many blocks there are, in all and of each group, and how many columns of each; of a group's last one maybe fewer.
+    blocks: usize,
+    group_blocks: usize,
+    block_cols: usize,
+}
+
+impl Part {
+    #[inline(always)]
+    fn new(reader: &Reader<'_>, row: usize, columns: Range<usize>) -> Self {
+        let group_cols = reader.group_cols.min(columns.len());
+        let block_cols = reader.block_cols.min(group_cols);
+        let (groups, group_blocks) = (columns.len() / group_cols, group_cols.div_ceil(block_cols));
+        let (first, blocks) = (columns.start / reader.group_cols, groups * group_blocks);
+        Self { row, columns, groups, first, group_cols, blocks, group_blocks, block_cols }
+    }
+
+    /// The columns of a block, from the segment's start on.
+    #[inline(always)]
+    fn block(&self, block: usize) -> Range<usize> {
+        if self.group_blocks * self.block_cols == self.group_cols {
+            return block * self.block_cols..(block + 1) * self.block_cols;
+        }
+        let start = block / self.group_blocks * self.group_cols;
+        let within = block % self.group_blocks * self.block_cols;
+        start + within..start + self.group_cols.min(within + self.block_cols)
+    }
+}
+
+/// Measures segment after segment.
+struct Meter<'a> {
+    quantizer: &'a Quantizer,
+    reader: Reader<'a>,
+    allowances: Allowances<'a>,
+    /// What has been found, but for the sums.
+    all: Distortion,
+    totals: Totals,
+}
+
+impl Meter<'_> {
+    /// Sums up the blocks of a segment. Whether some of them have to be looked at again, weight by weight: one may be clipped,
+    /// or lie further from what its code means than any before, or f32 may not hold the sums.
+    #[inline(always)]
+    fn sum<M: Machine>(&self, m: M, part: &Part, weights: &[u8], segment: &mut Segment) -> bool {
+        let Self { reader, allowances, all, .. } = self;
+        let Segment { memory: Decoded { values, decoded }, facts, blocks } = segment;
+        let (scales, zeros) = (&mut facts.scales[..part.groups], &mut facts.zeros[..part.groups]);
+        reader.read_params(part.row, part.first, scales, zeros);
+        if !reader.in_pairs {
+            let (values, decoded) = (&mut values[..part.columns.len()], &mut decoded[..part.columns.len()]);
+            self.quantizer.source.widen_all(weights, values);
+            reader.decode_segment(m, part.row, part.columns.clone(), (scales, zeros), decoded);
+        }
+        if part.group_blocks > 1 {
+            // From here on there is one of each block.
+            for block in (0..part.blocks).rev() {
+                facts.scales[block] = facts.scales[block / part.group_blocks];
+                facts.zeros[block] = facts.zeros[block / part.group_blocks];
+            }
+        }
+        allowances.fill(facts, part.blocks, all, reader);
+        if !reader.in_pairs {
+            let columns = 0..part.columns.len();
+            let parts =
+                values[columns.clone()].chunks(part.group_cols).zip(decoded[columns].chunks(part.group_cols));
+            let mut block = 0;
+            for (values, decoded) in parts {
+                for (values, decoded) in values.chunks(part.block_cols).zip(decoded.chunks(part.block_cols)) {
+                    blocks.put(m, block, Running::of(m, values, decoded), facts.limits[block]);
+                    block += 1;
+                }
+            }
+        } else if self.quantizer.source == FloatType::Bf16 {
+            self.sum_pairs::<Bf16, M>(m, part, weights, facts, blocks);
+        } else {
+            self.sum_pairs::<F16, M>(m, part, weights, facts, blocks);
+        }
+        blocks.end(m, part.blocks, &facts.flags)
+    }
+
+    /// Sums up the blocks of a segment from the bytes of weights and codes.
+    #[inline(always)]
+    fn sum_pairs<T: Half, M: Machine>(
+        &self,
+        m: M,
+        part: &Part,
+        weights: &[u8],
+        facts: &BlockFacts,
+        blocks: &mut BlockSums,
+    ) {
+        let reader = &self.reader;
+        let weights = weights.chunks_exact(2 * part.block_cols).take(BLOCKS);
+        if reader.nibbles {
+            let codes = &reader.codes(part.row)[part.columns.start / 2..part.columns.end / 2];
+            let parts = weights.zip(codes.chunks_exact(part.block_cols / 2));
+            for (block, (weights, codes)) in parts.enumerate() {
+                let table = reader.table(m, facts.scales[block], facts.zeros[block]);
+                let running = Running::of_pairs::<T, _>(m, weights, codes, &table);
+                blocks.put(m, block, running, facts.limits[block]);
+            }
+        } else {
+            let codes = &reader.codes(part.row)[part.columns.clone()];
+            let parts = weights.zip(codes.chunks_exact(part.block_cols));
+            for (block, (weights, codes)) in parts.enumerate() {
+                let steps = reader.steps(m, facts.scales[block], facts.zeros[block]);
+                let running = Running::of_pairs::<T, _>(m, weights, codes, &steps);
+                blocks.put(m, block, running, facts.limits[block]);
+            }
+        }
+    }
+
+    /// Offers the groups of a segment as the worst one. `open` is the group that the segment starts with, and then the one
+    /// that it ends in the middle of.
+    #[inline(always)]
+    fn offer_groups(&mut self, part: &Part, segment: &mut Segment, open: &mut WorstGroup) {
+        let [signals, noises] = segment.blocks.signals_and_noises(part.group_blocks);
+        if part.group_cols < self.reader.group_cols {
+            open.signal += signals[0];
+            open.noise += noises[0];
+            if part.columns.end.is_multiple_of(self.reader.group_cols) {
+                self.all.offer_group(*open);
+                *open = WorstGroup { group: open.group + 1, signal: 0.0, noise: 0.0, ..*open };
+            }
+            return;
+        }
+        let groups = signals[..part.groups].iter().zip(noises);
+        if let Some(worst) = self.all.worst_group {
+            // Nearly always none is worse.
+            let mut worse = false;
+            for (&signal, &noise) in groups.clone() {
+                worse |= WorstGroup { signal, noise, ..worst }.is_worse_than(&worst);
+            }
+            if !worse {
+                return;
+            }
+        }
+        for (group, (&signal, &noise)) in (part.first..).zip(groups) {
+            self.all.offer_group(WorstGroup { row: part.row, group, signal, noise });
+        }
+    }
+
+    fn end(self) -> Distortion {
+        let [signal, noise, cross] = self.totals.sums();
+        Distortion { signal, noise, cross, ..self.all }
+    }
+}
+
+/// Looks at the weights of those blocks of a segment that need it. A job of its own, because it is rare.
+struct LookAgain<'a, 'b> {
+    meter: &'a mut Meter<'b>,
+    part: &'a Part,
+    weights: &'a [u8],
+    segment: &'a mut Segment,
+}
+
+impl Job for LookAgain<'_, '_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, machine: M) {
+        let Self { meter, part, weights, segment } = self;
+        let Meter { quantizer, reader, allowances, all, .. } = meter;
+        let Segment { memory: Decoded { values, decoded }, facts, blocks } = segment;
+        for block in 0..part.blocks {
+            if !blocks.is_flagged(block) {
+                continue;
+            }
+            let (scale, zero, reach) = (facts.scales[block], facts.zeros[block], facts.reaches[block]);
+            let is_usual = blocks.is_usual(block) && reader.is_steady(scale);
+            let most = machine.greatest(machine.load(blocks.most(block)));
+            let ends = size_bits(facts.bottoms[block]).max(size_bits(facts.tops[block]));
+            let may_be_largest = ends > all.max_abs_weight.to_bits();
+            // What has been found since the limits were set may be above it.
+            let is_greatest = !is_usual || most > all.max_abs_error;
+            let may_be_clipped = !is_usual || most > reach;
+            let columns = part.block(block);
+            let bytes = quantizer.source.bytes();
+            let weights = &weights[columns.start * bytes..columns.end * bytes];
+            if reader.in_pairs && is_usual && may_be_clipped {
+                let (low, high) = allowances.limits(scale, zero);
+                all.clipped += u64::from(if quantizer.source == FloatType::Bf16 {
+                    count_pairs_outside::<Bf16, M>(machine, weights, low, high)
+                } else {
+                    count_pairs_outside::<F16, M>(machine, weights, low, high)
+                });
+            }
+            if !may_be_largest && !is_greatest && (reader.in_pairs || !may_be_clipped) {
+                continue;
+            }
+            let start = part.columns.start + columns.start;
+            let (values, decoded) = if reader.in_pairs {
+                let (values, decoded) = (&mut values[..columns.len()], &mut decoded[..columns.len()]);
+                quantizer.source.widen_all(weights, values);
+                reader.decode_part(machine, (part.row, start), (scale, zero), decoded);
+                (values, decoded)
+            } else {
+                (&mut values[columns.clone()], &mut decoded[columns])
+            };
+            if may_be_largest {
+                all.max_abs_weight = f32::from_bits(most_bits(decoded).max(all.max_abs_weight.to_bits()));
+            }
+            if !is_usual {
+                blocks.sum_again(block, values, decoded);
+            }
+            let mut most = most;
+            if is_greatest {
+                let bits = most_error_bits(values, decoded);
+                most = f32::from_bits(bits);
+                if most > all.max_abs_error || (most.is_nan() && !all.max_abs_error.is_nan()) {
+                    let column = start + find_error(values, decoded, bits);
+                    (all.max_abs_error, all.max_abs_error_at) = (most, (part.row, column));
+                }
+            }
+            let is_counted = reader.in_pairs && is_usual;
+            if !is_counted && (most > reach || most.is_nan()) {
+                let (low, high) = allowances.limits(scale, zero);
+                all.clipped += u64::from(count_outside(values, low, high));
             }
         }
     }
 }
 
 /// The first column whose error has these bits without the sign.
-#[cold]
+#[inline(always)]
 fn find_error(values: &[f32], decoded: &[f32], bits: u32) -> usize {
     let mut columns = values.iter().zip(decoded);
-    columns.position(|(&w, &d)| (w - d).to_bits() & 0x7fff_ffff == bits).unwrap_or(0)
+    columns.position(|(&w, &d)| size_bits(w - d) == bits).unwrap_or(0)
 }
 
 /// The greatest bit pattern of |e|; NaN is above all numbers.
@@ -387,18 +448,24 @@ fn find_error(values: &[f32], decoded: &[f32], bits: u32) -> usize {
 fn most_error_bits(values: &[f32], decoded: &[f32]) -> u32 {
     let mut most = 0;
     for (&w, &d) in values.iter().zip(decoded) {
-        let size = (w - d).to_bits() & 0x7fff_ffff;
+        let size = size_bits(w - d);
         most = if size > most { size } else { most };
     }
     most
 }
 
-/// The greatest bit pattern of |d|.
+/// The bit pattern of |x|.
 #[inline(always)]
-fn most_bits(decoded: &[f32]) -> u32 {
+fn size_bits(x: f32) -> u32 {
+    x.to_bits() & 0x7fff_ffff
+}
+
+/// The greatest bit pattern of |x|.
+#[inline(always)]
+fn most_bits(numbers: &[f32]) -> u32 {
     let mut most = 0;
-    for d in decoded {
-        let size = d.to_bits() & 0x7fff_ffff;
+    for &x in numbers {
+        let size = size_bits(x);
         most = if size > most { size } else { most };
     }
     most
@@ -414,171 +481,16 @@ fn count_outside(values: &[f32], low: f32, high: f32) -> u32 {
     outside
 }
 
-struct MeasureTile<'a> {
-    quantizer: &'a Quantizer,
-    reader: Reader<'a>,
-    tile: &'a [u8],
-    rows: usize,
-    segment: &'a mut Segment,
-}
-
-impl Job for MeasureTile<'_> {
-    type Output = Distortion;
-
-    #[inline(always)]
-    fn run<M: Machine>(self, machine: M) -> Distortion {
-        let Self { quantizer, reader, tile, rows, segment } = self;
-        let Reader { cols, group_cols, .. } = reader;
-        let source = quantizer.source;
-        let allowances = Allowances::new(quantizer);
-        let mut all = Distortion { count: (rows * cols) as u64, ..Distortion::default() };
-        for row in 0..rows {
-            let mut group = WorstGroup { row, group: 0, signal: 0.0, noise: 0.0 };
-            let mut start = 0;
-            while start < cols {
-                let end = reader.segment_end(start);
-                let count = end - start;
-                let weights =
-                    &tile[(row * cols + start) * source.bytes()..(row * cols + end) * source.bytes()];
-                let parts_count = count.div_ceil(group_cols);
-                if reader.pairs {
-                    reader.read_params(row, start / group_cols, parts_count, &mut segment.groups);
-                } else {
-                    source.widen_all(weights, &mut segment.values[..count]);
-                    reader.decode_segment(machine, row, start..end, segment);
-                }
-                allowances.fill(parts_count, &mut segment.groups);
-                if reader.pairs {
-                    reader.sum_pairs(machine, row, start..end, weights, all.max_abs_error, segment);
-                } else {
-                    let Segment { values, decoded, groups, sums } = &mut *segment;
-                    let mut filled = 0;
-                    let parts = values[..count].chunks(group_cols).zip(decoded[..count].chunks(group_cols));
-                    for ((values, decoded), &reach) in parts.zip(&groups.reaches) {
-                        let limit = if reach < all.max_abs_error { reach } else { all.max_abs_error };
-                        for (values, decoded) in values.chunks(BLOCK).zip(decoded.chunks(BLOCK)) {
-                            sums[filled] = Sums::of(machine, values, decoded, limit);
-                            filled += 1;
-                        }
-                    }
-                }
-                // Only if the ends of a grid lie further out than any weight so far, may one of these.
-                let ends = most_bits(&segment.groups.bottoms[..parts_count])
-                    .max(most_bits(&segment.groups.tops[..parts_count]));
-                let may_be_largest = ends > all.max_abs_weight.to_bits();
-                if reader.pairs && may_be_largest {
-                    reader.decode_segment(machine, row, start..end, segment);
-                }
-                let Segment { values, decoded, groups, sums } = &mut *segment;
-                let (values, decoded) = (&mut values[..count], &mut decoded[..count]);
-                if may_be_largest {
-                    all.max_abs_weight = f32::from_bits(most_bits(decoded).max(all.max_abs_weight.to_bits()));
-                }
-
-                let mut sums = sums.iter();
-                let parts = values.chunks_mut(group_cols).zip(decoded.chunks_mut(group_cols));
-                for (i, (values, decoded)) in parts.enumerate() {
-                    let mut exceeds = false;
-                    if reader.pairs && groups.doubtful[i] {
-                        let at = i * group_cols;
-                        let weights = &weights[at * source.bytes()..(at + values.len()) * source.bytes()];
-                        let grid = (groups.scales[i], groups.zeros[i]);
-                        reader.look_again(machine, (row, start + at), grid, weights, values, decoded);
-                    }
-                    for (block, sums) in (0..values.len().div_ceil(BLOCK)).zip(&mut sums) {
-                        let is_usual = sums.is_usual();
-                        let [signal, noise, cross] = if is_usual {
-                            [sums.signal, sums.noise, sums.cross].map(f64::from)
-                        } else {
-                            let columns = block * BLOCK..values.len().min((block + 1) * BLOCK);
-                            wide_energies(&values[columns.clone()], &decoded[columns])
-                        };
-                        group.signal += signal;
-                        group.noise += noise;
-                        all.cross += cross;
-                        exceeds |= sums.exceeds | !is_usual;
-                    }
-                    // Only then may one be the greatest so far, or belong to a clipped weight.
-                    if exceeds {
-                        let bits = most_error_bits(values, decoded);
-                        let most = f32::from_bits(bits);
-                        if most > all.max_abs_error || (most.is_nan() && !all.max_abs_error.is_nan()) {
-                            let column = i * group_cols + find_error(values, decoded, bits);
-                            (all.max_abs_error, all.max_abs_error_at) = (most, (row, start + column));
-                        }
-                        if most > groups.reaches[i] || most.is_nan() {
-                            let (low, high) = allowances.limits(groups.scales[i], groups.zeros[i]);
-                            all.clipped += u64::from(count_outside(values, low, high));
-                        }
-                    }
-                    if reader.segment_groups > 0 || end.is_multiple_of(group_cols) {
-                        all.signal += group.signal;
-                        all.noise += group.noise;
-                        all.offer_group(group);
-                        group = WorstGroup { group: group.group + 1, signal: 0.0, noise: 0.0, ..group };
-                    }
-                }
-                start = end;
-            }
-        }
-        all
+/// [`count_outside`] of the bytes of weights in pairs; the ends are numbers.
+#[inline(always)]
+fn count_pairs_outside<T: Half, M: Machine>(m: M, weights: &[u8], low: f32, high: f32) -> u32 {
+    let (low, high) = (m.splat(low), m.splat(high));
+    let mut outside = 0;
+    for weights in weights.as_chunks().0 {
+        let [even, odd] = T::pairs(m, weights);
+        outside += 2 * LANES as u32;
+        outside -= m.replace_equal(even, m.min(m.max(even, low), high), even).1;
+        outside -= m.replace_equal(odd, m.min(m.max(odd, low), high), odd).1;
     }
-}
-
-/// Where a weight counts as clipped.
-struct Allowances<'a> {
-    quantizer: &'a Quantizer,
-    /// The allowance of usual scales, the least there is.
-    usual: f64,
-    /// The ends of the grid, in steps.
-    qmin: f32,
-    qmax: f32,
-}
-
-impl<'a> Allowances<'a> {
-    #[inline(always)]
-    fn new(quantizer: &'a Quantizer) -> Self {
-        let bits = quantizer.scheme.bits;
-        Self {
-            quantizer,
-            usual: quantizer.clip_allowance(1.0),
-            qmin: bits.qmin() as f32,
-            qmax: bits.qmax() as f32,
-        }
-    }
-
-    /// Ends and reaches of a segment's groups. If no error of a group is above its reach, no weight is clipped: one
-    /// beyond the ends of the grid differs from what any code means at least by as much as from what the end means.
-    #[inline(always)]
-    fn fill(&self, count: usize, groups: &mut GroupFacts) {
-        let GroupFacts { scales, zeros, bottoms, tops, reaches, .. } = groups;
-        let (qmin, qmax) = (self.qmin, self.qmax);
-        let grids = scales[..count].iter().zip(&zeros[..count]);
-        for ((bottom, top), (&scale, &zero)) in bottoms.iter_mut().zip(tops.iter_mut()).zip(grids.clone()) {
-            *bottom = (qmin - zero) * scale;
-            *top = (qmax - zero) * scale;
-        }
-        let scale_type = self.quantizer.scheme.scale_type;
-        scale_type.round_numbers(&mut bottoms[..count]);
-        scale_type.round_numbers(&mut tops[..count]);
-        let ends = bottoms.iter().zip(tops.iter());
-        for ((reach, (&bottom, &top)), (&scale, &zero)) in reaches.iter_mut().zip(ends).zip(grids) {
-            // Rounding here and in the limits, all of less than 512 steps, is below 1e-4 of one. Unusual scales,
-            // for which the allowance is larger, are looked at more often than they need to be.
-            let allowance = self.usual as f32 - 2e-4;
-            let below = bottom - (qmin - zero - allowance) * scale;
-            let above = (qmax - zero + allowance) * scale - top;
-            *reach = if below < above { below } else { above };
-        }
-    }
-
-    /// The least and the greatest weight of a group that are not clipped.
-    #[cold]
-    fn limits(&self, scale: f32, zero: f32) -> (f32, f32) {
-        let allowance = self.quantizer.clip_allowance(scale);
-        let (zero, scale) = (f64::from(zero), f64::from(scale));
-        let low = (f64::from(self.qmin) - zero - allowance) * scale;
-        let high = (f64::from(self.qmax) - zero + allowance) * scale;
-        (low as f32, high as f32)
-    }
+    outside
 }

@@ -264,10 +264,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
         let narrow = quantizer.source != FloatType::F32 && scheme.scale_type != FloatType::F32;
         // Packed int4 goes through a byte a code, or straight from registers; everything else is a byte a code.
         let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
-        let in_pairs = nibbles
-            && quantizer.source == FloatType::Bf16
-            && group_cols > 0
-            && group_cols.is_multiple_of(2 * LANES);
+        let in_pairs = nibbles && T::BITS == 16 && group_cols > 0 && group_cols.is_multiple_of(2 * LANES);
 
         let weights = T::elements(tile);
         for row in 0..rows {
@@ -290,7 +287,11 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
             if is_fine && in_pairs {
                 let parts = row_bytes.chunks_exact(2 * group_cols).zip(to.chunks_exact_mut(group_cols / 2));
                 for ((weights, to), fine) in parts.zip(scratch.fine.groups()) {
-                    fine.encode_nibbles(machine, weights, to);
+                    if T::TYPE == FloatType::Bf16 {
+                        fine.encode_nibbles::<Bf16, M>(machine, weights, to);
+                    } else {
+                        fine.encode_nibbles::<F16, M>(machine, weights, to);
+                    }
                 }
             } else {
                 let codes: &mut [u8] = if nibbles { &mut scratch.codes } else { &mut *to };

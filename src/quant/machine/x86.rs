@@ -5,14 +5,14 @@ use std::arch::x86_64::*;
 use super::super::isa::Job;
 use super::{LANES, Machine, look_up_bytes};
 
-/// Does a job with AVX2 and FMA.
-#[target_feature(enable = "avx2,fma")]
+/// Does a job with AVX2, FMA, F16C and POPCNT.
+#[target_feature(enable = "avx2,fma,f16c,popcnt")]
 pub(in super::super) fn run_avx2<J: Job>(job: J) -> J::Output {
     job.run(Avx2(()))
 }
 
-/// Does a job with AVX-512 F, BW, DQ and VL.
-#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+/// Does a job with AVX-512 F, BW, DQ and VL, and with what [`run_avx2`] needs.
+#[target_feature(enable = "avx2,fma,f16c,popcnt,avx512f,avx512bw,avx512dq,avx512vl")]
 pub(in super::super) fn run_avx512<J: Job>(job: J) -> J::Output {
     job.run(Avx512(()))
 }
@@ -110,9 +110,12 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
-    fn sum_two(self, a: Self::Lanes, b: Self::Lanes) -> (f32, f32) {
-        // SAFETY: `self` proves AVX2.
-        unsafe { sums_of_eight(_mm256_add_ps(a[0], a[1]), _mm256_add_ps(b[0], b[1])) }
+    fn sum_rows(self, rows: &[[f32; LANES]; LANES], sums: &mut [f32; LANES]) {
+        let (first, second) = sums.split_at_mut(8);
+        for (rows, sums) in rows.as_chunks::<8>().0.iter().zip([first, second]) {
+            // SAFETY: `self` proves AVX2; there are 8 sums.
+            unsafe { _mm256_storeu_ps(sums.as_mut_ptr(), sum_rows_avx2(rows)) };
+        }
     }
 
     #[inline(always)]
@@ -125,11 +128,9 @@ impl Machine for Avx2 {
         // SAFETY: `self` proves AVX2.
         unsafe {
             let limit = _mm256_set1_ps(limit);
-            let above = _mm256_or_ps(
-                _mm256_cmp_ps::<_CMP_NLE_UQ>(a[0], limit),
-                _mm256_cmp_ps::<_CMP_NLE_UQ>(a[1], limit),
-            );
-            _mm256_movemask_ps(above) != 0
+            let (low, high) =
+                (_mm256_cmp_ps::<_CMP_GT_OQ>(a[0], limit), _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], limit));
+            _mm256_movemask_ps(_mm256_or_ps(low, high)) != 0
         }
     }
 
@@ -153,9 +154,17 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
-    fn round_bf16(self, a: Self::Lanes) -> Self::Lanes {
-        // SAFETY: `self` proves AVX2.
-        unsafe { a.map(|half| round_bf16_avx2(half)) }
+    fn f16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2] {
+        // SAFETY: `self` proves AVX2 and F16C; `from` has 64 bytes.
+        unsafe {
+            let a = _mm256_loadu_si256(from.as_ptr().cast());
+            let b = _mm256_loadu_si256(from.as_ptr().add(32).cast());
+            let low = _mm256_set1_epi32(0xffff);
+            [
+                widen_words_avx2(_mm256_and_si256(a, low), _mm256_and_si256(b, low)),
+                widen_words_avx2(_mm256_srli_epi32::<16>(a), _mm256_srli_epi32::<16>(b)),
+            ]
+        }
     }
 
     #[inline(always)]
@@ -166,6 +175,30 @@ impl Machine for Avx2 {
             [
                 bytes.map(|bytes| entries_avx2(table, bytes)),
                 bytes.map(|bytes| entries_avx2(table, _mm256_srli_epi32::<4>(bytes))),
+            ]
+        }
+    }
+
+    #[inline(always)]
+    fn byte_pairs(self, from: &[u8; 2 * LANES], flip: u8) -> [Self::Lanes; 2] {
+        // SAFETY: `self` proves AVX2; `from` has 32 bytes.
+        unsafe {
+            let bytes = _mm256_loadu_si256(from.as_ptr().cast());
+            let bytes = _mm256_xor_si256(bytes, _mm256_set1_epi8(flip as i8));
+            let pairs = [
+                _mm256_cvtepu16_epi32(_mm256_castsi256_si128(bytes)),
+                _mm256_cvtepu16_epi32(_mm256_extracti128_si256::<1>(bytes)),
+            ];
+            let low = _mm256_set1_epi32(255);
+            [
+                [
+                    _mm256_cvtepi32_ps(_mm256_and_si256(pairs[0], low)),
+                    _mm256_cvtepi32_ps(_mm256_and_si256(pairs[1], low)),
+                ],
+                [
+                    _mm256_cvtepi32_ps(_mm256_srli_epi32::<8>(pairs[0])),
+                    _mm256_cvtepi32_ps(_mm256_srli_epi32::<8>(pairs[1])),
+                ],
             ]
         }
     }
@@ -240,14 +273,9 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
-    fn sum_two(self, a: Self::Lanes, b: Self::Lanes) -> (f32, f32) {
-        // SAFETY: `self` proves AVX-512.
-        unsafe {
-            sums_of_eight(
-                _mm256_add_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a)),
-                _mm256_add_ps(_mm512_castps512_ps256(b), _mm512_extractf32x8_ps::<1>(b)),
-            )
-        }
+    fn sum_rows(self, rows: &[[f32; LANES]; LANES], sums: &mut [f32; LANES]) {
+        // SAFETY: `self` proves AVX-512; there are 16 sums.
+        unsafe { _mm512_storeu_ps(sums.as_mut_ptr(), sum_rows_avx512(rows)) }
     }
 
     #[inline(always)]
@@ -260,7 +288,7 @@ impl Machine for Avx512 {
     #[inline(always)]
     fn exceeds(self, a: Self::Lanes, limit: f32) -> bool {
         // SAFETY: `self` proves AVX-512.
-        unsafe { _mm512_cmp_ps_mask::<_CMP_NLE_UQ>(a, _mm512_set1_ps(limit)) != 0 }
+        unsafe { _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, _mm512_set1_ps(limit)) != 0 }
     }
 
     #[inline(always)]
@@ -283,14 +311,14 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
-    fn round_bf16(self, a: Self::Lanes) -> Self::Lanes {
-        // SAFETY: `self` proves AVX-512.
+    fn f16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2] {
+        // SAFETY: `self` proves AVX-512; `from` has 64 bytes.
         unsafe {
-            let bits = _mm512_castps_si512(a);
-            let odd = _mm512_and_si512(_mm512_srli_epi32::<16>(bits), _mm512_set1_epi32(1));
-            let up = _mm512_add_epi32(odd, _mm512_set1_epi32(0x7fff));
-            let upper = _mm512_set1_epi32(0xffff_0000_u32 as i32);
-            _mm512_castsi512_ps(_mm512_and_si512(_mm512_add_epi32(bits, up), upper))
+            let both = _mm512_loadu_si512(from.as_ptr().cast());
+            [
+                _mm512_cvtph_ps(_mm512_cvtepi32_epi16(both)),
+                _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(both))),
+            ]
         }
     }
 
@@ -301,6 +329,19 @@ impl Machine for Avx512 {
             let bytes = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
             // The permutation of the entries looks at the low 4 bits.
             [_mm512_permutexvar_ps(bytes, table), _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(bytes), table)]
+        }
+    }
+
+    #[inline(always)]
+    fn byte_pairs(self, from: &[u8; 2 * LANES], flip: u8) -> [Self::Lanes; 2] {
+        // SAFETY: `self` proves AVX-512; `from` has 32 bytes.
+        unsafe {
+            let bytes = _mm256_loadu_si256(from.as_ptr().cast());
+            let pairs = _mm512_cvtepu16_epi32(_mm256_xor_si256(bytes, _mm256_set1_epi8(flip as i8)));
+            [
+                _mm512_cvtepi32_ps(_mm512_and_si512(pairs, _mm512_set1_epi32(255))),
+                _mm512_cvtepi32_ps(_mm512_srli_epi32::<8>(pairs)),
+            ]
         }
     }
 
@@ -334,14 +375,64 @@ fn sum_of_eight(a: __m256) -> f32 {
     _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
 }
 
+/// The sums of eight rows of sixteen: at each step half as many registers, each with lanes of twice as many rows.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
-fn sums_of_eight(a: __m256, b: __m256) -> (f32, f32) {
-    let a = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-    let b = _mm_add_ps(_mm256_castps256_ps128(b), _mm256_extractf128_ps::<1>(b));
-    let two = _mm_add_ps(_mm_unpacklo_ps(a, b), _mm_unpackhi_ps(a, b));
-    let one = _mm_add_ps(two, _mm_movehl_ps(two, two));
-    (_mm_cvtss_f32(one), _mm_cvtss_f32(_mm_movehdup_ps(one)))
+fn sum_rows_avx2(rows: &[[f32; LANES]; 8]) -> __m256 {
+    let mut eights = [_mm256_setzero_ps(); 8];
+    for (eight, row) in eights.iter_mut().zip(rows) {
+        // SAFETY: a row has 16 elements.
+        *eight =
+            unsafe { _mm256_add_ps(_mm256_loadu_ps(row.as_ptr()), _mm256_loadu_ps(row.as_ptr().add(8))) };
+    }
+    let mut fours = [_mm256_setzero_ps(); 4];
+    for (i, four) in fours.iter_mut().enumerate() {
+        let (a, b) = (eights[i], eights[i + 4]);
+        *four = _mm256_add_ps(_mm256_permute2f128_ps::<0x20>(a, b), _mm256_permute2f128_ps::<0x31>(a, b));
+    }
+    let mut twos = [_mm256_setzero_ps(); 2];
+    for (i, two) in twos.iter_mut().enumerate() {
+        let (a, b) = (_mm256_castps_pd(fours[2 * i]), _mm256_castps_pd(fours[2 * i + 1]));
+        let (low, high) = (_mm256_unpacklo_pd(a, b), _mm256_unpackhi_pd(a, b));
+        *two = _mm256_add_ps(_mm256_castpd_ps(low), _mm256_castpd_ps(high));
+    }
+    let [a, b] = twos;
+    _mm256_add_ps(_mm256_shuffle_ps::<0b10_00_10_00>(a, b), _mm256_shuffle_ps::<0b11_01_11_01>(a, b))
+}
+
+/// [`sum_rows_avx2`] of sixteen rows.
+#[target_feature(enable = "avx2,fma,avx512f,avx512bw,avx512dq,avx512vl")]
+#[inline]
+fn sum_rows_avx512(rows: &[[f32; LANES]; LANES]) -> __m512 {
+    let mut eights = [_mm512_setzero_ps(); 8];
+    for (i, eight) in eights.iter_mut().enumerate() {
+        // Rows 0 and 4, 1 and 5, 2 and 6, 3 and 7, 8 and 12, …
+        let row = i / 4 * 8 + i % 4;
+        let (a, b) = (rows[row].as_ptr(), rows[row + 4].as_ptr());
+        // SAFETY: a row has 16 elements. Halves are put together while they are loaded, which costs no shuffle.
+        let (low, high) = unsafe {
+            let half = |at: *const f32| _mm512_castps256_ps512(_mm256_loadu_ps(at));
+            (
+                _mm512_insertf32x8::<1>(half(a), _mm256_loadu_ps(b)),
+                _mm512_insertf32x8::<1>(half(a.add(8)), _mm256_loadu_ps(b.add(8))),
+            )
+        };
+        *eight = _mm512_add_ps(low, high);
+    }
+    let mut fours = [_mm512_setzero_ps(); 4];
+    for (i, four) in fours.iter_mut().enumerate() {
+        let (a, b) = (eights[i], eights[i + 4]);
+        let low = _mm512_shuffle_f32x4::<0b10_00_10_00>(a, b);
+        *four = _mm512_add_ps(low, _mm512_shuffle_f32x4::<0b11_01_11_01>(a, b));
+    }
+    let mut twos = [_mm512_setzero_ps(); 2];
+    for (i, two) in twos.iter_mut().enumerate() {
+        let (a, b) = (_mm512_castps_pd(fours[2 * i]), _mm512_castps_pd(fours[2 * i + 1]));
+        let (low, high) = (_mm512_unpacklo_pd(a, b), _mm512_unpackhi_pd(a, b));
+        *two = _mm512_add_ps(_mm512_castpd_ps(low), _mm512_castpd_ps(high));
+    }
+    let [a, b] = twos;
+    _mm512_add_ps(_mm512_shuffle_ps::<0b10_00_10_00>(a, b), _mm512_shuffle_ps::<0b11_01_11_01>(a, b))
 }
 
 #[target_feature(enable = "avx2,fma")]
@@ -361,6 +452,15 @@ fn entries_avx2([low, high]: [__m256; 2], index: __m256i) -> __m256 {
     _mm256_blendv_ps(below, above, _mm256_castsi256_ps(_mm256_slli_epi32::<28>(index)))
 }
 
+/// Numbers in half precision, each in the lower half of 32 bits.
+#[target_feature(enable = "avx2,fma,f16c")]
+#[inline]
+fn widen_words_avx2(a: __m256i, b: __m256i) -> [__m256; 2] {
+    // By halves of registers: 4 of a, 4 of b, twice.
+    let words = _mm256_permute4x64_epi64::<0b11_01_10_00>(_mm256_packus_epi32(a, b));
+    [_mm256_cvtph_ps(_mm256_castsi256_si128(words)), _mm256_cvtph_ps(_mm256_extracti128_si256::<1>(words))]
+}
+
 /// The low nibbles of two bit patterns in the low byte.
 #[target_feature(enable = "avx2,fma")]
 #[inline]
@@ -369,16 +469,6 @@ fn join_nibbles_avx2(first: __m256, second: __m256) -> __m256i {
     let first = _mm256_and_si256(_mm256_castps_si256(first), low);
     let second = _mm256_and_si256(_mm256_castps_si256(second), low);
     _mm256_or_si256(first, _mm256_slli_epi32::<4>(second))
-}
-
-#[target_feature(enable = "avx2,fma")]
-#[inline]
-fn round_bf16_avx2(a: __m256) -> __m256 {
-    let bits = _mm256_castps_si256(a);
-    let odd = _mm256_and_si256(_mm256_srli_epi32::<16>(bits), _mm256_set1_epi32(1));
-    let up = _mm256_add_epi32(odd, _mm256_set1_epi32(0x7fff));
-    let upper = _mm256_set1_epi32(0xffff_0000_u32 as i32);
-    _mm256_castsi256_ps(_mm256_and_si256(_mm256_add_epi32(bits, up), upper))
 }
 
 #[target_feature(enable = "avx2,fma")]

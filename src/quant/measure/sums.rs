@@ -1,7 +1,10 @@
-//! Sums of squares of a block: in f32 over lanes, in an order that depends on nothing but shapes and types.
+//! Sums of squares of blocks: in f32 over lanes, in an order that depends on nothing but shapes and types.
 
+use super::super::float_type::Half;
 use super::super::machine::{LANES, Machine};
 use super::super::search::fold;
+use super::BLOCKS;
+use super::reader::Meaning;
 
 /// Columns whose squares are summed in f32 before they go into f64 sums: 16 terms a lane.
 pub(super) const BLOCK: usize = 16 * LANES;
@@ -10,67 +13,166 @@ pub(super) const BLOCK: usize = 16 * LANES;
 const SAFE: std::ops::RangeInclusive<f32> = 1e-18..=1e30;
 
 /// Σw², Σe², Σw·e.
-pub(super) type Energies = [f64; 3];
+type Three<T> = [T; 3];
 
-/// Energies of a block in f32.
-#[derive(Clone, Copy, Default)]
-pub(super) struct Sums {
-    pub(super) signal: f32,
-    pub(super) noise: f32,
-    pub(super) cross: f32,
-    /// Whether an |e| is above the limit, if `noise` is a number.
-    pub(super) exceeds: bool,
+/// Sums of the blocks of a segment.
+#[repr(align(64))]
+pub(super) struct BlockSums {
+    /// Lanes of up to 16 blocks, which are summed up together.
+    lanes: Three<[[f32; LANES]; LANES]>,
+    /// Lanes of the greatest |e|.
+    most: [[f32; LANES]; BLOCKS],
+    /// Sums in f32.
+    sums: Three<[f32; BLOCKS]>,
+    /// The same in f64, or what has been summed in f64.
+    energies: Three<[f64; BLOCKS]>,
+    /// Which blocks have to be looked at again: not 0.
+    flags: [u32; BLOCKS],
+    /// The energies of groups of several blocks.
+    joined: [[f64; BLOCKS]; 2],
 }
 
-impl Sums {
-    /// Whether f32 has held the squares to its full precision.
+impl Default for BlockSums {
+    fn default() -> Self {
+        Self {
+            lanes: [[[0.0; LANES]; LANES]; 3],
+            most: [[0.0; LANES]; BLOCKS],
+            sums: [[0.0; BLOCKS]; 3],
+            energies: [[0.0; BLOCKS]; 3],
+            flags: [0; BLOCKS],
+            joined: [[0.0; BLOCKS]; 2],
+        }
+    }
+}
+
+impl BlockSums {
+    /// Takes the sums of a block, after those of all before it, and flags it if an |e| is above the limit.
     #[inline(always)]
-    pub(super) fn is_usual(&self) -> bool {
-        SAFE.contains(&self.signal) && self.noise.is_finite()
+    pub(super) fn put<M: Machine>(&mut self, m: M, block: usize, running: Running<M>, limit: f32) {
+        let row = block % LANES;
+        m.store(running.signal, &mut self.lanes[0][row]);
+        m.store(running.noise, &mut self.lanes[1][row]);
+        m.store(running.cross, &mut self.lanes[2][row]);
+        m.store(running.most, &mut self.most[block]);
+        self.flags[block] = u32::from(m.exceeds(running.most, limit));
+        if row == LANES - 1 {
+            self.sum_lanes(m, block - row);
+        }
     }
 
-    /// Of equally long slices.
+    /// The sums of the blocks whose lanes are kept, of which this is the first.
     #[inline(always)]
-    pub(super) fn of<M: Machine>(m: M, values: &[f32], decoded: &[f32], limit: f32) -> Self {
-        let mut running = Running::new(m);
-        let (values, last_values) = values.as_chunks();
-        let (decoded, last_decoded) = decoded.as_chunks();
-        for (w, d) in values.iter().zip(decoded) {
-            running.add(m, m.load(w), m.load(d));
+    fn sum_lanes<M: Machine>(&mut self, m: M, first: usize) {
+        for (lanes, sums) in self.lanes.iter().zip(&mut self.sums) {
+            if let Some(sums) = sums[first..].first_chunk_mut() {
+                m.sum_rows(lanes, sums);
+            }
         }
-        if !last_values.is_empty() {
-            // Past the end there are zeros, which add nothing.
-            let (mut w, mut d) = ([0.0; LANES], [0.0; LANES]);
-            w[..last_values.len()].copy_from_slice(last_values);
-            d[..last_decoded.len()].copy_from_slice(last_decoded);
-            running.add(m, m.load(&w), m.load(&d));
-        }
-        running.end(m, limit)
     }
 
-    /// Of the bytes of bfloat16 weights and of their nibbles: the same terms, in another order.
+    /// Ends a segment of so many blocks, and flags those whose squares f32 has not held. Whether any is flagged, here or in `also`.
     #[inline(always)]
-    pub(super) fn of_pairs<M: Machine>(
-        m: M,
-        weights: &[u8],
-        nibbles: &[u8],
-        table: M::Lanes,
-        limit: f32,
-    ) -> Self {
-        let mut running = Running::new(m);
-        for (weights, nibbles) in weights.as_chunks().0.iter().zip(nibbles.as_chunks().0) {
-            let [even, odd] = m.bf16_pairs(weights);
-            let [low, high] = m.nibble_pairs(table, nibbles);
-            running.add(m, even, low);
-            running.add(m, odd, high);
+    pub(super) fn end<M: Machine>(&mut self, m: M, count: usize, also: &[u32]) -> bool {
+        if !count.is_multiple_of(LANES) {
+            self.sum_lanes(m, count - count % LANES);
         }
-        running.end(m, limit)
+        for (sums, energies) in self.sums.iter().zip(&mut self.energies) {
+            for (sum, energy) in sums[..count].iter().zip(energies) {
+                *energy = f64::from(*sum);
+            }
+        }
+        let mut any = 0;
+        let sums = self.sums[0][..count].iter().zip(&self.sums[1]);
+        for ((flag, also), (&signal, &noise)) in self.flags.iter_mut().zip(also).zip(sums) {
+            *flag |= also | u32::from(!is_usual(signal, noise));
+            any |= *flag;
+        }
+        any != 0
+    }
+
+    /// Whether a block has to be looked at again.
+    #[inline(always)]
+    pub(super) fn is_flagged(&self, block: usize) -> bool {
+        self.flags[block] != 0
+    }
+
+    /// Whether f32 has held the squares of a block to its full precision.
+    #[inline(always)]
+    pub(super) fn is_usual(&self, block: usize) -> bool {
+        is_usual(self.sums[0][block], self.sums[1][block])
+    }
+
+    /// Lanes of the greatest |e| of a block, if it is usual.
+    #[inline(always)]
+    pub(super) fn most(&self, block: usize) -> &[f32; LANES] {
+        &self.most[block]
+    }
+
+    /// Sums the squares of a block in f64, which f32 has not held.
+    #[inline(always)]
+    pub(super) fn sum_again(&mut self, block: usize, values: &[f32], decoded: &[f32]) {
+        let mut sums = [[0f64; LANES]; 3];
+        for (values, decoded) in values.chunks(LANES).zip(decoded.chunks(LANES)) {
+            for (i, (&w, &d)) in values.iter().zip(decoded).enumerate() {
+                let (w, e) = (f64::from(w), f64::from(w - d));
+                sums[0][i] += w * w;
+                sums[1][i] += e * e;
+                sums[2][i] += w * e;
+            }
+        }
+        for (energies, sums) in self.energies.iter_mut().zip(sums) {
+            energies[block] = fold(sums);
+        }
+    }
+
+    /// Σw² and Σe² of groups of so many blocks each.
+    #[inline(always)]
+    pub(super) fn signals_and_noises(&mut self, each: usize) -> [&[f64; BLOCKS]; 2] {
+        let [signals, noises, _] = &self.energies;
+        if each == 1 {
+            return [signals, noises];
+        }
+        for (energies, joined) in self.energies.iter().zip(&mut self.joined) {
+            for (energies, joined) in energies.chunks_exact(each).zip(joined) {
+                *joined = energies.iter().sum();
+            }
+        }
+        self.joined.each_ref()
+    }
+}
+
+#[inline(always)]
+fn is_usual(signal: f32, noise: f32) -> bool {
+    (signal >= *SAFE.start()) & (signal <= *SAFE.end()) & (noise < f32::INFINITY)
+}
+
+/// Sums over the blocks at each place of all segments.
+pub(super) struct Totals(Three<[f64; BLOCKS]>);
+
+impl Totals {
+    pub(super) fn new() -> Self {
+        Self([[0.0; BLOCKS]; 3])
+    }
+
+    /// Adds the first blocks of a segment.
+    #[inline(always)]
+    pub(super) fn add(&mut self, blocks: &BlockSums, count: usize) {
+        for (totals, energies) in self.0.iter_mut().zip(&blocks.energies) {
+            for (total, energy) in totals[..count].iter_mut().zip(energies) {
+                *total += energy;
+            }
+        }
+    }
+
+    /// Σw², Σe², Σw·e.
+    pub(super) fn sums(&self) -> Three<f64> {
+        self.0.map(|totals| totals.iter().sum())
     }
 }
 
 /// Sums of a block while it is walked through.
 #[derive(Clone, Copy)]
-struct Running<M: Machine> {
+pub(super) struct Running<M: Machine> {
     signal: M::Lanes,
     noise: M::Lanes,
     cross: M::Lanes,
@@ -84,6 +186,38 @@ impl<M: Machine> Running<M> {
         Self { signal: zero, noise: zero, cross: zero, most: zero }
     }
 
+    /// Of weights and what their codes mean, equally many.
+    #[inline(always)]
+    pub(super) fn of(m: M, values: &[f32], decoded: &[f32]) -> Self {
+        let mut running = Self::new(m);
+        let (values, last_values) = values.as_chunks();
+        let (decoded, last_decoded) = decoded.as_chunks();
+        for (w, d) in values.iter().zip(decoded) {
+            running.add(m, m.load(w), m.load(d));
+        }
+        if !last_values.is_empty() {
+            // Past the end there are zeros, which add nothing.
+            let (mut w, mut d) = ([0.0; LANES], [0.0; LANES]);
+            w[..last_values.len()].copy_from_slice(last_values);
+            d[..last_decoded.len()].copy_from_slice(last_decoded);
+            running.add(m, m.load(&w), m.load(&d));
+        }
+        running
+    }
+
+    /// Of the bytes of weights and of their codes: the same terms, in another order.
+    #[inline(always)]
+    pub(super) fn of_pairs<T: Half, C: Meaning<M>>(m: M, weights: &[u8], codes: &[u8], meaning: &C) -> Self {
+        let mut running = Self::new(m);
+        for (weights, codes) in weights.as_chunks().0.iter().zip(C::bytes(codes)) {
+            let [even, odd] = T::pairs(m, weights);
+            let [first, second] = meaning.pairs(m, codes);
+            running.add(m, even, first);
+            running.add(m, odd, second);
+        }
+        running
+    }
+
     #[inline(always)]
     fn add(&mut self, m: M, w: M::Lanes, d: M::Lanes) {
         let e = m.sub(w, d);
@@ -92,25 +226,4 @@ impl<M: Machine> Running<M> {
         self.cross = m.fused(w, e, self.cross);
         self.most = m.max_abs(self.most, e);
     }
-
-    #[inline(always)]
-    fn end(self, m: M, limit: f32) -> Sums {
-        let (signal, noise) = m.sum_two(self.signal, self.noise);
-        Sums { signal, noise, cross: m.sum(self.cross), exceeds: m.exceeds(self.most, limit) }
-    }
-}
-
-/// The energies in f64, for weights whose squares f32 cannot hold.
-#[cold]
-pub(super) fn wide_energies(values: &[f32], decoded: &[f32]) -> Energies {
-    let mut sums = [[0f64; LANES]; 3];
-    for (values, decoded) in values.chunks(LANES).zip(decoded.chunks(LANES)) {
-        for (i, (&w, &d)) in values.iter().zip(decoded).enumerate() {
-            let (w, e) = (f64::from(w), f64::from(w - d));
-            sums[0][i] += w * w;
-            sums[1][i] += e * e;
-            sums[2][i] += w * e;
-        }
-    }
-    sums.map(fold)
 }

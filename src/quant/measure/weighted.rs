@@ -5,7 +5,7 @@ use super::super::isa::Job;
 use super::super::machine::{LANES, Machine};
 use super::super::search::fold;
 use super::super::{Importance, Quantizer};
-use super::{Reader, Segment};
+use super::{Reader, SEGMENT, Segment};
 
 /// Σ importance·w² and Σ importance·e² of a tile, in f64 over 16 lanes.
 pub(super) struct WeighTile<'a> {
@@ -25,18 +25,18 @@ impl Job for WeighTile<'_> {
         let Self { quantizer, reader, tile, rows, importance, segment } = self;
         let (source, cols) = (quantizer.source, reader.cols);
         let (mut signal, mut noise) = ([0.0; LANES], [0.0; LANES]);
+        let mut values = [0.0; SEGMENT];
         for row in 0..rows {
             let mut start = 0;
             while start < cols {
-                let end = reader.segment_end(start);
-                let count = end - start;
+                let columns = reader.segment(start);
                 let weights =
-                    &tile[(row * cols + start) * source.bytes()..(row * cols + end) * source.bytes()];
-                source.widen_all(weights, &mut segment.values[..count]);
-                reader.decode_segment(machine, row, start..end, segment);
-                let values = segment.values[..count].chunks(LANES);
-                let decoded = segment.decoded[..count].chunks(LANES);
-                let columns = importance.columns()[start..end].chunks(LANES);
+                    &tile[(row * cols + start) * source.bytes()..(row * cols + columns.end) * source.bytes()];
+                let decoded = reader.decode(machine, row, columns.clone(), segment).chunks(LANES);
+                source.widen_all(weights, &mut values[..columns.len()]);
+                start = columns.end;
+                let values = values[..columns.len()].chunks(LANES);
+                let columns = importance.columns()[columns].chunks(LANES);
                 for ((values, decoded), columns) in values.zip(decoded).zip(columns) {
                     for (i, ((&w, &d), &h)) in values.iter().zip(decoded).zip(columns).enumerate() {
                         let (w, e, h) = (f64::from(w), f64::from(w - d), f64::from(h));
@@ -44,7 +44,6 @@ impl Job for WeighTile<'_> {
                         noise[i] += h * (e * e);
                     }
                 }
-                start = end;
             }
         }
         (fold(signal), fold(noise))

@@ -1,0 +1,306 @@
+//! What stored codes mean.
+
+use std::ops::Range;
+
+use super::super::machine::{LANES, Machine};
+use super::super::pack::zero_point_at;
+use super::super::{Bits, FloatType, Granularity, QuantizedView, Quantizer, Scheme, Storage};
+use super::sums::BLOCK;
+use super::{BLOCKS, BlockFacts, SEGMENT, Segment};
+
+/// How to read a scheme's bytes.
+#[derive(Clone, Copy)]
+pub(super) struct Reader<'a> {
+    pub(super) scheme: &'a Scheme,
+    pub(super) cols: usize,
+    groups: usize,
+    pub(super) group_cols: usize,
+    /// Columns of a segment: whole groups, or at most this much of one.
+    segment_cols: usize,
+    /// Columns of a block. Those in pairs are all of this size, others may be smaller.
+    pub(super) block_cols: usize,
+    quantized: QuantizedView<'a>,
+    /// Bytes of a row of codes.
+    row_bytes: usize,
+    /// Whether two codes share a byte.
+    pub(super) nibbles: bool,
+    /// Whether bytes and their weights can be taken in pairs, without a detour through memory.
+    pub(super) in_pairs: bool,
+    /// Turns a stored byte (or nibble) into code + `bias`, by exclusive or.
+    flip: u8,
+    bias: f32,
+    /// See [`Steps`].
+    splitter: f32,
+}
+
+/// The values of stored nibbles.
+const NIBBLES: [f32; 16] =
+    [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
+
+impl<'a> Reader<'a> {
+    pub(super) fn new(quantizer: &'a Quantizer, quantized: QuantizedView<'a>) -> Self {
+        let (scheme, cols) = (&quantizer.scheme, quantizer.cols);
+        let (flip, bias) = match scheme.storage {
+            Storage::Packed => (0, -scheme.bits.qmin()),
+            Storage::Plain => (0x80, 128),
+        };
+        let group_cols = scheme.group_cols(cols).max(1);
+        let mut reader = Self {
+            scheme,
+            cols,
+            groups: scheme.groups_per_row(cols),
+            group_cols,
+            segment_cols: 0,
+            block_cols: BLOCK,
+            quantized,
+            row_bytes: scheme.codes_bytes(1, cols),
+            nibbles: scheme.storage == Storage::Packed && scheme.bits == Bits::Four,
+            in_pairs: quantizer.source.bytes() == 2 && group_cols.is_multiple_of(2 * LANES),
+            flip,
+            bias: bias as f32,
+            splitter: match scheme.scale_type {
+                FloatType::F32 => 0.0,
+                FloatType::F16 => 8_193.0,
+                FloatType::Bf16 => 65_537.0,
+            },
+        };
+        if reader.in_pairs {
+            let sizes = (2 * LANES..=BLOCK).rev().step_by(2 * LANES);
+            reader.block_cols =
+                sizes.into_iter().find(|&size| group_cols.is_multiple_of(size)).unwrap_or(BLOCK);
+            reader.cut(BLOCKS * reader.block_cols);
+        } else {
+            reader = reader.in_memory();
+        }
+        reader
+    }
+
+    /// The same with segments so short that they can be decoded.
+    pub(super) fn in_memory(mut self) -> Self {
+        self.in_pairs = false;
+        self.block_cols = BLOCK;
+        self.cut(SEGMENT);
+        self
+    }
+
+    /// Cuts rows into segments of at most so many columns.
+    fn cut(&mut self, most: usize) {
+        let whole = (most / self.group_cols).min(BLOCKS / self.group_cols.div_ceil(self.block_cols));
+        self.segment_cols = if whole > 0 { whole * self.group_cols } else { most };
+    }
+
+    /// The segment of a row that starts at a column.
+    #[inline(always)]
+    pub(super) fn segment(&self, start: usize) -> Range<usize> {
+        let end = if self.segment_cols < self.group_cols {
+            (start / self.group_cols + 1) * self.group_cols
+        } else {
+            self.cols
+        };
+        start..end.min(start + self.segment_cols)
+    }
+
+    /// The stored codes of a row, and of those that share bytes the first ones' too.
+    #[inline(always)]
+    pub(super) fn codes(&self, row: usize) -> &'a [u8] {
+        &self.quantized.codes[row * self.row_bytes..(row + 1) * self.row_bytes]
+    }
+
+    /// Scales and zero points of the groups of a row from one on.
+    #[inline(always)]
+    pub(super) fn read_params(&self, row: usize, first: usize, scales: &mut [f32], zeros: &mut [f32]) {
+        let scale_type = self.scheme.scale_type;
+        let at = if self.scheme.granularity == Granularity::Tensor { 0 } else { row * self.groups + first };
+        scale_type.widen_all(&self.quantized.scales[at * scale_type.bytes()..], scales);
+        if self.scheme.symmetric {
+            zeros.fill(0.0);
+        } else if self.scheme.packs_zero_points() {
+            for (group, zero) in (first..).zip(zeros) {
+                let zero_points = self.quantized.zero_points;
+                *zero = zero_point_at(self.scheme.bits, zero_points, self.groups, row, group) as f32;
+            }
+        } else {
+            for (zero, &stored) in zeros.iter_mut().zip(&self.quantized.zero_points[at..]) {
+                *zero = f32::from(stored as i8);
+            }
+        }
+    }
+
+    /// The dequantized weights of a segment, if it is [`Reader::in_memory`].
+    #[inline(always)]
+    pub(super) fn decode<'b, M: Machine>(
+        &self,
+        machine: M,
+        row: usize,
+        columns: Range<usize>,
+        segment: &'b mut Segment,
+    ) -> &'b [f32] {
+        let (first, count) = (columns.start / self.group_cols, columns.len().div_ceil(self.group_cols));
+        let BlockFacts { scales, zeros, .. } = &mut segment.facts;
+        let (scales, zeros) = (&mut scales[..count], &mut zeros[..count]);
+        let decoded = &mut segment.memory.decoded[..columns.len()];
+        self.read_params(row, first, scales, zeros);
+        self.decode_segment(machine, row, columns, (scales, zeros), decoded);
+        decoded
+    }
+
+    /// The dequantized weights of a segment, from the scales and zero points of its groups.
+    #[inline(always)]
+    pub(super) fn decode_segment<M: Machine>(
+        &self,
+        machine: M,
+        row: usize,
+        columns: Range<usize>,
+        (scales, zeros): (&[f32], &[f32]),
+        decoded: &mut [f32],
+    ) {
+        let parts =
+            decoded[..columns.len()].chunks_mut(self.group_cols).zip(columns.step_by(self.group_cols));
+        for ((out, start), (&scale, &zero)) in parts.zip(scales.iter().zip(zeros)) {
+            self.decode_part(machine, (row, start), (scale, zero), out);
+        }
+    }
+
+    /// The dequantized weights of columns of one group, from one on.
+    #[inline(always)]
+    pub(super) fn decode_part<M: Machine>(
+        &self,
+        machine: M,
+        (row, start): (usize, usize),
+        (scale, zero): (f32, f32),
+        out: &mut [f32],
+    ) {
+        let stored = self.codes(row);
+        if !self.nibbles {
+            // Exact: integers of few bits.
+            let offset = self.offset(zero);
+            for (out, &code) in out.iter_mut().zip(&stored[start..]) {
+                *out = (f32::from(code ^ self.flip) - offset) * scale;
+            }
+            self.round(out, scale);
+            return;
+        }
+        let mut table = NIBBLES.map(|nibble| (nibble - self.offset(zero)) * scale);
+        self.round(&mut table, scale);
+        if start.is_multiple_of(2) {
+            machine.look_up(&table, &stored[start / 2..], out);
+        } else {
+            for (out, column) in out.iter_mut().zip(start..) {
+                *out = table[usize::from(stored[column / 2] >> (column % 2 * 4) & 15)];
+            }
+        }
+    }
+
+    /// What is taken from a stored number, to get the number of steps from zero.
+    #[inline(always)]
+    fn offset(&self, zero: f32) -> f32 {
+        self.bias + zero
+    }
+
+    /// Rounds products with a scale to the type of dequantized weights.
+    #[inline(always)]
+    fn round(&self, products: &mut [f32], scale: f32) {
+        if scale.is_finite() {
+            self.scheme.scale_type.round_numbers(products);
+        } else {
+            // Not of this crate's making: 0 · ∞ is no number.
+            self.scheme.scale_type.round_all(products);
+        }
+    }
+
+    /// What the stored nibbles of a group mean, if the scale is steady ([`Reader::is_steady`]).
+    #[inline(always)]
+    pub(super) fn table<M: Machine>(&self, m: M, scale: f32, zero: f32) -> NibbleTable<M> {
+        NibbleTable { entries: self.steps(m, scale, zero).meaning(m, m.load(&NIBBLES)) }
+    }
+
+    /// What the stored bytes of a group mean, if the scale is steady ([`Reader::is_steady`]).
+    #[inline(always)]
+    pub(super) fn steps<M: Machine>(&self, m: M, scale: f32, zero: f32) -> Steps<M> {
+        let scale = m.splat(scale);
+        Steps {
+            flip: self.flip,
+            offset: m.splat(self.offset(zero)),
+            scale,
+            moved: m.mul(scale, m.splat(-self.splitter)),
+        }
+    }
+
+    /// Whether no step with this scale may overflow, nor its products with codes. That of a scale of this crate's making seldom
+    /// does.
+    #[inline(always)]
+    pub(super) fn is_steady(&self, scale: f32) -> bool {
+        let most = if self.scheme.scale_type == FloatType::F16 { 256.0 } else { 1e30 };
+        scale.abs() <= most
+    }
+}
+
+/// A way from the bytes of 32 codes to what they mean: those at even places, and those at odd ones.
+pub(super) trait Meaning<M: Machine> {
+    /// The bytes of 32 codes.
+    type Bytes;
+
+    /// All of these.
+    fn bytes(codes: &[u8]) -> &[Self::Bytes];
+
+    /// What they mean.
+    fn pairs(&self, m: M, codes: &Self::Bytes) -> [M::Lanes; 2];
+}
+
+/// The meaning of each nibble.
+pub(super) struct NibbleTable<M: Machine> {
+    entries: M::Lanes,
+}
+
+impl<M: Machine> Meaning<M> for NibbleTable<M> {
+    type Bytes = [u8; LANES];
+
+    #[inline(always)]
+    fn bytes(codes: &[u8]) -> &[Self::Bytes] {
+        codes.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn pairs(&self, m: M, codes: &Self::Bytes) -> [M::Lanes; 2] {
+        m.nibble_pairs(self.entries, codes)
+    }
+}
+
+/// The meaning of stored numbers: (number − offset)·scale, rounded to the scale's type.
+///
+/// Veltkamp's way to split numbers: the sum of a product p and 2^k·p is rounded to the 24 bits of f32, and so p, its lower part, to
+/// 24 − k, 8 of bfloat16 or 11 of half precision. Taking 2^k·p away again leaves that. Of longer products some ties would be
+/// broken differently; but steps have 8 bits and scales 24 − k, and the 32 − k of their product end 8 below the last of the sum, where
+/// that of 2^k·p is even. The sum is one product of steps with (2^k + 1)·scale, which f32 holds exactly. Subnormal products are multiples
+/// of the least value, and short enough to stay what they are. With scales in f32, k is such that there is nothing to take away.
+pub(super) struct Steps<M: Machine> {
+    flip: u8,
+    offset: M::Lanes,
+    scale: M::Lanes,
+    /// −(2^k + 1)·scale, or 0.
+    moved: M::Lanes,
+}
+
+impl<M: Machine> Steps<M> {
+    #[inline(always)]
+    fn meaning(&self, m: M, stored: M::Lanes) -> M::Lanes {
+        let steps = m.sub(stored, self.offset);
+        let moved = m.mul(steps, self.moved);
+        m.sub(m.mul_add(steps, self.scale, moved), moved)
+    }
+}
+
+impl<M: Machine> Meaning<M> for Steps<M> {
+    type Bytes = [u8; 2 * LANES];
+
+    #[inline(always)]
+    fn bytes(codes: &[u8]) -> &[Self::Bytes] {
+        codes.as_chunks().0
+    }
+
+    #[inline(always)]
+    fn pairs(&self, m: M, codes: &Self::Bytes) -> [M::Lanes; 2] {
+        let [even, odd] = m.byte_pairs(codes, self.flip);
+        [self.meaning(m, even), self.meaning(m, odd)]
+    }
+}
