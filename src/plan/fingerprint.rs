@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::{ExportPlan, Plan};
 
 /// Raised whenever the same scheme gives other codes, scales or measurements than before.
-pub const ARITHMETIC: u32 = 1;
+pub const ARITHMETIC: u32 = 2;
 
 /// The first 128 bits of a BLAKE3 hash, in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]

@@ -83,7 +83,7 @@ impl Grid {
 fn corrects(scale: f32, most: f32) -> bool {
     const SMALL: f32 = f32::from_bits((127 - 60) << 23);
     const LARGE: f32 = f32::from_bits((127 + 40) << 23);
-    (scale >= SMALL) & (scale <= 1.0 / SMALL) & (most <= scale * LARGE)
+    (SMALL..=1.0 / SMALL).contains(&scale) & (most <= scale * LARGE)
 }
 
 /// Adding this to |x| < 2^10 leaves the nearest multiple of 2^-12.
