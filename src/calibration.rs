@@ -87,7 +87,8 @@ impl ModuleStatistics {
             _ if self.sums.len() == width => (0, 0),
             _ => return Err(wrong),
         };
-        let sums = self.sums.get(first..first + width).filter(|_| self.sums.len() % width.max(1) == 0);
+        let sums =
+            self.sums.get(first..first + width).filter(|_| self.sums.len().is_multiple_of(width.max(1)));
         let count = if self.counts.len() == 1 { self.counts.first() } else { self.counts.get(count) };
         sums.zip(count.copied()).ok_or(wrong)
     }

@@ -97,7 +97,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
         // Counts are whole numbers, written as floats.
         let counts: Vec<f64> =
             values(&format!("{name}.counts"))?.into_iter().map(|count| f64::from(count).round()).collect();
-        if counts.is_empty() || sums.len() % counts.len() != 0 {
+        if counts.is_empty() || !sums.len().is_multiple_of(counts.len()) {
             let message = format!("`{name}` has {} sums and {} counts", sums.len(), counts.len());
             return Err(Finding::error("calibration::wrong-shape", message));
         }

@@ -161,7 +161,7 @@ fn ranges_are_the_peers_or_better() {
 
 fn zero_points(bytes: &[u8], bits: Bits, rows: usize, groups: usize) -> Vec<i8> {
     let words = bytes.as_chunks::<4>().0;
-    let per_word = 32 / bits.count() as usize;
+    let per_word = 32 / bits.count();
     let mut out = vec![0; rows * groups];
     for group in 0..groups {
         let column: Vec<u8> =
