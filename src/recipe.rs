@@ -13,6 +13,7 @@ mod order;
 mod overrides;
 pub mod reference;
 pub mod schema;
+mod statistics;
 mod text;
 mod tree;
 

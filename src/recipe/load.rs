@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::overrides::{self, Overrides};
 use super::tree::{self, Node};
-use super::{check, effect, environment, order, text};
+use super::{check, effect, environment, order, statistics, text};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place, SourceText};
 use crate::recipe::Recipe;
@@ -132,6 +132,7 @@ fn from_source(
     let recipe = match schema_holds.then(|| typed(value, &tree)) {
         Some(Ok(recipe)) => {
             findings.extend(effect::findings(&recipe, &tree));
+            findings.extend(statistics::findings(&recipe, &tree));
             Some(recipe)
         }
         Some(Err(finding)) => {

@@ -3,13 +3,12 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 
+use crate::support::statistics::{Module, safetensors};
+use crate::support::{Model, Workspace, files, report, root};
 use monoquant::calibration::{self, Format, ModuleStatistics, Statistics};
 use monoquant::exit::Exit;
 use monoquant::run::{Options, Silent, run};
 use proptest::prelude::*;
-use safetensors::tensor::{Dtype, TensorView};
-
-use crate::support::{Model, Workspace, files, report, root};
 
 fn fixture(name: &str) -> PathBuf {
     root().join("tests/fixtures/calibration").join(name)
@@ -103,26 +102,6 @@ fn experts_have_their_own_counts() {
     }
 }
 
-/// Statistics of some modules as safetensors.
-fn safetensors(modules: &[(&str, Vec<f32>)], counts: i64, samples: Option<u64>) -> Vec<u8> {
-    let counts = counts.to_le_bytes();
-    let sums: Vec<(String, Vec<u8>)> = modules
-        .iter()
-        .map(|(name, sums)| ((*name).to_owned(), sums.iter().flat_map(|sum| sum.to_le_bytes()).collect()))
-        .collect();
-    let mut tensors = Vec::new();
-    for (name, bytes) in &sums {
-        let view = TensorView::new(Dtype::F32, vec![bytes.len() / 4], bytes).expect("a tensor");
-        tensors.push((format!("{name}.in_sum2"), view));
-        tensors.push((
-            format!("{name}.counts"),
-            TensorView::new(Dtype::I64, vec![1], &counts).expect("a tensor"),
-        ));
-    }
-    let metadata = samples.map(|samples| HashMap::from([("samples".to_owned(), samples.to_string())]));
-    safetensors::serialize(tensors, metadata).expect("bytes")
-}
-
 const UP: &str = "model.layers.1.mlp.up_proj";
 
 /// Statistics of every linear layer of the small model; `columns` says of which widths.
@@ -150,9 +129,14 @@ const PARTS: &[(&str, usize)] = &[
 ];
 
 fn write(workspace: &Workspace, modules: &[(String, Vec<f32>)], counts: i64, samples: Option<u64>) {
-    let modules: Vec<(&str, Vec<f32>)> =
-        modules.iter().map(|(name, sums)| (name.as_str(), sums.clone())).collect();
-    std::fs::write(workspace.path("stats"), safetensors(&modules, counts, samples)).expect("a file");
+    let shapes: Vec<[usize; 1]> = modules.iter().map(|(_, sums)| [sums.len()]).collect();
+    let counts = [counts];
+    let modules: Vec<Module<'_>> = modules
+        .iter()
+        .zip(&shapes)
+        .map(|((name, sums), shape)| (name.as_str(), &shape[..], &sums[..], &counts[..]))
+        .collect();
+    std::fs::write(workspace.path("stats"), safetensors(&modules, samples)).expect("a file");
 }
 
 fn stages(observer: &str, more: &str) -> String {
@@ -298,9 +282,9 @@ fn what_does_not_fit_is_said_at_the_word() {
         .expect("a plan");
     assert!(plan.warnings.is_empty(), "{:?}", plan.warnings);
     let without = |text: &str| text.replace("    calibration:\n      file: stats\n", "");
-    refused(&without(&stages("imatrix-mse", "")), Exit::BadRecipe, "plan::no-statistics", &["imatrix-mse"]);
+    refused(&without(&stages("imatrix-mse", "")), Exit::BadRecipe, "recipe::no-statistics", &["imatrix-mse"]);
     let outputs = stages("mse", "").replace("sqnr_warning_threshold: 12", "sqnr: outputs");
-    refused(&without(&outputs), Exit::BadRecipe, "plan::no-statistics", &["sqnr: outputs"]);
+    refused(&without(&outputs), Exit::BadRecipe, "recipe::no-statistics", &["sqnr: outputs"]);
 }
 
 #[test]

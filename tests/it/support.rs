@@ -16,6 +16,7 @@ use tempfile::TempDir;
 
 pub mod headers;
 mod model;
+pub mod statistics;
 
 pub use model::{Model, gaussian};
 
