@@ -4,6 +4,8 @@
 //! Three formats are told apart by their content: safetensors with `MODULE.in_sum2` and `MODULE.counts`, llama.cpp's importance
 //! matrix as GGUF, and its older binary file.
 
+use std::collections::HashSet;
+use std::io::Read;
 use std::path::Path;
 
 use crate::exit::Exit;
@@ -16,8 +18,11 @@ mod legacy;
 pub mod names;
 mod safetensors;
 
-/// Files above this are no statistics: those of the largest models have some hundred MiB.
-const LARGEST: u64 = 1 << 30;
+/// Files above this are no statistics: those of the largest mixtures of experts have a GiB or two.
+const LARGEST: u64 = 4 << 30;
+
+/// How much of a file is looked at to tell whether it is a file of statistics.
+const HEAD: u64 = 1 << 20;
 
 /// The format of a file of statistics.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -71,7 +76,7 @@ pub struct Statistics {
 /// Why a module's statistics do not fit a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WrongLength {
-    /// Columns of the matrix.
+    /// Numbers that there should be: one a column.
     pub expected: u64,
     /// Numbers that there are.
     pub found: usize,
@@ -81,16 +86,33 @@ impl ModuleStatistics {
     /// The sums and the count of one matrix of `columns` columns; `matrix` is its number where the module is a stack of several.
     fn of(&self, columns: u64, matrix: Option<usize>) -> Result<(&[f32], f64), WrongLength> {
         let wrong = WrongLength { expected: columns, found: self.sums.len() };
-        let width = usize::try_from(columns).map_err(|_| wrong)?;
-        let (first, count) = match matrix {
-            Some(number) if self.sums.len() > width => (number * width, number),
-            _ if self.sums.len() == width => (0, 0),
+        let width = usize::try_from(columns).ok().filter(|width| *width > 0).ok_or(wrong)?;
+        // Several counts tell how many matrices there are; where there is one, only the columns do.
+        if self.counts.len() > 1 && self.counts.len().checked_mul(width) != Some(self.sums.len()) {
+            return Err(wrong);
+        }
+        let number = match matrix {
+            Some(number) if self.sums.len() > width => number,
+            _ if self.sums.len() == width => 0,
             _ => return Err(wrong),
         };
-        let sums =
-            self.sums.get(first..first + width).filter(|_| self.sums.len().is_multiple_of(width.max(1)));
-        let count = if self.counts.len() == 1 { self.counts.first() } else { self.counts.get(count) };
-        sums.zip(count.copied()).ok_or(wrong)
+        let first = number.checked_mul(width).ok_or(wrong)?;
+        let sums = self.sums.get(first..).and_then(|sums| sums.get(..width)).ok_or(wrong)?;
+        let count = if self.counts.len() == 1 { self.counts.first() } else { self.counts.get(number) };
+        Ok((sums, *count.ok_or(wrong)?))
+    }
+
+    /// Whether the sums are those of `matrices` matrices of `columns` columns, or of one that stands for all of them.
+    ///
+    /// # Errors
+    /// Where there are more or fewer.
+    pub fn fits(&self, columns: u64, matrices: usize) -> Result<(), WrongLength> {
+        let expected = columns.saturating_mul(matrices as u64);
+        let found = self.sums.len() as u64;
+        if found == expected || found == columns {
+            return Ok(());
+        }
+        Err(WrongLength { expected, found: self.sums.len() })
     }
 
     /// The importance of the columns of one matrix; none where no token was routed to it.
@@ -99,6 +121,11 @@ impl ModuleStatistics {
     /// Where there are not as many numbers as columns.
     pub fn importance(&self, columns: u64, matrix: Option<usize>) -> Result<Option<Importance>, WrongLength> {
         let (sums, count) = self.of(columns, matrix)?;
+        // The older binary file, and what is made of it, has a mean square of exactly 1 in every column of an expert that no
+        // token was routed to. Measured columns are never all equal to 1.
+        if matrix.is_some() && sums.iter().all(|&sum| f64::from(sum) == count) {
+            return Ok(None);
+        }
         // Anything else that is wrong was found when the file was read.
         Ok(Importance::new(sums, count).ok())
     }
@@ -156,20 +183,27 @@ pub fn read(path: &Path) -> Result<Statistics, Failure> {
     })
 }
 
-/// Whether a path is a file of statistics rather than a model: by its name, or by the names in its header.
+/// Whether a path is a file of statistics rather than a model, told by how it begins; where that tells nothing, by its name.
 #[must_use]
 pub fn is_statistics(path: &Path) -> bool {
-    use std::io::Read;
-    let name = path.file_name().map(|name| name.to_string_lossy().to_lowercase()).unwrap_or_default();
-    if !path.is_file() {
+    let mut head = Vec::new();
+    let read = std::fs::File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
+    if !path.is_file() || read.is_err() {
         return false;
     }
-    if [".gguf", ".dat", ".imatrix"].iter().any(|end| name.ends_with(end)) {
-        return true;
+    if begins_as_safetensors(&head) {
+        return head.windows(10).any(|window| window == b".in_sum2\":");
     }
-    let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(1 << 20).read_to_end(&mut head));
-    read.is_ok() && head.windows(10).any(|window| window == b".in_sum2\":")
+    let is_named =
+        |name: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(name));
+    head.starts_with(gguf::MAGIC)
+        || legacy::begins(&head)
+        || ["gguf", "dat", "imatrix"].into_iter().any(is_named)
+}
+
+/// Whether bytes begin as a safetensors file does: a length, and a JSON object of that length.
+fn begins_as_safetensors(bytes: &[u8]) -> bool {
+    bytes.get(8) == Some(&b'{')
 }
 
 /// Parses the bytes of a file of statistics.
@@ -177,9 +211,9 @@ pub fn is_statistics(path: &Path) -> bool {
 /// # Errors
 /// As [`read`].
 pub fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
-    let statistics = if bytes.starts_with(b"GGUF") {
+    let statistics = if bytes.starts_with(gguf::MAGIC) {
         gguf::parse(bytes)?
-    } else if bytes.get(8) == Some(&b'{') {
+    } else if begins_as_safetensors(bytes) {
         safetensors::parse(bytes)?
     } else {
         legacy::parse(bytes)?
@@ -188,7 +222,16 @@ pub fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
         return Err(Finding::error("calibration::no-modules", "there are no statistics in the file")
             .help("They are tensors named `MODULE.in_sum2` and `MODULE.counts`."));
     }
+    let mut names = HashSet::new();
     for module in &statistics.modules {
+        if !names.insert(module.name.as_str()) {
+            return Err(same_name(&module.name));
+        }
+        if module.sums.is_empty() || module.counts.is_empty() {
+            let message = format!("the statistics of `{}` are empty", module.name);
+            return Err(Finding::error("calibration::wrong-shape", message)
+                .help("They are one sum a column, and at least one count; collect them again."));
+        }
         if let Some(bad) = module.check() {
             let code = match bad {
                 BadStatistics::NoTokens | BadStatistics::BadCount(_) => "calibration::bad-count",
@@ -202,6 +245,12 @@ pub fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
         }
     }
     Ok(statistics)
+}
+
+/// A name that occurs twice.
+fn same_name(name: &str) -> Finding {
+    Finding::error("calibration::same-name", format!("there are two tensors or entries named `{name}`"))
+        .help("Only one of them could be used; collect the statistics again.")
 }
 
 /// A file that ends before what it promises.

@@ -166,8 +166,8 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
         .threads
         .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
         .unwrap_or(1);
-    let budget =
-        budget::budget(&model, &decisions, &pieces, &exports, threads, limits.memory).map_err(|least| {
+    let budget = budget::budget(&model, &decisions, &pieces, &exports, &weighing, threads, limits.memory)
+        .map_err(|least| {
             let finding = Finding::error("plan::memory", "the memory bound is too small for this model")
                 .help(format!("One worker needs {} MiB here.", least.div_ceil(1 << 20)));
             Failure::new(Exit::BadRecipe, finding)

@@ -3,8 +3,11 @@
 use std::collections::HashMap;
 
 use super::cursor::{Cursor, floats};
-use super::{Format, ModuleStatistics, Statistics, truncated};
+use super::{Format, ModuleStatistics, Statistics, same_name, truncated};
 use crate::finding::Finding;
+
+/// What every GGUF file begins with.
+pub(super) const MAGIC: &[u8] = b"GGUF";
 
 /// Arrays within arrays are no use here, and a way to exhaust the stack.
 const DEEPEST: usize = 4;
@@ -73,6 +76,9 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
         if let Some(name) = name.strip_suffix(".in_sum2") {
             order.push(name.to_owned());
         }
+        if found.contains_key(&name) {
+            return Err(same_name(&name));
+        }
         found.insert(name, Tensor { elements, kind, offset });
     }
     let alignment = match metadata.get("general.alignment") {
@@ -80,16 +86,20 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
         _ => 32,
     };
     let start = (cursor.position() as u64).next_multiple_of(alignment);
-    let values = |name: &str| -> Result<Vec<f32>, Finding> {
+    // Tensors that overlap could claim any amount of memory.
+    let mut left = bytes.len() as u64;
+    let mut values = |name: &str| -> Result<Vec<f32>, Finding> {
         let missing = || {
             Finding::error("calibration::wrong-shape", format!("there is no `{name}` of type F32"))
                 .help("It is damaged, or of a version that is not known.")
         };
         let tensor = found.get(name).filter(|tensor| tensor.kind == F32).ok_or_else(missing)?;
-        let at = start.checked_add(tensor.offset).and_then(|at| usize::try_from(at).ok());
-        let len = tensor.elements.checked_mul(4).and_then(|len| usize::try_from(len).ok());
-        let range = at.zip(len).and_then(|(at, len)| Some(at..at.checked_add(len)?));
-        range.and_then(|range| bytes.get(range)).map(floats).ok_or_else(truncated)
+        let len = tensor.elements.checked_mul(4).ok_or_else(truncated)?;
+        left = left.checked_sub(len).ok_or_else(truncated)?;
+        let at = start.checked_add(tensor.offset).ok_or_else(truncated)?;
+        let end = at.checked_add(len).and_then(|end| usize::try_from(end).ok()).ok_or_else(truncated)?;
+        let at = usize::try_from(at).map_err(|_| truncated())?;
+        bytes.get(at..end).map(floats).ok_or_else(truncated)
     };
     let mut modules = Vec::with_capacity(order.len());
     for name in order {
@@ -99,7 +109,8 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
             values(&format!("{name}.counts"))?.into_iter().map(|count| f64::from(count).round()).collect();
         if counts.is_empty() || !sums.len().is_multiple_of(counts.len()) {
             let message = format!("`{name}` has {} sums and {} counts", sums.len(), counts.len());
-            return Err(Finding::error("calibration::wrong-shape", message));
+            return Err(Finding::error("calibration::wrong-shape", message)
+                .help("There is one sum a column of each matrix, and one count, or one a matrix."));
         }
         let name = name.strip_suffix(".weight").map_or(name.clone(), str::to_owned);
         modules.push(ModuleStatistics { name, sums, counts });

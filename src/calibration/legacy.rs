@@ -7,6 +7,16 @@ use crate::finding::Finding;
 /// Bytes of the smallest entry: three numbers, a letter and a value.
 const LEAST_ENTRY: u64 = 17;
 
+/// Bytes of the longest name: a longer one is a sign of another kind of file.
+const LONGEST_NAME: u32 = 512;
+
+/// Whether bytes begin with a number of entries and the length of a name.
+pub(super) fn begins(bytes: &[u8]) -> bool {
+    let mut cursor = Cursor::new(bytes);
+    let numbers = cursor.i32().and_then(|entries| Ok((entries, cursor.i32()?)));
+    numbers.is_ok_and(|(entries, len)| entries > 0 && len > 0 && len.unsigned_abs() <= LONGEST_NAME)
+}
+
 fn unknown() -> Finding {
     Finding::error("calibration::unknown-format", "it is no file of activation statistics")
         .help("Activation statistics are a safetensors file, or an importance matrix of llama.cpp.")
@@ -19,12 +29,11 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
     cursor.check_count(count, LEAST_ENTRY, "entries")?;
     let mut modules = Vec::new();
     for _ in 0..count {
-        let len = u64::try_from(cursor.i32()?).map_err(|_| unknown())?;
-        // A name is short: anything else is another kind of file.
-        if len == 0 || len > 512 {
+        let len = u32::try_from(cursor.i32()?).map_err(|_| unknown())?;
+        if len == 0 || len > LONGEST_NAME {
             return Err(unknown());
         }
-        let name = cursor.text(len)?;
+        let name = cursor.text(len.into())?;
         let chunks = cursor.i32()?;
         let values = u64::try_from(cursor.i32()?).ok().filter(|values| *values > 0).ok_or_else(unknown)?;
         cursor.check_count(values, 4, "values")?;

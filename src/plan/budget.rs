@@ -2,6 +2,7 @@
 
 use super::layout::{ExportPlan, Piece, logical_bytes};
 use super::select::Decision;
+use super::statistics::Weighing;
 use crate::model::ModelFolder;
 
 /// Source bytes of a tile, where its rows are not longer. Tiles stay in a core's cache from reading to writing, and their
@@ -57,6 +58,7 @@ pub(super) fn budget(
     decisions: &[Decision],
     pieces: &[Piece],
     exports: &[ExportPlan],
+    weighing: &Weighing,
     threads: usize,
     memory: Option<u64>,
 ) -> Result<Budget, u64> {
@@ -78,6 +80,7 @@ pub(super) fn budget(
     let outputs: usize = exports.iter().map(|export| export.tensors.len()).sum();
     let headers: usize = exports.iter().flat_map(|export| &export.files).map(|file| file.header.len()).sum();
     let base = BASE_BYTES
+        + weighing.bytes
         + (model.tensors.len() * TENSOR_BYTES + pieces.len() * PIECE_BYTES + outputs * OUTPUT_BYTES + headers)
             as u64;
     let fits = memory.map_or(usize::MAX, |memory| {

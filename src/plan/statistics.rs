@@ -6,14 +6,13 @@ use std::path::PathBuf;
 use super::select::{self, Decision, Treatment};
 use super::unmatched::{nearest, nearest_names};
 use super::{Piece, places};
-use crate::calibration::{self, Format, ModuleStatistics, Statistics, names};
+use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength, names};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::model::ModelFolder;
 use crate::quant::{Importance, Observer};
 use crate::recipe::Loaded;
-use crate::stage::check_warnings::SqnrOf;
-use crate::stage::{ObserverChoice, OnMissing, Stage};
+use crate::stage::{OnMissing, Stage};
 
 /// Names that a message lists.
 const NAMED: usize = 5;
@@ -51,6 +50,8 @@ pub struct Weighing {
     pub pieces: Vec<Option<Importance>>,
     /// One entry a quantize stage that has statistics.
     pub stages: Vec<StageStatistics>,
+    /// Bytes that reading the files and holding the importances takes at most.
+    pub bytes: u64,
 }
 
 impl Weighing {
@@ -77,25 +78,18 @@ pub(super) fn weigh(
     decisions: &[Decision],
     pieces: &[Piece],
 ) -> Result<(Weighing, Vec<Finding>), Failure> {
-    let mut out = Weighing { pieces: vec![None; pieces.len()], stages: Vec::new() };
+    let mut out = Weighing { pieces: vec![None; pieces.len()], stages: Vec::new(), bytes: 0 };
     let mut findings = Vec::new();
     let mut files: HashMap<PathBuf, Statistics> = HashMap::new();
     let stages = &loaded.recipe.stages;
     let load = stages.iter().position(|stage| matches!(stage, Stage::Load(_)));
     for (index, stage) in stages.iter().enumerate() {
-        let Some(quantize) = stage.quantize() else { continue };
+        if stage.quantize().is_none() {
+            continue;
+        }
         let owner = if stage.calibration().is_some() { Some(index) } else { load };
         let named = owner.and_then(|owner| Some((owner, stages[owner].calibration()?)));
-        let Some((owner, named)) = named else {
-            if quantize.observer() == ObserverChoice::ImatrixMse {
-                findings.push(without(
-                    loaded,
-                    &format!("/stages/{index}/observer"),
-                    "`observer: imatrix-mse`",
-                ));
-            }
-            continue;
-        };
+        let Some((owner, named)) = named else { continue };
         let pointer = format!("/stages/{owner}/calibration/file");
         let path = loaded.resolve_path(&named.file);
         let fail = |finding: Finding| {
@@ -113,6 +107,8 @@ pub(super) fn weigh(
                     .map_err(fail)?
                     .map(|finding| finding.at_opt(loaded.place(&pointer), "named here")),
             );
+            // The file's bytes, and the sums taken from them.
+            out.bytes += 2 * std::fs::metadata(&path).map_or(0, |file| file.len());
             files.insert(path.clone(), read);
         }
         let statistics = &files[&path];
@@ -129,6 +125,7 @@ pub(super) fn weigh(
         };
         let by_name: HashMap<&str, &ModuleStatistics> =
             statistics.modules.iter().map(|module| (module.name.as_str(), module)).collect();
+        let experts = experts(statistics.format, &by_name, model, pieces);
         let mut tokens: Vec<(f64, String)> = Vec::new();
         for (number, piece) in pieces.iter().enumerate() {
             let treatment = decisions[piece.tensor].treatment().filter(|treatment| treatment.stage == index);
@@ -138,19 +135,16 @@ pub(super) fn weigh(
                 None => None,
                 Some((module, matrix)) => {
                     tokens.extend(module.tokens(matrix).map(|tokens| (tokens, piece.module.clone())));
-                    module.importance(view.cols, matrix).map_err(|wrong| {
-                        let message = format!(
-                            "the statistics of `{}` have {} numbers, and `{}` has {} columns",
-                            module.name, wrong.found, piece.module, wrong.expected
-                        );
-                        let help = "They are of another model, or of another version of this one.";
-                        fail(Finding::error("calibration::wrong-length", message).help(help))
-                    })?
+                    let matrices = experts.get(module.name.as_str()).copied().unwrap_or(1);
+                    let fits = module.fits(view.cols, matrices);
+                    fits.and_then(|()| module.importance(view.cols, matrix))
+                        .map_err(|wrong| fail(wrong_length(module, piece, matrices, wrong)))?
                 }
             };
             match importance {
                 Some(importance) => {
                     used.matrices += 1;
+                    out.bytes += size_of_val(importance.columns()) as u64;
                     out.pieces[number] = Some(importance);
                 }
                 None => used.missing.push(piece.module.clone()),
@@ -160,21 +154,20 @@ pub(super) fn weigh(
         findings.extend(missing(loaded, &used, named.on_missing, owner));
         out.stages.push(used);
     }
-    for (index, stage) in stages.iter().enumerate() {
-        if let Stage::CheckWarnings(check) = stage
-            && check.sqnr == SqnrOf::Outputs
-            && !out.stages.iter().any(|used| used.stage < index)
-        {
-            findings.push(without(loaded, &format!("/stages/{index}/sqnr"), "`sqnr: outputs`"));
-        }
-    }
     Ok((out, findings))
 }
 
-fn without(loaded: &Loaded, pointer: &str, what: &str) -> Finding {
-    Finding::error("plan::no-statistics", format!("{what} needs activation statistics"))
-        .at_opt(loaded.place(pointer), "there is no `calibration`")
-        .help("Name a file of them with `calibration: {file: …}` on `load` or on the quantize stage; `examples/calibration/collect.py` makes one.")
+fn wrong_length(module: &ModuleStatistics, piece: &Piece, matrices: usize, wrong: WrongLength) -> Finding {
+    let columns = match matrices {
+        1 => format!("`{}` has {} columns", piece.module, wrong.expected),
+        _ => format!(
+            "the {matrices} experts beside `{}` have {} columns together",
+            piece.module, wrong.expected
+        ),
+    };
+    let message = format!("the statistics of `{}` have {} numbers, and {columns}", module.name, wrong.found);
+    Finding::error("calibration::wrong-length", message)
+        .help("They are of another model, or of another version of this one.")
 }
 
 /// The statistics of a piece, and its number where they are those of several matrices.
@@ -184,22 +177,35 @@ fn find<'s>(
     model: &ModelFolder,
     piece: &Piece,
 ) -> Option<(&'s ModuleStatistics, Option<usize>)> {
+    let known = |names: &[String]| names.iter().find_map(|name| by_name.get(name.as_str())).copied();
     if format != Format::Safetensors {
         let (names, expert) = names::in_importance_matrix(&piece.module);
-        return names.iter().find_map(|name| by_name.get(name.as_str())).map(|module| (*module, expert));
+        return known(&names).map(|module| (module, expert));
     }
     if let Some(module) = by_name.get(piece.module.as_str()) {
         return Some((module, None));
     }
     // A stack has its own name, and one row of statistics a matrix.
-    let module = by_name.get(select::subject(&model.tensors[piece.tensor]))?;
-    Some((module, expert(&piece.module)))
+    let (names, expert) = names::when_run(&piece.module);
+    let own = by_name.get(select::subject(&model.tensors[piece.tensor])).copied();
+    own.or_else(|| known(&names)).map(|module| (module, expert))
 }
 
-/// The number of the expert that a module is.
-fn expert(module: &str) -> Option<usize> {
-    let (_, rest) = module.rsplit_once(".experts.")?;
-    rest.split('.').next()?.parse().ok()
+/// How many matrices the model has of what each stack of statistics is of.
+fn experts<'s>(
+    format: Format,
+    by_name: &HashMap<&str, &'s ModuleStatistics>,
+    model: &ModelFolder,
+    pieces: &[Piece],
+) -> HashMap<&'s str, usize> {
+    let mut out = HashMap::new();
+    for piece in pieces {
+        if let Some((module, Some(expert))) = find(format, by_name, model, piece) {
+            let experts = out.entry(module.name.as_str()).or_insert(0);
+            *experts = expert.saturating_add(1).max(*experts);
+        }
+    }
+    out
 }
 
 /// Statistics that are of no module of the model. In a file with the model's own names that is an error; in an importance matrix,
@@ -215,6 +221,7 @@ fn unknown(
         tensors.chain(pieces.iter().map(|piece| piece.module.as_str()))
     };
     if statistics.format == Format::Safetensors {
+        known.extend(modules().flat_map(|module| names::when_run(module).0));
         known.extend(modules().map(str::to_owned));
     } else {
         known.extend(modules().flat_map(|module| names::in_importance_matrix(module).0));
@@ -232,7 +239,7 @@ fn unknown(
         statistics.modules.len(),
         if count == 1 { "is" } else { "are" }
     );
-    let list = strange.iter().take(NAMED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
+    let list = listed(&strange);
     if statistics.format == Format::Safetensors || count == statistics.modules.len() {
         let near = nearest_names(first, known.iter().map(String::as_str));
         let mut finding = Finding::error("calibration::unknown-module", message).help(format!("{list}."));
@@ -263,19 +270,26 @@ fn missing(loaded: &Loaded, used: &StageStatistics, on_missing: OnMissing, owner
         _ => Finding::warning("plan::missing-statistics", message),
     };
     let key = places::said_or_stage(loaded, owner, "calibration");
-    let list = used.missing.iter().take(NAMED).map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ");
-    let more = if count > NAMED { format!(" and {} more", count - NAMED) } else { String::new() };
+    let list = listed(&used.missing);
     finding = finding
         .at_opt(key, "read for it")
-        .help(format!("{list}{more}: not in the file, or no token was routed there."));
+        .help(format!("{list}: not in the file, or no token was routed there."));
     Some(match on_missing {
         OnMissing::Error => finding.help("`on_missing: warn` lets all of their columns count the same."),
         _ => finding.help("All of their columns count the same."),
     })
 }
 
-/// Modules that saw far fewer tokens than is usual, fewest first.
+/// The first names, and how many there are besides.
+fn listed(names: &[impl std::fmt::Display]) -> String {
+    let first: Vec<String> = names.iter().take(NAMED).map(|name| format!("`{name}`")).collect();
+    let more = names.len().saturating_sub(NAMED);
+    first.join(", ") + &if more > 0 { format!(" and {more} more") } else { String::new() }
+}
+
+/// Modules that saw far fewer tokens than is usual, fewest first; those that saw none are missing, which is said elsewhere.
 fn thin(mut tokens: Vec<(f64, String)>) -> Vec<(String, u64)> {
+    tokens.retain(|(tokens, _)| *tokens > 0.0);
     tokens.sort_by(|a, b| a.0.total_cmp(&b.0).then_with(|| a.1.cmp(&b.1)));
     let median = tokens.get(tokens.len() / 2).map_or(0.0, |(tokens, _)| *tokens);
     let few = tokens.into_iter().take_while(|(tokens, _)| *tokens < median * THIN);

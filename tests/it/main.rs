@@ -21,6 +21,7 @@ mod run;
 mod schema;
 mod skips;
 mod sources;
+mod statistics_files;
 mod streaming;
 mod support;
 mod watch;

@@ -5,6 +5,7 @@ use std::fs;
 use monoquant::quant::{FloatType, Isa, Quantized, Quantizer, Scratch};
 
 use crate::support::headers::{FixtureTensor, write_sparse};
+use crate::support::statistics::safetensors;
 use crate::support::{Model, Workspace, gaussian, report, tensors};
 
 /// A matrix of 40 tiles and a remainder.
@@ -123,4 +124,35 @@ fn memory_stays_below_its_bound_whatever_the_size_of_the_tensor() {
         let peak = peak_of(&workspace, &args) * 1024;
         assert!(peak > 0 && peak <= planned, "{memory}: {peak} bytes, planned {planned}");
     }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn statistics_count_towards_the_memory_bound() {
+    const COLUMNS: usize = 1 << 20;
+    let workspace = Workspace::new();
+    fs::create_dir(workspace.path("model")).expect("a folder");
+    workspace.write("model/config.json", r#"{"model_type": "llama"}"#);
+    let module = "model.layers.0.mlp.down_proj";
+    let tensor = FixtureTensor {
+        name: format!("{module}.weight"),
+        dtype: "BF16".to_owned(),
+        shape: vec![32, COLUMNS as u64],
+        class: "Linear".to_owned(),
+    };
+    write_sparse(&workspace.path("model/model.safetensors"), &[tensor]);
+    let sums: Vec<f32> = (0..COLUMNS).map(|column| (1 + column % 7) as f32).collect();
+    workspace.write("stats", safetensors(&[(module, &[COLUMNS], &sums, &[100])], Some(100)));
+    let bound = |calibration: &str| {
+        workspace.recipe(&format!(
+            "  - stage: quantize-int4\n    observer: mse\n{calibration}  - stage: validate\n"
+        ));
+        let plan = workspace.monoquant(["plan", "recipe.yaml", "--json", "--threads", "1"]);
+        plan.exits(0).json()["memory_bound"].as_u64().expect("a bound")
+    };
+    let (without, with) = (bound(""), bound("    calibration: {file: stats}\n"));
+    // The file, its sums, and the importance of the columns.
+    assert!(with - without >= 3 * 4 * COLUMNS as u64, "{without} {with}");
+    let peak = peak_of(&workspace, &["run", "recipe.yaml", "-q", "--threads", "1"]) * 1024;
+    assert!(peak > 0 && peak <= with, "{peak} bytes, planned {with}");
 }

@@ -9,6 +9,7 @@ use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use crate::support::headers::{FixtureTensor, write_sparse};
+use crate::support::statistics::{Module, safetensors};
 use crate::support::{Model, Workspace, files, report};
 
 const INT4: &str = "  - stage: quantize-int4\n  - stage: validate\n";
@@ -209,6 +210,53 @@ fn a_gate_that_fails_is_mended_without_touching_a_weight() {
     watching.interrupt();
     let names = workspace.names();
     assert_eq!(names, ["model", "out", "out.failed-report.json", "recipe.yaml"]);
+}
+
+#[test]
+fn changed_statistics_redo_the_tensor_that_they_weigh() {
+    let workspace = Workspace::with(&Model::llama());
+    let put = |sum: f32| {
+        let (mut narrow, wide) = (vec![1.0; 128], vec![1.0; 256]);
+        (0..64).for_each(|column| narrow[column] = 2.0);
+        let mut changed = narrow.clone();
+        changed[5] = sum;
+        let parts = ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj"];
+        let parts = parts.iter().chain(&["mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"]);
+        let names: Vec<String> = (0..2)
+            .flat_map(|layer| parts.clone().map(move |part| format!("model.layers.{layer}.{part}")))
+            .collect();
+        let modules: Vec<Module<'_>> = names
+            .iter()
+            .map(|name| match name.as_str() {
+                "model.layers.1.mlp.up_proj" => (name.as_str(), &[128][..], &changed[..], &[100][..]),
+                name if name.ends_with("down_proj") => (name, &[256][..], &wide[..], &[100][..]),
+                name => (name, &[128][..], &narrow[..], &[100][..]),
+            })
+            .collect();
+        let new = workspace.write("new", safetensors(&modules, Some(100)));
+        fs::rename(new, workspace.path("stats")).expect("a file");
+    };
+    put(1.0);
+    workspace.whole_recipe(
+        "  - stage: load\n    model: model\n    calibration:\n      file: stats\n      on_missing: error\n\
+         \x20 - stage: quantize-int4\n    observer: mse\n  - stage: export\n    path: out\n",
+    );
+    let mut watching = Watching::start(&workspace, &[]);
+    assert!(watching.wait_for("cycle 1").contains("✓ passed"));
+    put(300.0);
+    let said = watching.wait_for("cycle 2");
+    assert!(said.contains("1 of 21 tensors redone"), "{said}");
+    edit(&workspace, "on_missing: error", "on_missing: warn");
+    let said = watching.wait_for("cycle 3");
+    assert!(said.contains("no weight touched"), "{said}");
+    // A bad file keeps the last good output, and a good one goes on.
+    save(&workspace.path("stats"), "no statistics");
+    let said = watching.wait_for("cycle 4");
+    assert!(said.contains("✗ broken") && said.contains("the last good output stays"), "{said}");
+    put(300.0);
+    assert!(watching.wait_for("cycle 5").contains("✓ up to date"));
+    watching.interrupt();
+    assert_eq!(workspace.names(), ["model", "out", "recipe.yaml", "stats"]);
 }
 
 #[test]
