@@ -320,8 +320,30 @@ pub(super) mod x86;
 mod tests {
     use super::super::Isa;
     use super::super::isa::Job;
-    use super::super::samples::gaussian;
+    use super::super::samples::{Numbers, gaussian};
     use super::*;
+
+    #[test]
+    fn fused_sums_without_the_instruction_are_those_with_it() {
+        let mut numbers = Numbers(3);
+        let mut number = |spread: u32| {
+            let (bits, exponent) = (numbers.next(), 127 - spread / 2);
+            f32::from_bits(bits as u32 & 0x807f_ffff | (exponent + (bits >> 40) as u32 % spread) << 23)
+        };
+        for i in 0..300_000 {
+            let spread = [4, 30, 60, 250][i % 4];
+            let (a, b, mut c) = (number(spread), number(spread), number(spread));
+            // Sums in the middle between two neighbours, or next to it, and sums of which nothing is left.
+            match i % 7 {
+                0 => c = -a * b,
+                1 => c = a * b * 3.0 * 2f32.powi(22),
+                2 => c = a * b * 2f32.powi(-24),
+                _ => {}
+            }
+            let (found, want) = (fused(a, b, c), a.mul_add(b, c));
+            assert!(found.to_bits() == want.to_bits() || (found.is_nan() && want.is_nan()), "{a} {b} {c}");
+        }
+    }
 
     struct LookUp<'a>(&'a [f32; 16], &'a [u8], &'a mut [f32]);
 
