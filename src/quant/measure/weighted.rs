@@ -32,20 +32,33 @@ impl Job for WeighTile<'_> {
                 let columns = reader.segment(start);
                 let weights =
                     &tile[(row * cols + start) * source.bytes()..(row * cols + columns.end) * source.bytes()];
-                let decoded = reader.decode(machine, row, columns.clone(), segment).chunks(LANES);
+                let decoded = reader.decode(machine, row, columns.clone(), segment);
                 source.widen_all(weights, &mut values[..columns.len()]);
                 start = columns.end;
-                let values = values[..columns.len()].chunks(LANES);
-                let columns = importance.columns()[columns].chunks(LANES);
-                for ((values, decoded), columns) in values.zip(decoded).zip(columns) {
-                    for (i, ((&w, &d), &h)) in values.iter().zip(decoded).zip(columns).enumerate() {
-                        let (w, e, h) = (f64::from(w), f64::from(w - d), f64::from(h));
-                        signal[i] += h * (w * w);
-                        noise[i] += h * (e * e);
+                let (values, last) = values[..columns.len()].as_chunks::<LANES>();
+                let (decoded, last_decoded) = decoded.as_chunks::<LANES>();
+                let (columns, last_columns) = importance.columns()[columns].as_chunks::<LANES>();
+                for ((values, decoded), columns) in values.iter().zip(decoded).zip(columns) {
+                    for i in 0..LANES {
+                        let terms = weigh(values[i], decoded[i], columns[i]);
+                        signal[i] += terms.0;
+                        noise[i] += terms.1;
                     }
+                }
+                for (i, ((&w, &d), &h)) in last.iter().zip(last_decoded).zip(last_columns).enumerate() {
+                    let terms = weigh(w, d, h);
+                    signal[i] += terms.0;
+                    noise[i] += terms.1;
                 }
             }
         }
         (fold(signal), fold(noise))
     }
+}
+
+/// What one weight adds to signal and noise.
+#[inline(always)]
+fn weigh(w: f32, decoded: f32, importance: f32) -> (f64, f64) {
+    let (e, w, h) = (f64::from(w - decoded), f64::from(w), f64::from(importance));
+    (h * (w * w), h * (e * e))
 }

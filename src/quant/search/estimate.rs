@@ -80,6 +80,8 @@ pub(in super::super) struct Bounds {
     /// Of inner and of outer weights: how much each counts; empty where all count 1.
     inner_importance: Vec<f32>,
     outer_importance: Vec<f32>,
+    /// How many weights count, each as much as its importance; a little more than that.
+    counted: f64,
     /// Of each candidate: Σu^norm of the inner weights.
     inner_sums: Vec<f32>,
     /// Of each candidate: Σu^norm of the outer weights.
@@ -190,8 +192,17 @@ impl Estimate {
         if !(normal && low <= 0.0 && high >= 0.0) {
             return false;
         }
-        split(weights, low, high, bounds);
-        share(weights, importance, low, high, bounds);
+        let Bounds { inner, outer, inner_importance, outer_importance, counted, .. } = &mut *bounds;
+        split(weights, weights, low, high, inner, outer);
+        if let Some(importance) = importance {
+            split(weights, importance, low, high, inner_importance, outer_importance);
+            *counted = sum_above(m, importance);
+        } else {
+            inner_importance.clear();
+            outer_importance.clear();
+            // Zeros in place of outer weights and at the end count as well: the polynomial is not quite 0 at 0.
+            *counted = (inner.len() + outer.len()) as f64;
+        }
         let Bounds { outer, outer_importance, outer_sums, powers, .. } = bounds;
         // All that a power is needed of goes through one long loop: scales, and distances of outer weights from
         // codes. Its length is such that the compiler's loop has nothing left over.
@@ -215,8 +226,14 @@ impl Estimate {
             }
         }
         let norm = self.norm as f32;
-        for x in powers.iter_mut() {
-            *x = rough_power::<M>(*x, norm);
+        if norm == 3.0 {
+            for x in powers.iter_mut() {
+                *x *= *x * *x;
+            }
+        } else {
+            for x in powers.iter_mut() {
+                *x = rough_power::<M>(*x, norm);
+            }
         }
         outer_sums.clear();
         outer_sums.resize(count, 0.0);
@@ -237,19 +254,12 @@ impl Estimate {
 
     #[inline(always)]
     fn margin(&self, bounds: &Bounds, error: f64) -> Margin {
-        let Bounds { inner, outer, inner_importance, outer_importance, .. } = bounds;
-        // Zeros in place of outer weights and at the end count as well: the polynomial is not quite 0 at 0.
-        let terms = (inner.len() + outer.len()) as f64;
-        let counted = if inner_importance.is_empty() {
-            terms
-        } else {
-            inner_importance.iter().chain(outer_importance).map(|&h| f64::from(h)).sum()
-        };
-        // The product with an importance is one rounding more a term.
+        let terms = (bounds.inner.len() + bounds.outer.len()) as f64;
+        // The product with an importance is one rounding more a term, and it may be subnormal.
         Margin {
-            absolute: counted * error,
+            absolute: bounds.counted * error + terms * 2f64.powi(-148),
             inner: (terms / LANES as f64 + 18.0) * 2f64.powi(-24),
-            outer: self.outer_error + (outer.len() + 2) as f64 * 2f64.powi(-24),
+            outer: self.outer_error + (bounds.outer.len() + 2) as f64 * 2f64.powi(-24),
         }
     }
 }
@@ -331,26 +341,33 @@ impl<const N: usize> Polynomial<N> {
     }
 }
 
-/// Puts the weights from `low` to `high` into `inner`, with 0 for the others, which go to `outer`. Whole
+/// Puts the values of weights from `low` to `high` into `inner`, with 0 for the others, which go to `outer`. Whole
 /// chunks: zeros fill the last one.
 #[inline(always)]
-fn split(weights: &[f32], low: f32, high: f32, bounds: &mut Bounds) {
-    let Bounds { inner, outer, .. } = bounds;
+fn split(
+    weights: &[f32],
+    values: &[f32],
+    low: f32,
+    high: f32,
+    inner: &mut Vec<f32>,
+    outer: &mut Vec<f32>,
+) {
     inner.resize(weights.len().next_multiple_of(LANES), 0.0);
     inner[weights.len()..].fill(0.0);
     outer.resize(weights.len() + 1, 0.0);
     let mut count = 0;
-    for (to, chunk) in inner.chunks_mut(LANES).zip(weights.chunks(LANES)) {
+    let chunks = weights.chunks(LANES).zip(values.chunks(LANES));
+    for (to, (weights, values)) in inner.chunks_mut(LANES).zip(chunks) {
         let mut outside = 0u32;
-        for (to, &w) in to.iter_mut().zip(chunk) {
+        for (to, (&w, &value)) in to.iter_mut().zip(weights.iter().zip(values)) {
             let is_inner = (w >= low) & (w <= high);
-            *to = if is_inner { w } else { 0.0 };
+            *to = if is_inner { value } else { 0.0 };
             outside += u32::from(!is_inner);
         }
         if outside > 0 {
-            for &w in chunk {
+            for (&w, &value) in weights.iter().zip(values) {
                 // Without a branch: the next one takes the place of one that does not count.
-                outer[count] = w;
+                outer[count] = value;
                 count += usize::from((w < low) | (w > high));
             }
         }
@@ -358,22 +375,16 @@ fn split(weights: &[f32], low: f32, high: f32, bounds: &mut Bounds) {
     outer.truncate(count);
 }
 
-/// Tells the importance of inner weights from that of outer ones, as [`split`] tells the weights; an outer weight's place among
-/// the inner ones counts 0.
+/// The sum of numbers that are not negative, rounded up by more than f32 may have lost.
 #[inline(always)]
-fn share(weights: &[f32], importance: Option<&[f32]>, low: f32, high: f32, bounds: &mut Bounds) {
-    let Bounds { inner, inner_importance, outer_importance, .. } = bounds;
-    inner_importance.clear();
-    outer_importance.clear();
-    let Some(importance) = importance else { return };
-    inner_importance.resize(inner.len(), 0.0);
-    for ((to, &w), &h) in inner_importance.iter_mut().zip(weights).zip(importance) {
-        if w >= low && w <= high {
-            *to = h;
-        } else {
-            outer_importance.push(h);
-        }
+fn sum_above<M: Machine>(m: M, values: &[f32]) -> f64 {
+    let (chunks, rest) = values.as_chunks();
+    let mut sums = m.splat(0.0);
+    for chunk in chunks {
+        sums = m.add(sums, m.load(chunk));
     }
+    let sum = f64::from(m.sum(sums)) + rest.iter().map(|&value| f64::from(value)).sum::<f64>();
+    sum * (1.0 + (chunks.len() + LANES) as f64 * 2f64.powi(-23))
 }
 
 /// x^p for x from 2^-16 to 2^15 and p from 2 to 8, to a relative error of 1e-4 but not below 2^-126: x^p =
