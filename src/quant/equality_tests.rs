@@ -1,16 +1,18 @@
 //! Kernels against the slow twin, byte for byte, on every instruction set of the machine; metrics against plain f64.
 
+mod stored;
+mod strategies;
+
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::reference::{Reference, Unpacked};
-use super::samples::{Numbers, gaussian, heavy};
+use super::samples::{Numbers, gaussian};
 use super::{
-    BadValue, Bits, Distortion, FloatType, Granularity, Isa, Mse, Observer, Quantized, Quantizer, Scheme,
-    Scratch, Storage, TensorParams,
+    BadValue, Bits, Distortion, FloatType, Granularity, Importance, Isa, Mse, Observer, Quantized, Quantizer,
+    Scheme, Scratch, Storage, TensorParams,
 };
-
-mod stored;
+use strategies::{case, float_type, importance, weights, wide_case};
 
 /// Matrices of a property; a debug build is too slow for many.
 const CASES: u32 = if cfg!(debug_assertions) { 80 } else { 400 };
@@ -23,6 +25,7 @@ struct Case {
     source: FloatType,
     rows: usize,
     cols: usize,
+    importance: Option<Importance>,
     bytes: Vec<u8>,
     /// Rows of a tile.
     tile: usize,
@@ -34,7 +37,11 @@ impl Case {
     }
 
     fn quantizer(&self, isa: Isa) -> Quantizer {
-        Quantizer::new(self.scheme, self.observer, self.source, self.cols, isa)
+        let plain = Quantizer::new(self.scheme, self.observer, self.source, self.cols, isa);
+        match &self.importance {
+            Some(importance) => plain.weighted(importance.clone()),
+            None => plain,
+        }
     }
 
     fn twin(&self) -> (Reference, Unpacked) {
@@ -44,7 +51,8 @@ impl Case {
             source: self.source,
             quotient: FloatType::F32,
         };
-        let unpacked = reference.quantize(&self.weights(), self.cols);
+        let importance = self.importance.as_ref().map(Importance::columns);
+        let unpacked = reference.quantize(&self.weights(), self.cols, importance);
         (reference, unpacked)
     }
 
@@ -86,134 +94,23 @@ impl Case {
     }
 }
 
-/// Weights of one character, of values that the type can hold.
-fn weights(kind: usize, count: usize, seed: u64, source: FloatType) -> Vec<f32> {
-    let mut numbers = Numbers(seed);
-    let (least, top) = match source {
-        FloatType::F32 => (f32::from_bits(1), f32::MAX),
-        FloatType::F16 => (2f32.powi(-24), 65504.0),
-        FloatType::Bf16 => (f32::from_bits(1 << 16), f32::from_bits(0x7f7f_0000)),
-    };
-    match kind {
-        0 => gaussian(count, seed),
-        1 => heavy(count, seed),
-        2 => gaussian(count, seed).iter().map(|x| x * 40.0 * least).collect(),
-        3 => gaussian(count, seed).iter().map(|x| x.clamp(-4.0, 4.0) / 4.0 * top).collect(),
-        // Ties: multiples of half a step, with the ends of the range now and then.
-        4 => (0..count).map(|_| (numbers.next() % 61) as f32 / 8.0 - 3.75).collect(),
-        5 => (0..count).map(|i| if i % 3 == 0 { -0.0 } else { 0.0 }).collect(),
-        6 => vec![0.5; count],
-        // Every magnitude there is.
-        7 => (0..count)
-            .map(|_| {
-                let exponent = numbers.uniform() * 60.0 - 40.0;
-                (numbers.gaussian().signum() * exponent.exp2()).clamp(-f64::from(top), f64::from(top)) as f32
-            })
-            .collect(),
-        8 => gaussian(count, seed).iter().map(|x| x.abs() + 3.0).collect(),
-        _ => gaussian(count, seed).iter().map(|x| if x.abs() > 2.0 { x * 1e4 } else { 0.0 }).collect(),
-    }
-}
-
-fn float_type() -> impl Strategy<Value = FloatType> {
-    prop_oneof![Just(FloatType::F32), Just(FloatType::F16), Just(FloatType::Bf16)]
-}
-
-fn observer() -> impl Strategy<Value = Observer> {
-    prop_oneof![
-        3 => Just(Observer::Minmax),
-        2 => Just(Observer::Mse(Mse::default())),
-        1 => Just(Observer::Mse(Mse { maxshrink: 0.9, grid: 10.0, norm: 3.0, last: false })),
-        1 => Just(Observer::Mse(Mse::imatrix())),
-        1 => Just(Observer::Mse(Mse { maxshrink: 0.5, grid: 16.0, norm: 1.5, last: false })),
-        1 => Just(Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false })),
-        2 => (50.0..100.0).prop_map(Observer::Percentile),
-        1 => Just(Observer::Percentile(99.9)),
-        1 => Just(Observer::Percentile(100.0)),
-    ]
-}
-
-fn case() -> impl Strategy<Value = Case> {
-    let granularity = prop_oneof![
-        (prop::sample::select(vec![8usize, 16, 32, 40, 128]), 1..4usize)
-            .prop_map(|(size, groups)| (Granularity::Group(size), size * groups)),
-        (1..400usize).prop_map(|cols| (Granularity::Channel, cols)),
-        (1..60usize).prop_map(|cols| (Granularity::Tensor, cols)),
-    ];
-    let scheme = (any::<[bool; 3]>(), granularity, float_type());
-    (scheme, observer(), float_type(), any::<bool>(), 1..20usize, 0..10usize, any::<u64>()).prop_map(
-        |(
-            ([four, symmetric, packed], (granularity, cols), other),
-            observer,
-            source,
-            same,
-            rows,
-            kind,
-            seed,
-        )| {
-            let scheme = Scheme {
-                bits: if four { Bits::Four } else { Bits::Eight },
-                symmetric,
-                granularity,
-                scale_type: if same { source } else { other },
-                storage: if packed { Storage::Packed } else { Storage::Plain },
-            };
-            let mut bytes = Vec::new();
-            source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
-            Case { scheme, observer, source, rows, cols, bytes, tile: 8 }
-        },
-    )
-}
-
-/// Shapes at the edges of what kernels take in pairs and in one segment: groups of several blocks, rows of several segments, and sizes
-/// next to them.
-fn wide_case() -> impl Strategy<Value = Case> {
-    let granularity = prop_oneof![
-        (prop::sample::select(vec![32usize, 48, 64, 96, 256, 264, 288, 512, 2048, 4096]), 1..5usize)
-            .prop_map(|(size, groups)| (Granularity::Group(size), size * groups)),
-        prop::sample::select(vec![224usize, 256, 1152, 2880, 4096, 16_384, 16_416, 20_000, 2049, 4097])
-            .prop_map(|cols| (Granularity::Channel, cols)),
-    ];
-    let observer = prop_oneof![
-        3 => Just(Observer::Minmax),
-        1 => Just(Observer::Percentile(99.9)),
-        1 => Just(Observer::Percentile(90.0)),
-    ];
-    let float = prop_oneof![4 => Just(FloatType::Bf16), 1 => Just(FloatType::F16), 1 => Just(FloatType::F32)];
-    (any::<[bool; 3]>(), granularity, float.clone(), float, observer, 1..4usize, 0..10usize, any::<u64>())
-        .prop_map(
-            |(
-                [four, symmetric, packed],
-                (granularity, cols),
-                source,
-                scale_type,
-                observer,
-                rows,
-                kind,
-                seed,
-            )| {
-                let scheme = Scheme {
-                    bits: if four { Bits::Four } else { Bits::Eight },
-                    symmetric,
-                    granularity,
-                    scale_type,
-                    storage: if packed { Storage::Packed } else { Storage::Plain },
-                };
-                let mut bytes = Vec::new();
-                source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
-                Case { scheme, observer, source, rows, cols, bytes, tile: 8 }
-            },
-        )
-}
-
 /// The distortion by its definition, in f64; the clipped weights are not counted here.
-fn plain_distortion(weights: &[f32], dequantized: &[f32], cols: usize) -> Distortion {
+fn plain_distortion(
+    weights: &[f32],
+    dequantized: &[f32],
+    cols: usize,
+    importance: Option<&[f32]>,
+) -> Distortion {
     let mut all = Distortion { count: weights.len() as u64, ..Distortion::default() };
     for (i, (&w, &d)) in weights.iter().zip(dequantized).enumerate() {
         let e = w - d;
         all.signal += f64::from(w).powi(2);
         all.noise += f64::from(e).powi(2);
         all.cross += f64::from(w) * f64::from(e);
+        if let Some(importance) = importance {
+            all.weighted_signal += f64::from(importance[i % cols]) * f64::from(w).powi(2);
+            all.weighted_noise += f64::from(importance[i % cols]) * f64::from(e).powi(2);
+        }
         if e.abs() > all.max_abs_error {
             (all.max_abs_error, all.max_abs_error_at) = (e.abs(), (i / cols, i % cols));
         }
@@ -224,6 +121,12 @@ fn plain_distortion(weights: &[f32], dequantized: &[f32], cols: usize) -> Distor
 
 fn close(a: f64, b: f64, size: f64) -> bool {
     a == b || (a - b).abs() <= 2e-6 * size || (a.is_nan() && b.is_nan())
+}
+
+/// Whether weighted energies are those of the definition: both are in f64 throughout, so the ratio is closer than 1e-6 dB.
+fn weighs_alike(ours: &Distortion, plain: &Distortion) -> bool {
+    let alike = |a: f64, b: f64| a == b || (a - b).abs() <= 1e-9 * b || (a.is_nan() && b.is_nan());
+    alike(ours.weighted_signal, plain.weighted_signal) && alike(ours.weighted_noise, plain.weighted_noise)
 }
 
 /// Whether a search over a whole tensor, whose errors are summed tile by tile, took another candidate with the
@@ -239,8 +142,11 @@ fn ties_over_tiles(case: &Case, reference: &Reference, twin: &Unpacked, ours: &Q
     }
     let error = |scale: f32, zero_point: i8| -> f64 {
         let level = |w: f32| f64::from(reference.code(w, scale, zero_point)) - f64::from(zero_point);
+        let importance = |i: usize| {
+            case.importance.as_ref().map_or(1.0, |found| f64::from(found.columns()[i % case.cols]))
+        };
         let error = |w: f32| (level(w) * f64::from(scale) - f64::from(w)).abs().powf(mse.norm);
-        case.weights().into_iter().map(error).sum()
+        case.weights().into_iter().enumerate().map(|(i, w)| importance(i) * error(w)).sum()
     };
     let zero_point = ours.zero_points.first().map_or(0, |&z| z as i8);
     let (ours, twins) = (
@@ -272,7 +178,7 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
         prop_assert_eq!(codes.len(), case.scheme.codes_bytes(case.rows, case.cols));
         prop_assert_eq!(zero_points.len(), case.scheme.zero_points_bytes(case.rows, case.cols));
 
-        let weights = case.weights();
+        let (weights, importance) = (case.weights(), case.importance.as_ref().map(Importance::columns));
         let size = weights.len() / unpacked.scales.len();
         let values: Vec<f32> = (0..weights.len())
             .map(|i| {
@@ -286,13 +192,14 @@ fn check(case: &Case) -> Result<(), TestCaseError> {
         // Metrics: the same bits everywhere, and close to the definition.
         let same = first.get_or_insert(distortion);
         prop_assert_eq!(format!("{:?}", same), format!("{:?}", distortion));
-        let plain = plain_distortion(&weights, &values, case.cols);
+        let plain = plain_distortion(&weights, &values, case.cols, importance);
         prop_assert_eq!(distortion.count, plain.count);
         prop_assert_eq!(distortion.max_abs_error, plain.max_abs_error);
         prop_assert_eq!(distortion.max_abs_error_at, plain.max_abs_error_at);
         prop_assert_eq!(distortion.max_abs_weight, plain.max_abs_weight);
         prop_assert!(close(distortion.signal, plain.signal, plain.signal));
         prop_assert!(close(distortion.noise, plain.noise, plain.noise + 1e-12 * plain.signal));
+        prop_assert!(weighs_alike(&distortion, &plain));
         let size = (plain.signal * plain.noise).sqrt() + 1e-12 * plain.signal;
         prop_assert!(close(distortion.cross, plain.cross, size));
         if case.observer == Observer::Minmax {
@@ -350,8 +257,60 @@ proptest! {
             scale_type: source,
             storage: Storage::Packed,
         };
-        let observer = Observer::Mse(Mse { norm, ..Mse::default() });
-        check(&Case { scheme, observer, source, rows: 8, cols: 128, bytes, tile: 8 })?;
+        let importance = importance((seed % 8) as usize, 128, seed);
+        for mse in [Mse { norm, ..Mse::default() }, Mse { norm, ..Mse::imatrix() }] {
+            let (observer, importance, bytes) = (Observer::Mse(mse), importance.clone(), bytes.clone());
+            check(&Case { scheme, observer, source, rows: 8, cols: 128, importance, bytes, tile: 8 })?;
+        }
+    }
+
+    #[test]
+    fn equal_importance_changes_nothing(case in case()) {
+        let mut scratch = Scratch::default();
+        let run = |importance, scratch: &mut Scratch| {
+            let case = Case { importance, ..case.clone() };
+            case.run(Isa::detect(), scratch).map(|(quantized, ..)| quantized)
+        };
+        let plain = run(None, &mut scratch);
+        prop_assert_eq!(run(importance(0, case.cols, 1), &mut scratch), plain);
+    }
+
+    #[test]
+    fn columns_of_no_importance_matter_only_as_ends_of_the_range(
+        seed in any::<u64>(), kind in prop::sample::select(vec![0usize, 1, 4, 8]), four in any::<bool>(),
+        symmetric in any::<bool>(), source in float_type(), wide in any::<bool>(),
+    ) {
+        let scheme = Scheme {
+            bits: if four { Bits::Four } else { Bits::Eight },
+            symmetric,
+            granularity: Granularity::Group(32),
+            scale_type: source,
+            storage: Storage::Packed,
+        };
+        let observer = Observer::Mse(if wide { Mse::imatrix() } else { Mse::default() });
+        let importance = importance(2, 128, seed);
+        let mut values = weights(kind, 8 * 128, seed, source);
+        let run = |values: &[f32]| {
+            let (mut bytes, importance) = (Vec::new(), importance.clone());
+            source.narrow(values, &mut bytes);
+            let case = Case { scheme, observer, source, rows: 8, cols: 128, importance, bytes, tile: 8 };
+            case.run(Isa::detect(), &mut Scratch::default())
+        };
+        let (before, _, measured) = run(&values).map_err(|bad| TestCaseError::fail(bad.to_string()))?;
+        let columns = importance.as_ref().map_or(&[][..], Importance::columns);
+        let mut changed = 0;
+        for (i, group) in values.chunks_mut(32).enumerate() {
+            let ends = group.iter().fold((0.0f32, 0.0f32), |(low, high), &w| (low.min(w), high.max(w)));
+            for (w, &h) in group.iter_mut().zip(&columns[i % 4 * 32..]) {
+                if h == 0.0 && *w > ends.0 && *w < ends.1 && *w != 0.0 {
+                    (*w, changed) = (0.0, changed + 1);
+                }
+            }
+        }
+        let (after, _, again) = run(&values).map_err(|bad| TestCaseError::fail(bad.to_string()))?;
+        prop_assert!(changed > 0, "nothing was tried");
+        prop_assert!(before.scales == after.scales && before.zero_points == after.zero_points);
+        prop_assert_eq!(measured.weighted_sqnr_db(), again.weighted_sqnr_db());
     }
 }
 
@@ -403,7 +362,8 @@ fn near_ties_of_the_search_are_decided_exactly() {
     };
     let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false });
     let bytes = (-2.125f32).to_le_bytes().to_vec();
-    let case = Case { scheme, observer, source: FloatType::F32, rows: 1, cols: 1, bytes, tile: 8 };
+    let case =
+        Case { scheme, observer, source: FloatType::F32, rows: 1, cols: 1, importance: None, bytes, tile: 8 };
     assert!(check(&case).is_ok());
 }
 
@@ -421,7 +381,16 @@ fn scales_that_vanish_during_the_search_are_compared_exactly() {
     for seed in 0..64 {
         let mut bytes = Vec::new();
         FloatType::F16.narrow(&weights(2, 128, seed, FloatType::F16), &mut bytes);
-        let case = Case { scheme, observer, source: FloatType::F16, rows: 1, cols: 128, bytes, tile: 8 };
+        let case = Case {
+            scheme,
+            observer,
+            source: FloatType::F16,
+            rows: 1,
+            cols: 128,
+            importance: None,
+            bytes,
+            tile: 8,
+        };
         assert!(check(&case).is_ok());
     }
 }
@@ -525,6 +494,7 @@ fn empty_tiles_and_empty_rows_are_nothing() {
                 source: FloatType::F32,
                 rows,
                 cols,
+                importance: None,
                 bytes: Vec::new(),
                 tile: 8,
             };

@@ -64,12 +64,16 @@ impl Importance {
         if tokens == 0.0 {
             return Err(BadStatistics::NoTokens);
         }
-        if sums.iter().all(|&sum| sum == 0.0) {
-            return Err(BadStatistics::AllZero);
-        }
         let means: Vec<f32> = sums.iter().map(|&sum| sum / tokens as f32).collect();
         let mean = means.iter().map(|&mean| f64::from(mean)).sum::<f64>() / means.len() as f64;
         let mean = mean as f32 + TINY;
+        // Numbers at the ends of f32: a quotient may vanish, or overflow if less than one token was counted.
+        if let Some(column) = means.iter().position(|mean| !mean.is_finite()) {
+            return Err(BadStatistics::Infinite(column));
+        }
+        if means.iter().all(|&mean| mean == 0.0) {
+            return Err(BadStatistics::AllZero);
+        }
         Ok(Self(means.into_iter().map(|value| value / mean).collect()))
     }
 
@@ -102,5 +106,25 @@ mod tests {
         assert_eq!(said(&[0.0, 0.0], 1.0), "all columns are 0");
         assert_eq!(said(&[1.0], 0.0), "no token was seen");
         assert_eq!(said(&[1.0], -2.0), "-2 tokens were seen");
+        assert_eq!(said(&[], 1.0), "all columns are 0");
+    }
+
+    #[test]
+    fn means_that_vanish_or_overflow_are_none() {
+        assert_eq!(Importance::new(&[1e-44, 0.0], 1e6), Err(BadStatistics::AllZero));
+        assert_eq!(Importance::new(&[1.0, 2.0], 1e300), Err(BadStatistics::AllZero));
+        assert_eq!(Importance::new(&[1.0, f32::MAX], 0.5), Err(BadStatistics::Infinite(1)));
+        let largest = Importance::new(&[f32::MAX; 3], 1.0).expect("statistics");
+        assert_eq!(largest.columns(), [1.0; 3]);
+    }
+
+    #[test]
+    fn a_million_times_the_sums_is_the_same_importance() {
+        let sums: Vec<f32> = (0..300).map(|i| (i * i % 97) as f32 / 7.0).collect();
+        let times = |factor: f32| sums.iter().map(|sum| sum * factor).collect::<Vec<_>>();
+        let plain = Importance::new(&sums, 5.0).expect("statistics");
+        // A power of two, and so the same bits.
+        assert_eq!(Importance::new(&times(1_048_576.0), 5.0).as_ref(), Ok(&plain));
+        assert_eq!(Importance::new(&sums, 40.0).as_ref(), Ok(&plain));
     }
 }

@@ -33,15 +33,20 @@ pub struct Reference {
 }
 
 impl Reference {
-    /// Quantizes finite weights whose scales do not overflow.
+    /// Quantizes finite weights whose scales do not overflow. With `importance`, one number a column, errors of the
+    /// search count by it.
     ///
     /// The search over a whole tensor is the only result that may differ from the kernels': they add errors
     /// tile by tile, and two candidates whose errors are equal to 1e-11 may then change places.
     #[must_use]
-    pub fn quantize(&self, weights: &[f32], cols: usize) -> Unpacked {
+    pub fn quantize(&self, weights: &[f32], cols: usize, importance: Option<&[f32]>) -> Unpacked {
         let mut out = Unpacked { codes: Vec::new(), scales: Vec::new(), zero_points: Vec::new() };
+        let mut start = 0;
         for group in self.groups(weights, cols) {
-            let (scale, zero_point) = self.params(self.range(group));
+            let columns: Option<Vec<f32>> =
+                importance.map(|all| (start..start + group.len()).map(|i| all[i % cols]).collect());
+            start += group.len();
+            let (scale, zero_point) = self.params(self.range(group, columns.as_deref()));
             out.scales.push(scale);
             out.zero_points.push(zero_point);
             out.codes.extend(group.iter().map(|&w| self.code(w, scale, zero_point)));
@@ -59,14 +64,15 @@ impl Reference {
         weights.chunks(size.max(1))
     }
 
-    /// The range of a group, as the observer chooses it; it contains 0.
+    /// The range of a group, as the observer chooses it; it contains 0. With `importance`, one number a weight, errors
+    /// count by it.
     #[must_use]
-    pub fn range(&self, group: &[f32]) -> (f32, f32) {
+    pub fn range(&self, group: &[f32], importance: Option<&[f32]>) -> (f32, f32) {
         let low = group.iter().copied().fold(0.0, f32::min);
         let high = group.iter().copied().fold(0.0, f32::max);
         match self.observer {
             Observer::Minmax => (low, high),
-            Observer::Mse(mse) => self.least_error(group, (low, high), mse),
+            Observer::Mse(mse) => self.least_error(group, importance, (low, high), mse),
             Observer::Percentile(percent) => {
                 let share = percent / 100.0;
                 if self.scheme.symmetric {
@@ -88,11 +94,17 @@ impl Reference {
         self.source.round((a + (b - a) * (position - k as f64)) as f32)
     }
 
-    fn least_error(&self, group: &[f32], (low, high): (f32, f32), mse: Mse) -> (f32, f32) {
+    fn least_error(
+        &self,
+        group: &[f32],
+        importance: Option<&[f32]>,
+        (low, high): (f32, f32),
+        mse: Mse,
+    ) -> (f32, f32) {
         let mut best = (f64::INFINITY, (low, high));
         for p in mse.factors() {
             let range = (self.source.round(low * p), self.source.round(high * p));
-            let error = self.error(group, range, mse.norm);
+            let error = self.error(group, importance, range, mse.norm);
             if error < best.0 {
                 best = (error, range);
             }
@@ -100,45 +112,20 @@ impl Reference {
         best.1
     }
 
-    /// The range of a group whose weights count by their importance, as the search of `mse` chooses it.
+    /// Σ importance·|(code − zero point)·scale − w|^norm of a group quantized with a range, in f64; without importance
+    /// each weight counts 1.
     #[must_use]
-    pub fn weighted_range(&self, group: &[f32], importance: &[f32], mse: Mse) -> (f32, f32) {
-        let low = group.iter().copied().fold(0.0, f32::min);
-        let high = group.iter().copied().fold(0.0, f32::max);
-        let mut best = (f64::INFINITY, (low, high));
-        for p in mse.factors() {
-            let range = (self.source.round(low * p), self.source.round(high * p));
-            let error = self.weighted_error(group, importance, range, mse.norm);
-            if error < best.0 {
-                best = (error, range);
-            }
-        }
-        best.1
-    }
-
-    /// Σ importance·|(code − zero point)·scale − w|^norm of a group quantized with a range, in f64.
-    #[must_use]
-    pub fn weighted_error(&self, group: &[f32], importance: &[f32], range: (f32, f32), norm: f64) -> f64 {
+    pub fn error(&self, group: &[f32], importance: Option<&[f32]>, range: (f32, f32), norm: f64) -> f64 {
         let (scale, zero_point) = self.params(range);
-        let terms = group.iter().zip(importance).map(|(&w, &h)| {
-            let level = f64::from(self.code(w, scale, zero_point)) - f64::from(zero_point);
-            f64::from(h) * power((level * f64::from(scale) - f64::from(w)).abs(), norm)
-        });
-        terms.sum()
-    }
-
-    /// Σ|(code − zero point)·scale − w|^norm of a group quantized with a range, in f64.
-    #[must_use]
-    pub fn error(&self, group: &[f32], range: (f32, f32), norm: f64) -> f64 {
-        let (scale, zero_point) = self.params(range);
-        let term = |&w: &f32| {
-            let level = f64::from(self.code(w, scale, zero_point)) - f64::from(zero_point);
-            power((level * f64::from(scale) - f64::from(w)).abs(), norm)
+        let term = |i: usize| {
+            let level = f64::from(self.code(group[i], scale, zero_point)) - f64::from(zero_point);
+            let importance = importance.map_or(1.0, |importance| f64::from(importance[i]));
+            importance * power((level * f64::from(scale) - f64::from(group[i])).abs(), norm)
         };
         // Sixteen partial sums, added by halves: the order that the kernels have.
         let mut sums = [0.0; 16];
-        for (i, w) in group.iter().enumerate() {
-            sums[i % 16] += term(w);
+        for i in 0..group.len() {
+            sums[i % 16] += term(i);
         }
         for half in [8, 4, 2, 1] {
             for i in 0..half {

@@ -208,7 +208,7 @@ fn section_2_everything_of_f32_is_the_peers() {
         if let Observer::Mse(mse) = case.observer {
             let reference = case.reference(FloatType::F32);
             for (i, group) in case.groups().into_iter().enumerate() {
-                let least = reference.error(group, reference.range(group), mse.norm);
+                let least = reference.error(group, None, reference.range(group, None), mse.norm);
                 if least > 0.0 && least < VISIBLE {
                     invisible.push(i);
                 }
@@ -248,8 +248,8 @@ fn section_2_ranges_of_the_f32_search_are_the_peers() {
         let reference = case.reference(FloatType::F32);
         let (lows, highs) = (case.floats("range_min"), case.floats("range_max"));
         for (i, group) in case.groups().into_iter().enumerate() {
-            let range = reference.range(group);
-            let least = reference.error(group, range, mse.norm);
+            let range = reference.range(group, None);
+            let least = reference.error(group, None, range, mse.norm);
             if least == 0.0 || least > VISIBLE {
                 // The golden range is not widened to contain 0.
                 assert_eq!(range, (lows[i].min(0.0), highs[i].max(0.0)), "group {i} of {}", case.key);
@@ -330,7 +330,7 @@ fn section_3_codes_with_f32_quotients_differ_at_ties_only_and_are_never_worse() 
 #[test]
 fn section_3_kernels_give_the_codes_of_the_twin() {
     for case in sound_cases() {
-        let twin = case.reference(FloatType::F32).quantize(&case.weights, case.cols);
+        let twin = case.reference(FloatType::F32).quantize(&case.weights, case.cols, None);
         for isa in Isa::available() {
             let ours = case.quantize(isa);
             let what = format!("{} on {}", case.key, isa.name());
@@ -352,10 +352,12 @@ fn section_4_ranges_of_the_16_bit_search_are_never_worse_than_the_peers() {
         let reference = case.reference(FloatType::F32);
         let (lows, highs) = (case.floats("range_min"), case.floats("range_max"));
         for (i, group) in case.groups().into_iter().enumerate() {
-            let range = reference.range(group);
+            let range = reference.range(group, None);
             let golden = (lows[i], highs[i]);
-            let (ours, theirs) =
-                (reference.error(group, range, mse.norm), reference.error(group, golden, mse.norm));
+            let (ours, theirs) = (
+                reference.error(group, None, range, mse.norm),
+                reference.error(group, None, golden, mse.norm),
+            );
             assert!(ours <= theirs, "group {i} of {}: {ours:e} against {theirs:e}", case.key);
             differ += usize::from(range != (golden.0.min(0.0), golden.1.max(0.0)));
         }

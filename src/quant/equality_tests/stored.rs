@@ -4,8 +4,9 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::super::samples::Numbers;
-use super::super::{Bits, Distortion, Granularity, Isa, Quantized, Scratch, Storage};
-use super::{CASES, Case, case, close, plain_distortion, wide_case};
+use super::super::{Bits, Distortion, Granularity, Importance, Isa, Quantized, Scratch, Storage};
+use super::strategies::{case, wide_case};
+use super::{CASES, Case, close, plain_distortion, weighs_alike};
 
 /// Stored bytes that are not of this crate's making: all codes, and scales of every size.
 fn strange(case: &Case, seed: u64) -> Quantized {
@@ -42,12 +43,14 @@ fn check_strange(case: &Case, seed: u64) -> Result<(), TestCaseError> {
         let distortion = quantizer.measure(&case.bytes, quantized.view(), case.rows, &mut scratch);
         let values = case.scheme.scale_type.widen(&bytes);
         if values.iter().all(|value| !value.is_nan()) {
-            let plain = plain_distortion(&case.weights(), &values, case.cols);
+            let importance = case.importance.as_ref().map(Importance::columns);
+            let plain = plain_distortion(&case.weights(), &values, case.cols, importance);
             prop_assert_eq!(distortion.max_abs_error, plain.max_abs_error);
             prop_assert_eq!(distortion.max_abs_error_at, plain.max_abs_error_at);
             prop_assert_eq!(distortion.max_abs_weight, plain.max_abs_weight);
             prop_assert!(close(distortion.signal, plain.signal, plain.signal));
             prop_assert!(close(distortion.noise, plain.noise, plain.noise));
+            prop_assert!(weighs_alike(&distortion, &plain));
             let size = (plain.signal * plain.noise).sqrt();
             prop_assert!(close(distortion.cross, plain.cross, size));
         } else {

@@ -344,14 +344,7 @@ impl<const N: usize> Polynomial<N> {
 /// Puts the values of weights from `low` to `high` into `inner`, with 0 for the others, which go to `outer`. Whole
 /// chunks: zeros fill the last one.
 #[inline(always)]
-fn split(
-    weights: &[f32],
-    values: &[f32],
-    low: f32,
-    high: f32,
-    inner: &mut Vec<f32>,
-    outer: &mut Vec<f32>,
-) {
+fn split(weights: &[f32], values: &[f32], low: f32, high: f32, inner: &mut Vec<f32>, outer: &mut Vec<f32>) {
     inner.resize(weights.len().next_multiple_of(LANES), 0.0);
     inner[weights.len()..].fill(0.0);
     outer.resize(weights.len() + 1, 0.0);
