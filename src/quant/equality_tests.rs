@@ -396,6 +396,29 @@ fn scales_that_vanish_during_the_search_are_compared_exactly() {
 }
 
 #[test]
+fn groups_of_no_importance_take_the_widest_range_whose_scale_is_finite() {
+    let scheme = Scheme {
+        bits: Bits::Eight,
+        symmetric: false,
+        granularity: Granularity::Group(2),
+        scale_type: FloatType::F32,
+        storage: Storage::Plain,
+    };
+    let mut bytes = Vec::new();
+    FloatType::F32.narrow(&[-1.8e38, 1.8e38, -1.0, 1.0, 0.25, 0.5], &mut bytes);
+    let importance = Importance::new(&[0.0, 0.0, 0.0, 0.0, 1.0, 1.0], 1.0).ok();
+    let observer = Observer::Mse(Mse::default());
+    let case =
+        Case { scheme, observer, source: FloatType::F32, rows: 1, cols: 6, importance, bytes, tile: 8 };
+    assert!(check(&case).is_ok());
+    let scales =
+        case.run(Isa::detect(), &mut Scratch::default()).map(|(out, ..)| FloatType::F32.widen(&out.scales));
+    // 3.6e38 is beyond f32, and so is 0.95 of it.
+    let found = scales.map(|scales| [scales[0], scales[1] * 255.0]);
+    assert_eq!(found, Ok([(1.8e38f32 * 0.94 * 2.0) / 255.0, 2.0]));
+}
+
+#[test]
 fn bad_weights_are_named_by_row_and_column() {
     for source in [FloatType::F32, FloatType::F16, FloatType::Bf16] {
         for symmetric in [true, false] {

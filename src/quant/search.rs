@@ -136,16 +136,16 @@ impl Search {
         range: (f32, f32),
         scratch: &mut SearchScratch,
     ) -> (f32, f32) {
-        // Where nothing counts all candidates are as good, and the first one is the widest.
-        let is_idle = importance.is_some_and(|importance| importance.iter().all(|&h| h == 0.0));
-        if range == (0.0, 0.0) || is_idle {
+        if range == (0.0, 0.0) {
             return self.candidate(0, range);
         }
+        // Where nothing counts no bound tells candidates apart, and the first sum is 0 unless a scale overflows.
+        let is_idle = importance.is_some_and(|importance| importance.iter().all(|&h| h == 0.0));
         let SearchScratch { scales, zeros, reciprocals, bounds, left } = scratch;
         let candidates = self.resolve_candidates(range, scales, zeros, reciprocals);
         left.clear();
         match &self.estimate {
-            Some(estimate) if estimate.bound(m, weights, importance, &candidates, bounds) => {
+            Some(estimate) if !is_idle && estimate.bound(m, weights, importance, &candidates, bounds) => {
                 let least = least(&bounds.upper[..self.count]);
                 let may_win = |&i: &usize| bounds.lower[i] <= least && !candidates.repeats(i);
                 left.extend((0..self.count).filter(may_win));
@@ -170,6 +170,9 @@ impl Search {
             let error = self.error(weights, importance, candidates.scales[i], candidates.zeros[i]);
             if error < best {
                 (best, winner) = (error, i);
+            }
+            if best == 0.0 {
+                break;
             }
         }
         self.candidate(winner, range)
