@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::reference::{Reference, Unpacked};
-use super::samples::{Numbers, gaussian};
+use super::samples::gaussian;
 use super::{
     BadValue, Bits, Distortion, FloatType, Granularity, Importance, Isa, Mse, Observer, Quantized, Quantizer,
     Scheme, Scratch, Storage, TensorParams,
