@@ -156,7 +156,7 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
     findings.extend(export_paths(&loaded, &model, &exports));
     findings.extend(outputs::check(&loaded, &model, &classes, &decisions, &pieces, &exports));
     for export in &exports {
-        findings.extend(engines::check(&loaded, &model, &classes, &decisions, export));
+        findings.extend(engines::check(&loaded, &model, &classes, &decisions, &groups, export));
         findings.extend(engines::kept_experts::check(&loaded, &model, &classes, &decisions, export));
     }
     findings.extend(reach::check(&loaded, &decisions, &pieces, &weighing));

@@ -1,6 +1,7 @@
 //! Experts that are left alone beside quantized layers.
 
-use super::{Engine, MERGED_EXPERTS};
+use super::Engine;
+use super::experts::MERGED_EXPERTS;
 use crate::finding::Finding;
 use crate::layer::LayerType;
 use crate::model::{LayerClass, ModelFolder};

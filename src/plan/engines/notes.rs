@@ -1,0 +1,59 @@
+//! What a plan says of engines without judging.
+
+use crate::model::ModelFolder;
+use crate::plan::layout::{ExportPlan, Piece};
+use crate::plan::select::Decision;
+use crate::quant::Bits;
+use crate::stage::ActivationScheme;
+use crate::stage::export::{Format, Target};
+
+/// What is worth knowing and no reason to change a recipe: kernels that are missing on some machine.
+pub(in crate::plan) fn notes(
+    model: &ModelFolder,
+    pieces: &[Piece],
+    decisions: &[Decision],
+    exports: &[ExportPlan],
+) -> Vec<String> {
+    let mut notes: Vec<String> = not_loaded(model).into_iter().collect();
+    let formatted = exports
+        .iter()
+        .any(|export| export.format == Format::CompressedTensors && export.target != Target::Transformers);
+    if !formatted {
+        return notes;
+    }
+    let packed = |piece: &Piece, bits: Bits| {
+        decisions[piece.tensor]
+            .treatment()
+            .is_some_and(|t| t.scheme.bits == bits && t.activations == ActivationScheme::None)
+    };
+    if pieces.iter().any(|piece| packed(piece, Bits::Eight)) {
+        notes.push("weights-only int8 runs on vLLM's GPUs, not on its CPU backend".to_owned());
+    }
+    let odd = pieces.iter().filter(|piece| packed(piece, Bits::Four)).find_map(|piece| {
+        let view = piece.matrix.filter(|view| view.rows % 32 != 0 || view.cols % 32 != 0)?;
+        Some((piece, view))
+    });
+    if let Some((piece, view)) = odd {
+        notes.push(format!(
+            "vLLM's CPU backend needs rows and columns in multiples of 32: `{}` has {} and {}",
+            piece.module, view.rows, view.cols
+        ));
+    }
+    notes
+}
+
+/// Gemma 4's published files hold keys and values of layers that use another layer's; they are treated like any other.
+fn not_loaded(model: &ModelFolder) -> Option<String> {
+    let shared = model.config.text().get("num_kv_shared_layers")?.as_u64()?;
+    let first = model.config.num_hidden_layers()?.checked_sub(shared)?;
+    let mut names = model.tensors.iter().map(|tensor| tensor.name.as_str()).filter(|name| {
+        let Some((_, rest)) = name.split_once("language_model.layers.") else { return false };
+        let Some((layer, rest)) = rest.split_once('.') else { return false };
+        let is_shared = ["self_attn.k_", "self_attn.v_"].iter().any(|start| rest.starts_with(start));
+        is_shared && layer.parse::<u64>().is_ok_and(|layer| layer >= first)
+    });
+    let (example, more) = (names.next()?, names.count());
+    Some(format!(
+        "no engine loads `{example}` and {more} more: these layers use another layer's keys and values"
+    ))
+}

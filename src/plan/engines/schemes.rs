@@ -1,0 +1,166 @@
+//! Rules about schemes: which combinations of bits, granularity, zero points and activations the engines read.
+
+use super::{Engine, Manner, Refusal, Subject};
+use crate::layer::LayerType;
+use crate::model::Dtype;
+use crate::quant::{Bits, FloatType, Granularity, Storage};
+use crate::stage::ActivationScheme;
+
+/// Several schemes need targets by name, and in these families transformers renames the last part of names, or fuses modules:
+/// nothing would be targeted and the weights be random.
+pub(super) fn second_scheme(subject: &Subject<'_>, schemes: usize) -> Option<Refusal> {
+    let is_renamed = ["deepseek_v4", "minimax_m3"].iter().any(|name| subject.model_type.starts_with(name));
+    (schemes > 1 && is_renamed).then(|| Refusal {
+        engine: Engine::Transformers,
+        code: "plan::several-schemes",
+        message: format!("transformers cannot tell several schemes apart in {}", subject.model_type),
+        key: "targets",
+        help: "Use one scheme for all layers, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Silently,
+    })
+}
+
+fn weights_only(subject: &Subject<'_>) -> bool {
+    subject.treatment.activations == ActivationScheme::None
+}
+
+fn is_w4a8(subject: &Subject<'_>) -> bool {
+    !weights_only(subject) && subject.treatment.scheme.bits == Bits::Four
+}
+
+/// Loaders hold scales in the model's type: finer ones are rounded a second time, after the codes were chosen.
+pub(super) fn rounded_scales(subject: &Subject<'_>) -> Option<Refusal> {
+    let scales = subject.treatment.scheme.scale_type;
+    let is_rounded = match subject.source {
+        Dtype::Bf16 => scales != FloatType::Bf16,
+        Dtype::F16 => scales != FloatType::F16,
+        _ => false,
+    };
+    is_rounded.then(|| Refusal {
+        engine: Engine::All,
+        code: "plan::rounded-scales",
+        message: format!("engines round {} scales to the model's {}", scales.name(), subject.source.name()),
+        key: "scale_dtype",
+        help: "Use `scale_dtype: auto`: codes are then chosen for the scales that engines use.".to_owned(),
+        manner: Manner::Sometimes,
+    })
+}
+
+/// vLLM has one scale a tensor for W8A8 alone ("No compressed-tensors compatible scheme").
+pub(super) fn tensor_scale(subject: &Subject<'_>) -> Option<Refusal> {
+    let scheme = &subject.treatment.scheme;
+    let is_w8a8 = !weights_only(subject) && scheme.bits == Bits::Eight;
+    (!is_w8a8 && scheme.granularity == Granularity::Tensor).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-tensor-scale",
+        message: match weights_only(subject) {
+            true => "vLLM does not load weights-only integers with one scale a tensor".to_owned(),
+            false => "vLLM does not load int4 weights with one scale a tensor".to_owned(),
+        },
+        key: "granularity",
+        help: "Use `granularity: channel` or `group`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// vLLM's W8A8 takes a scale a channel or a tensor.
+pub(super) fn activations_with_groups(subject: &Subject<'_>) -> Option<Refusal> {
+    let scheme = &subject.treatment.scheme;
+    let grouped = matches!(scheme.granularity, Granularity::Group(_));
+    (!weights_only(subject) && scheme.bits == Bits::Eight && grouped).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-w8a8-groups",
+        message: "vLLM does not load int8 weights in groups together with int8 activations".to_owned(),
+        key: "granularity",
+        help: "Use `granularity: channel` or `tensor`, or drop `activations`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// vLLM's W8A8 has no zero points for weights.
+pub(super) fn activations_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
+    (!weights_only(subject) && !subject.treatment.scheme.symmetric).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-w8a8-asymmetric",
+        message: "vLLM does not load asymmetric weights together with int8 activations".to_owned(),
+        key: "symmetric",
+        help: "Use `symmetric: true`, or drop `activations`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// vLLM has kernels of int4 weights with int8 activations for CPUs and XPUs alone. On x86 it computes right, but its attention
+/// uses AMX tiles that nothing has asked the system for in such a model, and ends in an illegal instruction where there are any.
+pub(super) fn int4_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
+    is_w4a8(subject).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-w4a8",
+        message: "vLLM runs int4 weights with int8 activations on XPUs and on CPUs without AMX only".to_owned(),
+        key: "activations",
+        help: "Use `quantize-int8` with `activations: dynamic-token`: it is as small, one byte a code."
+            .to_owned(),
+        manner: Manner::Sometimes,
+    })
+}
+
+/// Both of these kernels take groups in multiples of 32 ("Group size should be multiple of 32").
+pub(super) fn int4_groups_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
+    let Granularity::Group(size) = subject.treatment.scheme.granularity else { return None };
+    (is_w4a8(subject) && !size.is_multiple_of(32)).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-w4a8-groups",
+        message: format!("vLLM does not load int4 weights in groups of {size} together with int8 activations"),
+        key: "group_size",
+        help: "Use groups of 32, 64 or 128, or drop `activations`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// Asymmetric weights-only int8 needs Machete (Hopper) or an extra package.
+pub(super) fn int8_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
+    let scheme = &subject.treatment.scheme;
+    (weights_only(subject) && scheme.bits == Bits::Eight && !scheme.symmetric).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-int8-asymmetric",
+        message: "vLLM runs asymmetric weights-only int8 on Hopper GPUs or with an extra package only"
+            .to_owned(),
+        key: "symmetric",
+        help: "Use `symmetric: true`; at 8 bits the difference is below 0.5 dB.".to_owned(),
+        manner: Manner::Sometimes,
+    })
+}
+
+/// Group sizes that every WNA16 kernel takes are 32, 64 and 128.
+pub(super) fn unusual_group(subject: &Subject<'_>) -> Option<Refusal> {
+    let Granularity::Group(size) = subject.treatment.scheme.granularity else { return None };
+    (weights_only(subject) && !matches!(size, 32 | 64 | 128)).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-group-size",
+        message: format!("vLLM's fastest kernels do not take groups of {size}"),
+        key: "group_size",
+        help: "Groups of 32, 64 and 128 run on every kernel.".to_owned(),
+        manner: Manner::Sometimes,
+    })
+}
+
+/// Of modules that it fuses, and of the slices of tensor parallelism, vLLM takes whole words of zero points, rounded down: what
+/// comes after a part whose rows do not fill its last word gets zero points of other rows, without an error.
+pub(super) fn zero_point_words(subject: &Subject<'_>) -> Option<Refusal> {
+    let scheme = &subject.treatment.scheme;
+    let a_word = 32 / scheme.bits.count() as u64;
+    let packed =
+        !scheme.symmetric && scheme.storage == Storage::Packed && scheme.granularity != Granularity::Tensor;
+    (packed && subject.kind == LayerType::Linear && !subject.rows.is_multiple_of(a_word)).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-zero-point-words",
+        message: format!(
+            "vLLM would misread the zero points of `{}`{}: {} rows are no multiple of {a_word}",
+            subject.name,
+            if subject.is_fused { "" } else { " on several GPUs" },
+            subject.rows
+        ),
+        key: "symmetric",
+        help: "Use `symmetric: true` for it, or leave it alone.".to_owned(),
+        manner: if subject.is_fused { Manner::Silently } else { Manner::Sometimes },
+    })
+}
