@@ -195,4 +195,3 @@ const RULES: &[fn(&Subject<'_>) -> Option<Refusal>] = &[
 fn is_expert(subject: &Subject<'_>) -> bool {
     subject.kind == LayerType::Experts || super::siblings::experts_parent(subject.name).is_some()
 }
-

@@ -8,7 +8,7 @@ all the same, by asking for the other engine, and must not load there: an error,
 
 One JSON line a case; exit status 1 where one goes another way than the plan said. Run by the engine's own Python.
 """
-import argparse, json, math, os, shutil, subprocess, sys
+import argparse, contextlib, glob, json, math, os, shutil, subprocess, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RECIPE = """\
@@ -33,6 +33,8 @@ def skips(**parameters):
     return stage("resolve-skips", on_unmatched="ignore", **parameters)
 
 
+with open("/proc/cpuinfo") as cpuinfo:
+    HAS_TILES = "amx_tile" in cpuinfo.read()
 W8A8 = dict(activations="dynamic-token")
 EXPERTS_TOO = skips(quantize_anyway="[Experts]")
 # Heads that vLLM builds without quantization.
@@ -41,9 +43,10 @@ BY_LAYER = stage(INT8, targets="[layers.0]") + stage(INT4, group_size=32)
 
 # name: (model, stages, what the plan says, what the engine does). The plan lets it through (""), warns or refuses with a code; the engine "loads",
 # "refuses", or loads "noise".
-# Families that vLLM's CPU build opens as small models without a tokenizer: not those with a processor, with GPU kernels alone (Kimi-Linear, Nemotron-H), or
-# whose small config lacks a key that vLLM reads (DeepSeek-V3, LFM2, MiniMax-M2).
-FAMILIES = ("mistral", "gemma2", "phi3", "opt", "lfm2-moe", "qwen2-moe", "glm4-moe", "qwen3-next")
+# Families that vLLM's CPU build opens as small models without a tokenizer: not those with GPU kernels alone (Kimi-Linear, Nemotron-H), or whose small
+# config lacks a key that vLLM reads (DeepSeek-V3, LFM2, MiniMax-M2 and M3, Qwen3-VL-MoE). The second line has towers.
+FAMILIES = ("mistral", "gemma2", "phi3", "opt", "lfm2-moe", "qwen2-moe", "glm4-moe", "qwen3-next",
+            "gemma3", "gemma4", "mistral3", "qwen3-vl", "qwen3-5", "llama4")
 TRANSFORMERS = {
     **{f"int4-{g}": ("variants/llama", stage(INT4, group_size=g), "", "loads") for g in (16, 32, 64, 128, 256)},
     "int4-channel": ("variants/llama", stage(INT4, granularity="channel"), "", "loads"),
@@ -105,11 +108,17 @@ VLLM = {
     "w8a8-tensor": ("variants/llama", stage(INT8, granularity="tensor", **W8A8), "", "loads"),
     "w8a8-group": ("variants/llama", stage(INT8, granularity="group", **W8A8), "plan::vllm-w8a8-groups", "refuses"),
     "w8a8-asymmetric": ("variants/llama", stage(INT8, symmetric="false", **W8A8), "plan::vllm-w8a8-asymmetric", "refuses"),
-    # Not opened: on x86 it loads once and is an illegal instruction another time, which ends this process.
-    "w4a8": ("variants/llama", stage(INT4, **W8A8), "warn plan::vllm-w4a8", None),
+    "w4a8": ("variants/llama", stage(INT4, **W8A8), "warn plan::vllm-w4a8", "loads"),
+    "w4a8-channel": ("variants/llama", stage(INT4, granularity="channel", **W8A8), "warn plan::vllm-w4a8", "loads"),
+    "w4a8-16": ("variants/llama", stage(INT4, group_size=16, **W8A8), "plan::vllm-w4a8-groups", "refuses"),
+    "w4a8-tensor": ("variants/llama", stage(INT4, granularity="tensor", **W8A8), "plan::vllm-tensor-scale", "refuses"),
+    "w4a8-asymmetric": ("variants/llama", stage(INT4, symmetric="false", **W8A8), "plan::vllm-w8a8-asymmetric", "refuses"),
+    # What the tiles of AMX are needed for, in a process of its own.
+    "w4a8-without-tiles": ("variants/llama", stage(INT4, **W8A8), "warn plan::vllm-w4a8", "crashes" if HAS_TILES else "loads"),
     "mixed": ("variants/llama", stage(INT8, targets="[layers.0]", **W8A8) + stage(INT4), "", "loads"),
     "mixed-by-module": ("variants/llama", stage(INT8, targets="[mlp]", **W8A8) + stage(INT4), "", "loads"),
     "head": ("variants/llama", skips(quantize_anyway="[lm_head]") + stage(INT4), "", "loads"),
+    "untied-opt": ("untied/opt", stage(INT4), "", "loads"),
     "layer-kept": ("variants/llama", skips(modules_to_not_convert="[layers.0]") + stage(INT4), "", "loads"),
     # No kernel for quantized experts on the CPU; what is tried is that the others load beside plain ones.
     **{f"experts-kept-{m}": (m, skips(skip_layer_types="[Experts]", skip_layer_names="[experts]") + stage(INT4), "", "loads")
@@ -119,9 +128,10 @@ VLLM = {
     # The rows of Mamba's in_proj are no multiple of 32 in the small model, which the note of the plan says.
     "experts-kept-granite": ("granite-moe-hybrid", skips(modules_to_not_convert="[mamba]") + stage(INT4), "warn plan::experts-left-alone", "loads"),
     "rows-of-33": ("granite-moe-hybrid", stage(INT4), "note", "refuses"),
-    # The zero points of 764 rows fill no whole words.
-    "zero-point-words": ("variants/llama-764", stage(INT4, symmetric="false", granularity="channel"), "plan::vllm-zero-point-words", "refuses"),
-    **{f"plain-{m}": (m, PLAIN_HEAD, "plan::vllm-plain-module", "refuses") for m in ("qwen3-next", "gpt-oss")},
+    # The zero points of 764 rows fill no whole words. The CPU's product takes no such size in any scheme, so that limit is lifted here.
+    "any-size-zero-point-words": ("variants/llama-764", stage(INT4, symmetric="false", granularity="channel"), "plan::vllm-zero-point-words", "noise"),
+    "any-size-symmetric": ("variants/llama-764", stage(INT4, granularity="channel"), "note", "loads"),
+    **{f"plain-{m.rpartition('/')[2]}": (m, PLAIN_HEAD, "plan::vllm-plain-module", "refuses") for m in ("qwen3-next", "gpt-oss", "untied/opt")},
     "split-qkv": ("variants/llama", skips(modules_to_not_convert="[v_proj]") + stage(INT4), "plan::split-siblings", "refuses"),
     "split-gate-up": ("variants/llama", stage(INT8, targets="[up_proj]", **W8A8) + stage(INT4), "plan::split-siblings", "refuses"),
 }
@@ -129,6 +139,31 @@ VLLM = {
 
 # What no target lets through is written by calling a thing by another name: the router a Linear, the family one whose experts are merged.
 DISGUISES = {"router": "    layer_types: {gate: Linear}\n", "stack-gpt-oss": "qwen3_5_moe", "stack-granite-moe-hybrid": "qwen3_5_moe"}
+
+
+def untie(folder, out):
+    """A copy of a model whose head is its embedding, with a head of its own."""
+    from safetensors.torch import load_file, save_file
+
+    tensors = {}
+    for file in sorted(glob.glob(os.path.join(folder, "*.safetensors"))):
+        tensors.update(load_file(file))
+    embedding = next(name for name in tensors if name.endswith("embed_tokens.weight"))
+    os.makedirs(out, exist_ok=True)
+    save_file({**tensors, "lm_head.weight": tensors[embedding].clone()}, os.path.join(out, "model.safetensors"), metadata={"format": "pt"})
+    with open(os.path.join(folder, "config.json")) as f:
+        config = {**json.load(f), "tie_word_embeddings": False}
+    with open(os.path.join(out, "config.json"), "w") as f:
+        json.dump(config, f)
+    return out
+
+
+def find(model, models, variants, out):
+    """The folder of a case's model."""
+    kind, _, name = model.rpartition("/")
+    if kind == "untied":
+        return untie(os.path.join(models, name), os.path.join(out, "untied-" + name))
+    return os.path.join(variants if kind else models, name)
 
 
 def set_model_type(folder, model_type):
@@ -191,13 +226,22 @@ def with_transformers(path, original, text):
 
 
 def with_vllm(path, original, text):
-    """What vLLM makes of it: loads, refuses or noise; against the perplexity of the unquantized model."""
+    """What vLLM makes of it: loads, refuses, crashes or noise; against the perplexity of the unquantized model, or of the same weights written plainly."""
     import check_vllm
 
+    if path.endswith("-without-tiles"):
+        command = [sys.executable, os.path.join(HERE, "check_vllm.py"), os.path.join(HERE, "eval.txt"), path, "--windows", "2", "--leave-tiles"]
+        status = subprocess.run(command, capture_output=True).returncode
+        return "crashes" if status < 0 else "refuses" if status else "loads", f"status {status}"
+    exact = "-any-size-" in path
     try:
-        found = check_vllm.measure(path, text, 2)["ppl"]
+        with check_vllm.any_size() if exact else contextlib.nullcontext():
+            found = check_vllm.measure(path, text, 2)["ppl"]
     except (Exception, SystemExit) as error:
         return "refuses", f"{type(error).__name__}: {error}"[:200]
+    if exact:
+        ratio = found / check_vllm.measure(path + "-plain", text, 2)["ppl"]
+        return ("loads" if abs(ratio - 1) < 0.01 else "noise"), f"perplexity {found}, {ratio:.4f} of that of the same weights written plainly"
     if original not in BASES:
         BASES[original] = check_vllm.measure(original, text, 2)["ppl"]
     ratio = found / BASES[original]
@@ -227,7 +271,7 @@ def main():
     failed = 0
     for name in a.cases or cases:
         model, stages, plan, engine = cases[name]
-        folder = os.path.join(a.variants, model.removeprefix("variants/")) if model.startswith("variants/") else os.path.join(a.models, model)
+        folder = find(model, a.models, a.variants, a.out)
         out = os.path.abspath(os.path.join(a.out, f"{a.engine}-{name}"))
         recipe = lambda target, stages=stages, folder=folder: RECIPE.format(model=os.path.abspath(folder), stages=stages, target=target, out=out)
         code, said = quantize(a.monoquant, out + ".yaml", recipe(a.engine))
@@ -248,7 +292,7 @@ def main():
         if code:
             problems.append(f"cannot be written: {said[:300]}")
         elif engine:
-            if a.engine == "transformers":
+            if a.engine == "transformers" or "any-size" in name:
                 plain = recipe("any").replace(out, out + "-plain").replace("    target: any", "    format: dequantized")
                 quantize(a.monoquant, out + ".yaml", plain)
             line["engine"], line["because"] = open_with(out, folder, text)

@@ -1,14 +1,22 @@
 //! Each rule about engines, under each target: what is refused, what is warned of, what goes through. `tests/interop/check_rules.py`
 //! tries the same cases on the engines themselves.
 
+use std::collections::BTreeSet;
+
 use monoquant::finding::{Failure, Finding};
 use monoquant::plan::{self, Limits, Plan};
 use monoquant::recipe::{self, Overrides};
 
-use crate::support::headers;
+use tempfile::TempDir;
+
+use crate::support::headers::{self, Fixture};
+use crate::support::root;
 
 fn plan_for(target: &str, model: &str, stages: &str) -> Result<Plan, Failure> {
-    let model = headers::model(model);
+    plan_of(target, &headers::model(model), stages)
+}
+
+fn plan_of(target: &str, model: &TempDir, stages: &str) -> Result<Plan, Failure> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let path = folder.path().join("recipe.yaml");
     let stages = stages.trim_end();
@@ -58,6 +66,45 @@ fn check(model: &str, stages: &str, transformers: &str, vllm: &str, any: &str) {
     }
 }
 
+/// The table of rules in `tests/interop/README.md` names every code, a test and cases that are there.
+#[test]
+fn the_table_of_rules_is_whole() {
+    let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("a file of the repository");
+    let table = read("tests/interop/README.md");
+    let cases = read("tests/interop/check_rules.py");
+    let tests = read("tests/it/engine_rules.rs") + &read("tests/it/plan_errors.rs");
+    let quoted =
+        |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
+    let mut codes = BTreeSet::new();
+    for row in table.lines().filter(|line| line.contains("| `plan::")) {
+        let cells: Vec<&str> = row.split('|').collect();
+        let [_, _, code, test, tried, _] = cells[..] else { panic!("five columns: {row}") };
+        codes.extend(quoted(code));
+        for name in quoted(test).iter().filter(|name| !name.ends_with(".rs")) {
+            assert!(tests.contains(&format!("fn {name}()")), "there is no test {name}");
+        }
+        for case in quoted(tried) {
+            let mut starts = case.match_indices('-').map(|(at, _)| format!("{}-{{", &case[..at]));
+            let is_there = cases.contains(&format!("\"{case}\""))
+                || starts.any(|start| cases.contains(&format!("f\"{start}")));
+            assert!(is_there, "there is no case {case}");
+        }
+    }
+    let mut said = BTreeSet::new();
+    let mut files = vec![root().join("src/plan/engines.rs")];
+    files.extend(
+        std::fs::read_dir(root().join("src/plan/engines"))
+            .expect("a folder")
+            .map(|e| e.expect("an entry").path()),
+    );
+    for file in files {
+        let text = std::fs::read_to_string(file).expect("a file of the repository");
+        said.extend(text.split('"').filter(|word| word.starts_with("plan::")).map(str::to_owned));
+    }
+    assert!(said.len() > 15);
+    assert_eq!(said.difference(&codes).collect::<Vec<_>>(), Vec::<&String>::new(), "missing in the table");
+}
+
 #[test]
 fn int4_weights_load_everywhere_in_groups_and_rows() {
     for more in ["", "    group_size: 32\n", "    granularity: channel\n", "    symmetric: false\n"] {
@@ -98,10 +145,76 @@ fn what_some_machines_run_is_a_warning() {
         "vllm-int8-asymmetric",
         "vllm-int8-asymmetric",
     );
-    check("llama", &format!("{INT4}    activations: dynamic-token\n"), "", "vllm-w4a8", "vllm-w4a8");
     let scales = format!("{INT4}    scale_dtype: f32\n");
     check("llama", &scales, "rounded-scales", "rounded-scales", "rounded-scales");
     assert_eq!(plan_for("vllm", "llama", INT8).expect("it plans").notes.len(), 1, "no kernel on vLLM's CPU");
+}
+
+#[test]
+fn int4_with_activations_is_for_some_machines_and_schemes() {
+    let w4a8 = |more: &str| format!("{INT4}    activations: dynamic-token\n{more}");
+    for more in ["", "    group_size: 32\n", "    granularity: channel\n"] {
+        check("llama", &w4a8(more), "", "vllm-w4a8", "vllm-w4a8");
+    }
+    for (more, code) in [
+        ("    group_size: 16\n", "vllm-w4a8-groups"),
+        ("    granularity: tensor\n", "vllm-tensor-scale"),
+        ("    symmetric: false\n", "vllm-w8a8-asymmetric"),
+    ] {
+        // Codes are told in the order of the alphabet, errors first.
+        let any = if code < "vllm-w4a8" { format!("{code} vllm-w4a8") } else { format!("vllm-w4a8 {code}") };
+        check("llama", &w4a8(more), "", &format!("!{code} vllm-w4a8"), &any);
+    }
+}
+
+#[test]
+fn zero_points_of_fused_modules_fill_whole_words() {
+    let with_rows = |modules: &[&str], rows: u64| {
+        let mut fixture = Fixture::load("llama");
+        for (_, tensors) in &mut fixture.shards {
+            for tensor in tensors {
+                if modules.iter().any(|module| tensor.name.ends_with(&format!("{module}.weight"))) {
+                    tensor.shape[0] = rows;
+                }
+            }
+        }
+        let folder = tempfile::tempdir().expect("a temporary folder");
+        fixture.write(folder.path());
+        folder
+    };
+    let code = "vllm-zero-point-words";
+    let error = format!("!{code}");
+    let asymmetric = |stage: &str| format!("{stage}    symmetric: false\n    granularity: channel\n");
+    let cases: [(&[&str], u64, String, [&str; 3]); 8] = [
+        // vLLM makes one module of these two, and misreads what follows the first.
+        (&["gate_proj", "up_proj"], 764, asymmetric(INT4), ["", &error, &error]),
+        (&["gate_proj", "up_proj"], 760, asymmetric(INT4), ["", "", ""]),
+        (&["v_proj"], 100, asymmetric(INT4), ["", &error, &error]),
+        // A module of its own is cut by tensor parallelism only.
+        (&["o_proj"], 764, asymmetric(INT4), ["", code, code]),
+        // Without zero points, or with one for all, or where four of them are a word.
+        (&["gate_proj", "up_proj"], 764, format!("{INT4}    granularity: channel\n"), ["", "", ""]),
+        (&["gate_proj", "up_proj"], 762, format!("{INT4}    granularity: channel\n"), ["", "", ""]),
+        (
+            &["gate_proj", "up_proj"],
+            764,
+            asymmetric(INT8),
+            ["", "vllm-int8-asymmetric", "vllm-int8-asymmetric"],
+        ),
+        (
+            &["gate_proj", "up_proj"],
+            762,
+            asymmetric(INT8),
+            ["", &format!("{error} vllm-int8-asymmetric"), &format!("{error} vllm-int8-asymmetric")],
+        ),
+    ];
+    for (modules, rows, stages, expected) in cases {
+        let model = with_rows(modules, rows);
+        for (target, expected) in ["transformers", "vllm", "any"].into_iter().zip(expected) {
+            let planned = plan_of(target, &model, &stages);
+            assert_eq!(said(&planned), expected, "{modules:?} of {rows} rows, target {target}\n{stages}");
+        }
+    }
 }
 
 #[test]

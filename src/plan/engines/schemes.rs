@@ -95,7 +95,8 @@ pub(super) fn int4_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
     is_w4a8(subject).then(|| Refusal {
         engine: Engine::Vllm,
         code: "plan::vllm-w4a8",
-        message: "vLLM runs int4 weights with int8 activations on XPUs and on CPUs without AMX only".to_owned(),
+        message: "vLLM runs int4 weights with int8 activations on XPUs and on CPUs without AMX only"
+            .to_owned(),
         key: "activations",
         help: "Use `quantize-int8` with `activations: dynamic-token`: it is as small, one byte a code."
             .to_owned(),
@@ -109,7 +110,9 @@ pub(super) fn int4_groups_with_activations(subject: &Subject<'_>) -> Option<Refu
     (is_w4a8(subject) && !size.is_multiple_of(32)).then(|| Refusal {
         engine: Engine::Vllm,
         code: "plan::vllm-w4a8-groups",
-        message: format!("vLLM does not load int4 weights in groups of {size} together with int8 activations"),
+        message: format!(
+            "vLLM does not load int4 weights in groups of {size} together with int8 activations"
+        ),
         key: "group_size",
         help: "Use groups of 32, 64 or 128, or drop `activations`.".to_owned(),
         manner: Manner::Loudly,
