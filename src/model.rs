@@ -15,6 +15,7 @@ pub mod header;
 pub mod hub;
 pub mod index;
 pub mod json;
+pub mod packed;
 mod quantized;
 pub mod read;
 mod roles;
@@ -28,6 +29,7 @@ pub use experts::{ExpertMatrix, ExpertPart, ExpertStack, MatrixView};
 pub use folder::{ModelFolder, OtherFile, look, open};
 pub use hub::resolve;
 pub use index::Index;
+pub use packed::{Layers, layers};
 pub use tensor::{FileIdentity, Fp8Layout, Fp8Scales, Shard, TensorInfo};
 pub use types::{Classified, LayerClass, classify};
 

@@ -11,7 +11,7 @@ use super::{Format, InspectArgs};
 use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::Failure;
-use crate::model::{self, LayerClass, ModelFolder};
+use crate::model::{self, Layers, ModelFolder};
 use crate::report::statistics_text;
 use crate::report::table::table;
 use crate::report::units::{bytes, counted, grouped};
@@ -29,29 +29,27 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
         return Ok(Exit::Done);
     }
     let folder = model::look(&path)?;
-    let classified = model::classify(&folder);
+    let layers = model::layers(&folder);
     if args.json || output.format() == Format::Json {
-        output.result(
-            &serde_json::to_string_pretty(&as_json(&folder, &classified.classes)).unwrap_or_default(),
-        );
+        output.result(&serde_json::to_string_pretty(&as_json(&folder, &layers)).unwrap_or_default());
         return Ok(Exit::Done);
     }
     output.findings(&folder.warnings);
-    output.findings(&classified.warnings);
-    output.result(&as_text(&folder, &classified.classes));
+    output.findings(&layers.classified.warnings);
+    output.result(&as_text(&folder, &layers));
     Ok(Exit::Done)
 }
 
-fn as_text(folder: &ModelFolder, classes: &[LayerClass]) -> String {
+fn as_text(folder: &ModelFolder, layers: &Layers) -> String {
+    let classes = &layers.classified.classes;
     let mut out = String::new();
-    let parameters: u64 = folder.tensors.iter().map(model::TensorInfo::elements).sum();
     let _ = writeln!(
         out,
         "{}: {} in {}, {} parameters, {}",
         folder.config.model_type().unwrap_or("model of unknown type"),
         counted(folder.tensors.len(), "tensor"),
         counted(folder.shards.len(), "file"),
-        grouped(parameters),
+        grouped(layers.parameters),
         bytes(folder.tensor_bytes()),
     );
     if let Some(config) = folder.config.quantization_config() {
@@ -125,14 +123,14 @@ fn quantization(config: &Value) -> String {
     parts.join("; ")
 }
 
-fn as_json(folder: &ModelFolder, classes: &[LayerClass]) -> Value {
+fn as_json(folder: &ModelFolder, layers: &Layers) -> Value {
     json!({
         "model_type": folder.config.model_type(),
         "files": folder.shards.iter().map(|shard| json!({"name": shard.name, "bytes": shard.len})).collect::<Vec<_>>(),
-        "parameters": folder.tensors.iter().map(model::TensorInfo::elements).sum::<u64>(),
+        "parameters": layers.parameters,
         "bytes": folder.tensor_bytes(),
         "quantization_config": folder.config.quantization_config(),
-        "tensors": folder.tensors.iter().zip(classes).map(|(tensor, class)| json!({
+        "tensors": folder.tensors.iter().zip(&layers.classified.classes).map(|(tensor, class)| json!({
             "name": tensor.name,
             "dtype": tensor.stored.name(),
             "shape": tensor.shape,

@@ -99,6 +99,12 @@ impl ModelFolder {
         }
     }
 
+    /// The same folder with tensors that are called or shaped otherwise.
+    pub(super) fn with_tensors(&self, tensors: Vec<TensorInfo>) -> Self {
+        let names = NameIndex::of(&tensors);
+        Self { tensors, names, ..self.clone() }
+    }
+
     /// Bytes of all tensors in the files.
     #[must_use]
     pub fn tensor_bytes(&self) -> u64 {
