@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::exit::Exit;
+use crate::recipe::Overrides;
 
 mod check;
 mod explain;
@@ -104,11 +105,9 @@ enum Command {
     Man,
 }
 
-/// A recipe and what overrides it.
+/// What overrides values of a recipe.
 #[derive(Debug, Args)]
-struct RecipeArgs {
-    /// The recipe.
-    recipe: PathBuf,
+struct OverrideArgs {
     /// Override a value of the recipe, such as `quantize-int4.group_size=64` or `stages.2.group_size=64`.
     #[arg(long, value_name = "PATH=VALUE")]
     set: Vec<String>,
@@ -118,6 +117,21 @@ struct RecipeArgs {
     /// Publish here instead of `path` of `export`; relative to the current folder.
     #[arg(long, value_name = "DIR")]
     output: Option<String>,
+}
+
+impl OverrideArgs {
+    fn overrides(&self) -> Overrides {
+        Overrides { set: self.set.clone(), model: self.model.clone(), output: self.output.clone() }
+    }
+}
+
+/// A recipe and what overrides it.
+#[derive(Debug, Args)]
+struct RecipeArgs {
+    /// The recipe.
+    recipe: PathBuf,
+    #[command(flatten)]
+    overrides: OverrideArgs,
     /// Worker threads. Results do not depend on it. Default: the number of cores.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -179,6 +193,8 @@ struct CheckArgs {
     /// The recipes.
     #[arg(required = true)]
     recipes: Vec<PathBuf>,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 #[derive(Debug, Args)]
@@ -248,7 +264,7 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Run(args) => run::run(args, &output),
         Command::Plan(args) => plan::plan(&args.recipe, args.json, &output),
         Command::Explain(args) => explain::explain(args, &output),
-        Command::Check(args) => check::check(&args.recipes, &output),
+        Command::Check(args) => check::check(args, &output),
         Command::Inspect(args) => inspect::inspect(args, &output),
         Command::Verify(args) => verify::verify(&args.directory, &output),
         Command::Schema(args) => generate::schema(args.of, &output),

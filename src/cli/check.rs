@@ -1,19 +1,18 @@
 //! `monoquant check`.
 
-use std::path::PathBuf;
-
-use super::Format;
 use super::output::Output;
+use super::{CheckArgs, Format};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::recipe::{self, Overrides};
+use crate::recipe;
 use crate::report::units::counted;
 
-pub(super) fn check(recipes: &[PathBuf], output: &Output) -> Result<Exit, Failure> {
+pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Exit, Failure> {
     let mut findings: Vec<Finding> = Vec::new();
     let mut bad = 0;
-    for path in recipes {
-        match recipe::load(path, &Overrides::default()) {
+    let overrides = args.overrides.overrides();
+    for path in &args.recipes {
+        match recipe::load(path, &overrides) {
             Ok(loaded) => findings.extend(loaded.warnings),
             Err(failure) => {
                 bad += 1;
@@ -26,8 +25,8 @@ pub(super) fn check(recipes: &[PathBuf], output: &Output) -> Result<Exit, Failur
         return Ok(Exit::BadRecipe);
     }
     if !output.is_quiet() && output.format() == Format::Human {
-        let verb = if recipes.len() == 1 { "is" } else { "are" };
-        output.result(&format!("{} {verb} fine", counted(recipes.len(), "recipe")));
+        let verb = if args.recipes.len() == 1 { "is" } else { "are" };
+        output.result(&format!("{} {verb} fine", counted(args.recipes.len(), "recipe")));
     } else if output.format() == Format::Json && findings.is_empty() {
         output.result("[]");
     }

@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::plan::{Limits, Plan};
 use crate::quant::Isa;
-use crate::recipe::{Loaded, Overrides};
+use crate::recipe::Loaded;
 use crate::report::progress::{Bar, Lines};
 use crate::report::summary::summary;
 use crate::run::{Cancel, Listener, Options, Silent};
@@ -18,9 +18,7 @@ pub(super) fn planned(args: &RecipeArgs) -> Result<Plan, Failure> {
 
 /// The recipe, with what overrides it.
 pub(super) fn loaded(args: &RecipeArgs) -> Result<Loaded, Failure> {
-    let overrides =
-        Overrides { set: args.set.clone(), model: args.model.clone(), output: args.output.clone() };
-    crate::recipe::load(&args.recipe, &overrides)
+    crate::recipe::load(&args.recipe, &args.overrides.overrides())
 }
 
 /// What the command line says about how a plan is carried out.

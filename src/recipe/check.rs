@@ -52,6 +52,8 @@ enum Keyword {
 const WORDS: u8 = 0;
 const TYPE: u8 = 1;
 const VALUE: u8 = 2;
+/// What is below the least value is no multiple either, and then that is told, with the least.
+const TOO_SMALL: u8 = 3;
 
 struct Check<'a> {
     tree: &'a Node,
@@ -90,6 +92,11 @@ impl Check<'_> {
             Some(Value::String(word)) if !stages.contains(&word.as_str()) => {
                 let word = word.clone();
                 self.unknown_stage(&format!("{pointer}/stage"), &word, &stages);
+                // The branches are in the order of the stages. What the meant one says of its name was just said.
+                let meant = meant_stage(&word, &stages).and_then(|(index, _)| context.get(index));
+                let parameters =
+                    meant.into_iter().flatten().filter(|e| !matches!(e.kind(), Kind::Constant { .. }));
+                parameters.for_each(|error| self.error(error));
             }
             Some(Value::String(_)) => {
                 if let Some(branch) = context.iter().find(|branch| !fails_const(branch)) {
@@ -327,7 +334,8 @@ impl Check<'_> {
         if let Some(help) = help.or_else(|| self.explanation(pointer)) {
             finding = finding.help(help);
         }
-        self.push(pointer, Keyword::Value(VALUE), finding);
+        let rank = if matches!(kind, Kind::Minimum { .. }) { TOO_SMALL } else { VALUE };
+        self.push(pointer, Keyword::Value(rank), finding);
     }
 
     /// The description of the parameter at a pointer, and its usual values.
@@ -346,7 +354,8 @@ impl Check<'_> {
         })
     }
 
-    /// The stage (or the mapping within one) that owns the keys at a pointer, and their schema; of the top level, none.
+    /// The stage (or the mapping within one) that owns the keys at a pointer, or is surely meant to, and their schema; of the top
+    /// level, none.
     fn owner(&self, pointer: &str) -> (Option<&'static str>, Option<&'static Value>) {
         if pointer.is_empty() {
             return (None, Some(schema::root()));
@@ -355,6 +364,8 @@ impl Check<'_> {
             return (Some("calibration"), schema::definition("Calibration"));
         }
         let word = self.root.pointer(&format!("{pointer}/stage")).and_then(Value::as_str).unwrap_or_default();
+        let names: Vec<&str> = schema::stages().map(|(name, _)| name).collect();
+        let word = meant_stage(word, &names).map_or(word, |(_, name)| name);
         match schema::stages().find(|(name, _)| *name == word) {
             Some((name, schema)) => (Some(name), Some(schema)),
             None => (None, None),
@@ -472,6 +483,16 @@ fn example(key: &str) -> &'static str {
         "path" => "FOLDER",
         _ => "…",
     }
+}
+
+/// The stage that a word surely means, with its index: the nearest one, where none but it is near.
+fn meant_stage<'w>(word: &str, stages: &[&'w str]) -> Option<(usize, &'w str)> {
+    let near = nearest_word(word, stages)?;
+    let others: Vec<&str> = stages.iter().copied().filter(|stage| *stage != near).collect();
+    let is_tied = nearest_word(word, &others)
+        .is_some_and(|other| strsim::levenshtein(word, other) <= strsim::levenshtein(word, near));
+    let index = stages.iter().position(|stage| *stage == near)?;
+    (!is_tied).then_some((index, near))
 }
 
 /// The nearest word; one that differs in case or in `_` and `-` only is nearest of all.

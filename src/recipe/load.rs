@@ -116,7 +116,11 @@ fn from_source(
     }
     let mut findings = Vec::new();
     environment::interpolate(&mut tree, env, &mut findings);
-    overrides::apply(&mut tree, overrides, base, env, &mut findings);
+    let mut refused = Vec::new();
+    overrides::apply(&mut tree, overrides, base, env, &mut refused);
+    // A value that was overridden needs no variables.
+    findings.retain(|finding| is_about_a_value(finding, &tree));
+    findings.extend(refused);
     let mut patterns = 0;
     if let Some(place) = tree.expression_beyond(MAX_EXPRESSIONS, &mut patterns) {
         let message = format!("the recipe has more than {MAX_EXPRESSIONS} globs and regular expressions");
@@ -149,6 +153,11 @@ fn from_source(
         }
         _ => Err(failure(capped(findings))),
     }
+}
+
+/// Whether a finding points into a value of the tree, rather than into one that was replaced.
+fn is_about_a_value(finding: &Finding, tree: &Node) -> bool {
+    finding.labels.first().is_none_or(|label| tree.has_value_at(&label.place))
 }
 
 fn capped(mut findings: Vec<Finding>) -> Vec<Finding> {

@@ -280,6 +280,18 @@ impl Node {
         self.at(parent)?.entry(&segments(pointer).last()?)
     }
 
+    /// Whether one of the values was written around a place.
+    pub(super) fn has_value_at(&self, place: &Place) -> bool {
+        match &self.content {
+            Content::List(items) => items.iter().any(|item| item.has_value_at(place)),
+            Content::Map(entries) => entries.iter().any(|entry| entry.value.has_value_at(place)),
+            _ => {
+                let word = self.defined.as_ref().unwrap_or(&self.used);
+                Arc::ptr_eq(&word.source, &place.source) && word.start <= place.start && place.end <= word.end
+            }
+        }
+    }
+
     /// The place of the first glob or regular expression beyond `limit` of them, keys included; `count` is how many were met.
     pub(super) fn expression_beyond(&self, limit: usize, count: &mut usize) -> Option<&Place> {
         match &self.content {

@@ -39,6 +39,23 @@ fn overrides_in(text: &str) -> Overrides {
     overrides
 }
 
+#[test]
+fn what_is_overridden_needs_no_variables() {
+    let text = "version: 1\nname: r\nstages:\n  - stage: load\n    model: ${MODELS}/m\n  - stage: quantize-int4\n  - stage: \
+                export\n    path: ${OUTPUTS}/m\n";
+    let overridden = |model: Option<&str>, output: Option<&str>| {
+        let overrides = Overrides {
+            model: model.map(str::to_owned),
+            output: output.map(str::to_owned),
+            ..Overrides::default()
+        };
+        check("recipe.yaml", text, &overrides).map_err(|failure| failure.findings.len())
+    };
+    assert_eq!(overridden(None, None).err(), Some(2));
+    assert_eq!(overridden(Some("/m"), None).err(), Some(1));
+    assert!(overridden(Some("/m"), Some("/out")).is_ok());
+}
+
 fn bad_recipes() -> Vec<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/bad_recipes");
     let mut paths: Vec<PathBuf> = folder

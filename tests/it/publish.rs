@@ -152,6 +152,9 @@ fn two_exports_read_the_weights_once() {
     assert_eq!(json(&workspace.path("plain/config.json")), json(&workspace.path("model/config.json")));
     assert_eq!(report(&workspace.path("plain")), report(&workspace.path("packed")));
     workspace.monoquant(["verify", "packed"]).exits(0);
+    let found = workspace.monoquant(["verify", "packed", "--format", "json"]).exits(0).json();
+    assert_eq!(found["verified"], true);
+    assert_eq!(found["verdict"]["passed"], true);
     // A folder is known by what is in it, wherever it was moved.
     fs::rename(workspace.path("plain"), workspace.path("elsewhere")).expect("a move");
     workspace.monoquant(["verify", "elsewhere"]).exits(0);

@@ -196,6 +196,49 @@ fn inspect_shows_a_model_and_its_quantization() {
     let value = said.exits(0).json();
     assert_eq!(value["quantization_config"]["quant_method"], "compressed-tensors");
     assert_eq!(value["tensors"].as_array().map(Vec::len), Some(tensors(&workspace.path("out")).len()));
+    // Codes and what belongs to them are the layers that they stand for.
+    let original = workspace.monoquant(["inspect", "model", "--json"]).exits(0).json();
+    assert_eq!(value["parameters"], original["parameters"]);
+    let class = |value: &serde_json::Value, name: &str| {
+        let all = value["tensors"].as_array().expect("a list");
+        let found = all.iter().find(|tensor| tensor["name"] == name).expect("a tensor of this name");
+        (found["kind"].clone(), found["role"].clone())
+    };
+    let module = "model.layers.0.self_attn.q_proj";
+    let expected = class(&original, &format!("{module}.weight"));
+    for part in ["weight_packed", "weight_scale", "weight_shape"] {
+        assert_eq!(class(&value, &format!("{module}.{part}")), expected, "{part}");
+    }
+}
+
+#[test]
+fn inspect_counts_codes_of_a_byte_and_what_is_damaged() {
+    let workspace = Workspace::with(&Model::llama());
+    let original = workspace.monoquant(["inspect", "model", "--json"]).exits(0).json();
+    let stages = "  - stage: quantize-int8\n    activations: dynamic-token\n";
+    workspace.run(&workspace.recipe(stages)).exits(0);
+    let value = workspace.monoquant(["inspect", "out", "--json"]).exits(0).json();
+    assert_eq!(value["parameters"], original["parameters"]);
+    let kinds = |value: &serde_json::Value| {
+        let all = value["tensors"].as_array().expect("a list").clone();
+        all.iter().filter(|tensor| tensor["kind"] == "Linear").count()
+    };
+    assert!(kinds(&value) > kinds(&original), "scales are of their layers");
+    // Shapes that cannot be those of the codes are not believed.
+    workspace.run(&workspace.recipe("  - stage: quantize-int4\n")).exits(0);
+    let stored = tensors(&workspace.path("out"));
+    let (file, shape) = stored
+        .iter()
+        .find_map(|(name, tensor)| name.ends_with(".weight_shape").then_some((&tensor.file, &tensor.bytes)))
+        .expect("a shape");
+    let path = workspace.path("out").join(file);
+    let mut bytes = std::fs::read(&path).expect("a file");
+    while let Some(at) = bytes.windows(16).position(|window| window == &shape[..]) {
+        bytes[at..at + 16].fill(0x7f);
+    }
+    std::fs::write(&path, bytes).expect("a file");
+    let value = workspace.monoquant(["inspect", "out", "--json"]).exits(0).json();
+    assert!(value["parameters"].as_u64() < original["parameters"].as_u64());
 }
 
 #[test]
@@ -205,6 +248,10 @@ fn check_needs_no_model() {
     let bad = workspace.write("bad.yaml", "version: 1\nname: bad\nstages:\n  - stage: laod\n    model: m\n");
     let said = workspace.monoquant(["check", "recipe.yaml"]).exits(0);
     assert_eq!((said.stdout.as_str(), said.stderr.as_str()), ("1 recipe is fine\n", ""));
+    workspace.monoquant(["check", "recipe.yaml", "--set", "quantize-int4.group_size=64"]).exits(0);
+    workspace.monoquant(["check", "recipe.yaml", "--set", "quantize-int4.group_size=63"]).exits(2);
+    workspace.monoquant(["check", "recipe.yaml", "--model", "m", "--output", "o"]).exits(0);
+    workspace.monoquant(["check", "recipe.yaml", "--output", ""]).exits(2);
     let said =
         workspace.monoquant([std::ffi::OsStr::new("check"), good.as_os_str(), bad.as_os_str()]).exits(2);
     insta::assert_snapshot!("check-bad", said.stderr);
