@@ -228,7 +228,7 @@ impl Estimate {
         let norm = self.norm as f32;
         if norm == 3.0 {
             for x in powers.iter_mut() {
-                *x *= *x * *x;
+                *x = *x * *x * *x;
             }
         } else {
             for x in powers.iter_mut() {
