@@ -138,7 +138,9 @@ VLLM = {
 
 
 # What no target lets through is written by calling a thing by another name: the router a Linear, the family one whose experts are merged.
-DISGUISES = {"router": "    layer_types: {gate: Linear}\n", "stack-gpt-oss": "qwen3_5_moe", "stack-granite-moe-hybrid": "qwen3_5_moe"}
+DISGUISES = {"router": "    layer_types: {gate: Linear}\n", "stack-gpt-oss": "qwen3_5_moe", "stack-granite-moe-hybrid": "qwen3_5_moe",
+             # As if its experts were not merged, or their being left alone would be refused first.
+             "plain-qwen3-next": "llama"}
 
 
 def untie(folder, out):
