@@ -67,6 +67,13 @@ pub(super) trait Machine: Copy {
     /// The greatest lane, of numbers.
     fn greatest(self, a: Self::Lanes) -> f32;
 
+    /// Which lanes are below those of `low` or above those of `high`: a bit each, the first one lowest.
+    fn outside(self, a: Self::Lanes, low: Self::Lanes, high: Self::Lanes) -> u32;
+
+    /// a with 0 in the lanes that have a bit in `mask`, which are put first into `out` in their order; what follows them there is
+    /// anything.
+    fn take_out(self, a: Self::Lanes, mask: u32, out: &mut [f32; LANES]) -> Self::Lanes;
+
     /// The 32 bfloat16 numbers of some bytes: those at even places, and those at odd ones.
     fn bf16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2];
 
@@ -138,6 +145,23 @@ fn fold(a: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> f32 {
         four[i] = f(eight[i], eight[i + 4]);
     }
     f(f(four[0], four[2]), f(four[1], four[3]))
+}
+
+/// [`Machine::take_out`], a lane at a time.
+#[inline(always)]
+fn take_out(mut a: [f32; LANES], mask: u32, out: &mut [f32; LANES]) -> [f32; LANES] {
+    if mask == 0 {
+        return a;
+    }
+    let mut count = 0;
+    for (i, lane) in a.iter_mut().enumerate() {
+        let is_out = mask >> i & 1 != 0;
+        // Without a branch: the next one takes the place of one that stays.
+        out[count] = *lane;
+        count += usize::from(is_out);
+        *lane = if is_out { 0.0 } else { *lane };
+    }
+    a
 }
 
 impl<const FUSED: bool> Machine for Arrays<FUSED> {
@@ -247,6 +271,20 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     #[inline(always)]
     fn greatest(self, a: Self::Lanes) -> f32 {
         fold(a, |a, b| if a > b { a } else { b })
+    }
+
+    #[inline(always)]
+    fn outside(self, a: Self::Lanes, low: Self::Lanes, high: Self::Lanes) -> u32 {
+        let mut mask = 0;
+        for i in 0..LANES {
+            mask |= u32::from((a[i] < low[i]) | (a[i] > high[i])) << i;
+        }
+        mask
+    }
+
+    #[inline(always)]
+    fn take_out(self, a: Self::Lanes, mask: u32, out: &mut [f32; LANES]) -> Self::Lanes {
+        take_out(a, mask, out)
     }
 
     #[inline(always)]
@@ -470,6 +508,13 @@ mod tests {
             let limits = [0.5, 1.0, 2.0, 9.0, f32::INFINITY, f32::NAN];
             bits.extend(limits.map(|limit| u32::from(m.exceeds(a, limit))));
             bits.extend(limits.map(|limit| u32::from(m.exceeds(c, limit))));
+            let (low, high) = (m.splat(-0.5), m.max(b, m.splat(-0.5)));
+            let mask = m.outside(a, low, high);
+            let (mut out, mut kept) = ([0.0; LANES], [0.0; LANES]);
+            m.store(m.take_out(c, mask, &mut out), &mut kept);
+            bits.push(mask);
+            bits.extend(kept.map(f32::to_bits));
+            bits.extend(out[..mask.count_ones() as usize].iter().map(|x| x.to_bits()));
             let mut most = [0.0; LANES];
             m.store(m.max_abs(m.abs(m.mul(c, c)), c), &mut most);
             bits.extend(most.map(f32::to_bits));

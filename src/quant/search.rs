@@ -81,7 +81,7 @@ pub(super) fn add_all(sums: &mut Vec<f64>, numbers: &[f64]) {
 
 impl Search {
     pub(super) fn new(mse: Mse, rules: Rules) -> Self {
-        let estimate = Estimate::new(mse.norm, rules.bits.steps());
+        let estimate = Estimate::new(mse.norm, &rules);
         let mut factors = mse.factors();
         let count = factors.len();
         if let Some(&last) = factors.last() {

@@ -3,7 +3,7 @@
 use std::arch::x86_64::*;
 
 use super::super::isa::Job;
-use super::{LANES, Machine, look_up_bytes};
+use super::{LANES, Machine, look_up_bytes, take_out};
 
 /// Does a job with AVX2, FMA, F16C and POPCNT.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -138,6 +138,30 @@ impl Machine for Avx2 {
     fn greatest(self, a: Self::Lanes) -> f32 {
         // SAFETY: `self` proves AVX2.
         unsafe { greatest_of_eight(_mm256_max_ps(a[0], a[1])) }
+    }
+
+    #[inline(always)]
+    fn outside(self, a: Self::Lanes, low: Self::Lanes, high: Self::Lanes) -> u32 {
+        // SAFETY: `self` proves AVX2.
+        unsafe {
+            let below =
+                [_mm256_cmp_ps::<_CMP_LT_OQ>(a[0], low[0]), _mm256_cmp_ps::<_CMP_LT_OQ>(a[1], low[1])];
+            let above =
+                [_mm256_cmp_ps::<_CMP_GT_OQ>(a[0], high[0]), _mm256_cmp_ps::<_CMP_GT_OQ>(a[1], high[1])];
+            let first = _mm256_movemask_ps(_mm256_or_ps(below[0], above[0]));
+            let second = _mm256_movemask_ps(_mm256_or_ps(below[1], above[1]));
+            (first | second << 8) as u32
+        }
+    }
+
+    #[inline(always)]
+    fn take_out(self, a: Self::Lanes, mask: u32, out: &mut [f32; LANES]) -> Self::Lanes {
+        if mask == 0 {
+            return a;
+        }
+        let mut lanes = [0.0; LANES];
+        self.store(a, &mut lanes);
+        self.load(&take_out(lanes, mask, out))
     }
 
     #[inline(always)]
@@ -295,6 +319,25 @@ impl Machine for Avx512 {
     fn greatest(self, a: Self::Lanes) -> f32 {
         // SAFETY: `self` proves AVX-512.
         unsafe { greatest_of_eight(_mm256_max_ps(_mm512_castps512_ps256(a), _mm512_extractf32x8_ps::<1>(a))) }
+    }
+
+    #[inline(always)]
+    fn outside(self, a: Self::Lanes, low: Self::Lanes, high: Self::Lanes) -> u32 {
+        // SAFETY: `self` proves AVX-512.
+        unsafe {
+            let below = _mm512_cmp_ps_mask::<_CMP_LT_OQ>(a, low);
+            u32::from(below | _mm512_cmp_ps_mask::<_CMP_GT_OQ>(a, high))
+        }
+    }
+
+    #[inline(always)]
+    fn take_out(self, a: Self::Lanes, mask: u32, out: &mut [f32; LANES]) -> Self::Lanes {
+        let mask = mask as u16;
+        // SAFETY: `self` proves AVX-512; `out` has 16 elements.
+        unsafe {
+            _mm512_storeu_ps(out.as_mut_ptr(), _mm512_maskz_compress_ps(mask, a));
+            _mm512_maskz_mov_ps(!mask, a)
+        }
     }
 
     #[inline(always)]
