@@ -10,6 +10,7 @@ pub mod file_hash;
 mod finish;
 mod hashes;
 mod measured;
+mod quantizers;
 mod record;
 mod reuse;
 mod source;

@@ -147,8 +147,11 @@ impl Search {
         match &self.estimate {
             Some(estimate) if !is_idle && estimate.bound(m, weights, importance, &candidates, bounds) => {
                 let least = least(&bounds.upper[..self.count]);
-                let may_win = |&i: &usize| bounds.lower[i] <= least && !candidates.repeats(i);
-                left.extend((0..self.count).filter(may_win));
+                for (i, &lower) in bounds.lower[..self.count].iter().enumerate() {
+                    if lower <= least && !candidates.repeats(i) {
+                        left.push(i);
+                    }
+                }
                 if left.len() > 1 {
                     let mut least = f64::INFINITY;
                     for &i in left.iter() {

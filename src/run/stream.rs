@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::cancel::Cancel;
 use super::event::{Event, Listener};
 use super::measured::{Collector, lock};
+use super::quantizers::Quantizers;
 use super::record::Journal;
 use super::source::{Source, SourceBuffers};
 use super::take_over;
@@ -20,7 +21,6 @@ use crate::exit::Exit;
 use crate::export::{Staging, files};
 use crate::finding::{Failure, Finding};
 use crate::plan::fingerprint::TensorPrint;
-use crate::plan::select::float_type;
 use crate::plan::{Piece, PieceOutput, Plan};
 use crate::quant::{
     BadValue, BadWeight, FloatType, Granularity, Isa, Quantized, QuantizedView, Quantizer, Scratch, Survey,
@@ -50,6 +50,7 @@ impl Checks {
 /// A run with what was found out before its one pass.
 struct Pass<'a> {
     run: &'a Run<'a>,
+    quantizers: &'a Quantizers<'a>,
     params: &'a [Option<TensorParams>],
 }
 
@@ -97,8 +98,9 @@ pub(super) fn stream(
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
-    let params = survey(run, &pieces, workers, cancel)?;
-    let pass = Pass { run, params: &params };
+    let quantizers = Quantizers::new(run.plan, &pieces, run.isa);
+    let params = survey(run, &quantizers, &pieces, workers, cancel)?;
+    let pass = Pass { run, quantizers: &quantizers, params: &params };
     let queue = Queue::new(run.plan, pieces);
     workers.each(cancel, || queue.next(), |tile, buffers| pass.tile(tile, buffers))
 }
@@ -106,6 +108,7 @@ pub(super) fn stream(
 /// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
 fn survey(
     run: &Run<'_>,
+    quantizers: &Quantizers<'_>,
     pieces: &[usize],
     workers: &Workers,
     cancel: &Cancel,
@@ -114,7 +117,7 @@ fn survey(
     let mut out = vec![None; plan.pieces.len()];
     for &index in pieces {
         let piece = &plan.pieces[index];
-        let Some(quantizer) = quantizer(plan, index, run.isa) else { continue };
+        let Some(quantizer) = quantizers.of(index) else { continue };
         if quantizer.survey_passes() == 0 {
             continue;
         }
@@ -172,19 +175,6 @@ fn survey_pass(
     )
 }
 
-/// The quantizer of a piece; none where it is kept.
-fn quantizer(plan: &Plan, index: usize, isa: Isa) -> Option<Quantizer> {
-    let piece = &plan.pieces[index];
-    let treatment = plan.decisions[piece.tensor].treatment()?;
-    let source = float_type(&plan.model.tensors[piece.tensor])?;
-    let columns = piece.matrix?.cols as usize;
-    let quantizer = Quantizer::new(treatment.scheme, treatment.observer, source, columns, isa);
-    Some(match &plan.weighing.pieces[index] {
-        Some(importance) => quantizer.weighted(importance.clone()),
-        None => quantizer,
-    })
-}
-
 fn bad_weight(plan: &Plan, piece: &Piece, tile: Tile, bad: BadWeight) -> Failure {
     let tensor = &plan.model.tensors[piece.tensor];
     let (row, column) = (tile.start + bad.row as u64, bad.col);
@@ -214,7 +204,7 @@ impl Pass<'_> {
     fn tile(&self, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
         let piece = &self.plan.pieces[tile.piece];
         self.source.read(piece, tile, &mut buffers.source, Some(self.collector))?;
-        match quantizer(self.plan, tile.piece, self.isa) {
+        match self.quantizers.of(tile.piece) {
             Some(quantizer) => self.quantize(piece, tile, &quantizer, buffers)?,
             None => self.keep(piece, tile, buffers)?,
         }

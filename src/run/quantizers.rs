@@ -1,0 +1,52 @@
+//! The quantizers of a run: one for all pieces that are quantized alike.
+
+use std::borrow::Cow;
+
+use crate::plan::Plan;
+use crate::plan::select::float_type;
+use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme};
+
+/// Quantizers, made once: a search for ranges prepares more than a tile should wait for.
+pub(super) struct Quantizers<'p> {
+    plan: &'p Plan,
+    kinds: Vec<(Kind, Quantizer)>,
+    /// The kind of each piece of the plan; none where it is kept, or is none of this run's.
+    of: Vec<Option<usize>>,
+}
+
+/// What quantizers differ in: scheme, observer, type of the weights, columns.
+type Kind = (Scheme, Observer, FloatType, usize);
+
+impl<'p> Quantizers<'p> {
+    /// Of some of a plan's pieces.
+    pub(super) fn new(plan: &'p Plan, pieces: &[usize], isa: Isa) -> Self {
+        let mut kinds: Vec<(Kind, Quantizer)> = Vec::new();
+        let mut of = vec![None; plan.pieces.len()];
+        for &index in pieces {
+            let Some(kind) = kind(plan, index) else { continue };
+            let at = kinds.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
+                let (scheme, observer, source, columns) = kind;
+                kinds.push((kind, Quantizer::new(scheme, observer, source, columns, isa)));
+                kinds.len() - 1
+            });
+            of[index] = Some(at);
+        }
+        Self { plan, kinds, of }
+    }
+
+    /// The quantizer of a piece; none where it is kept.
+    pub(super) fn of(&self, piece: usize) -> Option<Cow<'_, Quantizer>> {
+        let (_, quantizer) = &self.kinds[self.of[piece]?];
+        Some(match &self.plan.weighing.pieces[piece] {
+            Some(importance) => Cow::Owned(quantizer.clone().weighted(importance.clone())),
+            None => Cow::Borrowed(quantizer),
+        })
+    }
+}
+
+fn kind(plan: &Plan, index: usize) -> Option<Kind> {
+    let piece = &plan.pieces[index];
+    let treatment = plan.decisions[piece.tensor].treatment()?;
+    let source = float_type(&plan.model.tensors[piece.tensor])?;
+    Some((treatment.scheme, treatment.observer, source, piece.matrix?.cols as usize))
+}
