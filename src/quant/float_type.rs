@@ -218,12 +218,37 @@ pub(super) struct F16;
 #[derive(Clone, Copy)]
 pub(super) struct Bf16;
 
-/// The ranges of one type by integer comparison of bit patterns, which IEEE formats allow: without the sign
-/// they are ordered as the values are, NaN above infinity above everything finite. The greatest pattern read as
-/// signed is the greatest positive weight, if there is one; read as unsigned it is the negative weight furthest
-/// from 0, if there is one.
-macro_rules! ranges_by_bits {
+/// What all types have alike, with bit patterns as integers.
+///
+/// Ranges come by comparison of those, which IEEE formats allow: without the sign they are ordered as the values are, NaN above
+/// infinity above everything finite. The greatest pattern read as signed is the greatest positive weight, if there is one; read as
+/// unsigned it is the negative weight furthest from 0, if there is one.
+macro_rules! stored_as {
     ($unsigned:ty, $signed:ty) => {
+        type Raw = [u8; size_of::<$unsigned>()];
+
+        const BITS: u32 = <$unsigned>::BITS;
+
+        #[inline(always)]
+        fn bits(raw: Self::Raw) -> u32 {
+            u32::from(<$unsigned>::from_le_bytes(raw))
+        }
+
+        #[inline(always)]
+        fn from_bits(bits: u32) -> f32 {
+            Self::widen((bits as $unsigned).to_le_bytes())
+        }
+
+        #[inline(always)]
+        fn elements(bytes: &[u8]) -> &[Self::Raw] {
+            bytes.as_chunks().0
+        }
+
+        #[inline(always)]
+        fn elements_mut(bytes: &mut [u8]) -> &mut [Self::Raw] {
+            bytes.as_chunks_mut().0
+        }
+
         #[inline(always)]
         fn magnitude(weights: &[Self::Raw]) -> f32 {
             const MASK: $unsigned = <$unsigned>::MAX >> 1;
@@ -251,31 +276,9 @@ macro_rules! ranges_by_bits {
 }
 
 impl Float for F32 {
-    type Raw = [u8; 4];
+    stored_as!(u32, i32);
 
     const TYPE: FloatType = FloatType::F32;
-
-    const BITS: u32 = 32;
-
-    #[inline(always)]
-    fn bits(raw: [u8; 4]) -> u32 {
-        u32::from_le_bytes(raw)
-    }
-
-    #[inline(always)]
-    fn from_bits(bits: u32) -> f32 {
-        f32::from_bits(bits)
-    }
-
-    #[inline(always)]
-    fn elements(bytes: &[u8]) -> &[[u8; 4]] {
-        bytes.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn elements_mut(bytes: &mut [u8]) -> &mut [[u8; 4]] {
-        bytes.as_chunks_mut().0
-    }
 
     #[inline(always)]
     fn widen(raw: [u8; 4]) -> f32 {
@@ -296,36 +299,12 @@ impl Float for F32 {
     fn round_number(x: f32) -> f32 {
         x
     }
-
-    ranges_by_bits!(u32, i32);
 }
 
 impl Float for Bf16 {
-    type Raw = [u8; 2];
+    stored_as!(u16, i16);
 
     const TYPE: FloatType = FloatType::Bf16;
-
-    const BITS: u32 = 16;
-
-    #[inline(always)]
-    fn bits(raw: [u8; 2]) -> u32 {
-        u32::from(u16::from_le_bytes(raw))
-    }
-
-    #[inline(always)]
-    fn from_bits(bits: u32) -> f32 {
-        Self::widen((bits as u16).to_le_bytes())
-    }
-
-    #[inline(always)]
-    fn elements(bytes: &[u8]) -> &[[u8; 2]] {
-        bytes.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn elements_mut(bytes: &mut [u8]) -> &mut [[u8; 2]] {
-        bytes.as_chunks_mut().0
-    }
 
     #[inline(always)]
     fn widen(raw: [u8; 2]) -> f32 {
@@ -351,36 +330,12 @@ impl Float for Bf16 {
         let bits = x.to_bits();
         f32::from_bits(bits.wrapping_add(0x7fff + ((bits >> 16) & 1)) & 0xffff_0000)
     }
-
-    ranges_by_bits!(u16, i16);
 }
 
 impl Float for F16 {
-    type Raw = [u8; 2];
+    stored_as!(u16, i16);
 
     const TYPE: FloatType = FloatType::F16;
-
-    const BITS: u32 = 16;
-
-    #[inline(always)]
-    fn bits(raw: [u8; 2]) -> u32 {
-        u32::from(u16::from_le_bytes(raw))
-    }
-
-    #[inline(always)]
-    fn from_bits(bits: u32) -> f32 {
-        Self::widen((bits as u16).to_le_bytes())
-    }
-
-    #[inline(always)]
-    fn elements(bytes: &[u8]) -> &[[u8; 2]] {
-        bytes.as_chunks().0
-    }
-
-    #[inline(always)]
-    fn elements_mut(bytes: &mut [u8]) -> &mut [[u8; 2]] {
-        bytes.as_chunks_mut().0
-    }
 
     #[inline(always)]
     fn widen(raw: [u8; 2]) -> f32 {
@@ -422,8 +377,6 @@ impl Float for F16 {
         let finite = if bits < 0x3880_0000 { subnormal } else { normal };
         f32::from_bits(sign | if finite > 0x477f_e000 { 0x7f80_0000 } else { finite })
     }
-
-    ranges_by_bits!(u16, i16);
 }
 
 #[cfg(test)]

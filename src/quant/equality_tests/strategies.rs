@@ -95,13 +95,25 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
                 scale_type: if same { source } else { other },
                 storage: if packed { Storage::Packed } else { Storage::Plain },
             };
-            let mut bytes = Vec::new();
-            source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
-            // Kinds above 3 are none.
-            let importance = importance((seed % 8) as usize, cols, seed);
-            Case { scheme, observer, source, rows, cols, importance, bytes, tile: 8 }
+            of(scheme, observer, source, (rows, cols), kind, seed)
         },
     )
+}
+
+/// Weights of some character, with importance or without.
+fn of(
+    scheme: Scheme,
+    observer: Observer,
+    source: FloatType,
+    (rows, cols): (usize, usize),
+    kind: usize,
+    seed: u64,
+) -> Case {
+    let mut bytes = Vec::new();
+    source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
+    // Kinds above 3 are none.
+    let importance = importance((seed % 8) as usize, cols, seed);
+    Case { scheme, observer, source, rows, cols, importance, bytes, tile: 8 }
 }
 
 /// Shapes at the edges of what kernels take in pairs and in one segment: groups of several blocks, rows of several segments, and sizes
@@ -138,10 +150,7 @@ pub(super) fn wide_case() -> impl Strategy<Value = Case> {
                     scale_type,
                     storage: if packed { Storage::Packed } else { Storage::Plain },
                 };
-                let mut bytes = Vec::new();
-                source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
-                let importance = importance((seed % 8) as usize, cols, seed);
-                Case { scheme, observer, source, rows, cols, importance, bytes, tile: 8 }
+                of(scheme, observer, source, (rows, cols), kind, seed)
             },
         )
 }
