@@ -3,6 +3,7 @@
 pub mod compressed_tensors;
 pub mod config;
 pub mod files;
+pub mod flush;
 pub mod publish;
 pub mod staging;
 

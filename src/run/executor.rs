@@ -14,7 +14,7 @@ use super::workers::Workers;
 use super::{hashes, take_over, verdict};
 use crate::exit::Exit;
 use crate::export::staging::{self, Lock};
-use crate::export::{Staging, publish};
+use crate::export::{Staging, flush, publish};
 use crate::finding::{Failure, Finding};
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::{Distortion, Isa};
@@ -118,8 +118,11 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
             collector: &collector,
             listener,
         };
-        let done = take_over::take_over(&run, &reuse, &stores, &workers, cancel)
-            .and_then(|()| stream::stream(&run, pieces, &workers, cancel));
+        let work = || {
+            take_over::take_over(&run, &reuse, &stores, &workers, cancel)?;
+            stream::stream(&run, pieces, &workers, cancel)
+        };
+        let done = if options.durable { flush::while_flushing(&staging, work) } else { work() };
         if let Err(failure) = done {
             if failure.exit == Exit::Interrupted {
                 staging.iter_mut().for_each(Staging::keep);

@@ -25,6 +25,29 @@ fn a_run_that_panics_leaves_nothing() {
 }
 
 #[test]
+fn a_durable_output_is_the_same_also_where_files_are_taken_over() {
+    let workspace = Workspace::with(&Model::llama());
+    for stage in ["", "    targets: [layers.1]\n"] {
+        let recipe = workspace.recipe(&format!("{INT4}{stage}"));
+        workspace.run(&recipe).exits(0);
+        let args = ["run", "recipe.yaml", "--durable", "--output", "durable"];
+        workspace.monoquant(args).exits(0);
+        assert_eq!(tensors(&workspace.path("durable")), tensors(&workspace.path("out")));
+    }
+}
+
+#[test]
+fn a_durable_run_ends_where_a_worker_panics() {
+    let workspace = Workspace::with(&Model::llama());
+    let plan = workspace.plan(&workspace.recipe(INT4)).expect("a plan");
+    let options = Options { durable: true, ..Options::default() };
+    let listener = |event: &Event| assert!(!matches!(event, Event::Tile { .. }), "a listener with a bug");
+    let caught = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| run(&plan, &options, &listener)));
+    assert!(caught.is_err());
+    assert_eq!(workspace.names(), ["model", "recipe.yaml"]);
+}
+
+#[test]
 fn a_weight_that_stops_the_run_leaves_an_older_output() {
     let workspace = Workspace::with(&Model::llama());
     let recipe = workspace.recipe(INT4);
