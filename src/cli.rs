@@ -42,7 +42,7 @@ struct Terminal {
     /// When to use colour. `auto` asks the terminal and the environment (NO_COLOR, CLICOLOR_FORCE).
     #[arg(long, global = true, value_enum, default_value_t = Color::Auto, value_name = "WHEN")]
     color: Color,
-    /// Say only what is wrong, and results.
+    /// Say only what is wrong, and what was asked for: no progress, no summary, no mere warnings.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
     /// Say more.

@@ -5,7 +5,7 @@
 //! that made it, for every output tensor its file and offset, and whatever an engine would refuse.
 
 use std::collections::BTreeMap;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place};
@@ -77,6 +77,13 @@ impl Plan {
     #[must_use]
     pub fn recipe(&self) -> &Recipe {
         &self.loaded.recipe
+    }
+
+    /// The output directory of an `export` stage; empty for any other stage.
+    #[must_use]
+    pub fn export_path(&self, stage: usize) -> &Path {
+        let export = self.exports.iter().find(|export| export.stage == stage);
+        export.map_or_else(|| Path::new(""), |export| &export.path)
     }
 
     /// The line of the recipe in which a rule stands, from 1; none for built-in rules and overrides.

@@ -23,6 +23,13 @@ fn unknown() -> Finding {
 }
 
 pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
+    // Letters where there should be a number of entries.
+    if bytes
+        .first_chunk::<8>()
+        .is_some_and(|head| head.iter().all(|byte| matches!(byte, b'\t'..=b'\r' | b' '..=b'~')))
+    {
+        return Err(unknown());
+    }
     let mut cursor = Cursor::new(bytes);
     let entries = cursor.i32()?;
     let count = u64::try_from(entries).ok().filter(|count| *count > 0).ok_or_else(unknown)?;

@@ -8,6 +8,7 @@ use super::{ExplainArgs, Format};
 use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::plan::{Explanation, Plan, Rule, explain as explain_plan};
+use crate::quant::Observer;
 
 pub(super) fn explain(args: &ExplainArgs, output: &Output) -> Result<Exit, Failure> {
     let plan = planned(&args.recipe)?;
@@ -55,10 +56,11 @@ fn text(plan: &Plan, explanation: &Explanation) -> String {
         let weighed = pieces
             .filter(|(piece, importance)| piece.tensor == explanation.tensor && importance.is_some())
             .count();
-        let how = if weighed == 0 {
-            "says nothing of it: its columns count the same"
-        } else {
-            "weighs its columns"
+        let searches = decision.treatment().is_some_and(|t| matches!(t.observer, Observer::Mse(_)));
+        let how = match (weighed, searches) {
+            (0, _) => "says nothing of it: its columns count the same",
+            (_, true) => "weighs its columns",
+            (_, false) => "weighs its columns where the error is measured; its observer does not search",
         };
         let _ = writeln!(out, "  {} ({}) {how}", used.file, used.format.name());
     }

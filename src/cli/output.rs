@@ -81,9 +81,14 @@ impl Output {
 
     /// Prints findings; warnings are left out where only what is wrong is wanted.
     pub fn findings(&self, findings: &[Finding]) {
+        self.findings_if(!self.is_quiet, findings);
+    }
+
+    /// Prints findings, warnings only if they are wanted.
+    pub fn findings_if(&self, wants_warnings: bool, findings: &[Finding]) {
         let shown: Vec<Finding> = findings
             .iter()
-            .filter(|finding| finding.severity == Severity::Error || !self.is_quiet)
+            .filter(|finding| finding.severity == Severity::Error || wants_warnings)
             .cloned()
             .collect();
         if shown.is_empty() {

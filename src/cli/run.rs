@@ -7,6 +7,7 @@ use crate::finding::{Failure, Finding};
 use crate::plan::{Limits, Plan};
 use crate::quant::Isa;
 use crate::recipe::Loaded;
+use crate::report::GateOutcome;
 use crate::report::progress::{Bar, Lines};
 use crate::report::summary::summary;
 use crate::run::{Cancel, Listener, Options, Silent};
@@ -55,7 +56,9 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
         output.result(&serde_json::to_string_pretty(&outcome.report).unwrap_or_default());
         return Ok(outcome.exit);
     }
-    output.findings(&outcome.findings);
+    // What failed is wrong, also where the recipe goes on.
+    let has_failed = outcome.report.gates.iter().any(|gate| gate.outcome == GateOutcome::FailedAndIgnored);
+    output.findings_if(has_failed || !output.is_quiet(), &outcome.findings);
     if !output.is_quiet() {
         output.result(&summary(&plan, &outcome));
     }

@@ -7,18 +7,26 @@ use serde_json::json;
 use super::Format;
 use super::output::Output;
 use crate::exit::Exit;
-use crate::finding::Failure;
+use crate::finding::{self, Failure};
 
 pub(super) fn verify(directory: &Path, output: &Output) -> Result<Exit, Failure> {
-    let report = crate::run::verify::verify(directory)?;
+    let verified = crate::run::verify::verify(directory);
     if output.format() == Format::Json {
+        let (findings, exit) = match &verified {
+            Ok(_) => (&[][..], Exit::Done),
+            Err(failure) => (failure.findings.as_slice(), failure.exit),
+        };
         let found = json!({
             "directory": directory.display().to_string(),
-            "verified": true,
-            "verdict": report.verdict,
+            "verified": verified.is_ok(),
+            "verdict": verified.as_ref().ok().map(|report| &report.verdict),
+            "findings": finding::json::to_value(findings),
         });
         output.result(&serde_json::to_string_pretty(&found).unwrap_or_default());
-    } else if !output.is_quiet() {
+        return Ok(exit);
+    }
+    let report = verified?;
+    if !output.is_quiet() {
         output.result(&format!(
             "the weights in {} are as they were written: {}",
             directory.display(),

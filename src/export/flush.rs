@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::files;
 use super::staging::Staging;
+use crate::exit::Exit;
 use crate::finding::Failure;
 
 /// How long the disk is left alone once it has everything.
@@ -38,7 +39,11 @@ pub fn while_flushing<T>(
         let result = work();
         drop(end);
         let flushed = flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
-        result.and_then(|done| flushed.map(|()| done))
+        match (result, flushed) {
+            // What is kept of an interrupted run has to be on the disk.
+            (Err(failure), Err(error)) if failure.exit == Exit::Interrupted => Err(error),
+            (result, flushed) => result.and_then(|done| flushed.map(|()| done)),
+        }
     })
 }
 

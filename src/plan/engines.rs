@@ -121,8 +121,8 @@ pub(super) fn check(
         for refusal in refusals {
             match found.iter_mut().find(|(stage, known, _)| {
                 *stage == treatment.stage
-                    && (known.code, known.engine, known.manner)
-                        == (refusal.code, refusal.engine, refusal.manner)
+                    && (known.code, known.engine, known.manner, &known.help)
+                        == (refusal.code, refusal.engine, refusal.manner, &refusal.help)
             }) {
                 Some((_, _, names)) => names.push(name),
                 None => found.push((treatment.stage, refusal, vec![name])),

@@ -18,19 +18,22 @@ pub struct Explanation {
     pub fused_with: Vec<String>,
 }
 
-/// Explains the tensors that a name means: one tensor by its full name, or all tensors of a module.
+/// Explains the tensors that a name means: one tensor by its full name, or all tensors of a module; where there is none of that
+/// name, those whose names end with it.
 ///
 /// # Errors
 /// Where the model has no such tensor; with the nearest names.
 pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
     let stages = select::QuantizeStage::all(plan.recipe());
     let items = select::items(&plan.model, &plan.classes);
-    let hits: Vec<usize> = (0..items.len())
-        .filter(|&index| {
-            let tensor = &plan.model.tensors[index];
-            tensor.name == name || tensor.module() == name
-        })
-        .collect();
+    let meant = |is_it: &dyn Fn(&str) -> bool| -> Vec<usize> {
+        let tensors = plan.model.tensors.iter().enumerate();
+        tensors.filter(|(_, tensor)| is_it(&tensor.name) || is_it(tensor.module())).map(|(i, _)| i).collect()
+    };
+    let mut hits = meant(&|known| known == name);
+    if hits.is_empty() {
+        hits = meant(&|known| known.strip_suffix(name).is_some_and(|before| before.ends_with('.')));
+    }
     if hits.is_empty() {
         let mut finding = Finding::error("plan::no-such-tensor", format!("the model has no tensor `{name}`"));
         let near = unmatched::nearest_tensors(name, &plan.model);

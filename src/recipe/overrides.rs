@@ -157,14 +157,25 @@ fn place_value(root: &mut Node, words: &[Word<'_>], whole: Place, value: Node) -
             let names: Vec<String> = node.entries().iter().map(|entry| entry.key.clone()).collect();
             let inner =
                 child_mut(node, key.0).ok_or_else(|| unknown(key, &names, "what is written there"))?;
-            replace_item(inner, steps, value)
+            replace_within(inner, steps, value)
         }
     }
 }
 
-/// Replaces an entry of a list. No parameter but `layer_types` is deeper than a list.
-fn replace_item(node: &mut Node, steps: &[Word<'_>], value: Node) -> Result<(), Finding> {
+/// Replaces an entry of a list, or puts one into a mapping.
+fn replace_within(node: &mut Node, steps: &[Word<'_>], value: Node) -> Result<(), Finding> {
     let [(word, place), deeper @ ..] = steps else { return Ok(()) };
+    if let Content::Map(entries) = &node.content {
+        let names: Vec<String> = entries.iter().map(|entry| entry.key.clone()).collect();
+        return match (deeper, child_mut(node, word)) {
+            ([], _) => {
+                put(node, word, place.clone(), value);
+                Ok(())
+            }
+            (_, Some(inner)) => replace_within(inner, deeper, value),
+            (_, None) => Err(unknown(&steps[0], &names, "what is written there")),
+        };
+    }
     let count = node.items().len();
     let item = match &mut node.content {
         Content::List(items) => word.parse::<usize>().ok().and_then(|index| items.get_mut(index)),

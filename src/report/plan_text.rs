@@ -11,6 +11,7 @@ use super::units::{bytes, counted, grouped};
 use crate::export::publish::free_space;
 use crate::plan::layout::logical_bytes;
 use crate::plan::{Decision, Plan};
+use crate::quant::Observer;
 use crate::run::disk_needed;
 
 /// Tensors that one rule treats alike.
@@ -43,7 +44,8 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
                 crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
             };
             let weighed = match plan.weighing.of_stage(t.stage) {
-                Some(used) => format!(", weighed by {}", used.file),
+                Some(used) if matches!(t.observer, Observer::Mse(_)) => format!(", weighed by {}", used.file),
+                Some(used) => format!(", measured with {}", used.file),
                 None => String::new(),
             };
             format!("{}, {}{weighed}{activations}", t.scheme, t.observer)
@@ -147,7 +149,7 @@ pub fn text(plan: &Plan) -> String {
             "writes".to_owned(),
             format!("{} bytes", grouped(export.weight_bytes())),
             bytes(export.weight_bytes()),
-            format!("{} in {}", counted(export.files.len(), "file"), written_path(plan, export.stage)),
+            format!("{} in {}", counted(export.files.len(), "file"), export.path.display()),
         ]);
         rows.push(vec![
             "disk".to_owned(),

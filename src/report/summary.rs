@@ -3,7 +3,6 @@
 use std::fmt::Write;
 
 use super::Report;
-use super::ledger::written_path;
 use super::table::table;
 use super::units::{bytes, counted, decibels};
 use crate::plan::Plan;
@@ -36,7 +35,7 @@ pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
     let _ = writeln!(out);
     for output in &report.outputs {
         let state = if output.published { "output" } else { "not published" };
-        let _ = writeln!(out, "  {state}  {}", written_path(plan, output.stage));
+        let _ = writeln!(out, "  {state}  {}", plan.export_path(output.stage).display());
     }
     for path in paths {
         let _ = writeln!(out, "  report  {}", path.display());

@@ -136,6 +136,9 @@ impl Job<'_> {
         if built.is_none() && published.iter().all(|is_published| *is_published) && self.is_same(&small) {
             outcome.is_up_to_date = true;
             for (index, export) in plan.exports.iter().enumerate() {
+                if self.options.durable {
+                    files::sync_all(&export.path)?;
+                }
                 self.record(index, measured, take_over::taken(plan, self.reuse, index).collect());
                 staging::clear(&export.path);
                 outcome.report_paths.push(export.path.join(report::FILE_NAME));

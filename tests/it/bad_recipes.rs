@@ -238,6 +238,30 @@ fn overrides_reach_every_kind_of_place() {
 }
 
 #[test]
+fn overrides_reach_into_the_statistics() {
+    let set = |path: &str| Overrides { set: vec![path.to_owned()], ..Default::default() };
+    let text = "version: 1\nstages:\n  - {stage: load, model: m, calibration: {file: a}}\n  - {stage: quantize-int4, observer: mse}\n  \
+                - {stage: export, path: out}\n";
+    for (path, part) in [
+        ("load.calibration.file=b", "file: b"),
+        ("stages.0.calibration.file=b", "file: b"),
+        ("load.calibration.on_missing=ignore", "on_missing: ignore"),
+    ] {
+        let loaded = check("recipe.yaml", text, &set(path)).unwrap();
+        assert!(emit(&loaded.recipe).unwrap().contains(part), "{path}");
+    }
+    for (path, part) in [
+        ("load.calibration.fiel=b", "did you mean `file`?"),
+        ("load.calibration.file.more=b", "nothing is below this"),
+        ("quantize-int4.calibration.file=b", "There are: stage, observer"),
+    ] {
+        let failure = check("recipe.yaml", text, &set(path)).unwrap_err();
+        let said = format!("{failure:?}");
+        assert!(said.contains(part), "{path}\n{said}");
+    }
+}
+
+#[test]
 fn model_and_output_are_seen_from_the_working_directory() {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("recipe.yaml");

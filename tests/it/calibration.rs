@@ -316,13 +316,30 @@ fn a_gate_can_ask_for_the_outputs_quality() {
 }
 
 #[test]
+fn a_plan_says_what_statistics_are_for() {
+    let workspace = Workspace::with(&Model::llama());
+    write(&workspace, &of_the_model(|_, _| {}), 1000, Some(128));
+    for (observer, says, explains) in [
+        ("mse", "mse, weighed by ", "weighs its columns\n"),
+        ("minmax", "minmax, measured with ", "its observer does not search"),
+    ] {
+        workspace.whole_recipe(&stages(observer, ""));
+        let plan = workspace.monoquant(["plan", "recipe.yaml"]).exits(0).stdout;
+        assert!(plan.contains(says), "{plan}");
+        let explained =
+            workspace.monoquant(["explain", "recipe.yaml", "model.layers.0.mlp.up_proj"]).exits(0);
+        assert!(explained.stdout.contains(explains), "{}", explained.stdout);
+    }
+}
+
+#[test]
 fn files_of_other_kinds_are_told_apart() {
     let code = |bytes: &[u8]| calibration::parse(bytes).expect_err("no statistics").code;
     let model =
         std::fs::read(root().join("examples/tiny-llama/model-00002-of-00002.safetensors")).expect("a model");
     assert_eq!(code(&model), "calibration::no-modules");
     assert_eq!(code(b"\xff\xff\xff\x7f and some text"), "calibration::bad-count");
-    assert_eq!(code(b"version: 1\nstages: []\n"), "calibration::bad-count");
+    assert_eq!(code(b"version: 1\nstages: []\n"), "calibration::unknown-format");
     assert_eq!(code(b""), "calibration::truncated");
     let gguf = std::fs::read(fixture("tiny-llama.imatrix.gguf")).expect("a fixture");
     assert_eq!(code(&gguf[..gguf.len() / 2]), "calibration::truncated");

@@ -289,3 +289,18 @@ fn success_is_never_printed_where_nothing_was_quantized() {
     assert!(!said.stdout.contains('✓'), "{}", said.stdout);
     assert!(fs::metadata(workspace.path("out")).is_err());
 }
+
+#[test]
+fn a_failure_is_said_even_where_only_what_is_wrong_is_wanted() {
+    let workspace = Workspace::with(&uneven());
+    let quiet = |on_failure: &str| {
+        let gate = format!("  - stage: check-warnings\n{BELOW_ERROR}    on_failure: {on_failure}\n");
+        workspace.recipe(&format!("  - stage: quantize-int4\n{gate}"));
+        workspace.monoquant(["run", "recipe.yaml", "-q"])
+    };
+    let warned = quiet("warn").exits(0);
+    assert!(warned.stderr.contains("check::low-sqnr") || warned.stderr.contains("SQNR"), "{}", warned.stderr);
+    assert_eq!(warned.stdout, "");
+    assert_eq!(quiet("ignore").exits(0).stderr, "");
+    assert_ne!(quiet("error").exits(1).stderr, "");
+}

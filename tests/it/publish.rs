@@ -37,6 +37,16 @@ fn a_durable_output_is_the_same_also_where_files_are_taken_over() {
 }
 
 #[test]
+fn an_output_that_is_up_to_date_can_still_be_made_durable() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.run(&workspace.recipe(INT4)).exits(0);
+    let before = files(&workspace.path("out"));
+    let said = workspace.monoquant(["run", "recipe.yaml", "--durable"]).exits(0);
+    assert!(said.stdout.contains("up to date"), "{}", said.stdout);
+    assert_eq!(files(&workspace.path("out")), before);
+}
+
+#[test]
 fn a_durable_run_ends_where_a_worker_panics() {
     let workspace = Workspace::with(&Model::llama());
     let plan = workspace.plan(&workspace.recipe(INT4)).expect("a plan");

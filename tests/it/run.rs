@@ -306,7 +306,25 @@ fn verify_finds_a_flipped_byte() {
     assert!(workspace.monoquant(["verify", "out"]).exits(5).stderr.contains(" bytes and not "));
     fs::remove_file(&path).expect("a weight file");
     assert!(workspace.monoquant(["verify", "out"]).exits(5).stderr.contains("cannot be read"));
+    let found = workspace.monoquant(["verify", "out", "--format", "json"]).exits(5).json();
+    assert_eq!((&found["verified"], &found["verdict"]), (&false.into(), &serde_json::Value::Null));
+    assert_eq!(found["findings"][0]["severity"], "error");
     workspace.monoquant(["verify", "model"]).exits(3);
+}
+
+#[test]
+fn explain_takes_the_end_of_a_name() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.recipe("  - stage: quantize-int4\n");
+    let of = |name: &str| workspace.monoquant(["explain", "recipe.yaml", name]);
+    let said = of("mlp.down_proj").exits(0).stdout;
+    assert!(
+        ["model.layers.0.mlp.down_proj.weight", "model.layers.1.mlp.down_proj.weight"]
+            .iter()
+            .all(|name| said.contains(name))
+    );
+    assert!(!of("layers.1.mlp.down_proj").exits(0).stdout.contains("layers.0"));
+    of("own_proj").exits(2);
 }
 
 #[test]

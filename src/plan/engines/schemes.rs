@@ -79,12 +79,14 @@ pub(super) fn activations_with_groups(subject: &Subject<'_>) -> Option<Refusal> 
 
 /// vLLM's W8A8 has no zero points for weights.
 pub(super) fn activations_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
+    // Without activations asymmetric int8 runs on few GPUs, so that is no way out.
+    let way_out = if is_w4a8(subject) { ", or drop `activations`" } else { "" };
     (!weights_only(subject) && !subject.treatment.scheme.symmetric).then(|| Refusal {
         engine: Engine::Vllm,
         code: "plan::vllm-w8a8-asymmetric",
         message: "vLLM does not load asymmetric weights together with int8 activations".to_owned(),
         key: "symmetric",
-        help: "Use `symmetric: true`, or drop `activations`.".to_owned(),
+        help: format!("Use `symmetric: true`{way_out}."),
         manner: Manner::Loudly,
     })
 }
