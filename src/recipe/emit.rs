@@ -7,9 +7,6 @@ use super::environment::escape;
 use crate::recipe::Recipe;
 use crate::stage::{ObserverChoice, OnFailure, Quantize, Stage};
 
-/// The schema that editors are pointed to: relative, as in the folder of shipped recipes.
-const MODELINE: &str = "# yaml-language-server: $schema=../schemas/recipe.schema.json\n";
-
 /// The recipe with every default filled in that has an effect and does not depend on the model.
 #[must_use]
 pub fn resolve(recipe: &Recipe) -> Recipe {
@@ -52,7 +49,7 @@ fn observer_defaults(stage: &dyn Quantize) -> [Option<f64>; 4] {
     [mse(stage.maxshrink(), 0.2), mse(stage.grid(), 100.0), mse(stage.norm(), 2.4), percentile]
 }
 
-/// The recipe as YAML, beginning with the line that tells editors the schema. Read again, it gives an equal recipe: paths stay
+/// The recipe as YAML. Read again, it gives an equal recipe: paths stay
 /// as they are, and what could be taken for a variable is escaped. Defaults without effect are left out, since writing them
 /// would be a warning.
 ///
@@ -69,7 +66,7 @@ pub fn emit(recipe: &Recipe) -> Result<String, serde_yaml::Error> {
         }
     }
     escape_all(&mut value);
-    Ok(format!("{MODELINE}{}", serde_yaml::to_string(&value)?))
+    serde_yaml::to_string(&value)
 }
 
 fn escape_all(value: &mut Value) {
