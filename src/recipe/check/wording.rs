@@ -71,6 +71,9 @@ pub(super) fn type_help(value: &Value, wanted: &str, name: &str) -> Option<Strin
         (Value::String(word), "array") if word.len() <= MAX_SHOWN => {
             Some(format!("Write it as a list: `{name}: [{word}]`."))
         }
+        (Value::String(word), _) if name == "calibration" && word.len() <= MAX_SHOWN => {
+            Some(format!("Write it as a mapping: `{name}: {{file: {word}}}`."))
+        }
         (Value::String(word), "mapping") if word.len() <= MAX_SHOWN => {
             Some(format!("Write `- stage: {}`.", word.trim_end_matches(':')))
         }
