@@ -199,7 +199,7 @@ struct CheckArgs {
 
 #[derive(Debug, Args)]
 struct InspectArgs {
-    /// A model directory, a .safetensors file, or hf://org/name.
+    /// A model directory, a .safetensors file, hf://org/name, or a file of activation statistics.
     path: String,
     /// Print it as JSON.
     #[arg(long)]
