@@ -8,7 +8,6 @@ use super::{ExplainArgs, Format};
 use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::plan::{Explanation, Plan, Rule, explain as explain_plan};
-use crate::quant::Observer;
 
 pub(super) fn explain(args: &ExplainArgs, output: &Output) -> Result<Exit, Failure> {
     let plan = planned(&args.recipe)?;
@@ -56,7 +55,7 @@ fn text(plan: &Plan, explanation: &Explanation) -> String {
         let weighed = pieces
             .filter(|(piece, importance)| piece.tensor == explanation.tensor && importance.is_some())
             .count();
-        let searches = decision.treatment().is_some_and(|t| matches!(t.observer, Observer::Mse(_)));
+        let searches = decision.treatment().is_some_and(|t| t.observer.searches());
         let how = match (weighed, searches) {
             (0, _) => "says nothing of it: its columns count the same",
             (_, true) => "weighs its columns",

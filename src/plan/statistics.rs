@@ -10,7 +10,7 @@ use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::model::ModelFolder;
-use crate::quant::{Importance, Observer};
+use crate::quant::Importance;
 use crate::recipe::Loaded;
 use crate::stage::{OnMissing, Stage};
 
@@ -58,7 +58,7 @@ impl Weighing {
     /// Whether the ranges of a piece are chosen with statistics, so that Gaussian weights say nothing about its SQNR.
     #[must_use]
     pub fn changes_ranges(&self, piece: usize, treatment: &Treatment) -> bool {
-        matches!(treatment.observer, Observer::Mse(_)) && self.pieces[piece].is_some()
+        treatment.observer.searches() && self.pieces[piece].is_some()
     }
 
     /// The statistics of a quantize stage.

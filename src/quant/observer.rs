@@ -12,6 +12,14 @@ pub enum Observer {
     Percentile(f64),
 }
 
+impl Observer {
+    /// Whether ranges are searched for, and so depend on how much each column counts.
+    #[must_use]
+    pub const fn searches(&self) -> bool {
+        matches!(self, Self::Mse(_))
+    }
+}
+
 /// The search of [`Observer::Mse`], as llm-compressor's `memoryless_mse` observer does it, without its early stop.
 ///
 /// Candidates are p = 1 − i/grid for i in 0 .. ⌊maxshrink·grid⌋, the widest first, and the whole range if there

@@ -52,7 +52,7 @@ fn idle_of_quantize(stage: &dyn Quantize) -> Vec<Idle> {
         idle.push(Idle { key: "group_size", why, is_default: stage.group_size() == 128 });
         idle.push(Idle { key: "indivisible", why, is_default: stage.indivisible() == Indivisible::Error });
     }
-    if !matches!(stage.observer(), ObserverChoice::Mse | ObserverChoice::ImatrixMse) {
+    if !stage.observer().searches() {
         let why = "only `observer: mse` and `imatrix-mse` search";
         for (key, value) in [("maxshrink", stage.maxshrink()), ("grid", stage.grid()), ("norm", stage.norm())]
         {

@@ -53,17 +53,12 @@ fn idle(stages: &[(&Stage, &Node)], named: usize) -> Option<&'static str> {
     let is_asked_for = stages[first..]
         .iter()
         .any(|(stage, _)| matches!(stage, Stage::CheckWarnings(check) if check.sqnr == SqnrOf::Outputs));
-    let searches = users.any(|(_, (user, _))| user.quantize().is_some_and(|user| searches(user.observer())));
+    let searches = users.any(|(_, (user, _))| user.quantize().is_some_and(|user| user.observer().searches()));
     (!is_asked_for && !searches).then_some("only measured with, and no gate asks for that")
 }
 
 fn is_load(stage: &Stage) -> bool {
     matches!(stage, Stage::Load(_))
-}
-
-/// Whether an observer weighs columns.
-fn searches(observer: ObserverChoice) -> bool {
-    matches!(observer, ObserverChoice::Mse | ObserverChoice::ImatrixMse)
 }
 
 fn missing(node: &Node, key: &str, what: &str) -> Finding {

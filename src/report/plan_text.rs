@@ -11,7 +11,6 @@ use super::units::{bytes, counted, grouped};
 use crate::export::publish::free_space;
 use crate::plan::layout::logical_bytes;
 use crate::plan::{Decision, Plan};
-use crate::quant::Observer;
 use crate::run::disk_needed;
 
 /// Tensors that one rule treats alike.
@@ -44,7 +43,7 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
                 crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
             };
             let weighed = match plan.weighing.of_stage(t.stage) {
-                Some(used) if matches!(t.observer, Observer::Mse(_)) => format!(", weighed by {}", used.file),
+                Some(used) if t.observer.searches() => format!(", weighed by {}", used.file),
                 Some(used) => format!(", measured with {}", used.file),
                 None => String::new(),
             };

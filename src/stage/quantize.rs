@@ -33,6 +33,14 @@ pub enum ObserverChoice {
     ImatrixMse,
 }
 
+impl ObserverChoice {
+    /// Whether it searches, with statistics if there are any.
+    #[must_use]
+    pub const fn searches(self) -> bool {
+        matches!(self, Self::Mse | Self::ImatrixMse)
+    }
+}
+
 /// The floating-point type of the scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]

@@ -77,38 +77,26 @@ pub(super) fn case() -> impl Strategy<Value = Case> {
         (1..400usize).prop_map(|cols| (Granularity::Channel, cols)),
         (1..60usize).prop_map(|cols| (Granularity::Tensor, cols)),
     ];
-    let scheme = (any::<[bool; 3]>(), granularity, float_type());
-    (scheme, observer(), float_type(), any::<bool>(), 1..20usize, 0..10usize, any::<u64>()).prop_map(
-        |(
-            ([four, symmetric, packed], (granularity, cols), other),
-            observer,
-            source,
-            same,
-            rows,
-            kind,
-            seed,
-        )| {
-            let scheme = Scheme {
-                bits: if four { Bits::Four } else { Bits::Eight },
-                symmetric,
-                granularity,
-                scale_type: if same { source } else { other },
-                storage: if packed { Storage::Packed } else { Storage::Plain },
-            };
-            of(scheme, observer, source, (rows, cols), kind, seed)
-        },
-    )
+    let types = (float_type(), float_type(), any::<bool>())
+        .prop_map(|(source, other, same)| (source, if same { source } else { other }));
+    (any::<[bool; 3]>(), granularity, types, observer(), 1..20usize, 0..10usize, any::<u64>()).prop_map(of)
 }
 
+/// Whether it is of four bits, symmetric, packed; granularity and columns; types of weights and scales; observer; rows; the
+/// character of the weights; a seed.
+type Drawn = ([bool; 3], (Granularity, usize), (FloatType, FloatType), Observer, usize, usize, u64);
+
 /// Weights of some character, with importance or without.
-fn of(
-    scheme: Scheme,
-    observer: Observer,
-    source: FloatType,
-    (rows, cols): (usize, usize),
-    kind: usize,
-    seed: u64,
-) -> Case {
+fn of(drawn: Drawn) -> Case {
+    let ([four, symmetric, packed], (granularity, cols), (source, scale_type), observer, rows, kind, seed) =
+        drawn;
+    let scheme = Scheme {
+        bits: if four { Bits::Four } else { Bits::Eight },
+        symmetric,
+        granularity,
+        scale_type,
+        storage: if packed { Storage::Packed } else { Storage::Plain },
+    };
     let mut bytes = Vec::new();
     source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
     // Kinds above 3 are none.
@@ -131,26 +119,6 @@ pub(super) fn wide_case() -> impl Strategy<Value = Case> {
         1 => Just(Observer::Percentile(90.0)),
     ];
     let float = prop_oneof![4 => Just(FloatType::Bf16), 1 => Just(FloatType::F16), 1 => Just(FloatType::F32)];
-    (any::<[bool; 3]>(), granularity, float.clone(), float, observer, 1..4usize, 0..10usize, any::<u64>())
-        .prop_map(
-            |(
-                [four, symmetric, packed],
-                (granularity, cols),
-                source,
-                scale_type,
-                observer,
-                rows,
-                kind,
-                seed,
-            )| {
-                let scheme = Scheme {
-                    bits: if four { Bits::Four } else { Bits::Eight },
-                    symmetric,
-                    granularity,
-                    scale_type,
-                    storage: if packed { Storage::Packed } else { Storage::Plain },
-                };
-                of(scheme, observer, source, (rows, cols), kind, seed)
-            },
-        )
+    let types = (float.clone(), float);
+    (any::<[bool; 3]>(), granularity, types, observer, 1..4usize, 0..10usize, any::<u64>()).prop_map(of)
 }
