@@ -81,7 +81,14 @@ impl Case {
         for (i, tile) in self.bytes.chunks(self.tile * quantizer.row_bytes()).enumerate() {
             let rows = tile.len() / quantizer.row_bytes();
             quantizer.quantize(tensor.as_ref(), tile, rows, &mut out, scratch).map_err(|bad| bad.what)?;
-            distortion.merge(&quantizer.measure(tile, out.view(), rows, scratch), i * self.tile);
+            let measured = quantizer.measure(tile, out.view(), rows, scratch);
+            let mut again = Quantized::default();
+            let together = quantizer.quantize_and_measure(tensor.as_ref(), tile, rows, &mut again, scratch);
+            assert_eq!(
+                (again, format!("{together:?}")),
+                (out.clone(), format!("{:?}", Ok::<_, super::BadWeight>(measured)))
+            );
+            distortion.merge(&measured, i * self.tile);
             quantizer.dequantize(out.view(), rows, &mut values, scratch);
             dequantized.extend_from_slice(&values);
             all.codes.extend_from_slice(&out.codes);

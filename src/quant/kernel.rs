@@ -110,7 +110,7 @@ pub(super) struct Fine {
 
 impl Fine {
     #[inline(always)]
-    fn new(grid: &Grid) -> Self {
+    pub(super) fn new(grid: &Grid) -> Self {
         Self {
             r: 1.0 / grid.scale,
             low: FINE + (grid.qmin - grid.zero),
@@ -136,13 +136,7 @@ impl Fine {
     /// The codes of weights, of which there is a multiple of 32, packed as nibbles.
     #[inline(always)]
     pub(super) fn encode_nibbles<T: Half, M: Machine>(self, m: M, weights: &[u8], out: &mut [u8]) {
-        let lanes = FineLanes {
-            start: m.splat(FINE),
-            r: m.splat(self.r),
-            low: m.splat(self.low),
-            high: m.splat(self.high),
-            end: m.splat(self.end),
-        };
+        let lanes = self.lanes(m);
         let (weights, last_weights) = weights.as_chunks::<{ 8 * LANES }>();
         let (out, last_out) = out.as_chunks_mut::<{ 2 * LANES }>();
         for (weights, out) in weights.iter().zip(out) {
@@ -151,11 +145,22 @@ impl Fine {
         }
         lanes.encode::<T>(m, last_weights.first_chunk(), last_out.first_chunk_mut());
     }
+
+    #[inline(always)]
+    pub(super) fn lanes<M: Machine>(self, m: M) -> FineLanes<M> {
+        FineLanes {
+            start: m.splat(FINE),
+            r: m.splat(self.r),
+            low: m.splat(self.low),
+            high: m.splat(self.high),
+            end: m.splat(self.end),
+        }
+    }
 }
 
 /// [`Fine`] in lanes.
 #[derive(Clone, Copy)]
-struct FineLanes<M: Machine> {
+pub(super) struct FineLanes<M: Machine> {
     start: M::Lanes,
     r: M::Lanes,
     low: M::Lanes,
@@ -175,36 +180,57 @@ impl<M: Machine> FineLanes<M> {
 
     /// Codes in the low bits of the bit patterns.
     #[inline(always)]
-    fn codes(&self, m: M, w: M::Lanes) -> M::Lanes {
+    pub(super) fn codes(&self, m: M, w: M::Lanes) -> M::Lanes {
         let moved = m.mul_add(w, self.r, self.start);
         m.add(m.min(m.max(moved, self.low), self.high), self.end)
     }
 }
 
-/// [`Fine`] of the groups of a row.
-#[derive(Debug, Default)]
-pub(super) struct FineRow {
-    groups: Vec<Fine>,
+/// Whether codes of weights and scales of at most 11 significant bits may be found without a division ([`Fine`]), in all groups
+/// of these scales and greatest |w|.
+#[inline(always)]
+pub(super) fn all_fine(scales: &[f32], most: &[f32]) -> bool {
+    let mut all = true;
+    for (&scale, &most) in scales.iter().zip(most) {
+        all &= corrects(scale, most);
+    }
+    all
 }
 
-impl FineRow {
-    /// Takes the grids of a row's groups, whose greatest |w| are `most`. `false` if one of them does not allow it: then there
-    /// has to be a division.
+/// [`Fine`] of some blocks, member by member.
+#[derive(Debug)]
+#[repr(align(64))]
+pub(super) struct FineBlocks<const N: usize> {
+    r: [f32; N],
+    low: [f32; N],
+    high: [f32; N],
+    end: [f32; N],
+}
+
+impl<const N: usize> Default for FineBlocks<N> {
+    fn default() -> Self {
+        let none = [0.0; N];
+        Self { r: none, low: none, high: none, end: none }
+    }
+}
+
+impl<const N: usize> FineBlocks<N> {
+    /// Takes the grids of the first blocks.
     #[inline(always)]
-    pub(super) fn fill(&mut self, like: Grid, scales: &[f32], zeros: &[f32], most: &[f32]) -> bool {
-        let mut all = true;
-        for (&scale, &most) in scales.iter().zip(most) {
-            all &= corrects(scale, most);
+    pub(super) fn fill(&mut self, like: Grid, scales: &[f32], zeros: &[f32]) {
+        let Self { r, low, high, end } = self;
+        let members = r.iter_mut().zip(low).zip(high.iter_mut().zip(end));
+        for (((r, low), (high, end)), (&scale, &zero)) in members.zip(scales.iter().zip(zeros)) {
+            let fine = Fine::new(&Grid { scale, zero, ..like });
+            (*r, *low, *high, *end) = (fine.r, fine.low, fine.high, fine.end);
         }
-        self.groups.clear();
-        let grids = scales.iter().zip(zeros);
-        self.groups.extend(grids.map(|(&scale, &zero)| Fine::new(&Grid { scale, zero, ..like })));
-        all
     }
 
+    /// All of them.
     #[inline(always)]
-    pub(super) fn groups(&self) -> &[Fine] {
-        &self.groups
+    pub(super) fn iter(&self) -> impl Iterator<Item = Fine> {
+        let members = self.r.iter().zip(&self.low).zip(self.high.iter().zip(&self.end));
+        members.map(|((&r, &low), (&high, &end))| Fine { r, low, high, end })
     }
 }
 

@@ -13,6 +13,9 @@ pub(super) trait Machine: Copy {
     /// exact, may use it, because it changes bits.
     const FMA: bool;
 
+    /// Whether there are registers enough to quantize and to measure in one pass: else two passes are faster.
+    const ONE_PASS: bool;
+
     /// Sixteen f32.
     type Lanes: Copy;
 
@@ -79,6 +82,9 @@ pub(super) trait Machine: Copy {
 
     /// The same of numbers in half precision.
     fn f16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2];
+
+    /// The entries of `table` that the low nibbles of the bit patterns of lanes name.
+    fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes;
 
     /// The entries of `table` that the low nibbles of some bytes name, and those that the high ones do.
     fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2];
@@ -166,6 +172,8 @@ fn take_out(mut a: [f32; LANES], mask: u32, out: &mut [f32; LANES]) -> [f32; LAN
 
 impl<const FUSED: bool> Machine for Arrays<FUSED> {
     const FMA: bool = FUSED;
+
+    const ONE_PASS: bool = false;
 
     type Lanes = [f32; LANES];
 
@@ -309,6 +317,11 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     }
 
     #[inline(always)]
+    fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes {
+        each(names, names, |name, _| table[(name.to_bits() & 15) as usize])
+    }
+
+    #[inline(always)]
     fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2] {
         let mut out = [[0.0; LANES]; 2];
         for (i, byte) in from.iter().enumerate() {
@@ -428,7 +441,8 @@ mod tests {
             let mut bits = Vec::new();
             m.store_nibble_pairs([a, f], &mut nibbles);
             bits.extend(nibbles.map(u32::from));
-            for x in [a, b, c, d, e, f, g, h] {
+            let i = m.entries(m.load(self.0), m.mul(f, m.splat(f32::from_bits(1))));
+            for x in [a, b, c, d, e, f, g, h, i] {
                 let mut out = [0.0; LANES];
                 m.store(x, &mut out);
                 bits.extend(out.map(f32::to_bits));
@@ -461,6 +475,7 @@ mod tests {
             of(&byte, 1),
             of(&half, 0),
             of(&half, 1),
+            of(&|i| table[usize::from(bytes[i] & 15)].to_bits(), 1),
         ]
         .concat();
         for isa in Isa::available() {

@@ -1,20 +1,24 @@
 //! Quantized bytes back to weights, and their distortion.
 
 mod allowance;
+mod codes;
 mod reader;
 mod sums;
 mod weighted;
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use super::distortion::WorstGroup;
 use super::float_type::{Bf16, F16, Half};
 use super::isa::Job;
+use super::kernel::{FineBlocks, Grid};
 use super::machine::{LANES, Machine};
 use super::{Distortion, FloatType, QuantizedView, Quantizer, Scratch};
 use allowance::Allowances;
+use codes::{Codes, NewCodes, StoredCodes};
 use reader::Reader;
-use sums::{BlockSums, Running, Totals};
+use sums::{BlockLanes, BlockSums, Running, Totals};
 use weighted::WeighTile;
 
 /// Columns that are decoded before they are looked at: what the first cache holds beside the files' bytes.
@@ -54,6 +58,8 @@ struct BlockFacts {
     limits: [f32; BLOCKS],
     /// Whether it has to be looked at again whatever its weights are: not 0.
     flags: [u32; BLOCKS],
+    /// How its codes are found, if they are new.
+    fine: FineBlocks<BLOCKS>,
 }
 
 impl Default for Decoded {
@@ -73,6 +79,7 @@ impl Default for BlockFacts {
             reaches: none,
             limits: none,
             flags: [0; BLOCKS],
+            fine: FineBlocks::default(),
         }
     }
 }
@@ -99,8 +106,8 @@ impl Quantizer {
         self.assert_sizes(&quantized, rows);
         out.clear();
         out.resize(rows * self.cols * self.scheme.scale_type.bytes(), 0);
-        let reader = Reader::new(self, quantized).in_memory();
-        self.isa.run(DequantizeTile { reader, rows, out, segment: &mut scratch.segment });
+        let reader = Reader::new(self).in_memory();
+        self.isa.run(DequantizeTile { reader, quantized, rows, out, segment: &mut scratch.segment });
     }
 
     /// Compares `rows` rows of source weights, which are finite, with what their quantized bytes mean.
@@ -120,19 +127,24 @@ impl Quantizer {
     ) -> Distortion {
         assert_eq!(tile.len(), rows * self.row_bytes(), "a tile is whole rows");
         self.assert_sizes(&quantized, rows);
-        let meter = Meter {
-            quantizer: self,
-            reader: Reader::new(self, quantized),
-            allowances: Allowances::new(self),
-            all: Distortion { count: (rows * self.cols) as u64, ..Distortion::default() },
-            totals: Totals::new(),
-        };
-        let segment = &mut scratch.segment;
-        let mut all = self.isa.run(MeasureTile { meter, tile, rows, segment });
+        let (meter, segment) = (Meter::new(self, rows), &mut scratch.segment);
+        let all = self.isa.run(MeasureTile { meter, quantized, tile, rows, segment });
+        self.weigh(all, tile, quantized, rows, scratch)
+    }
+
+    /// What is measured of a tile, with the energies in which columns count by their importance, where they have one.
+    pub(super) fn weigh(
+        &self,
+        mut all: Distortion,
+        tile: &[u8],
+        quantized: QuantizedView<'_>,
+        rows: usize,
+        scratch: &mut Scratch,
+    ) -> Distortion {
         if let Some(importance) = &self.importance {
-            let reader = Reader::new(self, quantized).in_memory();
+            let reader = Reader::new(self).in_memory();
             let segment = &mut scratch.segment;
-            let weigh = WeighTile { quantizer: self, reader, tile, rows, importance, segment };
+            let weigh = WeighTile { quantizer: self, reader, quantized, tile, rows, importance, segment };
             (all.weighted_signal, all.weighted_noise) = self.isa.run(weigh);
         }
         all
@@ -149,6 +161,7 @@ impl Quantizer {
 
 struct DequantizeTile<'a> {
     reader: Reader<'a>,
+    quantized: QuantizedView<'a>,
     rows: usize,
     out: &'a mut [u8],
     segment: &'a mut Segment,
@@ -159,13 +172,13 @@ impl Job for DequantizeTile<'_> {
 
     #[inline(always)]
     fn run<M: Machine>(self, machine: M) {
-        let Self { reader, rows, mut out, segment } = self;
+        let Self { reader, quantized, rows, mut out, segment } = self;
         let scale_type = reader.scheme.scale_type;
         for row in 0..rows {
             let mut start = 0;
             while start < reader.cols {
                 let columns = reader.segment(start);
-                let decoded = reader.decode(machine, row, columns.clone(), segment);
+                let decoded = reader.decode(machine, quantized, (row, columns.clone()), segment);
                 let (to, rest) = out.split_at_mut(columns.len() * scale_type.bytes());
                 scale_type.narrow_all(decoded, to);
                 (out, start) = (rest, columns.end);
@@ -176,6 +189,7 @@ impl Job for DequantizeTile<'_> {
 
 struct MeasureTile<'a> {
     meter: Meter<'a>,
+    quantized: QuantizedView<'a>,
     tile: &'a [u8],
     rows: usize,
     segment: &'a mut Segment,
@@ -186,22 +200,12 @@ impl Job for MeasureTile<'_> {
 
     #[inline(always)]
     fn run<M: Machine>(self, machine: M) -> Distortion {
-        let Self { mut meter, tile, rows, segment } = self;
-        let (cols, bytes) = (meter.reader.cols, meter.quantizer.source.bytes());
+        let Self { mut meter, quantized, tile, rows, segment } = self;
+        let row_bytes = meter.quantizer.row_bytes();
         for row in 0..rows {
-            let mut group = WorstGroup { row, group: 0, signal: 0.0, noise: 0.0 };
-            let mut start = 0;
-            while start < cols {
-                let columns = meter.reader.segment(start);
-                let part = Part::new(&meter.reader, row, columns.clone());
-                let weights = &tile[(row * cols + start) * bytes..(row * cols + columns.end) * bytes];
-                if meter.sum(machine, &part, weights, segment) {
-                    meter.quantizer.isa.run(LookAgain { meter: &mut meter, part: &part, weights, segment });
-                }
-                meter.totals.add(&segment.blocks, part.blocks);
-                meter.offer_groups(&part, segment, &mut group);
-                start = columns.end;
-            }
+            let mut codes = StoredCodes::new(&meter.reader, quantized, row);
+            let weights = &tile[row * row_bytes..(row + 1) * row_bytes];
+            meter.row(machine, row, weights, &mut codes, segment);
         }
         meter.end()
     }
@@ -243,8 +247,8 @@ impl Part {
     }
 }
 
-/// Measures segment after segment.
-struct Meter<'a> {
+/// Measures row after row.
+pub(super) struct Meter<'a> {
     quantizer: &'a Quantizer,
     reader: Reader<'a>,
     allowances: Allowances<'a>,
@@ -253,19 +257,77 @@ struct Meter<'a> {
     totals: Totals,
 }
 
-impl Meter<'_> {
+impl<'a> Meter<'a> {
+    /// For a tile of so many rows.
+    pub(super) fn new(quantizer: &'a Quantizer, rows: usize) -> Self {
+        Self {
+            quantizer,
+            reader: Reader::new(quantizer),
+            allowances: Allowances::new(quantizer),
+            all: Distortion { count: (rows * quantizer.cols) as u64, ..Distortion::default() },
+            totals: Totals::new(),
+        }
+    }
+
+    /// Puts down the codes of a row, whose weights have 16 bits, as packed nibbles, and measures it.
+    #[inline(always)]
+    pub(super) fn encode_row<M: Machine>(
+        &mut self,
+        machine: M,
+        (row, weights): (usize, &[u8]),
+        like: Grid,
+        (scales, zeros): (&[f32], &[f32]),
+        stored: &mut [u8],
+        segment: &mut Segment,
+    ) {
+        self.row(machine, row, weights, &mut NewCodes { like, scales, zeros, stored }, segment);
+    }
+
+    /// Measures a row.
+    #[inline(always)]
+    fn row<M: Machine>(
+        &mut self,
+        machine: M,
+        row: usize,
+        weights: &[u8],
+        codes: &mut impl Codes,
+        segment: &mut Segment,
+    ) {
+        let Quantizer { cols, source, isa, .. } = self.quantizer;
+        let mut group = WorstGroup { row, group: 0, signal: 0.0, noise: 0.0 };
+        let mut start = 0;
+        while start < *cols {
+            let columns = self.reader.segment(start);
+            let part = Part::new(&self.reader, row, columns.clone());
+            let weights = &weights[start * source.bytes()..columns.end * source.bytes()];
+            if self.sum(machine, &part, weights, codes, segment) {
+                isa.run(LookAgain { meter: self, part: &part, weights, codes: codes.stored(), segment });
+            }
+            self.totals.add(&segment.blocks, part.blocks);
+            self.offer_groups(&part, segment, &mut group);
+            start = columns.end;
+        }
+    }
+
     /// Sums up the blocks of a segment. Whether some of them have to be looked at again, weight by weight: one may be clipped,
     /// or lie further from what its code means than any before, or f32 may not hold the sums.
     #[inline(always)]
-    fn sum<M: Machine>(&self, m: M, part: &Part, weights: &[u8], segment: &mut Segment) -> bool {
-        let Self { reader, allowances, all, .. } = self;
+    fn sum<M: Machine>(
+        &self,
+        m: M,
+        part: &Part,
+        weights: &[u8],
+        codes: &mut impl Codes,
+        segment: &mut Segment,
+    ) -> bool {
+        let Self { reader, allowances, all, quantizer: Quantizer { source, isa, .. }, .. } = self;
         let Segment { memory: Decoded { values, decoded }, facts, blocks } = segment;
-        let (scales, zeros) = (&mut facts.scales[..part.groups], &mut facts.zeros[..part.groups]);
-        reader.read_params(part.row, part.first, scales, zeros);
+        codes.params(reader, part, facts);
         if !reader.in_pairs {
             let (values, decoded) = (&mut values[..part.columns.len()], &mut decoded[..part.columns.len()]);
-            self.quantizer.source.widen_all(weights, values);
-            reader.decode_segment(m, part.row, part.columns.clone(), (scales, zeros), decoded);
+            source.widen_all(weights, values);
+            let grids = (&facts.scales[..part.groups], &facts.zeros[..part.groups]);
+            reader.decode_segment(m, codes.stored(), part.columns.clone(), grids, decoded);
         }
         if part.group_blocks > 1 {
             // From here on there is one of each block.
@@ -274,55 +336,26 @@ impl Meter<'_> {
                 facts.zeros[block] = facts.zeros[block / part.group_blocks];
             }
         }
+        codes.prepare(part, facts);
         allowances.fill(facts, part.blocks, all, reader);
         if !reader.in_pairs {
             let columns = 0..part.columns.len();
             let parts =
                 values[columns.clone()].chunks(part.group_cols).zip(decoded[columns].chunks(part.group_cols));
-            let mut block = 0;
+            let (mut lanes, mut block) = (BlockLanes::new(), 0);
             for (values, decoded) in parts {
                 for (values, decoded) in values.chunks(part.block_cols).zip(decoded.chunks(part.block_cols)) {
-                    blocks.put(m, block, Running::of(m, values, decoded), facts.limits[block]);
+                    blocks.put(m, &mut lanes, block, Running::of(m, values, decoded), facts.limits[block]);
                     block += 1;
                 }
             }
-        } else if self.quantizer.source == FloatType::Bf16 {
-            self.sum_pairs::<Bf16, M>(m, part, weights, facts, blocks);
+            blocks.put_end(m, &lanes, block);
+        } else if *source == FloatType::Bf16 {
+            isa.run(SumPairs { source: PhantomData::<Bf16>, part, weights, codes, reader, facts, blocks });
         } else {
-            self.sum_pairs::<F16, M>(m, part, weights, facts, blocks);
+            isa.run(SumPairs { source: PhantomData::<F16>, part, weights, codes, reader, facts, blocks });
         }
-        blocks.end(m, part.blocks, &facts.flags)
-    }
-
-    /// Sums up the blocks of a segment from the bytes of weights and codes.
-    #[inline(always)]
-    fn sum_pairs<T: Half, M: Machine>(
-        &self,
-        m: M,
-        part: &Part,
-        weights: &[u8],
-        facts: &BlockFacts,
-        blocks: &mut BlockSums,
-    ) {
-        let reader = &self.reader;
-        let weights = weights.chunks_exact(2 * part.block_cols).take(BLOCKS);
-        if reader.nibbles {
-            let codes = &reader.codes(part.row)[part.columns.start / 2..part.columns.end / 2];
-            let parts = weights.zip(codes.chunks_exact(part.block_cols / 2));
-            for (block, (weights, codes)) in parts.enumerate() {
-                let table = reader.table(m, facts.scales[block], facts.zeros[block]);
-                let running = Running::of_pairs::<T, _>(m, weights, codes, &table);
-                blocks.put(m, block, running, facts.limits[block]);
-            }
-        } else {
-            let codes = &reader.codes(part.row)[part.columns.clone()];
-            let parts = weights.zip(codes.chunks_exact(part.block_cols));
-            for (block, (weights, codes)) in parts.enumerate() {
-                let steps = reader.steps(m, facts.scales[block], facts.zeros[block]);
-                let running = Running::of_pairs::<T, _>(m, weights, codes, &steps);
-                blocks.put(m, block, running, facts.limits[block]);
-            }
-        }
+        blocks.end(part.blocks, &facts.flags)
     }
 
     /// Offers the groups of a segment as the worst one. `open` is the group that the segment starts with, and then the one
@@ -355,9 +388,33 @@ impl Meter<'_> {
         }
     }
 
-    fn end(self) -> Distortion {
+    /// What has been measured, but for energies by importance.
+    pub(super) fn end(self) -> Distortion {
         let [signal, noise, cross] = self.totals.sums();
         Distortion { signal, noise, cross, ..self.all }
+    }
+}
+
+/// Sums up the blocks of a segment from the bytes of weights. A job of its own, so that the registers are its own, too.
+struct SumPairs<'a, T, C> {
+    source: PhantomData<T>,
+    reader: &'a Reader<'a>,
+    part: &'a Part,
+    weights: &'a [u8],
+    codes: &'a mut C,
+    facts: &'a BlockFacts,
+    blocks: &'a mut BlockSums,
+}
+
+impl<T: Half, C: Codes> Job for SumPairs<'_, T, C> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, m: M) {
+        let Self { reader, part, weights, codes, facts, blocks, .. } = self;
+        let mut lanes = BlockLanes::new();
+        codes.sum_up::<T, M>(m, reader, part, weights, facts, (blocks, &mut lanes));
+        blocks.put_end(m, &lanes, part.blocks);
     }
 }
 
@@ -366,6 +423,8 @@ struct LookAgain<'a, 'b> {
     meter: &'a mut Meter<'b>,
     part: &'a Part,
     weights: &'a [u8],
+    /// The row's codes.
+    codes: &'a [u8],
     segment: &'a mut Segment,
 }
 
@@ -374,7 +433,7 @@ impl Job for LookAgain<'_, '_> {
 
     #[inline(always)]
     fn run<M: Machine>(self, machine: M) {
-        let Self { meter, part, weights, segment } = self;
+        let Self { meter, part, weights, codes, segment } = self;
         let Meter { quantizer, reader, allowances, all, .. } = meter;
         let Segment { memory: Decoded { values, decoded }, facts, blocks } = segment;
         for block in 0..part.blocks {
@@ -407,7 +466,7 @@ impl Job for LookAgain<'_, '_> {
             let (values, decoded) = if reader.in_pairs {
                 let (values, decoded) = (&mut values[..columns.len()], &mut decoded[..columns.len()]);
                 quantizer.source.widen_all(weights, values);
-                reader.decode_part(machine, (part.row, start), (scale, zero), decoded);
+                reader.decode_part(machine, codes, start, (scale, zero), decoded);
                 (values, decoded)
             } else {
                 (&mut values[columns.clone()], &mut decoded[columns])

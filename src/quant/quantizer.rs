@@ -4,14 +4,15 @@ use std::marker::PhantomData;
 
 use super::float_type::{Bf16, F16, F32, Float};
 use super::isa::Job;
-use super::kernel::Grid;
+use super::kernel::{Fine, Grid, all_fine};
 use super::machine::{LANES, Machine};
+use super::measure::Meter;
 use super::pack::{pack_nibbles, pack_zero_points, packed_bytes};
 use super::params::Rules;
 use super::percentile::Tails;
 use super::search::Search;
 use super::survey::TensorParams;
-use super::{Bits, FloatType, Granularity, Importance, Isa, Observer, Scheme, Storage};
+use super::{Bits, Distortion, FloatType, Granularity, Importance, Isa, Observer, Scheme, Storage};
 
 /// Why a weight cannot be quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -91,8 +92,6 @@ pub struct Scratch {
     pub(super) high: Vec<f32>,
     /// Of each group of a row: the greatest |w|.
     pub(super) most: Vec<f32>,
-    /// Of each group of a row: how its codes are found without a division.
-    pub(super) fine: super::kernel::FineRow,
     /// The zero points of a tile.
     pub(super) zero_points: Vec<i8>,
     /// A group's weights.
@@ -178,18 +177,53 @@ impl Quantizer {
         out: &mut Quantized,
         scratch: &mut Scratch,
     ) -> Result<(), BadWeight> {
+        self.quantize_tile(tensor, tile, rows, None, out, scratch).map(|_| ())
+    }
+
+    /// [`Quantizer::quantize`], and then [`Quantizer::measure`] of what `out` holds: in one pass where that is possible, with the
+    /// same result.
+    ///
+    /// # Errors
+    /// As [`Quantizer::quantize`].
+    ///
+    /// # Panics
+    /// As [`Quantizer::quantize`].
+    pub fn quantize_and_measure(
+        &self,
+        tensor: Option<&TensorParams>,
+        tile: &[u8],
+        rows: usize,
+        out: &mut Quantized,
+        scratch: &mut Scratch,
+    ) -> Result<Distortion, BadWeight> {
+        let meter = Some(Meter::new(self, rows));
+        Ok(match self.quantize_tile(tensor, tile, rows, meter, out, scratch)? {
+            Some(measured) => self.weigh(measured, tile, out.view(), rows, scratch),
+            None => self.measure(tile, out.view(), rows, scratch),
+        })
+    }
+
+    /// Quantizes a tile. What has been measured on the way, if there is a meter and that was possible.
+    fn quantize_tile<'a>(
+        &'a self,
+        tensor: Option<&'a TensorParams>,
+        tile: &'a [u8],
+        rows: usize,
+        meter: Option<Meter<'a>>,
+        out: &'a mut Quantized,
+        scratch: &'a mut Scratch,
+    ) -> Result<Option<Distortion>, BadWeight> {
         assert_eq!(tile.len(), rows * self.row_bytes(), "a tile is whole rows");
         assert_eq!(
             tensor.is_some(),
             self.scheme.granularity == Granularity::Tensor,
             "one scale a tensor, and only that, comes from a survey"
         );
+        let tile = TileToQuantize { quantizer: self, tensor, tile, rows, meter, out, scratch };
         match self.source {
-            FloatType::F32 => self.isa.run(QuantizeTile::<F32>::new(self, tensor, tile, rows, out, scratch)),
-            FloatType::F16 => self.isa.run(QuantizeTile::<F16>::new(self, tensor, tile, rows, out, scratch)),
-            FloatType::Bf16 => {
-                self.isa.run(QuantizeTile::<Bf16>::new(self, tensor, tile, rows, out, scratch))
-            }
+            FloatType::F32 => self.isa.run(QuantizeTile::<F32>(tile, PhantomData)),
+            FloatType::F16 => self.isa.run(QuantizeTile::<F16>(tile, PhantomData)),
+            FloatType::Bf16 => self.isa.run(QuantizeTile::<Bf16>(tile, PhantomData)),
         }
     }
 
@@ -206,35 +240,25 @@ impl Quantizer {
     }
 }
 
-struct QuantizeTile<'a, T> {
+struct TileToQuantize<'a> {
     quantizer: &'a Quantizer,
     tensor: Option<&'a TensorParams>,
     tile: &'a [u8],
     rows: usize,
+    meter: Option<Meter<'a>>,
     out: &'a mut Quantized,
     scratch: &'a mut Scratch,
-    source: PhantomData<T>,
 }
 
-impl<'a, T: Float> QuantizeTile<'a, T> {
-    fn new(
-        quantizer: &'a Quantizer,
-        tensor: Option<&'a TensorParams>,
-        tile: &'a [u8],
-        rows: usize,
-        out: &'a mut Quantized,
-        scratch: &'a mut Scratch,
-    ) -> Self {
-        Self { quantizer, tensor, tile, rows, out, scratch, source: PhantomData }
-    }
-}
+/// Quantizes a tile of weights of a type.
+struct QuantizeTile<'a, T>(TileToQuantize<'a>, PhantomData<T>);
 
 impl<T: Float> Job for QuantizeTile<'_, T> {
-    type Output = Result<(), BadWeight>;
+    type Output = Result<Option<Distortion>, BadWeight>;
 
     #[inline(always)]
-    fn run<M: Machine>(self, machine: M) -> Result<(), BadWeight> {
-        let Self { quantizer, tensor, tile, rows, out, scratch, .. } = self;
+    fn run<M: Machine>(self, machine: M) -> Self::Output {
+        let TileToQuantize { quantizer, tensor, tile, rows, mut meter, out, scratch } = self.0;
         let Quantizer { scheme, cols, .. } = quantizer;
         let (cols, bits) = (*cols, scheme.bits);
         let groups = scheme.groups_per_row(cols);
@@ -247,7 +271,8 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
         debug_assert_eq!(packed_row, row_codes, "two ways to the bytes of a row");
 
         out.codes.resize(rows * row_codes, 0);
-        out.scales.clear();
+        let row_scales = if tensor.is_some() { 0 } else { groups * scheme.scale_type.bytes() };
+        out.scales.resize(rows * row_scales, 0);
         out.zero_points.clear();
         scratch.zero_points.clear();
         scratch.low.resize(groups, 0.0);
@@ -265,6 +290,9 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
         // Packed int4 goes through a byte a code, or straight from registers; everything else is a byte a code.
         let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
         let in_pairs = nibbles && T::BITS == 16 && group_cols > 0 && group_cols.is_multiple_of(2 * LANES);
+        if !in_pairs || !M::ONE_PASS {
+            meter = None;
+        }
 
         let weights = T::elements(tile);
         for row in 0..rows {
@@ -283,24 +311,26 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
             }
             let to = &mut out.codes[row * row_codes..(row + 1) * row_codes];
             let like = Grid { scale: 0.0, zero: 0.0, qmin, qmax, bias };
-            let is_fine = narrow && scratch.fine.fill(like, &scratch.high, &scratch.low, &scratch.most);
+            let is_fine = narrow && all_fine(&scratch.high, &scratch.most);
             if is_fine && in_pairs {
-                let parts = row_bytes.chunks_exact(2 * group_cols).zip(to.chunks_exact_mut(group_cols / 2));
-                for ((weights, to), fine) in parts.zip(scratch.fine.groups()) {
-                    if T::TYPE == FloatType::Bf16 {
-                        fine.encode_nibbles::<Bf16, M>(machine, weights, to);
-                    } else {
-                        fine.encode_nibbles::<F16, M>(machine, weights, to);
-                    }
+                if let Some(meter) = &mut meter {
+                    let Scratch { low, high, segment, .. } = &mut *scratch;
+                    meter.encode_row(machine, (row, row_bytes), like, (high, low), to, segment);
+                } else {
+                    let grids = scratch.high.iter().zip(&scratch.low);
+                    let fine = grids.map(|(&scale, &zero)| Fine::new(&Grid { scale, zero, ..like }));
+                    encode_row::<T, M>(machine, row_bytes, group_cols, fine, to);
                 }
             } else {
+                // Rare where there is a meter, which then has not seen all of the tile.
+                meter = None;
                 let codes: &mut [u8] = if nibbles { &mut scratch.codes } else { &mut *to };
                 for group in 0..groups {
                     let columns = group * group_cols..(group + 1) * group_cols;
                     let grid = Grid { scale: scratch.high[group], zero: scratch.low[group], ..like };
                     let (weights, codes) = (&weights[columns.clone()], &mut codes[columns]);
                     if is_fine {
-                        scratch.fine.groups()[group].encode::<T, M>(weights, codes);
+                        Fine::new(&grid).encode::<T, M>(weights, codes);
                     } else if scheme.symmetric {
                         grid.encode::<T, false, M>(weights, scratch.most[group], codes);
                     } else {
@@ -314,9 +344,8 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
                 }
             }
             if tensor.is_none() {
-                let scales = out.scales.len();
-                out.scales.resize(scales + groups * scheme.scale_type.bytes(), 0);
-                scheme.scale_type.narrow_all(&scratch.high, &mut out.scales[scales..]);
+                let scales = &mut out.scales[row * row_scales..(row + 1) * row_scales];
+                scheme.scale_type.narrow_all(&scratch.high, scales);
                 if !scheme.symmetric {
                     scratch.zero_points.extend(scratch.low.iter().map(|&z| z as i8));
                 }
@@ -332,11 +361,52 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
             }
             None => out.zero_points.extend(scratch.zero_points.iter().map(|&z| z as u8)),
         }
-        Ok(())
+        Ok(meter.map(Meter::end))
+    }
+}
+
+/// The codes of a row of weights of 16 bits, packed as nibbles.
+#[inline(always)]
+fn encode_row<T: Float, M: Machine>(
+    machine: M,
+    weights: &[u8],
+    group_cols: usize,
+    fine: impl Iterator<Item = Fine>,
+    out: &mut [u8],
+) {
+    let parts = weights.chunks_exact(2 * group_cols).zip(out.chunks_exact_mut(group_cols / 2));
+    for ((weights, out), fine) in parts.zip(fine) {
+        if T::TYPE == FloatType::Bf16 {
+            fine.encode_nibbles::<Bf16, M>(machine, weights, out);
+        } else {
+            fine.encode_nibbles::<F16, M>(machine, weights, out);
+        }
     }
 }
 
 impl Quantizer {
+    /// The ranges of a row's groups: of symmetric ones 0 and the greatest |w|.
+    #[inline(always)]
+    fn find_ranges<T: Float>(
+        &self,
+        weights: &[T::Raw],
+        group_cols: usize,
+        low: &mut [f32],
+        high: &mut [f32],
+    ) {
+        let groups = weights.chunks_exact(group_cols);
+        if self.scheme.symmetric {
+            for (group, high) in groups.zip(high) {
+                *high = T::magnitude(group);
+            }
+            low.fill(0.0);
+        } else {
+            for (group, (low, high)) in groups.zip(low.iter_mut().zip(high)) {
+                (*low, *high) = T::extremes(group);
+            }
+        }
+    }
+
     /// Zero points (`scratch.low`) and scales (`scratch.high`) of a row's groups.
     #[inline(always)]
     fn row_params<T: Float>(
@@ -351,15 +421,11 @@ impl Quantizer {
         if group_cols == 0 {
             low.fill(0.0);
             high.fill(0.0);
-        } else if self.scheme.symmetric {
-            for (group, high) in weights.chunks_exact(group_cols).zip(high.iter_mut()) {
-                *high = T::magnitude(group);
-            }
-            low.fill(0.0);
+        } else if group_cols == 128 {
+            // Of a size that is known the loop over a group is flat.
+            self.find_ranges::<T>(weights, 128, low, high);
         } else {
-            for (group, ends) in weights.chunks_exact(group_cols).zip(low.iter_mut().zip(high.iter_mut())) {
-                (*ends.0, *ends.1) = T::extremes(group);
-            }
+            self.find_ranges::<T>(weights, group_cols, low, high);
         }
         let mut finite = true;
         for ((low, high), most) in low.iter().zip(high.iter()).zip(most.iter_mut()) {
@@ -374,7 +440,11 @@ impl Quantizer {
         }
         let Scratch { low, high, .. } = scratch;
         self.rules.resolve(low, high);
-        if let Some(group) = high.iter().position(|scale| !scale.is_finite()) {
+        let mut finite = true;
+        for scale in high.iter() {
+            finite &= scale.is_finite();
+        }
+        if !finite && let Some(group) = high.iter().position(|scale| !scale.is_finite()) {
             return Err(largest_of_group::<T>(row, weights, group, group_cols));
         }
         Ok(())

@@ -9,9 +9,17 @@ use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme};
 /// Quantizers, made once: a search for ranges prepares more than a tile should wait for.
 pub(super) struct Quantizers<'p> {
     plan: &'p Plan,
-    kinds: Vec<(Kind, Quantizer)>,
+    kinds: Vec<OfKind>,
     /// The kind of each piece of the plan; none where it is kept, or is none of this run's.
     of: Vec<Option<usize>>,
+}
+
+/// What pieces of one kind have in common.
+struct OfKind {
+    kind: Kind,
+    quantizer: Quantizer,
+    /// The first of them.
+    first: usize,
 }
 
 /// What quantizers differ in: scheme, observer, type of the weights, columns.
@@ -20,13 +28,14 @@ type Kind = (Scheme, Observer, FloatType, usize);
 impl<'p> Quantizers<'p> {
     /// Of some of a plan's pieces.
     pub(super) fn new(plan: &'p Plan, pieces: &[usize], isa: Isa) -> Self {
-        let mut kinds: Vec<(Kind, Quantizer)> = Vec::new();
+        let mut kinds: Vec<OfKind> = Vec::new();
         let mut of = vec![None; plan.pieces.len()];
         for &index in pieces {
             let Some(kind) = kind(plan, index) else { continue };
-            let at = kinds.iter().position(|(known, _)| *known == kind).unwrap_or_else(|| {
+            let at = kinds.iter().position(|known| known.kind == kind).unwrap_or_else(|| {
                 let (scheme, observer, source, columns) = kind;
-                kinds.push((kind, Quantizer::new(scheme, observer, source, columns, isa)));
+                let quantizer = Quantizer::new(scheme, observer, source, columns, isa);
+                kinds.push(OfKind { kind, quantizer, first: index });
                 kinds.len() - 1
             });
             of[index] = Some(at);
@@ -36,11 +45,16 @@ impl<'p> Quantizers<'p> {
 
     /// The quantizer of a piece; none where it is kept.
     pub(super) fn of(&self, piece: usize) -> Option<Cow<'_, Quantizer>> {
-        let (_, quantizer) = &self.kinds[self.of[piece]?];
+        let OfKind { quantizer, .. } = &self.kinds[self.of[piece]?];
         Some(match &self.plan.weighing.pieces[piece] {
             Some(importance) => Cow::Owned(quantizer.clone().weighted(importance.clone())),
             None => Cow::Borrowed(quantizer),
         })
+    }
+
+    /// Whether a piece is the first of its kind.
+    pub(super) fn is_first(&self, piece: usize) -> bool {
+        self.of[piece].is_some_and(|kind| self.kinds[kind].first == piece)
     }
 }
 

@@ -1,4 +1,4 @@
-//! One pass over the weights: each tile is read, quantized, written where the plan says, read back, and measured.
+//! One pass over the weights: each tile is read, quantized and measured, written where the plan says, and read back.
 //!
 //! A worker takes the next tile when it is done with the last, so memory is one tile's buffers a worker. No tile waits for
 //! another; sums are merged in tile order, so that no result depends on the number of workers.
@@ -23,8 +23,7 @@ use crate::finding::{Failure, Finding};
 use crate::plan::fingerprint::TensorPrint;
 use crate::plan::{Piece, PieceOutput, Plan};
 use crate::quant::{
-    BadValue, BadWeight, FloatType, Granularity, Isa, Quantized, QuantizedView, Quantizer, Scratch, Survey,
-    TensorParams,
+    BadValue, BadWeight, FloatType, Granularity, Isa, Quantized, Quantizer, Scratch, Survey, TensorParams,
 };
 
 /// What a pass does beside quantizing and writing.
@@ -47,6 +46,9 @@ impl Checks {
     }
 }
 
+/// Bytes that are read back at a time: so few that they are still in a core's cache when they are compared.
+const READ_BACK_BYTES: usize = 1 << 16;
+
 /// A run with what was found out before its one pass.
 struct Pass<'a> {
     run: &'a Run<'a>,
@@ -67,9 +69,9 @@ impl<'a> std::ops::Deref for Pass<'a> {
 struct Buffers {
     source: SourceBuffers,
     quantized: Quantized,
-    read_back: Quantized,
     dequantized: Vec<u8>,
     converted: Vec<u8>,
+    read_back: Vec<u8>,
     scratch: Scratch,
 }
 
@@ -252,13 +254,10 @@ impl Pass<'_> {
         for export in 0..self.plan.exports.len() {
             match self.plan.exports[export].pieces[tile.piece] {
                 PieceOutput::Copy { tensor } => {
-                    self.write(export, tensor, start, bytes)?;
-                    if self.checks.round_trip {
-                        self.compare(export, tensor, start, bytes, &mut buffers.converted)?;
-                    }
+                    self.write_and_check(export, tensor, start, bytes, &mut buffers.read_back)?;
                 }
                 PieceOutput::InPlace { tensor } => {
-                    self.write_in_place(export, tensor, piece, tile, bytes, &mut buffers.converted)?;
+                    self.write_in_place(export, tensor, piece, tile, bytes, &mut buffers.read_back)?;
                 }
                 PieceOutput::Codes { .. } | PieceOutput::Dequantized { .. } => {}
             }
@@ -274,14 +273,16 @@ impl Pass<'_> {
         quantizer: &Quantizer,
         buffers: &mut Buffers,
     ) -> Result<(), Failure> {
-        let Buffers { source, quantized, read_back, dequantized, converted, scratch } = buffers;
+        let Buffers { source, quantized, dequantized, converted, read_back, scratch } = buffers;
         let rows = tile.count as usize;
         let params = self.params[tile.piece].as_ref();
-        quantizer
-            .quantize(params, &source.weights, rows, quantized, scratch)
-            .map_err(|bad| bad_weight(self.plan, piece, tile, bad))?;
+        let distortion = if self.checks.measure {
+            quantizer.quantize_and_measure(params, &source.weights, rows, quantized, scratch).map(Some)
+        } else {
+            quantizer.quantize(params, &source.weights, rows, quantized, scratch).map(|()| None)
+        }
+        .map_err(|bad| bad_weight(self.plan, piece, tile, bad))?;
         let scheme = *quantizer.scheme();
-        let mut measured = false;
         for export in 0..self.plan.exports.len() {
             match &self.plan.exports[export].pieces[tile.piece] {
                 PieceOutput::Copy { .. } => {}
@@ -290,9 +291,9 @@ impl Pass<'_> {
                     if written == crate::model::Dtype::F64 {
                         // F64 is quantized from F32, and left alone as it was.
                         convert(FloatType::F32, written, &source.weights, dequantized);
-                        self.write_in_place(export, *tensor, piece, tile, dequantized, converted)?;
+                        self.write_in_place(export, *tensor, piece, tile, dequantized, read_back)?;
                     } else {
-                        self.write_in_place(export, *tensor, piece, tile, &source.weights, converted)?;
+                        self.write_in_place(export, *tensor, piece, tile, &source.weights, read_back)?;
                     }
                 }
                 PieceOutput::Codes { codes, scales, zero_points, shape } => {
@@ -302,12 +303,13 @@ impl Pass<'_> {
                         piece.matrix.map_or(0, |view| view.cols as usize),
                         quantized,
                     );
-                    self.write(export, *codes, parts.codes, &quantized.codes)?;
+                    self.write_and_check(export, *codes, parts.codes, &quantized.codes, read_back)?;
                     let whole = scheme.granularity == Granularity::Tensor;
                     if !whole || tile.number == 0 {
-                        self.write(export, *scales, parts.scales, &quantized.scales)?;
+                        self.write_and_check(export, *scales, parts.scales, &quantized.scales, read_back)?;
                         if let Some(zero_points) = zero_points {
-                            self.write(export, *zero_points, parts.zero_points, &quantized.zero_points)?;
+                            let (start, bytes) = (parts.zero_points, &quantized.zero_points);
+                            self.write_and_check(export, *zero_points, start, bytes, read_back)?;
                         }
                     }
                     if let Some(shape) = shape
@@ -315,36 +317,15 @@ impl Pass<'_> {
                     {
                         self.write(export, *shape, 0, &shape_bytes(piece))?;
                     }
-                    if self.checks.round_trip {
-                        self.read(export, *codes, parts.codes, quantized.codes.len(), &mut read_back.codes)?;
-                        self.read(
-                            export,
-                            *scales,
-                            parts.scales,
-                            quantized.scales.len(),
-                            &mut read_back.scales,
-                        )?;
-                        read_back.zero_points.clear();
-                        if let Some(zero_points) = zero_points {
-                            let len = quantized.zero_points.len();
-                            self.read(
-                                export,
-                                *zero_points,
-                                parts.zero_points,
-                                len,
-                                &mut read_back.zero_points,
-                            )?;
-                        }
-                        let same_scales = whole && tile.number > 0 || read_back.scales == quantized.scales;
-                        let same_zeros =
-                            whole && tile.number > 0 || read_back.zero_points == quantized.zero_points;
-                        if read_back.codes != quantized.codes || !same_scales || !same_zeros {
-                            self.collector.mismatch(export, *codes);
-                        } else if self.checks.measure && !measured && !whole {
-                            // What is measured is what was written.
-                            self.measure(quantizer, tile, &source.weights, read_back.view(), scratch);
-                            measured = true;
-                        }
+                    // What is measured before it is packed has to be what the bytes mean. Whether it is does not depend on the
+                    // weights: one tile of each kind tells.
+                    if self.checks.round_trip
+                        && let Some(distortion) = distortion
+                        && tile.number == 0
+                        && self.quantizers.is_first(tile.piece)
+                        && quantizer.measure(&source.weights, quantized.view(), rows, scratch) != distortion
+                    {
+                        self.collector.mismatch(export, *codes);
                     }
                 }
                 PieceOutput::Dequantized { tensor } => {
@@ -356,26 +337,14 @@ impl Pass<'_> {
                         [&mut *dequantized, &mut *converted],
                         scratch,
                     );
-                    self.write_in_place(export, *tensor, piece, tile, dequantized, converted)?;
+                    self.write_in_place(export, *tensor, piece, tile, dequantized, read_back)?;
                 }
             }
         }
-        if self.checks.measure && !measured {
-            self.measure(quantizer, tile, &source.weights, quantized.view(), scratch);
+        if let Some(distortion) = distortion {
+            self.collector.distortion(tile.piece, tile.number, distortion, tile.start);
         }
         Ok(())
-    }
-
-    fn measure(
-        &self,
-        quantizer: &Quantizer,
-        tile: Tile,
-        weights: &[u8],
-        view: QuantizedView<'_>,
-        scratch: &mut Scratch,
-    ) {
-        let distortion = quantizer.measure(weights, view, tile.count as usize, scratch);
-        self.collector.distortion(tile.piece, tile.number, distortion, tile.start);
     }
 
     /// The first byte of a tile's rows in the tensor as it is delivered and written.
@@ -413,17 +382,13 @@ impl Pass<'_> {
         piece: &Piece,
         tile: Tile,
         bytes: &[u8],
-        buffer: &mut Vec<u8>,
+        read_back: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         let start = self.start_in_tensor(piece, tile);
         if piece.matrix.is_some_and(|view| !view.is_contiguous()) {
             return self.scatter(export, tensor, piece, tile, start, bytes);
         }
-        self.write(export, tensor, start, bytes)?;
-        if self.checks.round_trip {
-            self.compare(export, tensor, start, bytes, buffer)?;
-        }
-        Ok(())
+        self.write_and_check(export, tensor, start, bytes, read_back)
     }
 
     /// Writes rows that lie across the tensor: one stretch of every column.
@@ -466,30 +431,30 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn read(
+    /// Writes bytes, and where that is asked for reads them back and compares them.
+    fn write_and_check(
         &self,
         export: usize,
         tensor: usize,
         start: u64,
-        len: usize,
-        out: &mut Vec<u8>,
+        bytes: &[u8],
+        read_back: &mut Vec<u8>,
     ) -> Result<(), Failure> {
+        self.write(export, tensor, start, bytes)?;
+        if !self.checks.round_trip {
+            return Ok(());
+        }
         let planned = &self.plan.exports[export].tensors[tensor];
-        out.resize(len, 0);
-        files::read_at(&self.staging[export].weights[planned.file], planned.offset + start, out)
-    }
-
-    fn compare(
-        &self,
-        export: usize,
-        tensor: usize,
-        start: u64,
-        meant: &[u8],
-        buffer: &mut Vec<u8>,
-    ) -> Result<(), Failure> {
-        self.read(export, tensor, start, meant.len(), buffer)?;
-        if buffer != meant {
-            self.collector.mismatch(export, tensor);
+        let staged = &self.staging[export].weights[planned.file];
+        let mut offset = planned.offset + start;
+        for meant in bytes.chunks(READ_BACK_BYTES) {
+            read_back.resize(meant.len(), 0);
+            files::read_at(staged, offset, read_back)?;
+            if read_back != meant {
+                self.collector.mismatch(export, tensor);
+                break;
+            }
+            offset += meant.len() as u64;
         }
         Ok(())
     }

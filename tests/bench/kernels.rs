@@ -1,7 +1,7 @@
 //! How many weights a second the kernels take, on one thread: `cargo bench --bench kernels -- [WORD]`.
 //!
 //! For each scheme (whose name contains the word) and each instruction set of this machine: 10⁹ weights a second that are
-//! quantized, measured and dequantized, the best of many rounds over a tile that stays in the second cache, and in brackets the ratio to
+//! quantized, measured, both in one pass as a run does it, and dequantized, the best of many rounds over a tile that stays in the second cache, and in brackets the ratio to
 //! the portable code.
 
 use std::hint::black_box;
@@ -29,7 +29,8 @@ struct Case {
 fn main() {
     let word = std::env::args().skip(1).find(|arg| !arg.starts_with("--")).unwrap_or_default();
     let weights = gaussian(ROWS * COLS);
-    say(&format!("{:26} {:9} {:>14} {:>14} {:>14}", "scheme", "", "quantize", "measure", "dequantize"));
+    let heads = ["quantize", "measure", "both", "dequantize"].map(|head| format!("{head:>14}"));
+    say(&format!("{:26} {:9} {}", "scheme", "", heads.join(" ")));
     for case in cases().iter().filter(|case| case.name.contains(&word)) {
         let mut tile = Vec::new();
         case.source.narrow(&weights, &mut tile);
@@ -37,9 +38,11 @@ fn main() {
         for isa in Isa::available() {
             let speeds = speeds(case, isa, &tile);
             let portable = *portable.get_or_insert(speeds);
-            let cell = |i: usize| format!("{:.2} ({:.1})", speeds[i], speeds[i] / portable[i]);
+            let cell =
+                |i: usize| format!("{:>14}", format!("{:.2} ({:.1})", speeds[i], speeds[i] / portable[i]));
+            let cells = [0, 1, 2, 3].map(cell);
             let name = if isa == Isa::Portable { case.name } else { "" };
-            say(&format!("{name:26} {:9} {:>14} {:>14} {:>14}", isa.name(), cell(0), cell(1), cell(2)));
+            say(&format!("{name:26} {:9} {}", isa.name(), cells.join(" ")));
         }
     }
 }
@@ -72,7 +75,7 @@ fn cases() -> Vec<Case> {
 }
 
 /// 10⁹ weights a second: quantized, measured, dequantized.
-fn speeds(case: &Case, isa: Isa, tile: &[u8]) -> [f64; 3] {
+fn speeds(case: &Case, isa: Isa, tile: &[u8]) -> [f64; 4] {
     let quantizer = Quantizer::new(case.scheme, case.observer, case.source, COLS, isa);
     let (mut out, mut values, mut scratch) = (Quantized::default(), Vec::new(), Scratch::default());
     let quantize = best(|| {
@@ -81,8 +84,12 @@ fn speeds(case: &Case, isa: Isa, tile: &[u8]) -> [f64; 3] {
     let measure = best(|| {
         black_box(quantizer.measure(tile, out.view(), ROWS, &mut scratch));
     });
+    let both = best(|| {
+        black_box(quantizer.quantize_and_measure(None, tile, ROWS, &mut out, &mut scratch))
+            .expect("finite weights");
+    });
     let dequantize = best(|| quantizer.dequantize(out.view(), ROWS, &mut values, &mut scratch));
-    [quantize, measure, dequantize].map(|seconds| (ROWS * COLS) as f64 / seconds / 1e9)
+    [quantize, measure, both, dequantize].map(|seconds| (ROWS * COLS) as f64 / seconds / 1e9)
 }
 
 /// The shortest time of a piece of work, in seconds.

@@ -50,6 +50,8 @@ macro_rules! on_whole {
 impl Machine for Avx2 {
     const FMA: bool = true;
 
+    const ONE_PASS: bool = false;
+
     type Lanes = [__m256; 2];
 
     on_halves! {
@@ -192,6 +194,12 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
+    fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes {
+        // SAFETY: `self` proves AVX2.
+        unsafe { names.map(|names| entries_avx2(table, _mm256_castps_si256(names))) }
+    }
+
+    #[inline(always)]
     fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2] {
         // SAFETY: `self` proves AVX2; `from` has 16 bytes.
         unsafe {
@@ -249,6 +257,8 @@ impl Machine for Avx2 {
 
 impl Machine for Avx512 {
     const FMA: bool = true;
+
+    const ONE_PASS: bool = true;
 
     type Lanes = __m512;
 
@@ -363,6 +373,13 @@ impl Machine for Avx512 {
                 _mm512_cvtph_ps(_mm512_cvtepi32_epi16(_mm512_srli_epi32::<16>(both))),
             ]
         }
+    }
+
+    #[inline(always)]
+    fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes {
+        // The permutation looks at the low 4 bits.
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_permutexvar_ps(_mm512_castps_si512(names), table) }
     }
 
     #[inline(always)]

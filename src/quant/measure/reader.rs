@@ -19,7 +19,6 @@ pub(super) struct Reader<'a> {
     segment_cols: usize,
     /// Columns of a block. Those in pairs are all of this size, others may be smaller.
     pub(super) block_cols: usize,
-    quantized: QuantizedView<'a>,
     /// Bytes of a row of codes.
     row_bytes: usize,
     /// Whether two codes share a byte.
@@ -38,7 +37,7 @@ const NIBBLES: [f32; 16] =
     [0.0, 1.0, 2.0, 3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0];
 
 impl<'a> Reader<'a> {
-    pub(super) fn new(quantizer: &'a Quantizer, quantized: QuantizedView<'a>) -> Self {
+    pub(super) fn new(quantizer: &'a Quantizer) -> Self {
         let (scheme, cols) = (&quantizer.scheme, quantizer.cols);
         let (flip, bias) = match scheme.storage {
             Storage::Packed => (0, -scheme.bits.qmin()),
@@ -52,7 +51,6 @@ impl<'a> Reader<'a> {
             group_cols,
             segment_cols: 0,
             block_cols: BLOCK,
-            quantized,
             row_bytes: scheme.codes_bytes(1, cols),
             nibbles: scheme.storage == Storage::Packed && scheme.bits == Bits::Four,
             in_pairs: quantizer.source.bytes() == 2 && group_cols.is_multiple_of(2 * LANES),
@@ -102,25 +100,30 @@ impl<'a> Reader<'a> {
 
     /// The stored codes of a row, and of those that share bytes the first ones' too.
     #[inline(always)]
-    pub(super) fn codes(&self, row: usize) -> &'a [u8] {
-        &self.quantized.codes[row * self.row_bytes..(row + 1) * self.row_bytes]
+    pub(super) fn codes<'q>(&self, quantized: QuantizedView<'q>, row: usize) -> &'q [u8] {
+        &quantized.codes[row * self.row_bytes..(row + 1) * self.row_bytes]
     }
 
     /// Scales and zero points of the groups of a row from one on.
     #[inline(always)]
-    pub(super) fn read_params(&self, row: usize, first: usize, scales: &mut [f32], zeros: &mut [f32]) {
+    pub(super) fn read_params(
+        &self,
+        quantized: QuantizedView<'_>,
+        (row, first): (usize, usize),
+        (scales, zeros): (&mut [f32], &mut [f32]),
+    ) {
         let scale_type = self.scheme.scale_type;
         let at = if self.scheme.granularity == Granularity::Tensor { 0 } else { row * self.groups + first };
-        scale_type.widen_all(&self.quantized.scales[at * scale_type.bytes()..], scales);
+        scale_type.widen_all(&quantized.scales[at * scale_type.bytes()..], scales);
         if self.scheme.symmetric {
             zeros.fill(0.0);
         } else if self.scheme.packs_zero_points() {
             for (group, zero) in (first..).zip(zeros) {
-                let zero_points = self.quantized.zero_points;
+                let zero_points = quantized.zero_points;
                 *zero = zero_point_at(self.scheme.bits, zero_points, self.groups, row, group) as f32;
             }
         } else {
-            for (zero, &stored) in zeros.iter_mut().zip(&self.quantized.zero_points[at..]) {
+            for (zero, &stored) in zeros.iter_mut().zip(&quantized.zero_points[at..]) {
                 *zero = f32::from(stored as i8);
             }
         }
@@ -131,25 +134,25 @@ impl<'a> Reader<'a> {
     pub(super) fn decode<'b, M: Machine>(
         &self,
         machine: M,
-        row: usize,
-        columns: Range<usize>,
+        quantized: QuantizedView<'_>,
+        (row, columns): (usize, Range<usize>),
         segment: &'b mut Segment,
     ) -> &'b [f32] {
         let (first, count) = (columns.start / self.group_cols, columns.len().div_ceil(self.group_cols));
         let BlockFacts { scales, zeros, .. } = &mut segment.facts;
         let (scales, zeros) = (&mut scales[..count], &mut zeros[..count]);
         let decoded = &mut segment.memory.decoded[..columns.len()];
-        self.read_params(row, first, scales, zeros);
-        self.decode_segment(machine, row, columns, (scales, zeros), decoded);
+        self.read_params(quantized, (row, first), (scales, zeros));
+        self.decode_segment(machine, self.codes(quantized, row), columns, (scales, zeros), decoded);
         decoded
     }
 
-    /// The dequantized weights of a segment, from the scales and zero points of its groups.
+    /// The dequantized weights of a segment, from the codes of its row, and the scales and zero points of its groups.
     #[inline(always)]
     pub(super) fn decode_segment<M: Machine>(
         &self,
         machine: M,
-        row: usize,
+        codes: &[u8],
         columns: Range<usize>,
         (scales, zeros): (&[f32], &[f32]),
         decoded: &mut [f32],
@@ -157,7 +160,7 @@ impl<'a> Reader<'a> {
         let parts =
             decoded[..columns.len()].chunks_mut(self.group_cols).zip(columns.step_by(self.group_cols));
         for ((out, start), (&scale, &zero)) in parts.zip(scales.iter().zip(zeros)) {
-            self.decode_part(machine, (row, start), (scale, zero), out);
+            self.decode_part(machine, codes, start, (scale, zero), out);
         }
     }
 
@@ -166,11 +169,11 @@ impl<'a> Reader<'a> {
     pub(super) fn decode_part<M: Machine>(
         &self,
         machine: M,
-        (row, start): (usize, usize),
+        stored: &[u8],
+        start: usize,
         (scale, zero): (f32, f32),
         out: &mut [f32],
     ) {
-        let stored = self.codes(row);
         if !self.nibbles {
             // Exact: integers of few bits.
             let offset = self.offset(zero);
@@ -250,6 +253,14 @@ pub(super) trait Meaning<M: Machine> {
 /// The meaning of each nibble.
 pub(super) struct NibbleTable<M: Machine> {
     entries: M::Lanes,
+}
+
+impl<M: Machine> NibbleTable<M> {
+    /// What the low nibbles of the bit patterns of lanes mean.
+    #[inline(always)]
+    pub(super) fn entries(&self, m: M, codes: M::Lanes) -> M::Lanes {
+        m.entries(self.entries, codes)
+    }
 }
 
 impl<M: Machine> Meaning<M> for NibbleTable<M> {

@@ -1,10 +1,8 @@
 //! Sums of squares of blocks: in f32 over lanes, in an order that depends on nothing but shapes and types.
 
-use super::super::float_type::Half;
 use super::super::machine::{LANES, Machine};
 use super::super::search::fold;
 use super::BLOCKS;
-use super::reader::Meaning;
 
 /// Columns whose squares are summed in f32 before they go into f64 sums: 16 terms a lane.
 pub(super) const BLOCK: usize = 16 * LANES;
@@ -18,8 +16,6 @@ type Three<T> = [T; 3];
 /// Sums of the blocks of a segment.
 #[repr(align(64))]
 pub(super) struct BlockSums {
-    /// Lanes of up to 16 blocks, which are summed up together.
-    lanes: Three<[[f32; LANES]; LANES]>,
     /// Lanes of the greatest |e|.
     most: [[f32; LANES]; BLOCKS],
     /// Sums in f32.
@@ -32,10 +28,20 @@ pub(super) struct BlockSums {
     joined: [[f64; BLOCKS]; 2],
 }
 
+/// Lanes of up to 16 blocks, which are summed up together.
+#[repr(align(64))]
+pub(super) struct BlockLanes(Three<[[f32; LANES]; LANES]>);
+
+impl BlockLanes {
+    #[inline(always)]
+    pub(super) fn new() -> Self {
+        Self([[[0.0; LANES]; LANES]; 3])
+    }
+}
+
 impl Default for BlockSums {
     fn default() -> Self {
         Self {
-            lanes: [[[0.0; LANES]; LANES]; 3],
             most: [[0.0; LANES]; BLOCKS],
             sums: [[0.0; BLOCKS]; 3],
             energies: [[0.0; BLOCKS]; 3],
@@ -48,34 +54,46 @@ impl Default for BlockSums {
 impl BlockSums {
     /// Takes the sums of a block, after those of all before it, and flags it if an |e| is above the limit.
     #[inline(always)]
-    pub(super) fn put<M: Machine>(&mut self, m: M, block: usize, running: Running<M>, limit: f32) {
+    pub(super) fn put<M: Machine>(
+        &mut self,
+        m: M,
+        lanes: &mut BlockLanes,
+        block: usize,
+        running: Running<M>,
+        limit: f32,
+    ) {
         let row = block % LANES;
-        m.store(running.signal, &mut self.lanes[0][row]);
-        m.store(running.noise, &mut self.lanes[1][row]);
-        m.store(running.cross, &mut self.lanes[2][row]);
+        m.store(running.signal, &mut lanes.0[0][row]);
+        m.store(running.noise, &mut lanes.0[1][row]);
+        m.store(running.cross, &mut lanes.0[2][row]);
         m.store(running.most, &mut self.most[block]);
         self.flags[block] = u32::from(m.exceeds(running.most, limit));
         if row == LANES - 1 {
-            self.sum_lanes(m, block - row);
+            self.sum_lanes(m, lanes, block - row);
         }
     }
 
     /// The sums of the blocks whose lanes are kept, of which this is the first.
     #[inline(always)]
-    fn sum_lanes<M: Machine>(&mut self, m: M, first: usize) {
-        for (lanes, sums) in self.lanes.iter().zip(&mut self.sums) {
+    fn sum_lanes<M: Machine>(&mut self, m: M, lanes: &BlockLanes, first: usize) {
+        for (lanes, sums) in lanes.0.iter().zip(&mut self.sums) {
             if let Some(sums) = sums[first..].first_chunk_mut() {
                 m.sum_rows(lanes, sums);
             }
         }
     }
 
+    /// The sums of the last blocks of so many.
+    #[inline(always)]
+    pub(super) fn put_end<M: Machine>(&mut self, m: M, lanes: &BlockLanes, count: usize) {
+        if !count.is_multiple_of(LANES) {
+            self.sum_lanes(m, lanes, count - count % LANES);
+        }
+    }
+
     /// Ends a segment of so many blocks, and flags those whose squares f32 has not held. Whether any is flagged, here or in `also`.
     #[inline(always)]
-    pub(super) fn end<M: Machine>(&mut self, m: M, count: usize, also: &[u32]) -> bool {
-        if !count.is_multiple_of(LANES) {
-            self.sum_lanes(m, count - count % LANES);
-        }
+    pub(super) fn end(&mut self, count: usize, also: &[u32]) -> bool {
         for (sums, energies) in self.sums.iter().zip(&mut self.energies) {
             for (sum, energy) in sums[..count].iter().zip(energies) {
                 *energy = f64::from(*sum);
@@ -181,7 +199,7 @@ pub(super) struct Running<M: Machine> {
 
 impl<M: Machine> Running<M> {
     #[inline(always)]
-    fn new(m: M) -> Self {
+    pub(super) fn new(m: M) -> Self {
         let zero = m.splat(0.0);
         Self { signal: zero, noise: zero, cross: zero, most: zero }
     }
@@ -205,21 +223,9 @@ impl<M: Machine> Running<M> {
         running
     }
 
-    /// Of the bytes of weights and of their codes: the same terms, in another order.
+    /// Takes weights and what their codes mean.
     #[inline(always)]
-    pub(super) fn of_pairs<T: Half, C: Meaning<M>>(m: M, weights: &[u8], codes: &[u8], meaning: &C) -> Self {
-        let mut running = Self::new(m);
-        for (weights, codes) in weights.as_chunks().0.iter().zip(C::bytes(codes)) {
-            let [even, odd] = T::pairs(m, weights);
-            let [first, second] = meaning.pairs(m, codes);
-            running.add(m, even, first);
-            running.add(m, odd, second);
-        }
-        running
-    }
-
-    #[inline(always)]
-    fn add(&mut self, m: M, w: M::Lanes, d: M::Lanes) {
+    pub(super) fn add(&mut self, m: M, w: M::Lanes, d: M::Lanes) {
         let e = m.sub(w, d);
         self.signal = m.fused(w, w, self.signal);
         self.noise = m.fused(e, e, self.noise);

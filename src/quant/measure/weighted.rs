@@ -4,13 +4,14 @@
 use super::super::isa::Job;
 use super::super::machine::{LANES, Machine};
 use super::super::search::fold;
-use super::super::{Importance, Quantizer};
+use super::super::{Importance, QuantizedView, Quantizer};
 use super::{Reader, SEGMENT, Segment};
 
 /// Σ importance·w² and Σ importance·e² of a tile, in f64 over 16 lanes.
 pub(super) struct WeighTile<'a> {
     pub(super) quantizer: &'a Quantizer,
     pub(super) reader: Reader<'a>,
+    pub(super) quantized: QuantizedView<'a>,
     pub(super) tile: &'a [u8],
     pub(super) rows: usize,
     pub(super) importance: &'a Importance,
@@ -22,7 +23,7 @@ impl Job for WeighTile<'_> {
 
     #[inline(always)]
     fn run<M: Machine>(self, machine: M) -> (f64, f64) {
-        let Self { quantizer, reader, tile, rows, importance, segment } = self;
+        let Self { quantizer, reader, quantized, tile, rows, importance, segment } = self;
         let (source, cols) = (quantizer.source, reader.cols);
         let (mut signal, mut noise) = ([0.0; LANES], [0.0; LANES]);
         let mut values = [0.0; SEGMENT];
@@ -32,7 +33,7 @@ impl Job for WeighTile<'_> {
                 let columns = reader.segment(start);
                 let weights =
                     &tile[(row * cols + start) * source.bytes()..(row * cols + columns.end) * source.bytes()];
-                let decoded = reader.decode(machine, row, columns.clone(), segment);
+                let decoded = reader.decode(machine, quantized, (row, columns.clone()), segment);
                 source.widen_all(weights, &mut values[..columns.len()]);
                 start = columns.end;
                 let (values, last) = values[..columns.len()].as_chunks::<LANES>();
