@@ -226,11 +226,11 @@ impl<const N: usize> FineBlocks<N> {
         }
     }
 
-    /// All of them.
+    /// Of one.
     #[inline(always)]
-    pub(super) fn iter(&self) -> impl Iterator<Item = Fine> {
-        let members = self.r.iter().zip(&self.low).zip(self.high.iter().zip(&self.end));
-        members.map(|((&r, &low), (&high, &end))| Fine { r, low, high, end })
+    pub(super) fn at(&self, block: usize) -> Fine {
+        let i = block % N;
+        Fine { r: self.r[i], low: self.low[i], high: self.high[i], end: self.end[i] }
     }
 }
 

@@ -83,8 +83,14 @@ pub(super) trait Machine: Copy {
     /// The same of numbers in half precision.
     fn f16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2];
 
-    /// The entries of `table` that the low nibbles of the bit patterns of lanes name.
-    fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes;
+    /// The entries of `table` that the low nibbles of the bit patterns of lanes name. Of use where there is [`Machine::ONE_PASS`].
+    #[inline(always)]
+    fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes {
+        let [mut entries, mut lanes] = [[0.0; LANES]; 2];
+        self.store(table, &mut entries);
+        self.store(names, &mut lanes);
+        self.load(&lanes.map(|name| entries[(name.to_bits() & 15) as usize]))
+    }
 
     /// The entries of `table` that the low nibbles of some bytes name, and those that the high ones do.
     fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2];
@@ -95,6 +101,19 @@ pub(super) trait Machine: Copy {
     /// The low nibbles of the bit patterns of lanes: of the first into those of some bytes, of the second into the high
     /// ones.
     fn store_nibble_pairs(self, pairs: [Self::Lanes; 2], to: &mut [u8; LANES]);
+
+    /// The low bytes of the bit patterns of lanes: of the first at even places, of the second at odd ones. As [`Machine::entries`].
+    #[inline(always)]
+    fn store_byte_pairs(self, pairs: [Self::Lanes; 2], to: &mut [u8; 2 * LANES]) {
+        let [first, second] = pairs.map(|pair| {
+            let mut lanes = [0.0; LANES];
+            self.store(pair, &mut lanes);
+            lanes
+        });
+        for (i, pair) in to.as_chunks_mut::<2>().0.iter_mut().enumerate() {
+            *pair = [first[i].to_bits() as u8, second[i].to_bits() as u8];
+        }
+    }
 
     /// `out[i]` = the entry of `table` that nibble i of `packed` names, low nibbles first. `packed` must hold
     /// that many.
@@ -317,11 +336,6 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     }
 
     #[inline(always)]
-    fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes {
-        each(names, names, |name, _| table[(name.to_bits() & 15) as usize])
-    }
-
-    #[inline(always)]
     fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2] {
         let mut out = [[0.0; LANES]; 2];
         for (i, byte) in from.iter().enumerate() {
@@ -441,6 +455,8 @@ mod tests {
             let mut bits = Vec::new();
             m.store_nibble_pairs([a, f], &mut nibbles);
             bits.extend(nibbles.map(u32::from));
+            m.store_byte_pairs([c, m.mul(f, m.splat(f32::from_bits(1)))], &mut bytes);
+            bits.extend(bytes.map(u32::from));
             let i = m.entries(m.load(self.0), m.mul(f, m.splat(f32::from_bits(1))));
             for x in [a, b, c, d, e, f, g, h, i] {
                 let mut out = [0.0; LANES];
@@ -465,8 +481,11 @@ mod tests {
         let byte = |i: usize| f32::from(bytes[i] ^ 0x80).to_bits();
         let half = |i: usize| f32::from(half::f16::from_le_bytes([bytes[2 * i], bytes[2 * i + 1]])).to_bits();
         let joined = (0..LANES).map(|i| number(2 * i) & 15 | (byte(2 * i + 1) & 15) << 4).collect();
+        let bytes_in_pairs =
+            (0..LANES).flat_map(|i| [nibble(2 * i) & 255, u32::from(bytes[2 * i + 1] ^ 0x80)]);
         let want = [
             joined,
+            bytes_in_pairs.collect(),
             of(&number, 0),
             of(&number, 1),
             of(&nibble, 0),

@@ -84,6 +84,15 @@ impl Default for BlockFacts {
     }
 }
 
+impl BlockFacts {
+    /// Scale, zero point and limit of a block. There are no more of them than [`BLOCKS`], which the compiler need not check then.
+    #[inline(always)]
+    fn of(&self, block: usize) -> (f32, f32, f32) {
+        let i = block % BLOCKS;
+        (self.scales[i], self.zeros[i], self.limits[i])
+    }
+}
+
 impl std::fmt::Debug for Segment {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Segment")
@@ -269,7 +278,7 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// Puts down the codes of a row, whose weights have 16 bits, as packed nibbles, and measures it.
+    /// Puts down the codes of a row that can be measured in pairs, and measures it.
     #[inline(always)]
     pub(super) fn encode_row<M: Machine>(
         &mut self,
@@ -280,7 +289,13 @@ impl<'a> Meter<'a> {
         stored: &mut [u8],
         segment: &mut Segment,
     ) {
-        self.row(machine, row, weights, &mut NewCodes { like, scales, zeros, stored }, segment);
+        if self.reader.nibbles {
+            let mut codes = NewCodes::<true> { like, scales, zeros, stored };
+            self.row(machine, row, weights, &mut codes, segment);
+        } else {
+            let mut codes = NewCodes::<false> { like, scales, zeros, stored };
+            self.row(machine, row, weights, &mut codes, segment);
+        }
     }
 
     /// Measures a row.

@@ -289,7 +289,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
         let narrow = quantizer.source != FloatType::F32 && scheme.scale_type != FloatType::F32;
         // Packed int4 goes through a byte a code, or straight from registers; everything else is a byte a code.
         let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
-        let in_pairs = nibbles && T::BITS == 16 && group_cols > 0 && group_cols.is_multiple_of(2 * LANES);
+        let in_pairs = T::BITS == 16 && group_cols > 0 && group_cols.is_multiple_of(2 * LANES);
         if !in_pairs || !M::ONE_PASS {
             meter = None;
         }
@@ -312,15 +312,13 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
             let to = &mut out.codes[row * row_codes..(row + 1) * row_codes];
             let like = Grid { scale: 0.0, zero: 0.0, qmin, qmax, bias };
             let is_fine = narrow && all_fine(&scratch.high, &scratch.most);
-            if is_fine && in_pairs {
-                if let Some(meter) = &mut meter {
-                    let Scratch { low, high, segment, .. } = &mut *scratch;
-                    meter.encode_row(machine, (row, row_bytes), like, (high, low), to, segment);
-                } else {
-                    let grids = scratch.high.iter().zip(&scratch.low);
-                    let fine = grids.map(|(&scale, &zero)| Fine::new(&Grid { scale, zero, ..like }));
-                    encode_row::<T, M>(machine, row_bytes, group_cols, fine, to);
-                }
+            if is_fine && let Some(meter) = &mut meter {
+                let Scratch { low, high, segment, .. } = &mut *scratch;
+                meter.encode_row(machine, (row, row_bytes), like, (high, low), to, segment);
+            } else if is_fine && nibbles && in_pairs {
+                let grids = scratch.high.iter().zip(&scratch.low);
+                let fine = grids.map(|(&scale, &zero)| Fine::new(&Grid { scale, zero, ..like }));
+                encode_row::<T, M>(machine, row_bytes, group_cols, fine, to);
             } else {
                 // Rare where there is a meter, which then has not seen all of the tile.
                 meter = None;

@@ -194,12 +194,6 @@ impl Machine for Avx2 {
     }
 
     #[inline(always)]
-    fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes {
-        // SAFETY: `self` proves AVX2.
-        unsafe { names.map(|names| entries_avx2(table, _mm256_castps_si256(names))) }
-    }
-
-    #[inline(always)]
     fn nibble_pairs(self, table: Self::Lanes, from: &[u8; LANES]) -> [Self::Lanes; 2] {
         // SAFETY: `self` proves AVX2; `from` has 16 bytes.
         unsafe {
@@ -417,6 +411,21 @@ impl Machine for Avx512 {
                 _mm512_set1_epi32(15),
             );
             _mm_storeu_si128(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi8(both));
+        }
+    }
+
+    #[inline(always)]
+    fn store_byte_pairs(self, [first, second]: [Self::Lanes; 2], to: &mut [u8; 2 * LANES]) {
+        // SAFETY: `self` proves AVX-512; `to` has 32 bytes.
+        unsafe {
+            let shifted = _mm512_slli_epi32::<8>(_mm512_castps_si512(second));
+            // Where the third has a 1, the first's bit, else the second's.
+            let both = _mm512_ternarylogic_epi32::<0b1110_0100>(
+                _mm512_castps_si512(first),
+                shifted,
+                _mm512_set1_epi32(255),
+            );
+            _mm256_storeu_si256(to.as_mut_ptr().cast(), _mm512_cvtepi32_epi16(both));
         }
     }
 

@@ -2,7 +2,7 @@
 
 use super::super::QuantizedView;
 use super::super::float_type::Half;
-use super::super::kernel::Grid;
+use super::super::kernel::{Grid, MAGIC};
 use super::super::machine::Machine;
 use super::reader::{Meaning, Reader};
 use super::sums::{BlockLanes, BlockSums, Running};
@@ -65,18 +65,19 @@ impl Codes for StoredCodes<'_> {
         (blocks, lanes): (&mut BlockSums, &mut BlockLanes),
     ) {
         let weights = weights.chunks_exact(2 * part.block_cols);
-        let grids = facts.scales.iter().zip(&facts.zeros).zip(&facts.limits);
         if reader.nibbles {
             let codes = &self.codes[part.columns.start / 2..part.columns.end / 2];
-            let parts = weights.zip(codes.chunks_exact(part.block_cols / 2)).zip(grids);
-            for (block, ((weights, codes), ((&scale, &zero), &limit))) in parts.enumerate() {
+            let parts = weights.zip(codes.chunks_exact(part.block_cols / 2));
+            for (block, (weights, codes)) in parts.enumerate() {
+                let (scale, zero, limit) = facts.of(block);
                 let table = reader.table(m, scale, zero);
                 blocks.put(m, lanes, block, sum_up_stored::<T, _, _>(m, weights, codes, &table), limit);
             }
         } else {
             let codes = &self.codes[part.columns.clone()];
-            let parts = weights.zip(codes.chunks_exact(part.block_cols)).zip(grids);
-            for (block, ((weights, codes), ((&scale, &zero), &limit))) in parts.enumerate() {
+            let parts = weights.zip(codes.chunks_exact(part.block_cols));
+            for (block, (weights, codes)) in parts.enumerate() {
+                let (scale, zero, limit) = facts.of(block);
                 let steps = reader.steps(m, scale, zero);
                 blocks.put(m, lanes, block, sum_up_stored::<T, _, _>(m, weights, codes, &steps), limit);
             }
@@ -106,8 +107,8 @@ fn sum_up_stored<T: Half, M: Machine, C: Meaning<M>>(
     running
 }
 
-/// Packed codes of four bits that are found without a division, while their weights are in registers.
-pub(super) struct NewCodes<'a> {
+/// Codes, nibbles or bytes, that are found without a division, while their weights are in registers.
+pub(super) struct NewCodes<'a, const NIBBLES: bool> {
     /// The grids of the row's groups, but for scales and zero points.
     pub like: Grid,
     /// Of the row's groups: scales as they are stored.
@@ -118,7 +119,7 @@ pub(super) struct NewCodes<'a> {
     pub stored: &'a mut [u8],
 }
 
-impl Codes for NewCodes<'_> {
+impl<const NIBBLES: bool> Codes for NewCodes<'_, NIBBLES> {
     #[inline(always)]
     fn params(&self, _: &Reader<'_>, part: &Part, facts: &mut BlockFacts) {
         let groups = part.first..part.first + part.groups;
@@ -141,23 +142,41 @@ impl Codes for NewCodes<'_> {
         facts: &BlockFacts,
         (blocks, lanes): (&mut BlockSums, &mut BlockLanes),
     ) {
-        let codes = &mut self.stored[part.columns.start / 2..part.columns.end / 2];
-        let grids = facts.scales.iter().zip(&facts.zeros).zip(&facts.limits);
-        let parts =
-            weights.chunks_exact(2 * part.block_cols).zip(codes.chunks_exact_mut(part.block_cols / 2));
-        for (block, (((weights, codes), fine), ((&scale, &zero), &limit))) in
-            parts.zip(facts.fine.iter()).zip(grids).enumerate()
-        {
-            let (fine, table) = (fine.lanes(m), reader.table(m, scale, zero));
-            let mut running = Running::new(m);
-            for (weights, codes) in weights.as_chunks().0.iter().zip(codes.as_chunks_mut().0) {
-                let [even, odd] = T::pairs(m, weights);
-                let [first, second] = [fine.codes(m, even), fine.codes(m, odd)];
-                m.store_nibble_pairs([first, second], codes);
-                running.add(m, even, table.entries(m, first));
-                running.add(m, odd, table.entries(m, second));
+        let weights = weights.chunks_exact(2 * part.block_cols);
+        if NIBBLES {
+            let codes = &mut self.stored[part.columns.start / 2..part.columns.end / 2];
+            let parts = weights.zip(codes.chunks_exact_mut(part.block_cols / 2));
+            for (block, (weights, codes)) in parts.enumerate() {
+                let (fine, (scale, zero, limit)) = (facts.fine.at(block), facts.of(block));
+                let (fine, table) = (fine.lanes(m), reader.table(m, scale, zero));
+                let mut running = Running::new(m);
+                for (weights, codes) in weights.as_chunks().0.iter().zip(codes.as_chunks_mut().0) {
+                    let [even, odd] = T::pairs(m, weights);
+                    let [first, second] = [fine.codes(m, even), fine.codes(m, odd)];
+                    m.store_nibble_pairs([first, second], codes);
+                    running.add(m, even, table.entries(m, first));
+                    running.add(m, odd, table.entries(m, second));
+                }
+                blocks.put(m, lanes, block, running, limit);
             }
-            blocks.put(m, lanes, block, running, limit);
+        } else {
+            let codes = &mut self.stored[part.columns.clone()];
+            let parts = weights.zip(codes.chunks_exact_mut(part.block_cols));
+            for (block, (weights, codes)) in parts.enumerate() {
+                let (fine, (scale, zero, limit)) = (facts.fine.at(block), facts.of(block));
+                let (fine, steps) = (fine.lanes(m), reader.steps(m, scale, zero));
+                // The code of zero, as `fine` gives it.
+                let zero = m.splat(MAGIC + self.like.bias + zero);
+                let mut running = Running::new(m);
+                for (weights, codes) in weights.as_chunks().0.iter().zip(codes.as_chunks_mut().0) {
+                    let [even, odd] = T::pairs(m, weights);
+                    let [first, second] = [fine.codes(m, even), fine.codes(m, odd)];
+                    m.store_byte_pairs([first, second], codes);
+                    running.add(m, even, steps.of_steps(m, m.sub(first, zero)));
+                    running.add(m, odd, steps.of_steps(m, m.sub(second, zero)));
+                }
+                blocks.put(m, lanes, block, running, limit);
+            }
         }
     }
 

@@ -295,7 +295,12 @@ pub(super) struct Steps<M: Machine> {
 impl<M: Machine> Steps<M> {
     #[inline(always)]
     fn meaning(&self, m: M, stored: M::Lanes) -> M::Lanes {
-        let steps = m.sub(stored, self.offset);
+        self.of_steps(m, m.sub(stored, self.offset))
+    }
+
+    /// What so many steps from zero mean.
+    #[inline(always)]
+    pub(super) fn of_steps(&self, m: M, steps: M::Lanes) -> M::Lanes {
         let moved = m.mul(steps, self.moved);
         m.sub(m.mul_add(steps, self.scale, moved), moved)
     }

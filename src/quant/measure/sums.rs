@@ -62,7 +62,7 @@ impl BlockSums {
         running: Running<M>,
         limit: f32,
     ) {
-        let row = block % LANES;
+        let (block, row) = (block % BLOCKS, block % LANES);
         m.store(running.signal, &mut lanes.0[0][row]);
         m.store(running.noise, &mut lanes.0[1][row]);
         m.store(running.cross, &mut lanes.0[2][row]);
