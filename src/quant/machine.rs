@@ -120,6 +120,13 @@ pub(super) trait Machine: Copy {
     fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]);
 }
 
+/// The first elements of a buffer that begin where a line of the cache does: no load of a whole register touches two of them.
+pub(super) fn on_lines(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
+    buffer.resize(len + LANES - 1, 0.0);
+    let skip = buffer.as_ptr().align_offset(size_of::<[f32; LANES]>()).min(LANES - 1);
+    &mut buffer[skip..skip + len]
+}
+
 /// A machine without extensions.
 pub(super) const PORTABLE: Arrays<false> = Arrays;
 

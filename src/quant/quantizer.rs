@@ -5,7 +5,7 @@ use std::marker::PhantomData;
 use super::float_type::{Bf16, F16, F32, Float};
 use super::isa::Job;
 use super::kernel::{Fine, Grid, all_fine};
-use super::machine::{LANES, Machine};
+use super::machine::{LANES, Machine, on_lines};
 use super::measure::Meter;
 use super::pack::{pack_nibbles, pack_zero_points, packed_bytes};
 use super::params::Rules;
@@ -464,7 +464,7 @@ impl Job for ShrinkRow<'_> {
         let Self { quantizer, bytes, scratch } = self;
         let Scratch { low, high, weights, keys, search, .. } = scratch;
         let source = quantizer.source;
-        weights.resize(quantizer.scheme.group_cols(quantizer.cols), 0.0);
+        let weights = on_lines(weights, quantizer.scheme.group_cols(quantizer.cols));
         let groups = bytes.chunks_exact(weights.len() * source.bytes());
         let columns = quantizer.importance.as_ref().map(Importance::columns);
         let size = weights.len();
