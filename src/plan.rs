@@ -7,6 +7,7 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
+use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place};
 use crate::layer::LayerType;
@@ -226,6 +227,14 @@ fn open_model(loaded: &Loaded) -> Result<(ModelFolder, LayerTypes), Failure> {
         failure
     };
     let path = model::resolve(&load.model, &loaded.base).map_err(point)?;
+    if calibration::is_statistics(&path) && calibration::read(&path).is_ok() {
+        let message = format!("`{}` holds activation statistics, not weights", load.model);
+        let finding = Finding::error(model::code::NOT_A_MODEL, message);
+        return Err(point(Failure::new(
+            Exit::BadModel,
+            finding.help("`model` is the folder with the weights. Statistics are named by `calibration` of the stage that quantizes."),
+        )));
+    }
     let globs = |globs: &[crate::layer::pattern::FileGlob]| -> Vec<String> {
         globs.iter().map(|glob| glob.as_str().to_owned()).collect()
     };

@@ -186,9 +186,10 @@ pub fn sync_all(folder: &Path) -> Result<(), Failure> {
         if path.is_dir() {
             sync_all(&path)?;
         } else {
-            File::open(&path)
-                .and_then(|file| file.sync_all())
-                .map_err(|error| cannot_write("flush", &path, &error))?;
+            // Some systems flush only what is open to be written, others let everybody flush.
+            let opened =
+                if cfg!(windows) { File::options().write(true).open(&path) } else { File::open(&path) };
+            opened.and_then(|file| file.sync_all()).map_err(|error| cannot_write("flush", &path, &error))?;
         }
     }
     sync_folder(folder)

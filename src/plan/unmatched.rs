@@ -196,16 +196,24 @@ pub(super) fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m s
     scored.into_iter().take(SUGGESTIONS).map(|(_, name)| name.to_owned()).collect()
 }
 
-/// Names that are near to a tensor's name, for a command line that names none.
+/// Names of tensors that a word is near to, or to a name's end, for a command line that names none.
 pub(super) fn nearest_tensors(word: &str, model: &ModelFolder) -> Vec<String> {
+    let segments = word.split('.').count();
+    let score = |name: &str| strsim::normalized_damerau_levenshtein(word, end_of(name, segments));
     let mut scored: Vec<(f64, &str)> = model
         .tensors
         .iter()
-        .map(|tensor| (strsim::normalized_damerau_levenshtein(word, &tensor.name), tensor.name.as_str()))
+        .map(|tensor| (score(&tensor.name).max(score(tensor.module())), tensor.name.as_str()))
         .filter(|(score, _)| *score >= 0.5)
         .collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
     scored.into_iter().take(SUGGESTIONS).map(|(_, name)| name.to_owned()).collect()
+}
+
+/// The last segments of a dotted name.
+fn end_of(name: &str, segments: usize) -> &str {
+    let start = name.rmatch_indices('.').nth(segments - 1).map_or(0, |(dot, _)| dot + 1);
+    &name[start..]
 }
 
 /// The sentence that suggests some names.

@@ -10,7 +10,7 @@ use monoquant::recipe::Overrides;
 use serde_json::json;
 
 use crate::support::headers::{FixtureTensor, write_sparse};
-use crate::support::{Model, Workspace, plan_with};
+use crate::support::{Model, Workspace, plan_with, root};
 
 const INT4: &str = "  - stage: quantize-int4\n";
 
@@ -108,6 +108,9 @@ fn what_is_no_model_is_told_apart() {
     fs::remove_dir_all(workspace.path("model")).expect("a folder");
     workspace.write("model", "a file");
     assert_report!("file-for-model", BadModel, workspace, INT4);
+    let statistics = root().join("tests/fixtures/calibration/tiny-llama.imatrix.gguf");
+    fs::copy(statistics, workspace.path("model")).expect("a file of statistics");
+    assert_report!("statistics-for-model", BadModel, workspace, INT4);
 }
 
 #[test]

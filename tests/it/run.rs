@@ -181,6 +181,8 @@ fn explain_names_every_rule_and_its_line() {
         on_shipped(&workspace, "explain", "llama-int4.yaml", &["model.layers.1.self_attn.k_prj.weight"])
             .exits(2);
     insta::assert_snapshot!("explain-unknown", said.stderr);
+    let said = on_shipped(&workspace, "explain", "llama-int4.yaml", &["lm_hed"]).exits(2);
+    assert!(said.stderr.contains("The nearest name is `lm_head.weight`."), "{}", said.stderr);
     let said =
         on_shipped(&workspace, "explain", "llama-int4.yaml", &["lm_head", "--format", "json"]).exits(0);
     assert_eq!(said.json()[0]["decided_by"]["line"], 11);
