@@ -195,6 +195,30 @@ pub fn sync_all(folder: &Path) -> Result<(), Failure> {
     sync_folder(folder)
 }
 
+/// Bytes that are read back at a time: so few that they are still in a core's cache when they are compared.
+const READ_BACK_BYTES: usize = 1 << 16;
+
+/// Whether a staged file holds what was meant to be written to it. `buffer` is memory to be used again.
+///
+/// # Errors
+/// Where it cannot be read.
+pub fn holds(
+    staged: &super::staging::StagedFile,
+    mut offset: u64,
+    meant: &[u8],
+    buffer: &mut Vec<u8>,
+) -> Result<bool, Failure> {
+    for meant in meant.chunks(READ_BACK_BYTES) {
+        buffer.resize(meant.len(), 0);
+        read_at(staged, offset, buffer)?;
+        if buffer != meant {
+            return Ok(false);
+        }
+        offset += meant.len() as u64;
+    }
+    Ok(true)
+}
+
 /// Reads bytes of a staged file back.
 ///
 /// # Errors
@@ -218,4 +242,32 @@ pub fn read_at(staged: &super::staging::StagedFile, offset: u64, out: &mut [u8])
         }
     };
     done.map_err(|error| cannot_write("read back", &staged.path, &error))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::staging::StagedFile;
+    use super::*;
+
+    #[test]
+    fn any_byte_that_differs_is_found_when_it_is_read_back() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("staged");
+        let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let staged = StagedFile { file, path };
+        let mut buffer = vec![7; 3 * READ_BACK_BYTES];
+        for len in [0, 1, READ_BACK_BYTES, READ_BACK_BYTES + 1, 2 * READ_BACK_BYTES + 100] {
+            let meant: Vec<u8> = (0..len).map(|i| (i * 131 % 251) as u8).collect();
+            let offset = 5;
+            write_at(&staged.file, &staged.path, offset, &meant).unwrap();
+            assert!(holds(&staged, offset, &meant, &mut buffer).unwrap());
+            let places = [0, READ_BACK_BYTES - 1, READ_BACK_BYTES, len.saturating_sub(1)];
+            for place in places.into_iter().filter(|place| *place < len) {
+                write_at(&staged.file, &staged.path, offset + place as u64, &[!meant[place]]).unwrap();
+                assert!(!holds(&staged, offset, &meant, &mut buffer).unwrap(), "byte {place} of {len}");
+                write_at(&staged.file, &staged.path, offset + place as u64, &[meant[place]]).unwrap();
+            }
+        }
+        assert!(holds(&staged, 1 << 30, &[0], &mut buffer).is_err(), "past the end");
+    }
 }

@@ -21,8 +21,8 @@ const PIECE_BYTES: usize = 1024;
 /// What they keep of a tensor of an output, its line of the index included.
 const OUTPUT_BYTES: usize = 768;
 
-/// Buffers of a worker for each source byte of a tile: the source, its widened form, codes with scales, the bytes read back,
-/// and the dequantized weights.
+/// Buffers of a worker for each source byte of a tile: the source, its stored form, codes with scales, the dequantized weights, the
+/// same in the source's type, and some to spare.
 const BYTES_PER_TILE_BYTE: u64 = 6;
 
 /// The memory bound of a run.

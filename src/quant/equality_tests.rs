@@ -77,16 +77,15 @@ impl Case {
         let tensor = self.tensor_params(&quantizer)?;
         let (mut all, mut dequantized, mut distortion) =
             (Quantized::default(), Vec::new(), Distortion::default());
-        let (mut out, mut values) = (Quantized::default(), Vec::new());
+        let (mut out, mut again, mut values) = (Quantized::default(), Quantized::default(), Vec::new());
         for (i, tile) in self.bytes.chunks(self.tile * quantizer.row_bytes()).enumerate() {
             let rows = tile.len() / quantizer.row_bytes();
             quantizer.quantize(tensor.as_ref(), tile, rows, &mut out, scratch).map_err(|bad| bad.what)?;
             let measured = quantizer.measure(tile, out.view(), rows, scratch);
-            let mut again = Quantized::default();
             let together = quantizer.quantize_and_measure(tensor.as_ref(), tile, rows, &mut again, scratch);
             assert_eq!(
-                (again, format!("{together:?}")),
-                (out.clone(), format!("{:?}", Ok::<_, super::BadWeight>(measured)))
+                (&again, format!("{together:?}")),
+                (&out, format!("{:?}", Ok::<_, super::BadWeight>(measured)))
             );
             distortion.merge(&measured, i * self.tile);
             quantizer.dequantize(out.view(), rows, &mut values, scratch);

@@ -280,7 +280,7 @@ impl<'a> Meter<'a> {
 
     /// Puts down the codes of a row that can be measured in pairs, and measures it.
     #[inline(always)]
-    pub(super) fn encode_row<M: Machine>(
+    pub(super) fn encode_and_measure_row<M: Machine>(
         &mut self,
         machine: M,
         (row, weights): (usize, &[u8]),

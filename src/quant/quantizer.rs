@@ -154,6 +154,12 @@ impl Quantizer {
         &self.scheme
     }
 
+    /// Whether a row's weights and codes can be taken from their bytes 32 at a time, those at even places and those at odd ones.
+    pub(super) const fn in_pairs(&self) -> bool {
+        let group_cols = self.scheme.group_cols(self.cols);
+        self.source.bytes() == 2 && group_cols > 0 && group_cols.is_multiple_of(2 * LANES)
+    }
+
     /// Bytes of a source row.
     #[must_use]
     pub const fn row_bytes(&self) -> usize {
@@ -287,9 +293,9 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
         };
         let (qmin, qmax) = (bits.qmin() as f32, bits.qmax() as f32);
         let narrow = quantizer.source != FloatType::F32 && scheme.scale_type != FloatType::F32;
-        // Packed int4 goes through a byte a code, or straight from registers; everything else is a byte a code.
+        // Codes go straight from registers where they are measured, and packed int4 does; else there is a byte a code first.
         let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
-        let in_pairs = T::BITS == 16 && group_cols > 0 && group_cols.is_multiple_of(2 * LANES);
+        let in_pairs = quantizer.in_pairs();
         if !in_pairs || !M::ONE_PASS {
             meter = None;
         }
@@ -314,7 +320,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
             let is_fine = narrow && all_fine(&scratch.high, &scratch.most);
             if is_fine && let Some(meter) = &mut meter {
                 let Scratch { low, high, segment, .. } = &mut *scratch;
-                meter.encode_row(machine, (row, row_bytes), like, (high, low), to, segment);
+                meter.encode_and_measure_row(machine, (row, row_bytes), like, (high, low), to, segment);
             } else if is_fine && nibbles && in_pairs {
                 let grids = scratch.high.iter().zip(&scratch.low);
                 let fine = grids.map(|(&scale, &zero)| Fine::new(&Grid { scale, zero, ..like }));

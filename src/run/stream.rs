@@ -23,7 +23,8 @@ use crate::finding::{Failure, Finding};
 use crate::plan::fingerprint::TensorPrint;
 use crate::plan::{Piece, PieceOutput, Plan};
 use crate::quant::{
-    BadValue, BadWeight, FloatType, Granularity, Isa, Quantized, Quantizer, Scratch, Survey, TensorParams,
+    BadValue, BadWeight, Distortion, FloatType, Granularity, Isa, Quantized, Quantizer, Scratch, Survey,
+    TensorParams,
 };
 
 /// What a pass does beside quantizing and writing.
@@ -45,9 +46,6 @@ impl Checks {
             && (self.measure || !wanted.measure)
     }
 }
-
-/// Bytes that are read back at a time: so few that they are still in a core's cache when they are compared.
-const READ_BACK_BYTES: usize = 1 << 16;
 
 /// A run with what was found out before its one pass.
 struct Pass<'a> {
@@ -265,7 +263,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Quantizes, writes, reads back and measures a tile of a matrix.
+    /// Quantizes, measures, writes and reads back a tile of a matrix.
     fn quantize(
         &self,
         piece: &Piece,
@@ -282,6 +280,15 @@ impl Pass<'_> {
             quantizer.quantize(params, &source.weights, rows, quantized, scratch).map(|()| None)
         }
         .map_err(|bad| bad_weight(self.plan, piece, tile, bad))?;
+        if let Some(measured) = distortion
+            && tile.number == 0
+            && self.quantizers.is_first(tile.piece)
+        {
+            // What is measured while codes are in registers has to be what the bytes mean. One tile of each kind is enough to see
+            // that kernels which fit together on other machines do so on this one.
+            let meant = quantizer.measure(&source.weights, quantized.view(), rows, scratch);
+            check_measured(&self.plan.model.tensors[piece.tensor].name, &measured, &meant)?;
+        }
         let scheme = *quantizer.scheme();
         for export in 0..self.plan.exports.len() {
             match &self.plan.exports[export].pieces[tile.piece] {
@@ -315,17 +322,7 @@ impl Pass<'_> {
                     if let Some(shape) = shape
                         && tile.number == 0
                     {
-                        self.write(export, *shape, 0, &shape_bytes(piece))?;
-                    }
-                    // What is measured before it is packed has to be what the bytes mean. Whether it is does not depend on the
-                    // weights: one tile of each kind tells.
-                    if self.checks.round_trip
-                        && let Some(distortion) = distortion
-                        && tile.number == 0
-                        && self.quantizers.is_first(tile.piece)
-                        && quantizer.measure(&source.weights, quantized.view(), rows, scratch) != distortion
-                    {
-                        self.collector.mismatch(export, *codes);
+                        self.write_and_check(export, *shape, 0, &shape_bytes(piece), read_back)?;
                     }
                 }
                 PieceOutput::Dequantized { tensor } => {
@@ -384,23 +381,24 @@ impl Pass<'_> {
         bytes: &[u8],
         read_back: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        let start = self.start_in_tensor(piece, tile);
         if piece.matrix.is_some_and(|view| !view.is_contiguous()) {
-            return self.scatter(export, tensor, piece, tile, start, bytes);
+            return self.scatter(export, tensor, piece, tile, bytes, read_back);
         }
-        self.write_and_check(export, tensor, start, bytes, read_back)
+        self.write_and_check(export, tensor, self.start_in_tensor(piece, tile), bytes, read_back)
     }
 
-    /// Writes rows that lie across the tensor: one stretch of every column.
+    /// Writes rows that lie across the tensor: one stretch of every column, which is read back where that is asked for. Elements that lie
+    /// apart are too little for that.
     fn scatter(
         &self,
         export: usize,
         tensor: usize,
         piece: &Piece,
         tile: Tile,
-        start: u64,
         bytes: &[u8],
+        read_back: &mut Vec<u8>,
     ) -> Result<(), Failure> {
+        let start = self.start_in_tensor(piece, tile);
         let Some(view) = piece.matrix else { return Ok(()) };
         let element = (self.plan.model.tensors[piece.tensor].dtype.bits() / 8) as usize;
         let row_bytes = view.cols as usize * element;
@@ -412,7 +410,7 @@ impl Pass<'_> {
             }
             let at = start + column as u64 * view.column_stride * element as u64;
             if view.row_stride == 1 {
-                self.write(export, tensor, at, &stretch)?;
+                self.write_and_check(export, tensor, at, &stretch, read_back)?;
                 continue;
             }
             for (row, cell) in (0_u64..).zip(stretch.chunks_exact(element)) {
@@ -446,18 +444,34 @@ impl Pass<'_> {
         }
         let planned = &self.plan.exports[export].tensors[tensor];
         let staged = &self.staging[export].weights[planned.file];
-        let mut offset = planned.offset + start;
-        for meant in bytes.chunks(READ_BACK_BYTES) {
-            read_back.resize(meant.len(), 0);
-            files::read_at(staged, offset, read_back)?;
-            if read_back != meant {
-                self.collector.mismatch(export, tensor);
-                break;
-            }
-            offset += meant.len() as u64;
+        if !files::holds(staged, planned.offset + start, bytes, read_back)? {
+            self.collector.mismatch(export, tensor);
         }
         Ok(())
     }
+}
+
+/// Compares what was measured of a tile while it was quantized with what its bytes mean.
+///
+/// # Errors
+/// Where they differ: by a mistake of this program, or of the processor.
+fn check_measured(tensor: &str, measured: &Distortion, meant: &Distortion) -> Result<(), Failure> {
+    // As text, because NaN is NaN there.
+    let [measured, meant] = [measured, meant].map(|distortion| format!("{distortion:?}"));
+    if measured == meant {
+        return Ok(());
+    }
+    let finding = Finding::error(
+        "run::kernels-disagree",
+        format!("what was measured of `{tensor}` is not what its codes mean"),
+    );
+    Err(Failure::new(
+        Exit::Internal,
+        finding.help(format!(
+            "This is a mistake of monoquant, or of this machine's processor; please report it. `--isa portable` may avoid it.\n\
+             measured: {measured}\nmeant: {meant}"
+        )),
+    ))
 }
 
 /// Where a tile's codes, scales and zero points begin in their tensors, in bytes.
@@ -542,4 +556,18 @@ pub(super) fn total_bytes(plan: &Plan, pieces: &[usize]) -> u64 {
             }
         })
         .sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_measured_is_what_codes_mean_also_where_that_is_no_number() {
+        let measured = Distortion { count: 3, weighted_noise: f64::NAN, ..Distortion::default() };
+        assert!(check_measured("w", &measured, &measured.clone()).is_ok());
+        let other = Distortion { noise: 1e-300, ..measured };
+        let failure = check_measured("w", &measured, &other).unwrap_err();
+        assert_eq!(failure.exit, Exit::Internal);
+    }
 }

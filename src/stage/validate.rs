@@ -13,7 +13,7 @@ pub enum Check {
     Finite,
     /// No dequantized weight is larger in magnitude than `max_abs_weight`.
     WeightRange,
-    /// What was written is read again, dequantized, and equals what was meant.
+    /// What was written is read again and equals what was meant.
     RoundTrip,
     /// Every file has the size that was planned.
     Size,

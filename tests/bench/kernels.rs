@@ -1,8 +1,8 @@
 //! How many weights a second the kernels take, on one thread: `cargo bench --bench kernels -- [WORD]`.
 //!
-//! For each scheme (whose name contains the word) and each instruction set of this machine: 10⁹ weights a second that are
-//! quantized, measured, both in one pass as a run does it, and dequantized, the best of many rounds over a tile that stays in the second cache, and in brackets the ratio to
-//! the portable code.
+//! For each scheme (whose name contains the word) and each instruction set of this machine: 10⁹ weights a second, the best of many
+//! rounds over a tile that stays in the second cache, and in brackets the ratio to the portable code. `both` is quantizing and
+//! measuring as a run does it, in one pass where that is faster.
 
 use std::hint::black_box;
 use std::io::Write;
@@ -74,7 +74,7 @@ fn cases() -> Vec<Case> {
     ]
 }
 
-/// 10⁹ weights a second: quantized, measured, dequantized.
+/// 10⁹ weights a second: quantized, measured, both, dequantized.
 fn speeds(case: &Case, isa: Isa, tile: &[u8]) -> [f64; 4] {
     let quantizer = Quantizer::new(case.scheme, case.observer, case.source, COLS, isa);
     let (mut out, mut values, mut scratch) = (Quantized::default(), Vec::new(), Scratch::default());

@@ -9,10 +9,11 @@ use super::Case;
 /// Weights of one character, of values that the type can hold.
 pub(super) fn weights(kind: usize, count: usize, seed: u64, source: FloatType) -> Vec<f32> {
     let mut numbers = Numbers(seed);
-    let (least, top) = match source {
-        FloatType::F32 => (f32::from_bits(1), f32::MAX),
-        FloatType::F16 => (2f32.powi(-24), 65504.0),
-        FloatType::Bf16 => (f32::from_bits(1 << 16), f32::from_bits(0x7f7f_0000)),
+    let top = greatest(source);
+    let least = match source {
+        FloatType::F32 => f32::from_bits(1),
+        FloatType::F16 => 2f32.powi(-24),
+        FloatType::Bf16 => f32::from_bits(1 << 16),
     };
     match kind {
         0 => gaussian(count, seed),
@@ -32,6 +33,24 @@ pub(super) fn weights(kind: usize, count: usize, seed: u64, source: FloatType) -
             .collect(),
         8 => gaussian(count, seed).iter().map(|x| x.abs() + 3.0).collect(),
         _ => gaussian(count, seed).iter().map(|x| if x.abs() > 2.0 { x * 1e4 } else { 0.0 }).collect(),
+    }
+}
+
+/// Makes some rows much smaller or larger than the others.
+fn spread(weights: &mut [f32], cols: usize, seed: u64, source: FloatType) {
+    let (mut numbers, top) = (Numbers(seed), greatest(source));
+    for row in weights.chunks_mut(cols) {
+        let factor = [1.0, 1.0, 1e-20, 1e19][numbers.next() as usize % 4];
+        row.iter_mut().for_each(|weight| *weight = (*weight * factor).clamp(-top, top));
+    }
+}
+
+/// The greatest value of a type.
+fn greatest(source: FloatType) -> f32 {
+    match source {
+        FloatType::F32 => f32::MAX,
+        FloatType::F16 => 65504.0,
+        FloatType::Bf16 => f32::from_bits(0x7f7f_0000),
     }
 }
 
@@ -98,7 +117,11 @@ fn of(drawn: Drawn) -> Case {
         storage: if packed { Storage::Packed } else { Storage::Plain },
     };
     let mut bytes = Vec::new();
-    source.narrow(&weights(kind, rows * cols, seed, source), &mut bytes);
+    let mut weights = weights(kind, rows * cols, seed, source);
+    if seed.is_multiple_of(3) {
+        spread(&mut weights, cols, seed, source);
+    }
+    source.narrow(&weights, &mut bytes);
     // Kinds above 3 are none.
     let importance = importance((seed % 8) as usize, cols, seed);
     Case { scheme, observer, source, rows, cols, importance, bytes, tile: 8 }
@@ -112,6 +135,7 @@ pub(super) fn wide_case() -> impl Strategy<Value = Case> {
             .prop_map(|(size, groups)| (Granularity::Group(size), size * groups)),
         prop::sample::select(vec![224usize, 256, 1152, 2880, 4096, 16_384, 16_416, 20_000, 2049, 4097])
             .prop_map(|cols| (Granularity::Channel, cols)),
+        prop::sample::select(vec![256usize, 288, 4096, 16_640]).prop_map(|cols| (Granularity::Tensor, cols)),
     ];
     let observer = prop_oneof![
         3 => Just(Observer::Minmax),

@@ -90,6 +90,7 @@ impl Codes for StoredCodes<'_> {
     }
 }
 
+/// Sums up a block: the terms of [`Running::of`], in another order.
 #[inline(always)]
 fn sum_up_stored<T: Half, M: Machine, C: Meaning<M>>(
     m: M,

@@ -53,7 +53,7 @@ impl<'a> Reader<'a> {
             block_cols: BLOCK,
             row_bytes: scheme.codes_bytes(1, cols),
             nibbles: scheme.storage == Storage::Packed && scheme.bits == Bits::Four,
-            in_pairs: quantizer.source.bytes() == 2 && group_cols.is_multiple_of(2 * LANES),
+            in_pairs: quantizer.in_pairs(),
             flip,
             bias: bias as f32,
             splitter: match scheme.scale_type {
