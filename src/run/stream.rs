@@ -273,22 +273,7 @@ impl Pass<'_> {
     ) -> Result<(), Failure> {
         let Buffers { source, quantized, dequantized, converted, read_back, scratch } = buffers;
         let rows = tile.count as usize;
-        let params = self.params[tile.piece].as_ref();
-        let distortion = if self.checks.measure {
-            quantizer.quantize_and_measure(params, &source.weights, rows, quantized, scratch).map(Some)
-        } else {
-            quantizer.quantize(params, &source.weights, rows, quantized, scratch).map(|()| None)
-        }
-        .map_err(|bad| bad_weight(self.plan, piece, tile, bad))?;
-        if let Some(measured) = distortion
-            && tile.number == 0
-            && self.quantizers.is_first(tile.piece)
-        {
-            // What is measured while codes are in registers has to be what the bytes mean. One tile of each kind is enough to see
-            // that kernels which fit together on other machines do so on this one.
-            let meant = quantizer.measure(&source.weights, quantized.view(), rows, scratch);
-            check_measured(&self.plan.model.tensors[piece.tensor].name, &measured, &meant)?;
-        }
+        let distortion = self.encode(piece, tile, quantizer, &source.weights, quantized, scratch)?;
         let scheme = *quantizer.scheme();
         for export in 0..self.plan.exports.len() {
             match &self.plan.exports[export].pieces[tile.piece] {
@@ -342,6 +327,33 @@ impl Pass<'_> {
             self.collector.distortion(tile.piece, tile.number, distortion, tile.start);
         }
         Ok(())
+    }
+
+    /// Puts the codes of a tile into `quantized`, and measures it where that is asked for.
+    fn encode(
+        &self,
+        piece: &Piece,
+        tile: Tile,
+        quantizer: &Quantizer,
+        weights: &[u8],
+        quantized: &mut Quantized,
+        scratch: &mut Scratch,
+    ) -> Result<Option<Distortion>, Failure> {
+        let (rows, params) = (tile.count as usize, self.params[tile.piece].as_ref());
+        let bad = |bad| bad_weight(self.plan, piece, tile, bad);
+        if !self.checks.measure {
+            quantizer.quantize(params, weights, rows, quantized, scratch).map_err(bad)?;
+            return Ok(None);
+        }
+        let measured =
+            quantizer.quantize_and_measure(params, weights, rows, quantized, scratch).map_err(bad)?;
+        if tile.number == 0 && self.quantizers.is_first(tile.piece) {
+            // What is measured while codes are in registers has to be what the bytes mean. One tile of each kind is enough to see
+            // that kernels which fit together on other machines do so on this one.
+            let meant = quantizer.measure(weights, quantized.view(), rows, scratch);
+            check_measured(&self.plan.model.tensors[piece.tensor].name, &measured, &meant)?;
+        }
+        Ok(Some(measured))
     }
 
     /// The first byte of a tile's rows in the tensor as it is delivered and written.
