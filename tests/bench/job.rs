@@ -9,6 +9,8 @@
 //! cargo bench --bench job -- --again [--dir DIR] [--gigabytes N] [--rounds N] [--threads N]
 //! ```
 //!
+//! With `--only` it times the recipe of that name, or those whose names contain the word.
+//!
 //! With `--again` it times what a second run costs instead: with nothing changed, a threshold, or one layer's rule; and in a
 //! watch, from the moment the recipe is saved to the verdict.
 
@@ -92,8 +94,12 @@ fn main() {
         return again(&options, &model);
     }
     let contenders = contenders();
-    let wanted =
-        |name: &str| options.only.as_deref().is_none_or(|only| name.contains(only) || name == "cp -r");
+    let is_named = |only: &str| contenders.iter().any(|(name, _)| *name == only);
+    let wanted = |name: &str| match options.only.as_deref() {
+        Some(only) if is_named(only) => name == only,
+        Some(only) => name.contains(only),
+        None => true,
+    };
     let mut samples: BTreeMap<String, Vec<Sample>> = BTreeMap::new();
     for round in 0..=options.rounds {
         let mut add = |name: &str, sample: Sample| {
