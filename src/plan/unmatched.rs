@@ -187,25 +187,21 @@ pub(super) fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m s
             break;
         }
     }
-    let mut scored: Vec<(f64, &str)> = windows
-        .into_iter()
-        .map(|window| (strsim::normalized_damerau_levenshtein(text, window), window))
-        .filter(|(score, _)| *score >= 0.6)
-        .collect();
-    scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
-    scored.into_iter().take(SUGGESTIONS).map(|(_, name)| name.to_owned()).collect()
+    let score = |window| (strsim::normalized_damerau_levenshtein(text, window), window);
+    best(windows.into_iter().map(score), 0.6)
 }
 
 /// Names of tensors that a word is near to, or to a name's end, for a command line that names none.
 pub(super) fn nearest_tensors(word: &str, model: &ModelFolder) -> Vec<String> {
     let segments = word.split('.').count();
     let score = |name: &str| strsim::normalized_damerau_levenshtein(word, end_of(name, segments));
-    let mut scored: Vec<(f64, &str)> = model
-        .tensors
-        .iter()
-        .map(|tensor| (score(&tensor.name).max(score(tensor.module())), tensor.name.as_str()))
-        .filter(|(score, _)| *score >= 0.5)
-        .collect();
+    let tensors = model.tensors.iter();
+    best(tensors.map(|tensor| (score(&tensor.name).max(score(tensor.module())), tensor.name.as_str())), 0.5)
+}
+
+/// The names with the highest scores, none below the least.
+fn best<'m>(scored: impl Iterator<Item = (f64, &'m str)>, least: f64) -> Vec<String> {
+    let mut scored: Vec<(f64, &str)> = scored.filter(|(score, _)| *score >= least).collect();
     scored.sort_by(|a, b| b.0.total_cmp(&a.0).then_with(|| a.1.cmp(b.1)));
     scored.into_iter().take(SUGGESTIONS).map(|(_, name)| name.to_owned()).collect()
 }

@@ -12,11 +12,11 @@ use std::ops::Range;
 use super::distortion::WorstGroup;
 use super::float_type::{Bf16, F16, Half};
 use super::isa::Job;
-use super::kernel::{FineBlocks, Grid};
+use super::kernel::Grid;
 use super::machine::{LANES, Machine};
 use super::{Distortion, FloatType, QuantizedView, Quantizer, Scratch};
 use allowance::Allowances;
-use codes::{Codes, NewCodes, StoredCodes};
+use codes::{Codes, NewCodes, StoredCodes, sum_up};
 use reader::Reader;
 use sums::{BlockLanes, BlockSums, Running, Totals};
 use weighted::WeighTile;
@@ -58,8 +58,6 @@ struct BlockFacts {
     limits: [f32; BLOCKS],
     /// Whether it has to be looked at again whatever its weights are: not 0.
     flags: [u32; BLOCKS],
-    /// How its codes are found, if they are new.
-    fine: FineBlocks<BLOCKS>,
 }
 
 impl Default for Decoded {
@@ -79,7 +77,6 @@ impl Default for BlockFacts {
             reaches: none,
             limits: none,
             flags: [0; BLOCKS],
-            fine: FineBlocks::default(),
         }
     }
 }
@@ -289,13 +286,7 @@ impl<'a> Meter<'a> {
         stored: &mut [u8],
         segment: &mut Segment,
     ) {
-        if self.reader.nibbles {
-            let mut codes = NewCodes::<true> { like, scales, zeros, stored };
-            self.row(machine, row, weights, &mut codes, segment);
-        } else {
-            let mut codes = NewCodes::<false> { like, scales, zeros, stored };
-            self.row(machine, row, weights, &mut codes, segment);
-        }
+        self.row(machine, row, weights, &mut NewCodes { like, scales, zeros, stored }, segment);
     }
 
     /// Measures a row.
@@ -351,7 +342,6 @@ impl<'a> Meter<'a> {
                 facts.zeros[block] = facts.zeros[block / part.group_blocks];
             }
         }
-        codes.prepare(part, facts);
         allowances.fill(facts, part.blocks, all, reader);
         if !reader.in_pairs {
             let columns = 0..part.columns.len();
@@ -428,7 +418,7 @@ impl<T: Half, C: Codes> Job for SumPairs<'_, T, C> {
     fn run<M: Machine>(self, m: M) {
         let Self { reader, part, weights, codes, facts, blocks, .. } = self;
         let mut lanes = BlockLanes::new();
-        codes.sum_up::<T, M>(m, reader, part, weights, facts, (blocks, &mut lanes));
+        sum_up::<T, M>(m, codes, reader, part, weights, facts, (blocks, &mut lanes));
         blocks.put_end(m, &lanes, part.blocks);
     }
 }

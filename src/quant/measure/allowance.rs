@@ -41,7 +41,7 @@ impl<'a> Allowances<'a> {
         so_far: &Distortion,
         reader: &Reader<'_>,
     ) {
-        let BlockFacts { scales, zeros, bottoms, tops, reaches, limits, flags, .. } = facts;
+        let BlockFacts { scales, zeros, bottoms, tops, reaches, limits, flags } = facts;
         let (qmin, qmax) = (self.qmin, self.qmax);
         let grids = scales[..count].iter().zip(&zeros[..count]);
         for ((bottom, top), (&scale, &zero)) in bottoms.iter_mut().zip(tops.iter_mut()).zip(grids.clone()) {

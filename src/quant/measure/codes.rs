@@ -1,23 +1,22 @@
 //! The codes of a row that is measured: stored ones, or new ones, which are measured as they are put down.
 
+use std::ops::Range;
+
 use super::super::QuantizedView;
 use super::super::float_type::Half;
-use super::super::kernel::{Grid, MAGIC};
-use super::super::machine::Machine;
-use super::reader::{Meaning, Reader};
+use super::super::kernel::{FineBlocks, Grid};
+use super::super::machine::{LANES, Machine};
+use super::reader::{Meaning, NibbleTable, Reader, Steps};
 use super::sums::{BlockLanes, BlockSums, Running};
-use super::{BlockFacts, Part};
+use super::{BLOCKS, BlockFacts, Part};
 
 /// The codes of one row.
 pub(super) trait Codes {
     /// Takes down scales and zero points of the groups of a segment.
     fn params(&self, reader: &Reader<'_>, part: &Part, facts: &mut BlockFacts);
 
-    /// Gets ready for blocks with these scales and zero points.
-    fn prepare(&self, part: &Part, facts: &mut BlockFacts);
-
     /// Sums up the blocks of a segment from the bytes of its weights, in pairs.
-    fn sum_up<T: Half, M: Machine>(
+    fn sum_up<T: Half, M: Machine, C: Meaning<M>>(
         &mut self,
         m: M,
         reader: &Reader<'_>,
@@ -29,6 +28,33 @@ pub(super) trait Codes {
 
     /// The row's bytes, as far as its segments have been summed up.
     fn stored(&self) -> &[u8];
+}
+
+/// [`Codes::sum_up`] of nibbles or of bytes.
+#[inline(always)]
+pub(super) fn sum_up<T: Half, M: Machine>(
+    m: M,
+    codes: &mut impl Codes,
+    reader: &Reader<'_>,
+    part: &Part,
+    weights: &[u8],
+    facts: &BlockFacts,
+    sums: (&mut BlockSums, &mut BlockLanes),
+) {
+    if reader.nibbles {
+        codes.sum_up::<T, M, NibbleTable<M>>(m, reader, part, weights, facts, sums);
+    } else {
+        codes.sum_up::<T, M, Steps<M>>(m, reader, part, weights, facts, sums);
+    }
+}
+
+/// Columns that are taken at a time.
+const PAIRS: usize = 2 * LANES;
+
+/// Where in a row the pairs of a segment are.
+#[inline(always)]
+fn pairs(part: &Part) -> Range<usize> {
+    part.columns.start / PAIRS..part.columns.end / PAIRS
 }
 
 /// Codes that have been stored.
@@ -52,10 +78,7 @@ impl Codes for StoredCodes<'_> {
     }
 
     #[inline(always)]
-    fn prepare(&self, _: &Part, _: &mut BlockFacts) {}
-
-    #[inline(always)]
-    fn sum_up<T: Half, M: Machine>(
+    fn sum_up<T: Half, M: Machine, C: Meaning<M>>(
         &mut self,
         m: M,
         reader: &Reader<'_>,
@@ -64,23 +87,19 @@ impl Codes for StoredCodes<'_> {
         facts: &BlockFacts,
         (blocks, lanes): (&mut BlockSums, &mut BlockLanes),
     ) {
-        let weights = weights.chunks_exact(2 * part.block_cols);
-        if reader.nibbles {
-            let codes = &self.codes[part.columns.start / 2..part.columns.end / 2];
-            let parts = weights.zip(codes.chunks_exact(part.block_cols / 2));
-            for (block, (weights, codes)) in parts.enumerate() {
-                let (scale, zero, limit) = facts.of(block);
-                let table = reader.table(m, scale, zero);
-                blocks.put(m, lanes, block, sum_up_stored::<T, _, _>(m, weights, codes, &table), limit);
+        let codes = C::bytes(self.codes)[pairs(part)].chunks_exact(part.block_cols / PAIRS);
+        for (block, (weights, codes)) in weights.chunks_exact(2 * part.block_cols).zip(codes).enumerate() {
+            let (scale, zero, limit) = facts.of(block);
+            let meaning = C::of(m, reader, scale, zero);
+            // The terms of `Running::of`, in another order.
+            let mut running = Running::new(m);
+            for (weights, codes) in weights.as_chunks().0.iter().zip(codes) {
+                let [even, odd] = T::pairs(m, weights);
+                let [first, second] = meaning.pairs(m, codes);
+                running.add(m, even, first);
+                running.add(m, odd, second);
             }
-        } else {
-            let codes = &self.codes[part.columns.clone()];
-            let parts = weights.zip(codes.chunks_exact(part.block_cols));
-            for (block, (weights, codes)) in parts.enumerate() {
-                let (scale, zero, limit) = facts.of(block);
-                let steps = reader.steps(m, scale, zero);
-                blocks.put(m, lanes, block, sum_up_stored::<T, _, _>(m, weights, codes, &steps), limit);
-            }
+            blocks.put(m, lanes, block, running, limit);
         }
     }
 
@@ -90,26 +109,8 @@ impl Codes for StoredCodes<'_> {
     }
 }
 
-/// Sums up a block: the terms of [`Running::of`], in another order.
-#[inline(always)]
-fn sum_up_stored<T: Half, M: Machine, C: Meaning<M>>(
-    m: M,
-    weights: &[u8],
-    codes: &[u8],
-    meaning: &C,
-) -> Running<M> {
-    let mut running = Running::new(m);
-    for (weights, codes) in weights.as_chunks().0.iter().zip(C::bytes(codes)) {
-        let [even, odd] = T::pairs(m, weights);
-        let [first, second] = meaning.pairs(m, codes);
-        running.add(m, even, first);
-        running.add(m, odd, second);
-    }
-    running
-}
-
-/// Codes, nibbles or bytes, that are found without a division, while their weights are in registers.
-pub(super) struct NewCodes<'a, const NIBBLES: bool> {
+/// Codes that are found without a division, while their weights are in registers.
+pub(super) struct NewCodes<'a> {
     /// The grids of the row's groups, but for scales and zero points.
     pub like: Grid,
     /// Of the row's groups: scales as they are stored.
@@ -120,7 +121,7 @@ pub(super) struct NewCodes<'a, const NIBBLES: bool> {
     pub stored: &'a mut [u8],
 }
 
-impl<const NIBBLES: bool> Codes for NewCodes<'_, NIBBLES> {
+impl Codes for NewCodes<'_> {
     #[inline(always)]
     fn params(&self, _: &Reader<'_>, part: &Part, facts: &mut BlockFacts) {
         let groups = part.first..part.first + part.groups;
@@ -129,12 +130,7 @@ impl<const NIBBLES: bool> Codes for NewCodes<'_, NIBBLES> {
     }
 
     #[inline(always)]
-    fn prepare(&self, part: &Part, facts: &mut BlockFacts) {
-        facts.fine.fill(self.like, &facts.scales[..part.blocks], &facts.zeros[..part.blocks]);
-    }
-
-    #[inline(always)]
-    fn sum_up<T: Half, M: Machine>(
+    fn sum_up<T: Half, M: Machine, C: Meaning<M>>(
         &mut self,
         m: M,
         reader: &Reader<'_>,
@@ -143,41 +139,20 @@ impl<const NIBBLES: bool> Codes for NewCodes<'_, NIBBLES> {
         facts: &BlockFacts,
         (blocks, lanes): (&mut BlockSums, &mut BlockLanes),
     ) {
-        let weights = weights.chunks_exact(2 * part.block_cols);
-        if NIBBLES {
-            let codes = &mut self.stored[part.columns.start / 2..part.columns.end / 2];
-            let parts = weights.zip(codes.chunks_exact_mut(part.block_cols / 2));
-            for (block, (weights, codes)) in parts.enumerate() {
-                let (fine, (scale, zero, limit)) = (facts.fine.at(block), facts.of(block));
-                let (fine, table) = (fine.lanes(m), reader.table(m, scale, zero));
-                let mut running = Running::new(m);
-                for (weights, codes) in weights.as_chunks().0.iter().zip(codes.as_chunks_mut().0) {
-                    let [even, odd] = T::pairs(m, weights);
-                    let [first, second] = [fine.codes(m, even), fine.codes(m, odd)];
-                    m.store_nibble_pairs([first, second], codes);
-                    running.add(m, even, table.entries(m, first));
-                    running.add(m, odd, table.entries(m, second));
-                }
-                blocks.put(m, lanes, block, running, limit);
+        let mut fine = FineBlocks::<BLOCKS>::default();
+        fine.fill(self.like, &facts.scales[..part.blocks], &facts.zeros[..part.blocks]);
+        let codes = C::bytes_mut(self.stored)[pairs(part)].chunks_exact_mut(part.block_cols / PAIRS);
+        for (block, (weights, codes)) in weights.chunks_exact(2 * part.block_cols).zip(codes).enumerate() {
+            let (scale, zero, limit) = facts.of(block);
+            let (fine, meaning) = (fine.at(block).lanes(m), C::of(m, reader, scale, zero));
+            let mut running = Running::new(m);
+            for (weights, codes) in weights.as_chunks().0.iter().zip(codes) {
+                let [even, odd] = T::pairs(m, weights);
+                let [first, second] = meaning.store(m, [fine.codes(m, even), fine.codes(m, odd)], codes);
+                running.add(m, even, first);
+                running.add(m, odd, second);
             }
-        } else {
-            let codes = &mut self.stored[part.columns.clone()];
-            let parts = weights.zip(codes.chunks_exact_mut(part.block_cols));
-            for (block, (weights, codes)) in parts.enumerate() {
-                let (fine, (scale, zero, limit)) = (facts.fine.at(block), facts.of(block));
-                let (fine, steps) = (fine.lanes(m), reader.steps(m, scale, zero));
-                // The code of zero, as `fine` gives it.
-                let zero = m.splat(MAGIC + self.like.bias + zero);
-                let mut running = Running::new(m);
-                for (weights, codes) in weights.as_chunks().0.iter().zip(codes.as_chunks_mut().0) {
-                    let [even, odd] = T::pairs(m, weights);
-                    let [first, second] = [fine.codes(m, even), fine.codes(m, odd)];
-                    m.store_byte_pairs([first, second], codes);
-                    running.add(m, even, steps.of_steps(m, m.sub(first, zero)));
-                    running.add(m, odd, steps.of_steps(m, m.sub(second, zero)));
-                }
-                blocks.put(m, lanes, block, running, limit);
-            }
+            blocks.put(m, lanes, block, running, limit);
         }
     }
 

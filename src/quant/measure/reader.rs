@@ -2,6 +2,7 @@
 
 use std::ops::Range;
 
+use super::super::kernel::MAGIC;
 use super::super::machine::{LANES, Machine};
 use super::super::pack::zero_point_at;
 use super::super::{Bits, FloatType, Granularity, QuantizedView, Quantizer, Scheme, Storage};
@@ -211,24 +212,6 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What the stored nibbles of a group mean, if the scale is steady ([`Reader::is_steady`]).
-    #[inline(always)]
-    pub(super) fn table<M: Machine>(&self, m: M, scale: f32, zero: f32) -> NibbleTable<M> {
-        NibbleTable { entries: self.steps(m, scale, zero).meaning(m, m.load(&NIBBLES)) }
-    }
-
-    /// What the stored bytes of a group mean, if the scale is steady ([`Reader::is_steady`]).
-    #[inline(always)]
-    pub(super) fn steps<M: Machine>(&self, m: M, scale: f32, zero: f32) -> Steps<M> {
-        let scale = m.splat(scale);
-        Steps {
-            flip: self.flip,
-            offset: m.splat(self.offset(zero)),
-            scale,
-            moved: m.mul(scale, m.splat(-self.splitter)),
-        }
-    }
-
     /// Whether no step with this scale may overflow, nor its products with codes. That of a scale of this crate's making seldom
     /// does.
     #[inline(always)]
@@ -238,33 +221,40 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A way from the bytes of 32 codes to what they mean: those at even places, and those at odd ones.
+/// A way from 32 codes of a group to what they mean: those at even places, and those at odd ones.
 pub(super) trait Meaning<M: Machine> {
     /// The bytes of 32 codes.
     type Bytes;
 
+    /// That of a group's codes.
+    fn of(m: M, reader: &Reader<'_>, scale: f32, zero: f32) -> Self;
+
     /// All of these.
     fn bytes(codes: &[u8]) -> &[Self::Bytes];
 
+    /// [`Meaning::bytes`] to be written.
+    fn bytes_mut(codes: &mut [u8]) -> &mut [Self::Bytes];
+
     /// What they mean.
     fn pairs(&self, m: M, codes: &Self::Bytes) -> [M::Lanes; 2];
+
+    /// Stores codes as [`Fine`](super::super::kernel::Fine) finds them; what they mean.
+    fn store(&self, m: M, codes: [M::Lanes; 2], to: &mut Self::Bytes) -> [M::Lanes; 2];
 }
 
-/// The meaning of each nibble.
+/// The meaning of each nibble, if the scale is steady ([`Reader::is_steady`]).
 pub(super) struct NibbleTable<M: Machine> {
     entries: M::Lanes,
 }
 
-impl<M: Machine> NibbleTable<M> {
-    /// What the low nibbles of the bit patterns of lanes mean.
-    #[inline(always)]
-    pub(super) fn entries(&self, m: M, codes: M::Lanes) -> M::Lanes {
-        m.entries(self.entries, codes)
-    }
-}
-
 impl<M: Machine> Meaning<M> for NibbleTable<M> {
     type Bytes = [u8; LANES];
+
+    #[inline(always)]
+    fn of(m: M, reader: &Reader<'_>, scale: f32, zero: f32) -> Self {
+        let steps = Steps::of(m, reader, scale, zero);
+        Self { entries: steps.meaning(m, m.sub(m.load(&NIBBLES), steps.offset)) }
+    }
 
     #[inline(always)]
     fn bytes(codes: &[u8]) -> &[Self::Bytes] {
@@ -272,12 +262,24 @@ impl<M: Machine> Meaning<M> for NibbleTable<M> {
     }
 
     #[inline(always)]
+    fn bytes_mut(codes: &mut [u8]) -> &mut [Self::Bytes] {
+        codes.as_chunks_mut().0
+    }
+
+    #[inline(always)]
     fn pairs(&self, m: M, codes: &Self::Bytes) -> [M::Lanes; 2] {
         m.nibble_pairs(self.entries, codes)
     }
+
+    #[inline(always)]
+    fn store(&self, m: M, [first, second]: [M::Lanes; 2], to: &mut Self::Bytes) -> [M::Lanes; 2] {
+        m.store_nibble_pairs([first, second], to);
+        [m.entries(self.entries, first), m.entries(self.entries, second)]
+    }
 }
 
-/// The meaning of stored numbers: (number − offset)·scale, rounded to the scale's type.
+/// The meaning of stored numbers: (number − offset)·scale, rounded to the scale's type, if the scale is steady
+/// ([`Reader::is_steady`]).
 ///
 /// Veltkamp's way to split numbers: the sum of a product p and 2^k·p is rounded to the 24 bits of f32, and so p, its lower part, to
 /// 24 − k, 8 of bfloat16 or 11 of half precision. Taking 2^k·p away again leaves that. Of longer products some ties would be
@@ -287,20 +289,17 @@ impl<M: Machine> Meaning<M> for NibbleTable<M> {
 pub(super) struct Steps<M: Machine> {
     flip: u8,
     offset: M::Lanes,
+    /// The offset of codes as [`Fine`](super::super::kernel::Fine) finds them.
+    found_offset: M::Lanes,
     scale: M::Lanes,
     /// −(2^k + 1)·scale, or 0.
     moved: M::Lanes,
 }
 
 impl<M: Machine> Steps<M> {
-    #[inline(always)]
-    fn meaning(&self, m: M, stored: M::Lanes) -> M::Lanes {
-        self.of_steps(m, m.sub(stored, self.offset))
-    }
-
     /// What so many steps from zero mean.
     #[inline(always)]
-    pub(super) fn of_steps(&self, m: M, steps: M::Lanes) -> M::Lanes {
+    fn meaning(&self, m: M, steps: M::Lanes) -> M::Lanes {
         let moved = m.mul(steps, self.moved);
         m.sub(m.mul_add(steps, self.scale, moved), moved)
     }
@@ -310,13 +309,38 @@ impl<M: Machine> Meaning<M> for Steps<M> {
     type Bytes = [u8; 2 * LANES];
 
     #[inline(always)]
+    fn of(m: M, reader: &Reader<'_>, scale: f32, zero: f32) -> Self {
+        let (scale, offset) = (m.splat(scale), reader.offset(zero));
+        Self {
+            flip: reader.flip,
+            offset: m.splat(offset),
+            // What is flipped to be stored has not been then.
+            found_offset: m.splat(MAGIC - f32::from(reader.flip) + offset),
+            scale,
+            moved: m.mul(scale, m.splat(-reader.splitter)),
+        }
+    }
+
+    #[inline(always)]
     fn bytes(codes: &[u8]) -> &[Self::Bytes] {
         codes.as_chunks().0
     }
 
     #[inline(always)]
+    fn bytes_mut(codes: &mut [u8]) -> &mut [Self::Bytes] {
+        codes.as_chunks_mut().0
+    }
+
+    #[inline(always)]
     fn pairs(&self, m: M, codes: &Self::Bytes) -> [M::Lanes; 2] {
         let [even, odd] = m.byte_pairs(codes, self.flip);
-        [self.meaning(m, even), self.meaning(m, odd)]
+        [self.meaning(m, m.sub(even, self.offset)), self.meaning(m, m.sub(odd, self.offset))]
+    }
+
+    #[inline(always)]
+    fn store(&self, m: M, [first, second]: [M::Lanes; 2], to: &mut Self::Bytes) -> [M::Lanes; 2] {
+        m.store_byte_pairs([first, second], to);
+        let steps = [m.sub(first, self.found_offset), m.sub(second, self.found_offset)];
+        [self.meaning(m, steps[0]), self.meaning(m, steps[1])]
     }
 }
