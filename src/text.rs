@@ -1,0 +1,1 @@
+//! Words and strings on their way to people.
