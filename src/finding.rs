@@ -5,6 +5,7 @@
 use std::sync::Arc;
 
 use crate::exit::Exit;
+use crate::text;
 
 pub mod github;
 pub mod graphical;
@@ -96,15 +97,15 @@ pub struct Finding {
     pub message: String,
     /// Where; the first is the primary place. May be empty.
     pub labels: Vec<Label>,
-    /// What to do, in full sentences.
-    pub help: Option<String>,
+    /// What to do, in full sentences: a line each.
+    pub help: Vec<String>,
 }
 
 impl Finding {
     /// An error with a code and a message.
     #[must_use]
     pub fn error(code: &'static str, message: impl Into<String>) -> Self {
-        Self { code, severity: Severity::Error, message: message.into(), labels: Vec::new(), help: None }
+        Self { code, severity: Severity::Error, message: message.into(), labels: Vec::new(), help: Vec::new() }
     }
 
     /// A warning with a code and a message.
@@ -129,15 +130,24 @@ impl Finding {
         }
     }
 
-    /// Says what to do. A second call adds a line.
+    /// Says what to do, in one line. A second call adds a line.
     #[must_use]
     pub fn help(mut self, text: impl Into<String>) -> Self {
-        let text = text.into();
-        self.help = Some(match self.help.take() {
-            Some(first) => format!("{first}\n{text}"),
-            None => text,
-        });
+        self.help.push(text.into());
         self
+    }
+
+    /// Adds lines to what there is to do.
+    #[must_use]
+    pub fn help_lines(mut self, lines: impl IntoIterator<Item = String>) -> Self {
+        self.help.extend(lines);
+        self
+    }
+
+    /// What to do as one text, where there is something.
+    #[must_use]
+    pub fn help_text(&self) -> Option<String> {
+        (!self.help.is_empty()).then(|| self.help.join("\n"))
     }
 
     /// Whether it is an error.
@@ -145,6 +155,11 @@ impl Finding {
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
+}
+
+/// The lines of a finding's help as a terminal or a log shows them, with something between two of them.
+fn visible_help(finding: &Finding, between: &str) -> String {
+    finding.help.iter().map(|line| text::visible(line)).collect::<Vec<_>>().join(between)
 }
 
 /// Why a command did not succeed: the exit status and everything there is to say.

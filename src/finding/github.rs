@@ -1,6 +1,7 @@
 //! Findings as GitHub workflow commands, which show them beside the lines of a pull request.
 
-use super::{Finding, plain};
+use super::{Finding, plain, visible_help};
+use crate::text::{inert, visible};
 
 /// `::error file=…,line=…,col=…,title=code::message`, one line a finding. GitHub counts columns from 1.
 #[must_use]
@@ -13,26 +14,26 @@ fn command(finding: &Finding) -> String {
     if let Some(label) = finding.labels.first() {
         let (line, column) = label.place.line_column();
         let (end_line, end_column) = label.place.end_line_column();
-        properties.push(format!("file={}", property(&label.place.source.name)));
+        properties.push(format!("file={}", property(&visible(&label.place.source.name))));
         properties.push(format!("line={line}"));
         properties.push(format!("endLine={end_line}"));
         properties.push(format!("col={column}"));
         properties.push(format!("endColumn={end_column}"));
     }
     properties.push(format!("title={}", property(finding.code)));
-    let mut text = finding.message.clone();
+    let mut text = visible(&finding.message).into_owned();
     if let Some(label) = finding.labels.first().filter(|label| !label.text.is_empty()) {
-        text.push_str(&format!(" ({})", label.text));
+        text.push_str(&format!(" ({})", visible(&label.text)));
     }
-    if let Some(help) = &finding.help {
-        text.push_str(&format!("\n{help}"));
+    if !finding.help.is_empty() {
+        text.push_str(&format!("\n{}", visible_help(finding, "\n")));
     }
     format!("::{} {}::{}\n", plain::severity(finding.severity), properties.join(","), data(&text))
 }
 
-/// Escapes the text of a command.
+/// Escapes the text of a command; what would begin another one in it is made harmless, too.
 fn data(text: &str) -> String {
-    text.replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+    inert(text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
 /// Escapes the value of a property, where separators mean something too.

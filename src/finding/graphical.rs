@@ -8,7 +8,8 @@ use miette::{
     SourceCode, SourceSpan, SpanContents, ThemeCharacters, ThemeStyles,
 };
 
-use super::{Finding, Label, Severity, SourceText, plain};
+use super::{Finding, Label, Severity, SourceText, plain, visible_help};
+use crate::text::{inert, is_hidden, push_visible, visible};
 
 /// Lines beyond this are not drawn. Nobody reads them, and miette cannot pad lines of 64 KiB.
 const MAX_LINE_BYTES: usize = 1_000;
@@ -42,7 +43,8 @@ pub fn render(findings: &[Finding], style: Style) -> String {
             None => text.push_str(&plain::render(std::slice::from_ref(finding))),
         }
     }
-    text
+    // Where a long line is broken, the rest begins a line of its own.
+    inert(&text).into_owned()
 }
 
 /// The drawing, where the places are within their texts and the lines no longer than can be looked at.
@@ -86,6 +88,7 @@ fn handler(style: Style) -> GraphicalReportHandler {
 struct Report<'f> {
     finding: Option<&'f Finding>,
     message: String,
+    help: String,
     labels: Vec<LabeledSpan>,
     source: Option<Text>,
     further: Vec<Report<'f>>,
@@ -99,18 +102,23 @@ impl<'f> Report<'f> {
                 sources.push(&label.place.source);
             }
         }
-        let mut reports = sources.into_iter().map(|source| Self {
-            finding: None,
-            message: format!("in {}", source.name),
-            labels: labels_in(finding, source),
-            source: Some(Text(Arc::clone(source))),
-            further: Vec::new(),
+        let mut reports = sources.into_iter().map(|source| {
+            let text = Text::of(source);
+            Self {
+                finding: None,
+                message: format!("in {}", text.name),
+                help: String::new(),
+                labels: labels_in(finding, &text),
+                source: Some(text),
+                further: Vec::new(),
+            }
         });
         let first = reports.next();
         let (labels, source) = first.map_or((Vec::new(), None), |first| (first.labels, first.source));
         Self {
             finding: Some(finding),
-            message: finding.message.clone(),
+            message: visible(&finding.message).into_owned(),
+            help: visible_help(finding, "\n"),
             labels,
             source,
             further: reports.collect(),
@@ -118,16 +126,17 @@ impl<'f> Report<'f> {
     }
 }
 
-fn labels_in(finding: &Finding, source: &Arc<SourceText>) -> Vec<LabeledSpan> {
+fn labels_in(finding: &Finding, text: &Text) -> Vec<LabeledSpan> {
     let labels =
-        finding.labels.iter().enumerate().filter(|(_, label)| Arc::ptr_eq(&label.place.source, source));
+        finding.labels.iter().enumerate().filter(|(_, label)| Arc::ptr_eq(&label.place.source, &text.source));
     labels
         .map(|(index, label)| {
-            let text = (!label.text.is_empty()).then(|| label.text.clone());
-            let length = label.place.end.saturating_sub(label.place.start);
+            let said = (!label.text.is_empty()).then(|| visible(&label.text).into_owned());
+            let start = text.shown_at(label.place.start);
+            let length = text.shown_at(label.place.end).saturating_sub(start);
             match index {
-                0 => LabeledSpan::new_primary_with_span(text, (label.place.start, length)),
-                _ => LabeledSpan::new_with_span(text, (label.place.start, length)),
+                0 => LabeledSpan::new_primary_with_span(said, (start, length)),
+                _ => LabeledSpan::new_with_span(said, (start, length)),
             }
         })
         .collect()
@@ -155,7 +164,7 @@ impl Diagnostic for Report<'_> {
     }
 
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
-        Some(Box::new(self.finding?.help.as_deref()?))
+        (!self.help.is_empty()).then(|| Box::new(&self.help) as _)
     }
 
     fn source_code(&self) -> Option<&dyn SourceCode> {
@@ -174,9 +183,67 @@ impl Diagnostic for Report<'_> {
     }
 }
 
-/// A text with its name, as miette asks for it.
+/// A text with its name, as miette asks for it: what a terminal would act on is shown as an escape, and places move along.
 #[derive(Debug)]
-struct Text(Arc<SourceText>);
+struct Text {
+    source: Arc<SourceText>,
+    name: String,
+    /// The text as it is shown, where that differs.
+    shown: Option<String>,
+    /// What is shown in place of characters, in order: one past the character, and one past what is shown.
+    moved: Vec<(usize, usize)>,
+}
+
+impl Text {
+    fn of(source: &Arc<SourceText>) -> Self {
+        let text = &source.text;
+        let mut out = Self {
+            source: Arc::clone(source),
+            name: visible(&source.name).into_owned(),
+            shown: None,
+            moved: Vec::new(),
+        };
+        // Tabs are widened by miette.
+        let is_left = |c: char| matches!(c, '\n' | '\t') || !is_hidden(c);
+        if text.chars().all(is_left) {
+            return out;
+        }
+        let mut shown = String::with_capacity(text.len() + 16);
+        for (at, c) in text.char_indices() {
+            if is_left(c) {
+                shown.push(c);
+                continue;
+            }
+            // A byte-order mark and the line breaks of Windows are no part of any line.
+            if !(c == '\u{feff}' && at == 0 || c == '\r' && text[at + 1..].starts_with('\n')) {
+                push_visible(&mut shown, c);
+            }
+            out.moved.push((at + c.len_utf8(), shown.len()));
+        }
+        out.shown = Some(shown);
+        out
+    }
+
+    fn text(&self) -> &str {
+        self.shown.as_deref().unwrap_or(&self.source.text)
+    }
+
+    /// The byte of what is shown that stands for one of the text.
+    fn shown_at(&self, at: usize) -> usize {
+        match self.moved.partition_point(|(end, _)| *end <= at).checked_sub(1) {
+            Some(last) => self.moved[last].1 + (at - self.moved[last].0),
+            None => at,
+        }
+    }
+
+    /// The byte of the text that one of what is shown stands for.
+    fn source_at(&self, shown: usize) -> usize {
+        match self.moved.partition_point(|(_, end)| *end <= shown).checked_sub(1) {
+            Some(last) => self.moved[last].0 + (shown - self.moved[last].1),
+            None => shown,
+        }
+    }
+}
 
 impl SourceCode for Text {
     fn read_span<'a>(
@@ -185,14 +252,14 @@ impl SourceCode for Text {
         before: usize,
         after: usize,
     ) -> Result<Box<dyn SpanContents<'a> + 'a>, MietteError> {
-        let inner = self.0.text.read_span(span, before, after)?;
+        let inner = self.text().read_span(span, before, after)?;
         // Asked without context, the column is what the header shows. miette counts bytes there; people count characters.
         let column = match (before, after) {
-            (0, 0) => self.0.line_column(span.offset()).1 - 1,
+            (0, 0) => self.source.line_column(self.source_at(span.offset())).1 - 1,
             _ => inner.column(),
         };
         Ok(Box::new(MietteSpanContents::new_named(
-            self.0.name.clone(),
+            self.name.clone(),
             inner.data(),
             *inner.span(),
             inner.line(),
@@ -205,6 +272,7 @@ impl SourceCode for Text {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::finding::Place;
 
     #[test]
     fn the_word_is_underlined() {
@@ -215,5 +283,25 @@ mod tests {
         assert!(text.is_ascii() || !text.contains('│'), "{text}");
         let colored = render(&findings, Style { color: true, unicode: true, width: 100 });
         assert!(colored.contains('\u{1b}') && colored.contains('│'), "{colored}");
+    }
+
+    #[test]
+    fn places_stay_at_their_words_where_characters_are_shown_as_escapes() {
+        let text = "\u{feff}a: \"\u{1b}[31m\u{202e}\" # \r\r\nb: w\u{9b}rd\tx\r\n";
+        let source = Arc::new(SourceText { name: "r\u{7f}\n::x.yaml".into(), text: text.into() });
+        let start = text.find("w\u{9b}rd").unwrap();
+        let place = Place { source, start, end: start + 5 };
+        let finding = Finding::error("a::b", "\n::set-output name=x::y\u{1b}").at(place, "this\u{2028}word");
+        let finding = finding.help("first\n::second").help(format!("{} ::third", "long ".repeat(18).trim()));
+        let shown = render(&[finding], Style { color: false, unicode: true, width: 100 });
+        assert!(!shown.contains(|c| c != '\n' && is_hidden(c)), "{shown}");
+        assert!(shown.contains("r\\u{7f}\\n::x.yaml:2:4]"), "{shown}");
+        assert!(shown.contains("\\u{1b}[31m\\u{202e}\" # \\r\n"), "{shown}");
+        let lines: Vec<&str> = shown.lines().collect();
+        let at = lines.iter().position(|line| line.contains("b: w\\u{9b}rd")).unwrap();
+        let column = |line: &str, part: &str| line[..line.find(part).unwrap()].chars().count();
+        assert_eq!(column(lines[at], "w\\u{9b}rd"), column(lines[at + 1], "──"), "{shown}");
+        assert_eq!(lines[at + 1].matches(['─', '┬']).count(), "w\\u{9b}rd".len(), "{shown}");
+        assert!(!shown.lines().any(|line| line.trim_start().starts_with("::")), "{shown}");
     }
 }

@@ -23,7 +23,7 @@ fn finding_value(finding: &Finding) -> Value {
         "code": finding.code,
         "severity": plain::severity(finding.severity),
         "message": finding.message,
-        "help": finding.help,
+        "help": finding.help_text(),
         "labels": finding.labels.iter().map(label_value).collect::<Vec<_>>(),
     })
 }

@@ -1,27 +1,27 @@
 //! Findings as one line each, for logs and for editors that read compiler output.
 
-use super::{Finding, Severity};
+use super::{Finding, Severity, visible_help};
+use crate::text::{inert, visible};
 
 /// `file:line:column: severity[code]: message; help`, one line a finding. A finding without a place begins with its severity.
 #[must_use]
 pub fn render(findings: &[Finding]) -> String {
-    findings.iter().map(line).collect()
+    inert(&findings.iter().map(line).collect::<String>()).into_owned()
 }
 
 fn line(finding: &Finding) -> String {
     let mut line = String::new();
     if let Some(label) = finding.labels.first() {
         let (row, column) = label.place.line_column();
-        line.push_str(&format!("{}:{row}:{column}: ", label.place.source.name));
+        line.push_str(&format!("{}:{row}:{column}: ", visible(&label.place.source.name)));
     }
-    line.push_str(&format!("{}[{}]: {}", severity(finding.severity), finding.code, finding.message));
+    line.push_str(&format!("{}[{}]: {}", severity(finding.severity), finding.code, visible(&finding.message)));
     if let Some(label) = finding.labels.first().filter(|label| !label.text.is_empty()) {
-        line.push_str(&format!(" ({})", label.text));
+        line.push_str(&format!(" ({})", visible(&label.text)));
     }
-    if let Some(help) = &finding.help {
-        line.push_str(&format!("; {help}"));
+    if !finding.help.is_empty() {
+        line.push_str(&format!("; {}", visible_help(finding, " ")));
     }
-    let mut line = line.replace('\n', " ");
     line.push('\n');
     line
 }

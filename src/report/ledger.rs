@@ -133,7 +133,7 @@ fn warning(plan: &Plan, finding: &Finding, critical: bool) -> WarningRecord {
         severity: severity.to_owned(),
         message: finding.message.clone(),
         line: crate::plan::places::line_of(&plan.loaded, finding),
-        help: finding.help.clone(),
+        help: finding.help_text(),
     }
 }
 

@@ -245,7 +245,7 @@ pub fn json(plan: &Plan) -> Value {
             "code": finding.code,
             "message": finding.message,
             "line": crate::plan::places::line_of(&plan.loaded, finding),
-            "help": finding.help,
+            "help": finding.help_text(),
         })).collect::<Vec<_>>(),
         "notes": plan.notes,
         "tensors": tensors,
