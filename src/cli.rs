@@ -3,10 +3,12 @@
 use std::ffi::OsString;
 use std::path::PathBuf;
 
+use clap::error::{ContextKind, ContextValue};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::exit::Exit;
 use crate::recipe::Overrides;
+use crate::text;
 
 mod check;
 mod explain;
@@ -237,25 +239,23 @@ struct CompletionsArgs {
 /// Runs the command of the process's arguments.
 #[must_use]
 pub fn main() -> Exit {
+    std::panic::set_hook(Box::new(output::panicked));
     shielded(|| run_with(std::env::args_os()))
 }
 
 /// A panic is a bug in monoquant, and its exit status says so. What was staged is gone by then, as after any failure.
 fn shielded(work: impl FnOnce() -> Exit) -> Exit {
-    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or_else(|_| {
-        output::bug();
-        Exit::Internal
-    })
+    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(Exit::Internal)
 }
 
 /// Runs a command line; the first argument is the program's name.
 #[must_use]
 pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
-    let cli = match Cli::try_parse_from(args) {
+    let args: Vec<OsString> = args.into_iter().collect();
+    let cli = match parse(args.clone()) {
         Ok(cli) => cli,
         Err(error) => {
-            // Help and version go to standard output and are no failure; a closed pipe is none either.
-            let _ = error.print();
+            output::usage(&error, || parse(args.iter().map(visible)).err());
             return if error.use_stderr() { Exit::BadRecipe } else { Exit::Done };
         }
     };
@@ -276,6 +276,37 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         failure.exit
     });
     if exit == Exit::Done && output.has_lost_a_result() { Exit::CannotWrite } else { exit }
+}
+
+fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(args).map_err(|mut error| {
+        if error.kind() == clap::error::ErrorKind::InvalidSubcommand {
+            let names: Vec<String> = commands().map(|command| command.get_name().to_owned()).collect();
+            let tip = clap::builder::StyledStr::from(format!("the commands are: {}", names.join(", ")));
+            let tips = match error.remove(ContextKind::Suggested) {
+                Some(ContextValue::StyledStrs(mut tips)) => {
+                    tips.push(tip);
+                    tips
+                }
+                _ => vec![tip],
+            };
+            error.insert(ContextKind::Suggested, ContextValue::StyledStrs(tips));
+        }
+        error
+    })
+}
+
+/// The commands that there are.
+fn commands() -> impl Iterator<Item = clap::Command> {
+    let mut command = Cli::command();
+    command.build();
+    let all: Vec<clap::Command> = command.get_subcommands().cloned().collect();
+    all.into_iter()
+}
+
+/// An argument as it can be shown.
+fn visible(arg: &OsString) -> OsString {
+    text::visible(&arg.to_string_lossy()).into_owned().into()
 }
 
 #[cfg(test)]

@@ -316,11 +316,11 @@ fn undivided_finding(
         ),
     )
     .at_opt(place, "must divide the length of every row");
-    let mut lines = String::from("Rows that cannot be divided:");
-    for (columns, names) in by_length(model, undivided) {
-        lines.push_str(&format!("\n  {columns} columns: {}", names.join(", ")));
-    }
-    finding = finding.help(lines);
+    finding = finding.help("Rows that cannot be divided:").help_lines(
+        by_length(model, undivided)
+            .into_iter()
+            .map(|(columns, names)| format!("  {columns} columns: {}", names.join(", "))),
+    );
     let shrunk = [128_u64, 64, 32, 16]
         .into_iter()
         .find(|size| *size < group_size && undivided.iter().all(|u| u.columns % size == 0));

@@ -8,13 +8,14 @@ use super::{ExplainArgs, Format};
 use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::plan::{Explanation, Plan, Rule, explain as explain_plan};
+use crate::text::visible;
 
 pub(super) fn explain(args: &ExplainArgs, output: &Output) -> Result<Exit, Failure> {
     let plan = planned(&args.recipe)?;
     let explanations = explain_plan(&plan, &args.tensor)?;
     if output.format() == Format::Json {
         let all: Vec<_> = explanations.iter().map(|explanation| json(&plan, explanation)).collect();
-        output.result(&serde_json::to_string_pretty(&all).unwrap_or_default());
+        output.json(&all);
     } else {
         let all: Vec<String> = explanations.iter().map(|explanation| text(&plan, explanation)).collect();
         output.result(&all.join("\n"));
@@ -30,24 +31,25 @@ fn text(plan: &Plan, explanation: &Explanation) -> String {
     let tensor = &plan.model.tensors[explanation.tensor];
     let class = &plan.classes[explanation.tensor];
     let mut out = String::new();
-    let _ = writeln!(out, "{}  {} {:?}", tensor.name, tensor.stored, tensor.shape);
+    let _ = writeln!(out, "{}  {} {:?}", visible(&tensor.name), tensor.stored, tensor.shape);
     let _ = writeln!(out, "  kind  {}  ({})", class.kind.name(), class.kind_rule);
     if let Some(role) = class.role {
         let _ = writeln!(out, "  role  {}  ({})", role.name(), class.role_rule.unwrap_or_default());
     }
     if !explanation.fused_with.is_empty() {
-        let _ = writeln!(out, "  fused by engines with  {}", explanation.fused_with.join(", "));
+        let _ = writeln!(out, "  fused by engines with  {}", visible(&explanation.fused_with.join(", ")));
     }
     if !explanation.touches.is_empty() {
         let _ = writeln!(out, "\n  rules that touch it:");
         for touch in &explanation.touches {
-            let _ = writeln!(out, "    {:<10}  {}: {}", at(plan, &touch.rule), touch.rule.text, touch.asks);
+            let rule = visible(&touch.rule.text);
+            let _ = writeln!(out, "    {:<10}  {rule}: {}", at(plan, &touch.rule), visible(&touch.asks));
         }
     }
     let decision = &explanation.decision;
     let what = match decision.treatment() {
         Some(treatment) => format!("quantized: {}, {}", treatment.scheme, treatment.observer),
-        None => format!("left alone: {}", decision.rule.reason),
+        None => format!("left alone: {}", visible(&decision.rule.reason)),
     };
     let _ = writeln!(out, "\n  {what}");
     if let Some(used) = decision.treatment().and_then(|treatment| plan.weighing.of_stage(treatment.stage)) {
@@ -61,9 +63,9 @@ fn text(plan: &Plan, explanation: &Explanation) -> String {
             (_, true) => "weighs its columns",
             (_, false) => "weighs its columns where the error is measured; its observer does not search",
         };
-        let _ = writeln!(out, "  {} ({}) {how}", used.file, used.format.name());
+        let _ = writeln!(out, "  {} ({}) {how}", visible(&used.file), used.format.name());
     }
-    let _ = writeln!(out, "  decided by {} ({})", decision.rule.text, at(plan, &decision.rule));
+    let _ = writeln!(out, "  decided by {} ({})", visible(&decision.rule.text), at(plan, &decision.rule));
     out
 }
 

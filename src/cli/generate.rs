@@ -6,7 +6,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 
 pub(super) fn schema(of: SchemaOf, output: &Output) -> Result<Exit, Failure> {
-    output.result(&match of {
+    output.own(&match of {
         SchemaOf::Recipe => crate::recipe::schema_text(),
         SchemaOf::Report => crate::report::schema_text(),
     });
@@ -20,7 +20,7 @@ pub(super) fn completions(
 ) -> Result<Exit, Failure> {
     let mut text = Vec::new();
     clap_complete::generate(shell, command, "monoquant", &mut text);
-    output.result(&String::from_utf8_lossy(&text));
+    output.own(&String::from_utf8_lossy(&text));
     Ok(Exit::Done)
 }
 
@@ -30,6 +30,6 @@ pub(super) fn man(command: clap::Command, output: &Output) -> Result<Exit, Failu
         let finding = Finding::error("cli::man", format!("cannot write the manual page: {error}"));
         Failure::new(Exit::Internal, finding)
     })?;
-    output.result(&String::from_utf8_lossy(&text));
+    output.own(&String::from_utf8_lossy(&text));
     Ok(Exit::Done)
 }

@@ -15,6 +15,7 @@ use crate::model::{self, Layers, ModelFolder};
 use crate::report::statistics_text;
 use crate::report::table::table;
 use crate::report::units::{bytes, counted, grouped};
+use crate::text::visible;
 
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failure> {
     let path = model::resolve(&args.path, Path::new("."))?;
@@ -22,7 +23,7 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
         let statistics = calibration::read(&path)?;
         if args.json || output.format() == Format::Json {
             let value = statistics_text::json(&statistics);
-            output.result(&serde_json::to_string_pretty(&value).unwrap_or_default());
+            output.json(&value);
         } else {
             output.result(&statistics_text::text(&args.path, &statistics));
         }
@@ -31,7 +32,7 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
     let folder = model::look(&path)?;
     let layers = model::layers(&folder);
     if args.json || output.format() == Format::Json {
-        output.result(&serde_json::to_string_pretty(&as_json(&folder, &layers)).unwrap_or_default());
+        output.json(&as_json(&folder, &layers));
         return Ok(Exit::Done);
     }
     output.findings(&folder.warnings);
@@ -46,14 +47,14 @@ fn as_text(folder: &ModelFolder, layers: &Layers) -> String {
     let _ = writeln!(
         out,
         "{}: {} in {}, {} parameters, {}",
-        folder.config.model_type().unwrap_or("model of unknown type"),
+        visible(folder.config.model_type().unwrap_or("model of unknown type")),
         counted(folder.tensors.len(), "tensor"),
         counted(folder.shards.len(), "file"),
         grouped(layers.parameters),
         bytes(folder.tensor_bytes()),
     );
     if let Some(config) = folder.config.quantization_config() {
-        let _ = writeln!(out, "quantized: {}", quantization(config));
+        let _ = writeln!(out, "quantized: {}", visible(&quantization(config)));
     }
     let mut types: BTreeMap<(&str, &str, &str), (usize, u64, &str)> = BTreeMap::new();
     for (tensor, class) in folder.tensors.iter().zip(classes) {

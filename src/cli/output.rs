@@ -4,9 +4,11 @@ use std::io::{IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstream::{AutoStream, ColorChoice};
+use serde::Serialize;
 
 use super::{Color, Format, Terminal};
 use crate::finding::{Finding, Severity, github, graphical, json, plain};
+use crate::text;
 
 /// How a command prints.
 #[derive(Debug)]
@@ -63,11 +65,26 @@ impl Output {
 
     /// Clears the screen.
     pub fn clear(&self) {
-        self.result("\u{1b}[2J\u{1b}[3J\u{1b}[H");
+        self.own("\u{1b}[2J\u{1b}[3J\u{1b}[H");
     }
 
-    /// Prints a result.
+    /// Prints a result: lines in which nothing is acted on by a terminal or by whoever reads the log.
     pub fn result(&self, text: &str) {
+        self.own(&text::lines(text));
+    }
+
+    /// Prints a result as JSON, indented.
+    pub fn json(&self, value: &impl Serialize) {
+        self.own(&text::json(&serde_json::to_string_pretty(value).unwrap_or_default()));
+    }
+
+    /// Prints a result as JSON in one line.
+    pub fn json_line(&self, value: &impl Serialize) {
+        self.own(&text::json(&serde_json::to_string(value).unwrap_or_default()));
+    }
+
+    /// Prints a text as it is: one that is made of nothing that was read.
+    pub fn own(&self, text: &str) {
         let mut out = std::io::stdout().lock();
         let written = out
             .write_all(text.as_bytes())
@@ -95,8 +112,9 @@ impl Output {
             return;
         }
         match self.format {
-            Format::Json => self.result(&json::render(&shown)),
-            Format::Github => self.result(&github::render(&shown)),
+            Format::Json => self.json(&json::to_value(&shown)),
+            // Commands on purpose; what is in them was made harmless.
+            Format::Github => self.own(&github::render(&shown)),
             Format::Plain => self.raw(&plain::render(&shown)),
             Format::Human => {
                 let style = graphical::Style {
@@ -118,10 +136,37 @@ impl Output {
     }
 }
 
-/// Says that what was printed above it, the message of a panic, is no fault of the user.
-pub fn bug() {
-    let text = "This is a bug in monoquant. Please report it with the lines above and the recipe.\n";
+/// Prints what is wrong with a command line. clap quotes its arguments as they are, so it is asked again with visible ones.
+pub fn usage(error: &clap::Error, again: impl FnOnce() -> Option<clap::Error>) {
+    // Help and version quote nothing and go to standard output; a closed pipe is no failure.
+    if !error.use_stderr() {
+        let _ = error.print();
+        return;
+    }
+    let again = again();
+    let shown = again.as_ref().unwrap_or(error).render();
+    let text = match AutoStream::choice(&std::io::stderr()) {
+        ColorChoice::Never => text::lines(&shown.to_string()).into_owned(),
+        _ => text::inert(&shown.ansi().to_string()).into_owned(),
+    };
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
+}
+
+/// Says where and why monoquant panicked, and that this is no fault of the user. Set as the hook of panics.
+pub fn panicked(info: &std::panic::PanicHookInfo<'_>) {
+    let payload = info.payload_as_str().unwrap_or("no message");
+    let place = info.location().map(ToString::to_string).unwrap_or_default();
+    let backtrace = std::backtrace::Backtrace::capture();
+    let backtrace = match backtrace.status() {
+        std::backtrace::BacktraceStatus::Captured => format!("{backtrace}\n"),
+        _ => String::new(),
+    };
+    let text = format!(
+        "monoquant panicked at {place}: {}\n{backtrace}This is a bug in monoquant. Please report it with the lines above and \
+         the recipe.\n",
+        text::visible(payload)
+    );
+    let _ = std::io::stderr().lock().write_all(text::lines(&text).as_bytes());
 }
 
 /// Columns of the terminal, within what reads well.

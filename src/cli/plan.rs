@@ -10,7 +10,7 @@ use crate::report::plan_text;
 pub(super) fn plan(args: &RecipeArgs, json: bool, output: &Output) -> Result<Exit, Failure> {
     let plan = planned(args)?;
     if json || output.format() == Format::Json {
-        output.result(&serde_json::to_string_pretty(&plan_text::json(&plan)).unwrap_or_default());
+        output.json(&plan_text::json(&plan));
     } else {
         output.findings(&plan.warnings);
         output.result(&plan_text::text(&plan));

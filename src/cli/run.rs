@@ -53,7 +53,7 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     drop(listener);
     if is_json {
-        output.result(&serde_json::to_string_pretty(&outcome.report).unwrap_or_default());
+        output.json(&outcome.report);
         return Ok(outcome.exit);
     }
     // What failed is wrong, also where the recipe goes on.

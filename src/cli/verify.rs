@@ -8,6 +8,7 @@ use super::Format;
 use super::output::Output;
 use crate::exit::Exit;
 use crate::finding::{self, Failure};
+use crate::text::visible;
 
 pub(super) fn verify(directory: &Path, output: &Output) -> Result<Exit, Failure> {
     let verified = crate::run::verify::verify(directory);
@@ -22,15 +23,15 @@ pub(super) fn verify(directory: &Path, output: &Output) -> Result<Exit, Failure>
             "verdict": verified.as_ref().ok().map(|report| &report.verdict),
             "findings": finding::json::to_value(findings),
         });
-        output.result(&serde_json::to_string_pretty(&found).unwrap_or_default());
+        output.json(&found);
         return Ok(exit);
     }
     let report = verified?;
     if !output.is_quiet() {
         output.result(&format!(
             "the weights in {} are as they were written: {}",
-            directory.display(),
-            report.verdict.summary
+            visible(&directory.display().to_string()),
+            visible(&report.verdict.summary)
         ));
     }
     Ok(Exit::Done)

@@ -112,7 +112,7 @@ fn show(
     last_good: &mut Option<String>,
 ) {
     if output.format() == Format::Json {
-        output.result(&cycle.json().to_string());
+        output.json_line(&cycle.json());
         return;
     }
     if !output.is_screen() {

@@ -140,10 +140,10 @@ mod tests {
         let cache = cache();
         let failure = snapshot("org/tinny", cache.path()).unwrap_err();
         assert_eq!(failure.exit, Exit::BadModel);
-        let help = failure.findings[0].help.clone().unwrap();
+        let help = failure.findings[0].help.join("\n");
         assert!(help.contains("hf download org/tinny") && help.contains("hf://org/tiny"), "{help}");
         let failure = snapshot("org/tiny@gone", cache.path()).unwrap_err();
-        assert!(failure.findings[0].help.clone().unwrap().contains("--revision gone"));
+        assert!(failure.findings[0].help.join("\n").contains("--revision gone"));
     }
 
     #[test]

@@ -10,6 +10,7 @@ use super::units::{bytes, counted, decibels};
 use crate::exit::Exit;
 use crate::finding::Finding;
 use crate::run::Outcome;
+use crate::text::visible;
 
 /// Lines of a change that are shown.
 const SHOWN_LINES: usize = 12;
@@ -152,9 +153,9 @@ impl Cycle {
                 if let Some(first) = self.findings.iter().find(|finding| finding.is_error()) {
                     let place = first.labels.first().map(|label| {
                         let (line, column) = label.place.line_column();
-                        format!("{}:{line}:{column}: ", label.place.source.name)
+                        format!("{}:{line}:{column}: ", visible(&label.place.source.name))
                     });
-                    let _ = write!(out, ": {}{}", place.unwrap_or_default(), first.message);
+                    let _ = write!(out, ": {}{}", place.unwrap_or_default(), visible(&first.message));
                 }
                 let more = self.findings.iter().filter(|finding| finding.is_error()).count();
                 if more > 1 {
@@ -200,7 +201,7 @@ impl Cycle {
         let mut out = String::new();
         let _ = writeln!(out, "{}", self.line());
         for line in self.changed.iter().take(SHOWN_LINES) {
-            let _ = writeln!(out, "  {line}");
+            let _ = writeln!(out, "  {}", visible(line));
         }
         if self.changed.len() > SHOWN_LINES {
             let _ = writeln!(out, "  … and {} more lines", self.changed.len() - SHOWN_LINES);

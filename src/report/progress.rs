@@ -9,6 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::units;
 use crate::run::{Event, Listener};
+use crate::text;
 
 /// Between two lines where there is no terminal.
 const HEARTBEAT: Duration = Duration::from_secs(10);
@@ -42,7 +43,7 @@ impl Listener for Bar {
     fn on_event(&self, event: &Event) {
         match event {
             Event::Started { bytes, .. } => self.bar.set_length(*bytes),
-            Event::Note { text } => self.bar.println(format!("note: {text}")),
+            Event::Note { text: note } => self.bar.println(text::inert(&text::visible(&format!("note: {note}")))),
             Event::Tile { bytes, .. } => self.bar.inc(*bytes),
             Event::Written { .. } => self.bar.finish_and_clear(),
             _ => {}
@@ -76,7 +77,7 @@ impl Lines {
 
 /// A line on standard error; a closed pipe there is nobody's concern.
 fn say(line: &str) {
-    let _ = writeln!(std::io::stderr().lock(), "{line}");
+    let _ = writeln!(std::io::stderr().lock(), "{}", text::inert(&text::visible(line)));
 }
 
 impl Listener for Lines {
@@ -94,7 +95,7 @@ impl Listener for Lines {
                     (_, count) => say(&format!("{reading}; {count} taken over as they are")),
                 }
             }
-            Event::Note { text } => say(&format!("note: {text}")),
+            Event::Note { text: note } => say(&format!("note: {note}")),
             Event::Tile { bytes, .. } => {
                 let done = self.done.fetch_add(*bytes, Ordering::Relaxed) + bytes;
                 let Ok(mut last) = self.last.try_lock() else { return };

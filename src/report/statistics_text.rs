@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use super::table::table;
 use super::units::counted;
 use crate::calibration::{ModuleStatistics, Statistics};
+use crate::text::visible;
 
 /// Columns that are named for each module.
 const LARGEST: usize = 3;
@@ -59,14 +60,15 @@ fn number(found: Option<u64>) -> String {
 #[must_use]
 pub fn text(path: &str, statistics: &Statistics) -> String {
     let mut out = format!(
-        "{path}: {}, {} with activation statistics\n  samples {}, tokens {}\n",
+        "{}: {}, {} with activation statistics\n  samples {}, tokens {}\n",
+        visible(path),
         statistics.format.name(),
         counted(statistics.modules.len(), "module"),
         number(statistics.samples),
         number(statistics.tokens),
     );
     for source in &statistics.sources {
-        let _ = writeln!(out, "  made of {source}");
+        let _ = writeln!(out, "  made of {}", visible(source));
     }
     let rows = statistics.modules.iter().flat_map(shown).map(|shown| {
         let largest: Vec<String> =

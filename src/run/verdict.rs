@@ -239,8 +239,8 @@ fn validate_complaints(
                     .iter()
                     .take(NAMED)
                     .map(|(weight, tensor)| format!("{weight:>10.3}  {}", name(plan, *tensor)));
-                let help = format!("The largest:\n{}", lines.collect::<Vec<_>>().join("\n"));
-                complain("max_abs_weight", Finding::error("check::weight-range", message).help(help));
+                let finding = Finding::error("check::weight-range", message).help("The largest:");
+                complain("max_abs_weight", finding.help_lines(lines));
             }
             Check::RoundTrip => {
                 let mismatched: Vec<String> = measured
@@ -322,7 +322,7 @@ fn check_complaints(
             let message = format!("the model's {of} of {} is below {threshold} dB", decibels(sqnr));
             let finding = Finding::warning("check::model-sqnr", message)
                 .at_opt(place_of(plan, stage, key), "threshold")
-                .help(advice(&scored));
+                .help_lines(advice(&scored));
             out.push(Complaint { is_critical: below(error), finding });
         }
     }
@@ -357,17 +357,14 @@ fn check_complaints(
             "{} up to {worst:.1} dB below what their scheme reaches on Gaussian weights",
             are(chosen.len(), "layer")
         );
-        let lines: Vec<String> = chosen
+        let lines = chosen
             .iter()
             .take(NAMED)
-            .map(|(gap, scored)| format!("{gap:>6.1} dB below  {}", name(plan, scored.tensor)))
-            .collect();
-        let help = format!(
-            "{}\nTheir weights have outliers; smaller groups or int8 suit them better.",
-            lines.join("\n")
-        );
-        let finding =
-            Finding::warning("check::gap", message).at_opt(place_of(plan, stage, key), "bound").help(help);
+            .map(|(gap, scored)| format!("{gap:>6.1} dB below  {}", name(plan, scored.tensor)));
+        let finding = Finding::warning("check::gap", message)
+            .at_opt(place_of(plan, stage, key), "bound")
+            .help_lines(lines)
+            .help("Their weights have outliers; smaller groups or int8 suit them better.");
         out.push(Complaint { is_critical: critical, finding });
     }
     if check.low_calibration_warning {
@@ -404,19 +401,13 @@ fn low_calibration(plan: &Plan, stage: usize, least: u64) -> Vec<Complaint> {
         }
         if !used.thin.is_empty() {
             let message = format!("{} hardly any of the tokens of `{}`", saw(used.thin.len()), used.file);
-            let lines: Vec<String> = used
-                .thin
-                .iter()
-                .take(NAMED)
-                .map(|(module, tokens)| format!("{tokens:>8}  {module}"))
-                .collect();
-            let help = format!(
-                "Tokens:\n{}\nTheir numbers are noise; run more text, or other text.",
-                lines.join("\n")
-            );
+            let lines =
+                used.thin.iter().take(NAMED).map(|(module, tokens)| format!("{tokens:>8}  {module}"));
             let finding = Finding::warning("check::thin-statistics", message)
                 .at_opt(place(), "asked for here")
-                .help(help);
+                .help("Tokens:")
+                .help_lines(lines)
+                .help("Their numbers are noise; run more text, or other text.");
             out.push(Complaint { is_critical: false, finding });
         }
     }
@@ -463,15 +454,16 @@ fn layers_below(
     let owned: Vec<&Scored<'_>> = list.clone();
     Finding::warning("check::low-sqnr", message)
         .at_opt(place_of(plan, stage, key), "threshold")
-        .help(format!("{}\n{}", lines.join("\n"), advice_for(&owned)))
+        .help_lines(lines)
+        .help_lines(advice_for(&owned))
 }
 
-fn advice(scored: &[Scored<'_>]) -> String {
+fn advice(scored: &[Scored<'_>]) -> Vec<String> {
     advice_for(&scored.iter().collect::<Vec<_>>())
 }
 
 /// What the schemes in use can reach at best, and what to change.
-fn advice_for(scored: &[&Scored<'_>]) -> String {
+fn advice_for(scored: &[&Scored<'_>]) -> Vec<String> {
     let mut schemes: Vec<(String, f64)> = Vec::new();
     for one in scored {
         let Some(expected) = one.expected else { continue };
@@ -489,7 +481,7 @@ fn advice_for(scored: &[&Scored<'_>]) -> String {
         "To raise it: `observer: mse`, a smaller `group_size`, `symmetric: false`, or `quantize-int8` for the worst layers."
             .to_owned(),
     );
-    lines.join("\n")
+    lines
 }
 
 fn int4_without_skips(plan: &Plan, stage: usize) -> bool {

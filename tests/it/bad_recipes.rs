@@ -114,7 +114,7 @@ fn findings_keep_the_house_style() {
             assert!(!finding.labels.is_empty(), "{text}");
             assert!(finding.labels.iter().all(|label| !label.text.is_empty()), "{text}");
             assert!(finding.labels[0].text != finding.message, "{text}");
-            assert!(finding.help.as_ref().is_none_or(|help| help.ends_with(['.', '?'])), "{text}");
+            assert!(finding.help.last().is_none_or(|help| help.ends_with(['.', '?'])), "{text}");
         }
     }
 }
@@ -143,7 +143,7 @@ fn what_is_no_recipe_file_is_refused() {
     let code = |path: &Path| {
         let failure = recipe::load(path, &Overrides::default()).unwrap_err();
         assert_eq!((failure.exit, failure.findings.len()), (Exit::BadRecipe, 1));
-        (failure.findings[0].code, failure.findings[0].help.clone().unwrap_or_default())
+        (failure.findings[0].code, failure.findings[0].help.join("\n"))
     };
     let file = |name: &str, bytes: &[u8]| {
         let path = folder.path().join(name);

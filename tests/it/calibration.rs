@@ -210,7 +210,7 @@ fn what_does_not_fit_is_said_at_the_word() {
         let failure = workspace.plan(&workspace.whole_recipe(stages)).expect_err("it does not fit");
         let finding = failure.findings.iter().find(|finding| finding.is_error()).expect("an error");
         assert_eq!((failure.exit, finding.code), (exit, code), "{finding:?}");
-        let text = format!("{} {}", finding.message, finding.help.clone().unwrap_or_default());
+        let text = format!("{} {}", finding.message, finding.help.join("\n"));
         for word in words {
             assert!(text.contains(word), "{word}: {text}");
         }

@@ -284,7 +284,7 @@ fn experts_take_their_own_row_whatever_the_file_and_the_checkpoint() {
             // Expert 3 never got a token, whether the file marks it or holds ones.
             let refused = weighed(&workspace, name, "error").expect_err("an expert without data");
             assert_eq!(refused.code, "plan::missing-statistics", "{name}");
-            let help = refused.help.unwrap_or_default();
+            let help = refused.help.join("\n");
             assert!(help.contains(&module(3, "w2", "down_proj")), "{help}");
             let plan = weighed(&workspace, name, "warn").expect("a plan");
             assert!(plan.warnings.iter().any(|finding| finding.code == "plan::missing-statistics"));
@@ -418,7 +418,7 @@ fn what_maps_to_nothing_is_listed_and_towers_take_nothing() {
     let plan = workspace.plan(&workspace.whole_recipe(stages)).expect("a plan");
     let said = |code: &str| {
         let finding = plan.warnings.iter().find(|finding| finding.code == code).expect("a warning");
-        format!("{}\n{}", finding.message, finding.help.clone().unwrap_or_default())
+        format!("{}\n{}", finding.message, finding.help.join("\n"))
     };
     let unknown = said("plan::unknown-statistics");
     assert!(unknown.contains("7 of the 21 modules") && unknown.contains("`blk.2.ssm_in`"), "{unknown}");

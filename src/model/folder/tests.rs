@@ -60,7 +60,7 @@ fn only(path: &Path) -> (&'static str, String) {
     let failure = refusal(path);
     let errors: Vec<&Finding> = failure.findings.iter().filter(|f| f.is_error()).collect();
     assert_eq!(errors.len(), 1, "{failure}");
-    (errors[0].code, format!("{} {}", errors[0].message, errors[0].help.as_deref().unwrap_or("")))
+    (errors[0].code, format!("{} {}", errors[0].message, errors[0].help.join("\n")))
 }
 
 #[test]
