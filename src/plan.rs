@@ -87,6 +87,12 @@ impl Plan {
         export.map_or_else(|| Path::new(""), |export| &export.path)
     }
 
+    /// A path as people are told it: with variables of the recipe as they were written.
+    #[must_use]
+    pub fn told_path(&self, path: &Path) -> String {
+        self.loaded.told(&path.display().to_string())
+    }
+
     /// The line of the recipe in which a rule stands, from 1; none for built-in rules and overrides.
     #[must_use]
     pub fn line(&self, rule: &Rule) -> Option<usize> {
@@ -129,7 +135,15 @@ impl Plan {
 /// # Errors
 /// All problems at once: of the model with [`Exit::BadModel`], of the recipe in view of the model with [`Exit::BadRecipe`].
 pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
-    let (model, layer_types) = open_model(&loaded)?;
+    // What is found on the way may name paths that variables made.
+    let mut plan = compile(&loaded, limits).map_err(|failure| loaded.tell_failure(failure))?;
+    loaded.tell(&mut plan.warnings);
+    plan.notes.iter_mut().for_each(|note| *note = loaded.told(note));
+    Ok(plan)
+}
+
+fn compile(loaded: &Loaded, limits: Limits) -> Result<Plan, Failure> {
+    let (model, layer_types) = open_model(loaded)?;
     let mut classified = model::classify(&model);
     correct_classes(&model, &layer_types, &mut classified.classes);
     let classes = classified.classes;
@@ -139,10 +153,10 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
 
     let stages = select::QuantizeStage::all(&loaded.recipe);
     let items = select::items(&model, &classes);
-    findings.extend(unmatched::check(&loaded, &stages, &items));
+    findings.extend(unmatched::check(loaded, &stages, &items));
     let mut decisions: Vec<Decision> = items.iter().map(|item| select::judge(&stages, item, None)).collect();
     let groups = siblings::groups(&items);
-    findings.extend(engines::leave_unloadable_experts(&loaded, &model, &stages, &items, &mut decisions));
+    findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
     siblings::keep_whole_by_default(&groups, &items, &mut decisions);
     let indivisible = |stage: usize| {
         let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
@@ -150,24 +164,24 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
     };
     let columns = |tensor: usize| row_lengths(&model, &classes, tensor);
     let undivided = siblings::resolve_indivisible(&groups, &mut decisions, &columns, &indivisible);
-    findings.extend(undivided_findings(&loaded, &model, &decisions, &undivided));
-    findings.extend(split_findings(&loaded, &items, &groups, &decisions));
-    findings.extend(idle_stages(&loaded, &stages, &items, &decisions));
+    findings.extend(undivided_findings(loaded, &model, &decisions, &undivided));
+    findings.extend(split_findings(loaded, &items, &groups, &decisions));
+    findings.extend(idle_stages(loaded, &stages, &items, &decisions));
 
-    let (pieces, problems) = pieces(&loaded, &model, &classes, &decisions);
+    let (pieces, problems) = pieces(loaded, &model, &classes, &decisions);
     findings.extend(problems);
     stop_on_errors(&findings)?;
-    let (weighing, problems) = statistics::weigh(&loaded, &model, &decisions, &pieces)?;
+    let (weighing, problems) = statistics::weigh(loaded, &model, &decisions, &pieces)?;
     findings.extend(problems);
 
-    let exports = exports(&loaded, &model, &classes, &decisions, &pieces);
-    findings.extend(export_paths(&loaded, &model, &exports));
-    findings.extend(outputs::check(&loaded, &model, &classes, &decisions, &pieces, &exports));
+    let exports = exports(loaded, &model, &classes, &decisions, &pieces);
+    findings.extend(export_paths(loaded, &model, &exports));
+    findings.extend(outputs::check(loaded, &model, &classes, &decisions, &pieces, &exports));
     for export in &exports {
-        findings.extend(engines::check(&loaded, &model, &classes, &decisions, &groups, export));
-        findings.extend(engines::kept_experts::check(&loaded, &model, &classes, &decisions, export));
+        findings.extend(engines::check(loaded, &model, &classes, &decisions, &groups, export));
+        findings.extend(engines::kept_experts::check(loaded, &model, &classes, &decisions, export));
     }
-    findings.extend(reach::check(&loaded, &decisions, &pieces, &weighing));
+    findings.extend(reach::check(loaded, &decisions, &pieces, &weighing));
     stop_on_errors(&findings)?;
 
     let threads = limits
@@ -183,7 +197,7 @@ pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
     let notes = engines::notes(&model, &pieces, &decisions, &exports);
     let siblings = groups;
     Ok(Plan {
-        loaded,
+        loaded: loaded.clone(),
         model,
         classes,
         decisions,
@@ -226,9 +240,11 @@ fn open_model(loaded: &Loaded) -> Result<(ModelFolder, LayerTypes), Failure> {
         }
         failure
     };
-    let path = model::resolve(&load.model, &loaded.base).map_err(point)?;
+    let path = model::resolve(&load.model, &loaded.base_of(&load.model)).map_err(point)?;
     if calibration::is_statistics(&path) && calibration::read(&path).is_ok() {
-        let message = format!("`{}` holds activation statistics, not weights", load.model);
+        let written = loaded.written(&format!("/stages/{index}/model"));
+        let message =
+            format!("`{}` holds activation statistics, not weights", written.unwrap_or(&load.model));
         let finding = Finding::error(model::code::NOT_A_MODEL, message);
         return Err(point(Failure::new(
             Exit::BadModel,

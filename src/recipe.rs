@@ -16,9 +16,11 @@ pub mod schema;
 mod statistics;
 mod text;
 mod tree;
+mod written;
 
-pub use emit::{emit, resolve};
+pub use emit::{emit, emit_with, resolve};
 pub use load::{Loaded, from_text, load};
 pub use model::Recipe;
 pub use overrides::Overrides;
+pub use written::Written;
 pub use schema::{schema, schema_text};

@@ -94,7 +94,7 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
     for stage in &loaded.recipe.stages {
         others.extend(stage.calibration().map(|calibration| loaded.resolve_path(&calibration.file)));
         match stage {
-            Stage::Load(load) => folder = model::resolve(&load.model, &loaded.base).ok(),
+            Stage::Load(load) => folder = model::resolve(&load.model, &loaded.base_of(&load.model)).ok(),
             Stage::Export(export) => outputs.push(loaded.resolve_path(&export.path)),
             _ => {}
         }

@@ -53,6 +53,7 @@ impl std::error::Error for PatternError {}
 #[serde(try_from = "String", into = "String")]
 pub struct Pattern {
     text: String,
+    written: Option<String>,
     kind: Kind,
 }
 
@@ -91,19 +92,30 @@ impl Pattern {
                 Kind::Name
             }
         };
-        Ok(Self { text: text.to_owned(), kind })
+        Ok(Self { text: text.to_owned(), written: None, kind })
     }
 
     /// The pattern whose text is the type's name.
     #[must_use]
     pub fn of_type(layer_type: LayerType) -> Self {
-        Self { text: layer_type.name().to_owned(), kind: Kind::Name }
+        Self { text: layer_type.name().to_owned(), written: None, kind: Kind::Name }
     }
 
     /// The text that was parsed.
     #[must_use]
     pub fn as_str(&self) -> &str {
         &self.text
+    }
+
+    /// The text as it was written, before variables were replaced: what people and reports are told.
+    #[must_use]
+    pub fn written(&self) -> &str {
+        self.written.as_deref().unwrap_or(&self.text)
+    }
+
+    /// Says how the text was written.
+    pub fn set_written(&mut self, text: String) {
+        self.written = Some(text);
     }
 
     /// The layer type whose name the text is, exactly.
@@ -155,7 +167,7 @@ impl Hash for Pattern {
 
 impl fmt::Display for Pattern {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.text)
+        f.write_str(self.written())
     }
 }
 

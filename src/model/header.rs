@@ -205,7 +205,6 @@ fn checked(span: Span, data_start: u64, file: &str) -> Result<HeaderTensor, Find
     let Span { name, dtype, shape, start, end } = span;
     if name.chars().any(char::is_control) {
         // It would reach terminals and reports from here.
-        let name = name.escape_debug();
         return Err(Finding::error(
             code::HEADER,
             format!("`{name}` in `{file}` has control characters in its name"),

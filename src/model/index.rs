@@ -52,7 +52,6 @@ impl Index {
             outside.entry(shard).or_insert(tensor);
         }
         findings.extend(outside.into_iter().map(|(shard, tensor)| {
-            let (tensor, shard) = (tensor.escape_debug(), shard.escape_debug());
             let message = format!("`{file}` puts `{tensor}` into `{shard}`, which is no file of this folder");
             Finding::error(code::PATH, message).help(
                 "An index may only name files below its own folder. Do not use this model if you do not know \

@@ -56,7 +56,7 @@ impl<'de, V: DeserializeOwned> Visitor<'de> for EntriesVisitor<V> {
 
 /// The same error, with the name of the entry in which it occurred.
 pub(super) fn named<E: de::Error>(name: &str, error: &E) -> E {
-    Error::custom(format_args!("`{}`: {error}", name.escape_debug()))
+    Error::custom(format_args!("`{name}`: {error}"))
 }
 
 #[cfg(test)]

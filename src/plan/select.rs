@@ -223,8 +223,8 @@ impl<'r> QuantizeStage<'r> {
         ] {
             for (position, pattern) in patterns.iter().enumerate() {
                 if item.hit_by(pattern) {
-                    let reason = format!("{key}: {}", pattern.as_str());
-                    found(self.own(key, Some(position), pattern.as_str(), reason), false);
+                    let reason = format!("{key}: {}", pattern.written());
+                    found(self.own(key, Some(position), pattern.written(), reason), false);
                 }
             }
         }
@@ -273,7 +273,7 @@ impl<'r> QuantizeStage<'r> {
         let position = targets.iter().position(|pattern| item.hit_by(pattern))?;
         Some(Rule {
             pointer: Some(format!("/stages/{}/targets/{position}", self.index)),
-            text: format!("targets: {}", targets[position].as_str()),
+            text: format!("targets: {}", targets[position].written()),
             reason: "target".to_owned(),
             is_default_skip: false,
         })

@@ -115,7 +115,7 @@ pub(super) fn weigh(
         let mut used = StageStatistics {
             stage: index,
             pointer: pointer.clone(),
-            file: named.file.clone(),
+            file: loaded.written(&pointer).unwrap_or(&named.file).to_owned(),
             format: statistics.format,
             samples: statistics.samples,
             tokens: statistics.tokens,

@@ -36,7 +36,7 @@ pub(super) fn check(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item
         if exempt {
             continue;
         }
-        let message = format!("pattern `{}` matches no module of the model", pattern.as_str());
+        let message = format!("pattern `{}` matches no module of the model", pattern.written());
         let mut finding = match written.on_unmatched {
             OnUnmatched::Error => Finding::error("plan::unmatched-pattern", message),
             _ => Finding::warning("plan::unmatched-pattern", message),
@@ -138,7 +138,7 @@ fn contradictions(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item<'
                 names
                     .chain(more)
                     .find(|(_, pattern)| item.hit_by(pattern))
-                    .map(|(key, pattern)| format!("{key}: {}", pattern.as_str()))
+                    .map(|(key, pattern)| format!("{key}: {}", pattern.written()))
                     .or_else(|| {
                         let hit = skips.skip_layer_types.iter().find(|layer_type| item.is(**layer_type))?;
                         Some(format!("skip_layer_types: {}", hit.name()))

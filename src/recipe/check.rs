@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::schema;
 use super::tree::{Entry, Node, segment, segments};
 use crate::finding::{Finding, Place, nearest};
-use crate::layer::pattern::{FileGlob, Pattern};
+use crate::layer::pattern::{FileGlob, Pattern, PatternError};
 
 mod wording;
 
@@ -110,12 +110,34 @@ impl Check<'_> {
         }
     }
 
+    /// A text in back quotes, with variables as they were written.
+    fn said(&self, pointer: &str, word: &str) -> String {
+        shown(self.tree.at(pointer).and_then(Node::told).unwrap_or(word))
+    }
+
+    /// Why a value is no pattern, which quotes it; with variables, that it is none.
+    fn problem(&self, pointer: &str, problem: PatternError) -> PatternError {
+        if !self.is_of_variables(pointer) {
+            return problem;
+        }
+        PatternError {
+            message: "not with what the variable gives".to_owned(),
+            help: "Look at the value of the variable.".to_owned(),
+        }
+    }
+
+    /// Whether a value has variables. Of what they gave nothing is told, neither the text nor what it is like.
+    fn is_of_variables(&self, pointer: &str) -> bool {
+        self.tree.at(pointer).is_some_and(|node| node.written.is_some())
+    }
+
     fn unknown_stage(&mut self, pointer: &str, word: &str, stages: &[&str]) {
-        let label = match nearest_word(word, stages) {
+        let near = nearest_word(word, stages).filter(|_| !self.is_of_variables(pointer));
+        let label = match near {
             Some(near) => format!("did you mean `{near}`?"),
             None => "not the name of a stage".to_owned(),
         };
-        let finding = Finding::error("recipe::unknown-stage", format!("there is no stage {}", shown(word)))
+        let finding = Finding::error("recipe::unknown-stage", format!("there is no stage {}", self.said(pointer, word)))
             .help(format!("Stages: {}.", list(stages)));
         let finding = self.label_value(finding, pointer, &label);
         self.push(pointer, Keyword::Value(TYPE), finding);
@@ -200,13 +222,14 @@ impl Check<'_> {
     fn unknown_word(&mut self, pointer: &str, word: &str, allowed: &[&str]) {
         let name = parameter(pointer);
         let label = match nearest_word(word, allowed) {
+            _ if self.is_of_variables(pointer) => "what the variable gives is not allowed".to_owned(),
             Some(near) => format!("did you mean `{near}`?"),
             None if matches!(word, "yes" | "no" | "on" | "off") => {
                 "`yes` and `no` are plain text in YAML 1.2".to_owned()
             }
             None => "not one of the allowed values".to_owned(),
         };
-        let message = format!("{} is not a value of `{name}`", shown(word));
+        let message = format!("{} is not a value of `{name}`", self.said(pointer, word));
         let finding =
             Finding::error("recipe::bad-value", message).help(format!("Allowed: {}.", list(allowed)));
         let finding = self.label_value(finding, pointer, &label);
@@ -226,6 +249,7 @@ impl Check<'_> {
                 "Stages: {}.",
                 list(&schema::stages().map(|(name, _)| name).collect::<Vec<_>>())
             )),
+            _ if self.is_of_variables(pointer) => wording::variable_help(kind).map(str::to_owned),
             _ => wording::type_help(value, kind, &name).or_else(|| self.explanation(pointer)),
         };
         let finding = match help {
@@ -296,26 +320,28 @@ impl Check<'_> {
                 Some("A newer recipe needs a newer monoquant.".to_owned()),
             )),
             Kind::Format { format } if format == "layer-pattern" => {
-                Pattern::parse(text).err().map(|problem| {
+                Pattern::parse(text).err().map(|problem| self.problem(pointer, problem)).map(|problem| {
                     (
                         "recipe::bad-pattern",
-                        format!("{} is not a pattern", shown(text)),
+                        format!("{} is not a pattern", self.said(pointer, text)),
                         problem.message,
                         Some(problem.help),
                     )
                 })
             }
-            Kind::Format { format } if format == "file-glob" => FileGlob::parse(text).err().map(|problem| {
-                (
-                    "recipe::bad-glob",
-                    format!("{} is not a file glob", shown(text)),
-                    problem.message,
-                    Some(problem.help),
-                )
-            }),
+            Kind::Format { format } if format == "file-glob" => {
+                FileGlob::parse(text).err().map(|problem| self.problem(pointer, problem)).map(|problem| {
+                    (
+                        "recipe::bad-glob",
+                        format!("{} is not a file glob", self.said(pointer, text)),
+                        problem.message,
+                        Some(problem.help),
+                    )
+                })
+            }
             Kind::Pattern { .. } | Kind::Format { .. } if name == "shards" => Some((
                 "recipe::bad-value",
-                format!("{} is not a value of `shards`", shown(text)),
+                format!("{} is not a value of `shards`", self.said(pointer, text)),
                 "neither `keep` nor a size in KB, MB, GB, KiB, MiB or GiB".to_owned(),
                 Some("For example `shards: 5GB`.".to_owned()),
             )),

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::effect;
+use super::{effect, written};
 use super::environment::escape;
 use crate::recipe::Recipe;
 use crate::stage::{ObserverChoice, OnFailure, Quantize, Stage};
@@ -56,6 +56,14 @@ fn observer_defaults(stage: &dyn Quantize) -> [Option<f64>; 4] {
 /// # Errors
 /// Where the writer fails, which no recipe is known to cause.
 pub fn emit(recipe: &Recipe) -> Result<String, serde_yaml::Error> {
+    emit_with(recipe, &[])
+}
+
+/// As [`emit`], with what was written at some JSON pointers, variables and all.
+///
+/// # Errors
+/// As [`emit`].
+pub fn emit_with(recipe: &Recipe, written: &[(String, String)]) -> Result<String, serde_yaml::Error> {
     let mut value = serde_json::to_value(recipe).map_err(<serde_yaml::Error as serde::ser::Error>::custom)?;
     if let Some(Value::Array(stages)) = value.get_mut("stages") {
         for (value, stage) in stages.iter_mut().zip(&recipe.stages) {
@@ -66,6 +74,7 @@ pub fn emit(recipe: &Recipe) -> Result<String, serde_yaml::Error> {
         }
     }
     escape_all(&mut value);
+    written::put(&mut value, written.iter().map(|(pointer, text)| (pointer.as_str(), text.as_str())));
     serde_yaml::to_string(&value)
 }
 

@@ -6,7 +6,7 @@ use crate::finding::{Finding, Place, nearest};
 /// Variables that are offered as what was meant for an unset one.
 const WELL_KNOWN: [&str; 6] = ["HOME", "HF_HOME", "HF_HUB_CACHE", "PWD", "TMPDIR", "USER"];
 
-/// Replaces the variables of all string values; one finding for each that has no value.
+/// Replaces the variables of all string values, which keep what was written; one finding for each that has no value.
 pub(super) fn interpolate(
     node: &mut Node,
     env: &dyn Fn(&str) -> Option<String>,
@@ -17,7 +17,7 @@ pub(super) fn interpolate(
             let (value, problems) = expand(text, env);
             let word = node.defined.as_ref().unwrap_or(&node.used);
             findings.extend(problems.into_iter().map(|problem| problem.finding(word)));
-            *text = value;
+            node.written = Some(std::mem::replace(text, value));
         }
         Content::List(items) => items.iter_mut().for_each(|item| interpolate(item, env, findings)),
         Content::Map(entries) => {

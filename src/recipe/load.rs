@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::overrides::{self, Overrides};
 use super::tree::{self, Node};
+use super::written::{self, Concealer, Written};
 use super::{check, effect, environment, order, statistics, text};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place, SourceText};
@@ -26,6 +27,8 @@ pub struct Loaded {
     /// The text that was read.
     pub source: Arc<SourceText>,
     tree: Node,
+    written: Vec<Written>,
+    concealer: Concealer,
 }
 
 impl Loaded {
@@ -60,7 +63,57 @@ impl Loaded {
     /// A path of the recipe, relative to the working directory or absolute.
     #[must_use]
     pub fn resolve_path(&self, path: &str) -> PathBuf {
-        self.base.join(path)
+        self.base_of(path).join(path)
+    }
+
+    /// The folder that a path of the recipe is relative to.
+    #[must_use]
+    pub fn base_of(&self, path: &str) -> PathBuf {
+        self.concealer.base_of(path, &self.base)
+    }
+
+    /// The recipe's name, as it was written.
+    #[must_use]
+    pub fn name(&self) -> Option<&str> {
+        self.written("/name").or(self.recipe.name.as_deref())
+    }
+
+    /// The values in which variables were replaced, as they were written.
+    #[must_use]
+    pub fn written_values(&self) -> &[Written] {
+        &self.written
+    }
+
+    /// The value at a JSON pointer as it was written, where variables were replaced in it.
+    #[must_use]
+    pub fn written(&self, pointer: &str) -> Option<&str> {
+        self.tree.at(pointer)?.written.as_deref()
+    }
+
+    /// The recipe as JSON, with defaults filled in and variables as they were written.
+    #[must_use]
+    pub fn written_recipe(&self) -> Value {
+        let mut value = serde_json::to_value(&self.recipe).unwrap_or_default();
+        written::put(&mut value, self.written.iter().map(|one| (one.pointer.as_str(), one.text.as_str())));
+        value
+    }
+
+    /// A text that may name paths, with those in which variables were replaced as they were written.
+    #[must_use]
+    pub fn told(&self, text: &str) -> String {
+        self.concealer.text(text)
+    }
+
+    /// As [`Loaded::told`], of findings.
+    pub fn tell<'f>(&self, findings: impl IntoIterator<Item = &'f mut Finding>) {
+        findings.into_iter().for_each(|finding| self.concealer.finding(finding));
+    }
+
+    /// As [`Loaded::told`], of what went wrong.
+    #[must_use]
+    pub fn tell_failure(&self, mut failure: Failure) -> Failure {
+        self.tell(&mut failure.findings);
+        failure
     }
 }
 
@@ -134,7 +187,8 @@ fn from_source(
     findings.extend(order::findings(&tree));
     let schema_holds = !findings.iter().any(Finding::is_error);
     let recipe = match schema_holds.then(|| typed(value, &tree)) {
-        Some(Ok(recipe)) => {
+        Some(Ok(mut recipe)) => {
+            written::mark_patterns(&mut recipe, &tree);
             findings.extend(effect::findings(&recipe, &tree));
             findings.extend(statistics::findings(&recipe, &tree));
             Some(recipe)
@@ -149,7 +203,10 @@ fn from_source(
     match recipe {
         Some(recipe) if !findings.iter().any(Finding::is_error) => {
             let path = PathBuf::from(&source.name);
-            Ok(Loaded { recipe, base: base.to_owned(), path, warnings: findings, source, tree })
+            let written = written::all(&tree);
+            let concealer = Concealer::new(&written, base);
+            let base = base.to_owned();
+            Ok(Loaded { recipe, base, path, warnings: findings, source, tree, written, concealer })
         }
         _ => Err(failure(capped(findings))),
     }
@@ -194,8 +251,13 @@ fn typed(value: Value, tree: &Node) -> Result<Recipe, Box<Finding>> {
                 _ => None,
             })
             .collect();
-        let finding = Finding::error("recipe::rejected", error.inner().to_string())
-            .at(tree.nearest(&pointer).0.word().clone(), "the schema allows it, yet it cannot be read")
+        let node = tree.nearest(&pointer).0;
+        let message = match node.written {
+            Some(_) => "what the variable gives is not allowed".to_owned(),
+            None => error.inner().to_string(),
+        };
+        let finding = Finding::error("recipe::rejected", message)
+            .at(node.word().clone(), "the schema allows it, yet it cannot be read")
             .help("This is a gap in monoquant's schema; please report it.");
         Box::new(finding)
     })

@@ -141,7 +141,8 @@ fn place_value(root: &mut Node, words: &[Word<'_>], whole: Place, value: Node) -
             let pattern_place = Place { start, end: whole.end, ..whole };
             let pattern = pattern_place.source.text[pattern_place.start..pattern_place.end].to_owned();
             if !matches!(node.entry(key), Some(Entry { value: Node { content: Content::Map(_), .. }, .. })) {
-                let map = Node { content: Content::Map(Vec::new()), used: place.clone(), defined: None };
+                let content = Content::Map(Vec::new());
+                let map = Node { content, written: None, used: place.clone(), defined: None };
                 put(node, key, place.clone(), map);
             }
             if let Some(types) = child_mut(node, key) {
@@ -236,7 +237,11 @@ fn find_stage<'w, 't>(
     let found = stages_named(root, name.0);
     match found[..] {
         [index] => Ok((Some(index), rest)),
-        [] => Err(unknown(name, &names, "the recipe")),
+        [] => {
+            let told = |name: Option<&Node>| name.and_then(Node::told).unwrap_or_default().to_owned();
+            let written: Vec<String> = stage_nodes(root).map(told).collect();
+            Err(unknown(name, &written, "the recipe"))
+        }
         [first, ..] => {
             Err(Finding::error("recipe::bad-override", format!("`{}` occurs {} times", name.0, found.len()))
                 .at(name.1.clone(), "which of them is meant?")
@@ -259,14 +264,14 @@ fn unknown(word: &Word<'_>, known: &[String], place: &str) -> Finding {
     finding.at(word.1.clone(), label).help(help)
 }
 
-fn stage_names(root: &Node) -> Vec<String> {
+/// The names of the stages, as values.
+fn stage_nodes(root: &Node) -> impl Iterator<Item = Option<&Node>> {
     let stages = root.entry("stages").map_or(&[][..], |entry| entry.value.items());
-    stages
-        .iter()
-        .map(|stage| {
-            stage.entry("stage").and_then(|entry| entry.value.as_text()).unwrap_or_default().to_owned()
-        })
-        .collect()
+    stages.iter().map(|stage| stage.entry("stage").map(|entry| &entry.value))
+}
+
+fn stage_names(root: &Node) -> Vec<String> {
+    stage_nodes(root).map(|name| name.and_then(Node::as_text).unwrap_or_default().to_owned()).collect()
 }
 
 fn stages_named(root: &Node, name: &str) -> Vec<usize> {

@@ -22,6 +22,8 @@ const MAX_FINDINGS: usize = 100;
 #[derive(Debug, Clone)]
 pub(super) struct Node {
     pub content: Content,
+    /// The text as it was written, where variables were replaced in it.
+    pub written: Option<String>,
     pub used: Place,
     pub defined: Option<Place>,
 }
@@ -92,7 +94,7 @@ impl Build<'_> {
             Raw::List(items) => Content::List(items.into_iter().map(|item| self.node(item)).collect()),
             Raw::Map(entries) => Content::Map(self.entries(entries)),
         };
-        Node { content, used, defined }
+        Node { content, written: None, used, defined }
     }
 
     fn entries(&mut self, raw: Vec<(Spanned<Raw>, Spanned<Raw>)>) -> Vec<Entry> {
@@ -200,7 +202,7 @@ impl Node {
     pub(super) fn text(name: &str, text: &str) -> Self {
         let source = Arc::new(SourceText { name: name.to_owned(), text: text.to_owned() });
         let used = Place { source, start: 0, end: text.len() };
-        Node { content: Content::Text(text.to_owned()), used, defined: None }
+        Node { content: Content::Text(text.to_owned()), written: None, used, defined: None }
     }
 
     /// The value as JSON, without places.
@@ -244,6 +246,11 @@ impl Node {
             Content::Text(text) => Some(text),
             _ => None,
         }
+    }
+
+    /// The text as it is told: with variables as they were written.
+    pub(super) fn told(&self) -> Option<&str> {
+        self.written.as_deref().or_else(|| self.as_text())
     }
 
     fn child(&self, segment: &str) -> Option<&Node> {

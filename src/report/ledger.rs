@@ -93,7 +93,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         report_version: 1,
         monoquant: env!("CARGO_PKG_VERSION").to_owned(),
         verdict: results.verdict,
-        recipe: serde_json::to_value(plan.recipe()).unwrap_or_default(),
+        recipe: plan.loaded.written_recipe(),
         source,
         outputs,
         sizes: sizes(plan),
@@ -118,7 +118,9 @@ pub fn format_name(format: Format) -> &'static str {
 #[must_use]
 pub fn written_path(plan: &Plan, stage: usize) -> String {
     match &plan.recipe().stages[stage] {
-        Stage::Export(export) => export.path.clone(),
+        Stage::Export(export) => {
+            plan.loaded.written(&format!("/stages/{stage}/path")).unwrap_or(&export.path).to_owned()
+        }
         _ => String::new(),
     }
 }

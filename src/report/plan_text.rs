@@ -12,6 +12,7 @@ use crate::export::publish::free_space;
 use crate::plan::layout::logical_bytes;
 use crate::plan::{Decision, Plan};
 use crate::run::disk_needed;
+use crate::text::visible;
 
 /// Tensors that one rule treats alike.
 struct Row<'p> {
@@ -88,7 +89,7 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
 #[must_use]
 pub fn text(plan: &Plan) -> String {
     let mut out = String::new();
-    let name = plan.recipe().name.as_deref().unwrap_or("recipe");
+    let name = visible(plan.loaded.name().unwrap_or("recipe"));
     let model = &plan.model;
     let _ = writeln!(
         out,
@@ -148,7 +149,7 @@ pub fn text(plan: &Plan) -> String {
             "writes".to_owned(),
             format!("{} bytes", grouped(export.weight_bytes())),
             bytes(export.weight_bytes()),
-            format!("{} in {}", counted(export.files.len(), "file"), export.path.display()),
+            format!("{} in {}", counted(export.files.len(), "file"), plan.told_path(&export.path)),
         ]);
         rows.push(vec![
             "disk".to_owned(),
@@ -166,7 +167,7 @@ pub fn text(plan: &Plan) -> String {
     ]);
     let _ = write!(out, "\n{}", table(&["", "", "", ""], &[1, 2], rows));
     for note in &plan.notes {
-        let _ = writeln!(out, "\n  note: {note}");
+        let _ = writeln!(out, "\n  note: {}", visible(note));
     }
     out
 }
@@ -233,8 +234,8 @@ pub fn json(plan: &Plan) -> Value {
         })
         .collect();
     json!({
-        "name": plan.recipe().name,
-        "recipe": serde_json::to_value(plan.recipe()).unwrap_or_default(),
+        "name": plan.loaded.name(),
+        "recipe": plan.loaded.written_recipe(),
         "source_bytes": plan.source_bytes(),
         "quantized": quantized.iter().map(group).collect::<Vec<_>>(),
         "kept": kept.iter().map(group).collect::<Vec<_>>(),

@@ -111,7 +111,7 @@ impl Listener for Lines {
             Event::Tensor { name, distortion: Some(distortion), .. } if self.is_verbose => {
                 say(&format!("{name}: {}", units::decibels(distortion.sqnr_db())));
             }
-            Event::Published { path } if self.is_verbose => say(&format!("published {}", path.display())),
+            Event::Published { told, .. } if self.is_verbose => say(&format!("published {told}")),
             _ => {}
         }
     }

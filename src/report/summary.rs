@@ -7,6 +7,7 @@ use super::table::table;
 use super::units::{bytes, counted, decibels};
 use crate::plan::Plan;
 use crate::run::Outcome;
+use crate::text::visible;
 
 /// Layers that are listed as the worst.
 const WORST: usize = 5;
@@ -17,8 +18,8 @@ pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
     let (report, paths) = (&outcome.report, &outcome.report_paths);
     let mut out = String::new();
     let mark = if report.verdict.passed { "✓" } else { "✗" };
-    let name = plan.recipe().name.as_deref().unwrap_or("recipe");
-    let _ = writeln!(out, "{mark} {name}: {}", report.verdict.summary);
+    let name = visible(plan.loaded.name().unwrap_or("recipe"));
+    let _ = writeln!(out, "{mark} {name}: {}", visible(&report.verdict.summary));
     let _ = writeln!(out, "{}", work(outcome));
     let _ = write!(out, "{}", table(&["", "", ""], &[], overview(report)));
     let worst = worst_layers(report);
@@ -35,10 +36,10 @@ pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
     let _ = writeln!(out);
     for output in &report.outputs {
         let state = if output.published { "output" } else { "not published" };
-        let _ = writeln!(out, "  {state}  {}", plan.export_path(output.stage).display());
+        let _ = writeln!(out, "  {state}  {}", visible(&plan.told_path(plan.export_path(output.stage))));
     }
     for path in paths {
-        let _ = writeln!(out, "  report  {}", path.display());
+        let _ = writeln!(out, "  report  {}", visible(&plan.told_path(path)));
     }
     out
 }

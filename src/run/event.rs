@@ -58,6 +58,8 @@ pub enum Event {
     Published {
         /// The directory.
         path: PathBuf,
+        /// The directory as people are told it, with variables of the recipe as they were written.
+        told: String,
     },
 }
 

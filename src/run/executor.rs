@@ -73,6 +73,10 @@ pub fn failed_report_path(target: &Path) -> PathBuf {
 /// Where something is wrong with the model's weights, the outputs cannot be written, or the run is cancelled. Nothing is then
 /// published, and what was there before is untouched; only where moving the second of several outputs fails, the first stays.
 pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
+    carry_out(plan, options, listener).map_err(|failure| plan.loaded.tell_failure(failure))
+}
+
+fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
     preflight(plan)?;
     let mut locks = Vec::with_capacity(plan.exports.len());
     for export in &plan.exports {
@@ -92,7 +96,7 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
         }
     }
     for note in stores.iter().flat_map(|stores| &stores.notes) {
-        listener.on_event(&Event::Note { text: note.clone() });
+        listener.on_event(&Event::Note { text: plan.loaded.told(note) });
     }
     let reuse = Reuse::find(plan, &source, &stores, checks, &workers, cancel)?;
     let pieces = reuse.pieces_left(plan);
@@ -146,7 +150,9 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
         }
         return Err(failure);
     }
-    let judgement = verdict::judge(plan, &measured, &folders);
+    let mut judgement = verdict::judge(plan, &measured, &folders);
+    plan.loaded.tell(judgement.complaints.iter_mut().map(|complaint| &mut complaint.finding));
+    plan.loaded.tell(&mut judgement.shown);
     for gate in judgement.gates.iter().filter(|gate| gate.name != "export") {
         listener.on_event(&Event::Stage {
             stage: gate.stage,
@@ -172,11 +178,11 @@ pub struct Work {
 /// # Errors
 /// [`Exit::CannotWrite`] with the first output that cannot.
 pub fn preflight(plan: &Plan) -> Result<(), Failure> {
-    for export in &plan.exports {
+    let looked_at = plan.exports.iter().try_for_each(|export| {
         publish::check_occupant(&export.path, export.overwrite)?;
-        check_failed_report(&export.path)?;
-    }
-    check_space(plan)
+        check_failed_report(&export.path)
+    });
+    looked_at.and_then(|()| check_space(plan)).map_err(|failure| plan.loaded.tell_failure(failure))
 }
 
 /// What the streaming pass has to do for the stages of the recipe.

@@ -190,7 +190,8 @@ impl Job<'_> {
                 let _ = fs::remove_file(&failed_report);
             }
             outcome.report_paths.push(path.join(report::FILE_NAME));
-            self.listener.on_event(&Event::Published { path: path.clone() });
+            let told = plan.told_path(&path);
+            self.listener.on_event(&Event::Published { path: path.clone(), told });
             outcome.published.push(path);
         }
         Ok(outcome)
@@ -230,7 +231,8 @@ impl Job<'_> {
             .collect();
         let written = record::write(&staging::record_path(&export.path), &header, &finished);
         if let Some(finding) = written.err().and_then(|failure| failure.findings.into_iter().next()) {
-            let text = format!("the next run will do everything again: {}", finding.message);
+            let message = self.plan.loaded.told(&finding.message);
+            let text = format!("the next run will do everything again: {message}");
             self.listener.on_event(&Event::Note { text });
         }
         let _ = fs::remove_file(staging::journal_path(&export.path));
@@ -314,7 +316,8 @@ fn small_files(plan: &Plan, export: &ExportPlan, report: &str) -> Result<SmallFi
             plan.model.index.as_ref().map_or("model.safetensors.index.json", |index| index.file.as_str());
         out.push((name.to_owned(), export.index_text().into_bytes()));
     }
-    let recipe = crate::recipe::emit(&stored_recipe(plan, export)).map_err(|error| {
+    let (recipe, written) = stored_recipe(plan, export);
+    let recipe = crate::recipe::emit_with(&recipe, &written).map_err(|error| {
         let finding = Finding::error("export::recipe", format!("cannot write the recipe down: {error}"));
         Failure::new(Exit::Internal, finding)
     })?;
@@ -324,26 +327,43 @@ fn small_files(plan: &Plan, export: &ExportPlan, report: &str) -> Result<SmallFi
 }
 
 /// The recipe as an output holds it: relative paths are relative to the output, so that it runs from there to the same result.
-fn stored_recipe(plan: &Plan, export: &ExportPlan) -> Recipe {
+/// With it the values with variables, at their JSON pointers, as they are written then.
+fn stored_recipe(plan: &Plan, export: &ExportPlan) -> (Recipe, Vec<(String, String)>) {
     let mut recipe = plan.recipe().clone();
     let from = absolute(&export.path);
-    for stage in &mut recipe.stages {
-        if let Some(calibration) = stage.calibration_mut()
-            && Path::new(&calibration.file).is_relative()
-        {
-            let file = absolute(&plan.loaded.resolve_path(&calibration.file));
-            calibration.file = relative(&from, &file);
+    let moved = |path: &str| {
+        let is_relative = !path.starts_with("hf://") && Path::new(path).is_relative();
+        is_relative.then(|| relative(&from, &absolute(&plan.loaded.resolve_path(path))))
+    };
+    let way = relative(&from, &absolute(&plan.loaded.base));
+    let mut written: Vec<(String, String)> = plan
+        .loaded
+        .written_values()
+        .iter()
+        .map(|value| (value.pointer.clone(), value.text.clone()))
+        .collect();
+    for (index, stage) in recipe.stages.iter_mut().enumerate() {
+        let mut paths: Vec<(&str, &mut String)> = Vec::new();
+        match stage {
+            Stage::Load(load) => {
+                paths.push(("model", &mut load.model));
+                paths.extend(load.calibration.as_mut().map(|named| ("calibration/file", &mut named.file)));
+            }
+            Stage::Export(export) => paths.push(("path", &mut export.path)),
+            other => {
+                paths.extend(other.calibration_mut().map(|named| ("calibration/file", &mut named.file)));
+            }
         }
-        let path = match stage {
-            Stage::Load(load) if !load.model.starts_with("hf://") => &mut load.model,
-            Stage::Export(export) => &mut export.path,
-            _ => continue,
-        };
-        if Path::new(path.as_str()).is_relative() {
-            *path = relative(&from, &absolute(&plan.loaded.resolve_path(path)));
+        for (key, path) in paths {
+            let Some(moved) = moved(path) else { continue };
+            *path = moved;
+            let pointer = format!("/stages/{index}/{key}");
+            if let Some((_, text)) = written.iter_mut().find(|(known, _)| *known == pointer) {
+                *text = format!("{way}/{text}");
+            }
         }
     }
-    recipe
+    (recipe, written)
 }
 
 /// A path from the root, without `..`, whether or not it exists.

@@ -12,8 +12,7 @@ pub(super) const MAX_NAMES: usize = 5;
 
 /// A few names in backquotes, and how many more there are.
 pub(super) fn shown(names: &[&str]) -> String {
-    let list: Vec<String> =
-        names.iter().take(MAX_NAMES).map(|name| format!("`{}`", name.escape_debug())).collect();
+    let list: Vec<String> = names.iter().take(MAX_NAMES).map(|name| format!("`{name}`")).collect();
     let more = names.len().saturating_sub(MAX_NAMES);
     let list = list.join(", ");
     match (list.is_empty(), more) {

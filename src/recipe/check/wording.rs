@@ -10,10 +10,9 @@ pub(super) fn list(names: &[&str]) -> String {
     names.join(", ")
 }
 
-/// A word in back quotes, cut where it is long, without line breaks and control characters.
+/// A word in back quotes, cut where it is long.
 pub(super) fn shown(word: &str) -> String {
-    let mut text: String =
-        word.chars().take(MAX_SHOWN).map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
+    let mut text: String = word.chars().take(MAX_SHOWN).collect();
     if word.chars().nth(MAX_SHOWN).is_some() {
         text.push('…');
     }
@@ -77,6 +76,16 @@ pub(super) fn type_help(value: &Value, wanted: &str, name: &str) -> Option<Strin
         (Value::String(word), "mapping") if word.len() <= MAX_SHOWN => {
             Some(format!("Write `- stage: {}`.", word.trim_end_matches(':')))
         }
+        _ => None,
+    }
+}
+
+/// As [`type_help`], of a value with variables.
+pub(super) fn variable_help(wanted: &str) -> Option<&'static str> {
+    match wanted {
+        "integer" | "number" | "boolean" => Some(
+            "What quotes or a variable give is text. Write the value itself, or give it with `--set`.",
+        ),
         _ => None,
     }
 }
