@@ -127,6 +127,11 @@ impl Output {
         }
     }
 
+    /// Says something in one line, on standard error.
+    pub fn say(&self, line: &str) {
+        self.raw(&text::inert(&text::visible(line)));
+    }
+
     fn raw(&self, text: &str) {
         let mut err = std::io::stderr().lock();
         let _ = err.write_all(text.as_bytes());

@@ -10,7 +10,7 @@ use crate::recipe::Loaded;
 use crate::report::GateOutcome;
 use crate::report::progress::{Bar, Lines};
 use crate::report::summary::summary;
-use crate::run::{Cancel, Listener, Options, Silent};
+use crate::run::{Cancel, Listener, Options, Outcome, Silent, failed_report_path};
 
 /// The plan that a recipe and its overrides on the command line make.
 pub(super) fn planned(args: &RecipeArgs) -> Result<Plan, Failure> {
@@ -52,6 +52,7 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     };
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     drop(listener);
+    tell_failed_reports(&plan, &outcome, output);
     if is_json {
         output.json(&outcome.report);
         return Ok(outcome.exit);
@@ -63,6 +64,16 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
         output.result(&summary(&plan, &outcome));
     }
     Ok(outcome.exit)
+}
+
+/// Says where the reports are kept of outputs that were not let out, beside what is wrong with them.
+pub(super) fn tell_failed_reports(plan: &Plan, outcome: &Outcome, output: &Output) {
+    for export in &plan.exports {
+        let path = failed_report_path(&export.path);
+        if outcome.report_paths.contains(&path) {
+            output.say(&format!("the report of what failed is kept in {}", plan.told_path(&path)));
+        }
+    }
 }
 
 pub(super) fn instruction_set(name: &str) -> Result<Isa, Failure> {

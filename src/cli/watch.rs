@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::output::Output;
-use super::run::{instruction_set, limits, loaded};
+use super::run::{instruction_set, limits, loaded, tell_failed_reports};
 use super::{Format, RunArgs};
 use crate::exit::Exit;
 use crate::export::staging::{self, Lock};
@@ -118,6 +118,9 @@ fn show(
     if !output.is_screen() {
         if let Err(failure) = result {
             output.findings(&failure.findings);
+        }
+        if let Ok((plan, outcome)) = result {
+            tell_failed_reports(plan, outcome, output);
         }
         output.result(&cycle.line());
         return;

@@ -16,6 +16,9 @@ const SUGGESTIONS: usize = 3;
 /// How many different names are compared at most: enough for any architecture, and bounded for strange ones.
 const CANDIDATES: usize = 50_000;
 
+/// Bytes that a part of a name has at least to tell the name.
+const LEAST_PART: usize = 3;
+
 /// A pattern of the recipe, with its place and what is to be done if it matches nothing.
 struct Written<'r> {
     pattern: &'r Pattern,
@@ -166,10 +169,22 @@ fn contradictions(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item<'
     findings
 }
 
-/// The names of a model that are nearest to a pattern: as many segments as the pattern has, from anywhere in a name.
-pub(super) fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m str>) -> Vec<String> {
+/// The names of a model that are nearest to a pattern: as many segments as the pattern has, from anywhere in a name. Where
+/// the whole of a glob or an expression is near to nothing, its plain end is compared.
+pub(super) fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m str> + Clone) -> Vec<String> {
     let text = pattern.strip_prefix("re:").unwrap_or(pattern).replace('\\', "");
-    let text = text.trim_start_matches(".*").trim_end_matches('$').trim_matches('.');
+    let text = text.trim_start_matches("^").trim_start_matches(".*").trim_end_matches('$').trim_matches('.');
+    let near = nearest_windows(text, names.clone());
+    let end = text.rsplit(['*', '?', ']', '}', ')', '+']).find(|part| !part.is_empty());
+    match end.map(|end| end.trim_matches('.')) {
+        Some(end) if near.is_empty() && end != text => nearest_windows(end, names),
+        _ => near,
+    }
+}
+
+fn nearest_windows<'m>(text: &str, names: impl Iterator<Item = &'m str>) -> Vec<String> {
+    // Modules are named, and not the tensors that they hold.
+    let text = text.strip_suffix(".weight").unwrap_or(text);
     let wanted = text.split('.').count();
     let mut windows: BTreeSet<&str> = BTreeSet::new();
     for name in names {
@@ -187,8 +202,19 @@ pub(super) fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m s
             break;
         }
     }
-    let score = |window| (strsim::normalized_damerau_levenshtein(text, window), window);
-    best(windows.into_iter().map(score), 0.6)
+    best(windows.into_iter().map(|window| (likeness(text, window), window)), 0.6)
+}
+
+/// How near two names are, from 0 to 1. One that is a part of the other is near, however long the rest is.
+fn likeness(text: &str, window: &str) -> f64 {
+    let like = strsim::normalized_damerau_levenshtein(text, window);
+    let (short, long) = (text.to_lowercase(), window.to_lowercase());
+    let (short, long) = if short.len() <= long.len() { (short, long) } else { (long, short) };
+    if short.len() < LEAST_PART || !long.contains(&short) {
+        return like;
+    }
+    let share = short.len() as f64 / long.len() as f64;
+    like.max(0.6 + 0.4 * share)
 }
 
 /// Names of tensors that a word is near to, or to a name's end, for a command line that names none.

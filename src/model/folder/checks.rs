@@ -50,11 +50,12 @@ pub(super) fn check_index(
     // A file that the index does not name at all has its own finding.
     let files = index.files();
     let is_named: Vec<bool> = shards.iter().map(|s| files.binary_search(&s.name.as_str()).is_ok()).collect();
-    let unnamed: Vec<&str> = tensors
-        .iter()
-        .filter(|tensor| is_named[tensor.shard] && !index.weight_map.contains_key(&tensor.name))
-        .map(|tensor| tensor.name.as_str())
-        .collect();
+    let mut unnamed: Vec<Vec<&str>> = vec![Vec::new(); shards.len()];
+    for tensor in tensors {
+        if is_named[tensor.shard] && !index.weight_map.contains_key(&tensor.name) {
+            unnamed[tensor.shard].push(&tensor.name);
+        }
+    }
     let file = &index.file;
     let mut complain = |message: String| {
         let help = "Index and files are of different versions of the model; get both again.";
@@ -63,8 +64,13 @@ pub(super) fn check_index(
     if !absent.is_empty() {
         complain(format!("{} in `{file}` and not in the weight file that it names", be(&absent)));
     }
-    if !unnamed.is_empty() {
-        complain(format!("{} in a weight file and not in `{file}`", be(&unnamed)));
+    let unnamed: Vec<_> = shards.iter().zip(&unnamed).filter(|(_, names)| !names.is_empty()).collect();
+    for (shard, names) in unnamed.iter().take(MAX_NAMES) {
+        complain(format!("{} in `{}` and not in `{file}`", be(names), shard.name));
+    }
+    if unnamed.len() > MAX_NAMES {
+        let more = unnamed.len() - MAX_NAMES;
+        complain(format!("and {more} more files hold tensors that are not in `{file}`"));
     }
     if let Some((tensor, named, i)) = elsewhere.first() {
         let (holder, count) = (&shards[tensors[*i].shard].name, elsewhere.len());

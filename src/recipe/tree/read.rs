@@ -39,6 +39,7 @@ fn options() -> Options {
     options.duplicate_keys = DuplicateKeyPolicy::PassThrough;
     options.non_finite_float_policy = NonFiniteFloatPolicy::AsString;
     options.strict_booleans = true;
+    options.reject_unsupported_tags = true;
     options.with_snippet = false;
     options
 }

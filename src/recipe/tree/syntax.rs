@@ -20,6 +20,15 @@ pub(super) fn finding(error: &Error, build: &Build<'_>) -> Finding {
             .at(place, "a second one begins here")
             .help("Keep each recipe in a file of its own.");
     }
+    if let Error::UnsupportedTag { tag, .. } = cause {
+        // The reader gives the place of the value, which its tag stands before.
+        let before = &build.text[..start];
+        let tag_start = before.rfind(tag.as_str()).or_else(|| before.rfind('!')).unwrap_or(start);
+        let tag_end = build.text[tag_start..].find(char::is_whitespace).map_or(place.end, |len| tag_start + len);
+        return Finding::error("recipe::unknown-tag", format!("the tag `{tag}` is not known"))
+            .at(build.at(tag_start..tag_end), "means nothing in a recipe")
+            .help("Remove it. A text that begins with `!` is put in quotes.");
+    }
     if is_budget(cause) {
         let finding = Finding::error("recipe::too-complex", "the recipe expands to too much")
             .at(place, "the limit was passed here")
