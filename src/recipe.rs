@@ -22,5 +22,5 @@ pub use emit::{emit, emit_with, resolve};
 pub use load::{Loaded, from_text, load};
 pub use model::Recipe;
 pub use overrides::Overrides;
-pub use written::Written;
 pub use schema::{schema, schema_text};
+pub use written::Written;

@@ -15,7 +15,12 @@ fn line(finding: &Finding) -> String {
         let (row, column) = label.place.line_column();
         line.push_str(&format!("{}:{row}:{column}: ", visible(&label.place.source.name)));
     }
-    line.push_str(&format!("{}[{}]: {}", severity(finding.severity), finding.code, visible(&finding.message)));
+    line.push_str(&format!(
+        "{}[{}]: {}",
+        severity(finding.severity),
+        finding.code,
+        visible(&finding.message)
+    ));
     if let Some(label) = finding.labels.first().filter(|label| !label.text.is_empty()) {
         line.push_str(&format!(" ({})", visible(&label.text)));
     }

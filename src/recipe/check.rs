@@ -137,8 +137,11 @@ impl Check<'_> {
             Some(near) => format!("did you mean `{near}`?"),
             None => "not the name of a stage".to_owned(),
         };
-        let finding = Finding::error("recipe::unknown-stage", format!("there is no stage {}", self.said(pointer, word)))
-            .help(format!("Stages: {}.", list(stages)));
+        let finding = Finding::error(
+            "recipe::unknown-stage",
+            format!("there is no stage {}", self.said(pointer, word)),
+        )
+        .help(format!("Stages: {}.", list(stages)));
         let finding = self.label_value(finding, pointer, &label);
         self.push(pointer, Keyword::Value(TYPE), finding);
     }

@@ -2,8 +2,8 @@
 
 use serde_json::Value;
 
-use super::{effect, written};
 use super::environment::escape;
+use super::{effect, written};
 use crate::recipe::Recipe;
 use crate::stage::{ObserverChoice, OnFailure, Quantize, Stage};
 

@@ -150,7 +150,9 @@ impl Concealer {
             let Some(shown) = path.to_str() else { continue };
             self.add(shown.to_owned(), text.to_owned());
             // What is kept beside an output begins with its name, after a dot.
-            if let (Some(parent), Some(name)) = (path.parent(), path.file_name().and_then(|name| name.to_str())) {
+            if let (Some(parent), Some(name)) =
+                (path.parent(), path.file_name().and_then(|name| name.to_str()))
+            {
                 let (above, last) = match text.rfind('/').filter(|slash| !text[*slash..].contains('}')) {
                     Some(slash) => text.split_at(slash + 1),
                     None => ("", text),
@@ -261,7 +263,10 @@ mod tests {
     #[test]
     fn short_values_garble_nothing() {
         let concealer = concealer("/stages/3/path", "out/${RUN}", "out/1");
-        assert_eq!(concealer.text("1 of 11 in out, not /no/such/base/out/12"), "1 of 11 in out, not /no/such/base/out/12");
+        assert_eq!(
+            concealer.text("1 of 11 in out, not /no/such/base/out/12"),
+            "1 of 11 in out, not /no/such/base/out/12"
+        );
         assert_eq!(concealer.text("/no/such/base/out/1 exists"), "out/${RUN} exists");
         assert_eq!(concealer.text("/no/such/base/out is full"), "/no/such/base/out is full");
     }

@@ -43,7 +43,9 @@ impl Listener for Bar {
     fn on_event(&self, event: &Event) {
         match event {
             Event::Started { bytes, .. } => self.bar.set_length(*bytes),
-            Event::Note { text: note } => self.bar.println(text::inert(&text::visible(&format!("note: {note}")))),
+            Event::Note { text: note } => {
+                self.bar.println(text::inert(&text::visible(&format!("note: {note}"))))
+            }
             Event::Tile { bytes, .. } => self.bar.inc(*bytes),
             Event::Written { .. } => self.bar.finish_and_clear(),
             _ => {}

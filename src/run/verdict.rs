@@ -401,8 +401,7 @@ fn low_calibration(plan: &Plan, stage: usize, least: u64) -> Vec<Complaint> {
         }
         if !used.thin.is_empty() {
             let message = format!("{} hardly any of the tokens of `{}`", saw(used.thin.len()), used.file);
-            let lines =
-                used.thin.iter().take(NAMED).map(|(module, tokens)| format!("{tokens:>8}  {module}"));
+            let lines = used.thin.iter().take(NAMED).map(|(module, tokens)| format!("{tokens:>8}  {module}"));
             let finding = Finding::warning("check::thin-statistics", message)
                 .at_opt(place(), "asked for here")
                 .help("Tokens:")

@@ -9,6 +9,7 @@ mod exit_codes;
 mod families;
 mod gates;
 mod golden;
+mod hostile;
 mod imatrix;
 mod incremental;
 mod layers;

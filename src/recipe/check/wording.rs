@@ -83,9 +83,9 @@ pub(super) fn type_help(value: &Value, wanted: &str, name: &str) -> Option<Strin
 /// As [`type_help`], of a value with variables.
 pub(super) fn variable_help(wanted: &str) -> Option<&'static str> {
     match wanted {
-        "integer" | "number" | "boolean" => Some(
-            "What quotes or a variable give is text. Write the value itself, or give it with `--set`.",
-        ),
+        "integer" | "number" | "boolean" => {
+            Some("What quotes or a variable give is text. Write the value itself, or give it with `--set`.")
+        }
         _ => None,
     }
 }

@@ -24,7 +24,8 @@ pub(super) fn finding(error: &Error, build: &Build<'_>) -> Finding {
         // The reader gives the place of the value, which its tag stands before.
         let before = &build.text[..start];
         let tag_start = before.rfind(tag.as_str()).or_else(|| before.rfind('!')).unwrap_or(start);
-        let tag_end = build.text[tag_start..].find(char::is_whitespace).map_or(place.end, |len| tag_start + len);
+        let tag_end =
+            build.text[tag_start..].find(char::is_whitespace).map_or(place.end, |len| tag_start + len);
         return Finding::error("recipe::unknown-tag", format!("the tag `{tag}` is not known"))
             .at(build.at(tag_start..tag_end), "means nothing in a recipe")
             .help("Remove it. A text that begins with `!` is put in quotes.");
