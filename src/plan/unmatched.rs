@@ -249,3 +249,29 @@ pub(super) fn nearest(names: &[String]) -> String {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NAMES: [&str; 4] = [
+        "model.layers.0.mlp.gate_proj",
+        "model.layers.0.mlp.shared_expert_gate",
+        "model.layers.0.self_attn.q_proj",
+        "lm_head",
+    ];
+
+    #[test]
+    fn a_pattern_that_is_a_part_of_a_name_finds_it() {
+        let near = |pattern: &str| nearest_names(pattern, NAMES.into_iter());
+        assert_eq!(near("gate"), ["gate_proj", "shared_expert_gate"]);
+        assert_eq!(near("mlp.gate"), ["mlp.gate_proj"]);
+        for pattern in ["*.layers.*.mlp.Gate", "re:.*gate$", "re:^.*\\.gate$"] {
+            assert!(near(pattern).iter().any(|name| name.ends_with("gate_proj")), "{pattern}");
+        }
+        assert_eq!(near("q_projection"), ["q_proj"]);
+        assert_eq!(near("lm_head.weight"), ["lm_head"]);
+        assert_eq!(near("Head")[..], ["lm_head"]);
+        assert!(near("vision").is_empty() && near("a").is_empty());
+    }
+}

@@ -9,12 +9,14 @@ use serde_json::Value;
 
 use super::schema;
 use super::tree::{Entry, Node, segment, segments};
-use crate::finding::{Finding, Place, nearest};
+use crate::finding::{Finding, Place};
 use crate::layer::pattern::{FileGlob, Pattern, PatternError};
 
 mod wording;
 
-use wording::{actual, expected, list, number, shown};
+use wording::{
+    actual, description, example, expected, list, meant_stage, nearest_word, number, parameter, shown,
+};
 
 /// Violations after which the rest is not looked at; such a file is no recipe.
 const MAX_FINDINGS: usize = 200;
@@ -487,46 +489,4 @@ fn is_stage(pointer: &str) -> bool {
 
 fn parent(pointer: &str) -> &str {
     pointer.rsplit_once('/').map_or("", |(parent, _)| parent)
-}
-
-/// What a value is called: the last key of its pointer, list positions left out.
-fn parameter(pointer: &str) -> String {
-    let names: Vec<String> = segments(pointer).collect();
-    match names.as_slice() {
-        [.., list, item] if item.parse::<usize>().is_ok() && list != "stages" => format!("{list}[{item}]"),
-        [.., map, pattern] if map == "layer_types" => format!("layer_types.{pattern}"),
-        [.., list, item] if list == "stages" => format!("stages[{item}]"),
-        [.., last] => last.clone(),
-        [] => "recipe".to_owned(),
-    }
-}
-
-fn description<'s>(schema: &'s Value, key: &str) -> Option<&'s str> {
-    schema.get("properties")?.get(key)?.get("description")?.as_str()
-}
-
-fn example(key: &str) -> &'static str {
-    match key {
-        "version" => "1",
-        "model" => "PATH",
-        "path" => "FOLDER",
-        _ => "…",
-    }
-}
-
-/// The stage that a word surely means, with its index: the nearest one, where none but it is near.
-fn meant_stage<'w>(word: &str, stages: &[&'w str]) -> Option<(usize, &'w str)> {
-    let near = nearest_word(word, stages)?;
-    let others: Vec<&str> = stages.iter().copied().filter(|stage| *stage != near).collect();
-    let is_tied = nearest_word(word, &others)
-        .is_some_and(|other| strsim::levenshtein(word, other) <= strsim::levenshtein(word, near));
-    let index = stages.iter().position(|stage| *stage == near)?;
-    (!is_tied).then_some((index, near))
-}
-
-/// The nearest word; one that differs in case or in `_` and `-` only is nearest of all.
-fn nearest_word<'w>(word: &str, candidates: &[&'w str]) -> Option<&'w str> {
-    let plain = |text: &str| text.to_lowercase().replace('_', "-");
-    let same = candidates.iter().copied().find(|candidate| plain(candidate) == plain(word));
-    same.or_else(|| nearest(word, candidates.iter().copied()))
 }

@@ -10,7 +10,7 @@ use crate::support::statistics::safetensors as statistics;
 use crate::support::{Model, Workspace};
 
 /// Begins workflow commands on lines of its own, sets a terminal's title and colour, turns the text around, hides some.
-const HOSTILE: &str = "x\n::set-output name=a::b\r::add-mask::c\u{1b}]0;pwned\u{7}\u{9b}31m\u{85}\u{202e}\u{2066}\u{200b}\
+const HOSTILE: &str = "x\n::set-env name=a::b\r::add-mask::c\u{1b}]0;pwned\u{7}\u{9b}31m\u{85}\u{202e}\u{2066}\u{200b}\
                        \u{2028}\u{feff}\u{7f}\u{e0041} ##[error]y\t";
 
 /// The same without control characters, as names of tensors may be.

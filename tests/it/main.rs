@@ -5,6 +5,7 @@ mod bad_recipes;
 mod calibration;
 mod determinism;
 mod engine_rules;
+mod environment;
 mod exit_codes;
 mod families;
 mod gates;

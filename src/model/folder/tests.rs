@@ -164,7 +164,7 @@ fn the_index_must_agree_with_the_files() {
     };
     check(&[a, b, c, ("d", "2.safetensors")], "`d` is in");
     check(&[a, b, c, ("d", "3.safetensors")], "`3.safetensors` is named by");
-    check(&[a, b], "`c` is in a weight file and not in");
+    check(&[a, b], "`c` is in `2.safetensors` and not in");
     check(&[b, c], "`1.safetensors` is not named by");
     check(&[a, b, ("c", "1.safetensors")], "`c` is in `2.safetensors`, where");
     write_index(path, &[a, b, c, ("d", "../2.safetensors")]);

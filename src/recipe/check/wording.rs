@@ -2,6 +2,9 @@
 
 use serde_json::Value;
 
+use crate::finding::nearest;
+use crate::recipe::tree::segments;
+
 /// Longest value that is quoted in full.
 const MAX_SHOWN: usize = 60;
 
@@ -103,4 +106,46 @@ pub(super) fn multiples(value: &Value, step: f64) -> String {
         return format!("the least is {step}");
     }
     format!("{below} and {} are", below + step)
+}
+
+/// What a value is called: the last key of its pointer, list positions left out.
+pub(super) fn parameter(pointer: &str) -> String {
+    let names: Vec<String> = segments(pointer).collect();
+    match names.as_slice() {
+        [.., list, item] if item.parse::<usize>().is_ok() && list != "stages" => format!("{list}[{item}]"),
+        [.., map, pattern] if map == "layer_types" => format!("layer_types.{pattern}"),
+        [.., list, item] if list == "stages" => format!("stages[{item}]"),
+        [.., last] => last.clone(),
+        [] => "recipe".to_owned(),
+    }
+}
+
+pub(super) fn description<'s>(schema: &'s Value, key: &str) -> Option<&'s str> {
+    schema.get("properties")?.get(key)?.get("description")?.as_str()
+}
+
+pub(super) fn example(key: &str) -> &'static str {
+    match key {
+        "version" => "1",
+        "model" => "PATH",
+        "path" => "FOLDER",
+        _ => "…",
+    }
+}
+
+/// The stage that a word surely means, with its index: the nearest one, where none but it is near.
+pub(super) fn meant_stage<'w>(word: &str, stages: &[&'w str]) -> Option<(usize, &'w str)> {
+    let near = nearest_word(word, stages)?;
+    let others: Vec<&str> = stages.iter().copied().filter(|stage| *stage != near).collect();
+    let is_tied = nearest_word(word, &others)
+        .is_some_and(|other| strsim::levenshtein(word, other) <= strsim::levenshtein(word, near));
+    let index = stages.iter().position(|stage| *stage == near)?;
+    (!is_tied).then_some((index, near))
+}
+
+/// The nearest word; one that differs in case or in `_` and `-` only is nearest of all.
+pub(super) fn nearest_word<'w>(word: &str, candidates: &[&'w str]) -> Option<&'w str> {
+    let plain = |text: &str| text.to_lowercase().replace('_', "-");
+    let same = candidates.iter().copied().find(|candidate| plain(candidate) == plain(word));
+    same.or_else(|| nearest(word, candidates.iter().copied()))
 }
