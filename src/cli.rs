@@ -278,10 +278,13 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
     if exit == Exit::Done && output.has_lost_a_result() { Exit::CannotWrite } else { exit }
 }
 
+/// Reads a command line. What is wrong with a command that is not known is told with the commands that there are.
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(args).map_err(|mut error| {
         if error.kind() == clap::error::ErrorKind::InvalidSubcommand {
-            let names: Vec<String> = commands().map(|command| command.get_name().to_owned()).collect();
+            let mut command = Cli::command();
+            command.build();
+            let names: Vec<&str> = command.get_subcommands().map(clap::Command::get_name).collect();
             let tip = clap::builder::StyledStr::from(format!("the commands are: {}", names.join(", ")));
             let tips = match error.remove(ContextKind::Suggested) {
                 Some(ContextValue::StyledStrs(mut tips)) => {
@@ -294,14 +297,6 @@ fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
         }
         error
     })
-}
-
-/// The commands that there are.
-fn commands() -> impl Iterator<Item = clap::Command> {
-    let mut command = Cli::command();
-    command.build();
-    let all: Vec<clap::Command> = command.get_subcommands().cloned().collect();
-    all.into_iter()
 }
 
 /// An argument as it can be shown.

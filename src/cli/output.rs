@@ -159,7 +159,10 @@ pub fn usage(error: &clap::Error, again: impl FnOnce() -> Option<clap::Error>) {
 
 /// Says where and why monoquant panicked, and that this is no fault of the user. Set as the hook of panics.
 pub fn panicked(info: &std::panic::PanicHookInfo<'_>) {
-    let payload = info.payload_as_str().unwrap_or("no message");
+    let payload = info.payload();
+    let text = payload.downcast_ref::<&str>().copied();
+    let payload =
+        text.or_else(|| payload.downcast_ref::<String>().map(String::as_str)).unwrap_or("no message");
     let place = info.location().map(ToString::to_string).unwrap_or_default();
     let backtrace = std::backtrace::Backtrace::capture();
     let backtrace = match backtrace.status() {

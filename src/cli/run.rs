@@ -52,14 +52,15 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     };
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     drop(listener);
-    tell_failed_reports(&plan, &outcome, output);
     if is_json {
+        tell_failed_reports(&plan, &outcome, output);
         output.json(&outcome.report);
         return Ok(outcome.exit);
     }
     // What failed is wrong, also where the recipe goes on.
     let has_failed = outcome.report.gates.iter().any(|gate| gate.outcome == GateOutcome::FailedAndIgnored);
     output.findings_if(has_failed || !output.is_quiet(), &outcome.findings);
+    tell_failed_reports(&plan, &outcome, output);
     if !output.is_quiet() {
         output.result(&summary(&plan, &outcome));
     }
