@@ -3,6 +3,7 @@
 mod architecture;
 mod bad_recipes;
 mod calibration;
+mod corpora;
 mod determinism;
 mod engine_rules;
 mod environment;

@@ -1,0 +1,5 @@
+//! `cargo fuzz run record`
+
+#![no_main]
+
+monoquant_fuzz::fuzz!(monoquant_fuzz::Record);
