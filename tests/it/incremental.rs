@@ -9,7 +9,7 @@ use monoquant::run::{Cancel, Event, Options, Outcome, Silent, run};
 use proptest::prelude::*;
 use proptest::test_runner::TestRunner;
 
-use crate::support::{Model, Workspace, files};
+use crate::support::{Model, Workspace, files, rounds};
 
 const INT4: &str = "  - stage: quantize-int4\n  - stage: validate\n  - stage: check-warnings\n";
 const UP: &str = "model.layers.1.mlp.up_proj.weight";
@@ -228,7 +228,7 @@ impl State {
 
 #[test]
 fn any_sequence_of_edits_and_interruptions_ends_as_a_run_from_nothing() {
-    let mut runner = TestRunner::new(ProptestConfig { cases: 40, ..ProptestConfig::default() });
+    let mut runner = TestRunner::new(ProptestConfig { cases: rounds(4) as u32, ..ProptestConfig::default() });
     runner
         .run(&proptest::collection::vec(state(), 2..6), |states| {
             let (workspace, fresh) = (Workspace::new(), Workspace::new());
@@ -308,7 +308,7 @@ fn random(seed: &mut u64, bound: u64) -> u64 {
 }
 
 #[test]
-fn after_a_hundred_kills_the_published_folder_is_a_whole_old_or_new_one() {
+fn after_kills_the_published_folder_is_a_whole_old_or_new_one() {
     let workspace = Workspace::with(&Model::llama());
     let made: Vec<_> = ["quantize-int4", "quantize-int8"]
         .map(|stage| {
@@ -324,7 +324,7 @@ fn after_a_hundred_kills_the_published_folder_is_a_whole_old_or_new_one() {
         })
         .into();
     let (mut seed, mut published, mut interrupted) = (7, 0, 0);
-    for kill in 0..120 {
+    for kill in 0..rounds(12) {
         let (recipe, _, took) = &made[kill % 2];
         let mut child = workspace
             .command([std::ffi::OsStr::new("run"), recipe.as_os_str()])

@@ -25,6 +25,13 @@ pub fn root() -> &'static Path {
     Path::new(env!("CARGO_MANIFEST_DIR"))
 }
 
+/// How often a test does again what takes long: `quick` times, or, where `MONOQUANT_ROUNDS` is a number, that many times as often.
+/// The checks of a change (`.ci/run`) ask for more than the test command.
+pub fn rounds(quick: usize) -> usize {
+    let times = std::env::var("MONOQUANT_ROUNDS").ok();
+    quick * times.map_or(1, |times| times.parse().expect("MONOQUANT_ROUNDS is a number"))
+}
+
 /// A temporary folder in which a test works.
 pub struct Workspace {
     folder: TempDir,
