@@ -2,9 +2,13 @@
 
 pub mod compressed_tensors;
 pub mod config;
+pub mod disk;
 pub mod files;
 pub mod flush;
+pub mod lock;
+pub mod occupant;
 pub mod publish;
+pub mod siblings;
 pub mod staging;
 
 pub use staging::Staging;

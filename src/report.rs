@@ -15,6 +15,9 @@ pub mod summary;
 pub mod table;
 pub mod units;
 
+/// The version of the report's format.
+pub const VERSION: u32 = 1;
+
 /// The report's name in an output directory; also what marks a directory as monoquant's.
 pub const FILE_NAME: &str = "monoquant-report.json";
 

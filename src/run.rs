@@ -24,4 +24,4 @@ mod workers;
 
 pub use cancel::Cancel;
 pub use event::{Event, Listener, Silent};
-pub use executor::{Options, Outcome, Work, disk_needed, failed_report_path, preflight, run};
+pub use executor::{Options, Outcome, Work, disk_needed, preflight, restore, run};

@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use monoquant::export::staging;
+use monoquant::export::siblings;
 use monoquant::plan::Plan;
 use monoquant::run::{self, Options, Silent};
 use serde_json::Value;
@@ -47,14 +47,14 @@ impl Target for Record {
         let plan = folder.plan(RECIPE).expect("a plan");
         run::run(&plan, &Options::default(), &Silent).expect("a run");
         let weights = fs::read(folder.path("out/model.safetensors")).expect("the output's weights");
-        let text = fs::read_to_string(staging::record_path(&folder.path("out"))).expect("a record");
+        let text = fs::read_to_string(siblings::record(&folder.path("out"))).expect("a record");
         let record = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
         Self { folder, plan, weights, record }
     }
 
     fn try_on(&self, input: &[u8]) {
         let record = if input.first() == Some(&b'{') { input.to_vec() } else { self.changed(input) };
-        fs::write(staging::record_path(&self.folder.path("out")), record).expect("a record");
+        fs::write(siblings::record(&self.folder.path("out")), record).expect("a record");
         match run::run(&self.plan, &Options::default(), &Silent) {
             Ok(outcome) => findings::check(&outcome.findings),
             Err(failure) => findings::check_failure(&failure),

@@ -3,6 +3,7 @@
 use super::output::Output;
 use super::{Format, RecipeArgs, RunArgs};
 use crate::exit::Exit;
+use crate::export::siblings;
 use crate::finding::{Failure, Finding};
 use crate::plan::{Limits, Plan};
 use crate::quant::Isa;
@@ -10,7 +11,7 @@ use crate::recipe::Loaded;
 use crate::report::GateOutcome;
 use crate::report::progress::{Bar, Lines};
 use crate::report::summary::summary;
-use crate::run::{Cancel, Listener, Options, Outcome, Silent, failed_report_path};
+use crate::run::{Cancel, Listener, Options, Outcome, Silent};
 
 /// The plan that a recipe and its overrides on the command line make.
 pub(super) fn planned(args: &RecipeArgs) -> Result<Plan, Failure> {
@@ -35,7 +36,9 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
         return super::watch::watch(args, output);
     }
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
-    let plan = planned(&args.recipe)?;
+    let loaded = loaded(&args.recipe)?;
+    crate::run::restore(&loaded)?;
+    let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     // As JSON there is one result, the report, and it holds every warning.
     let is_json = output.format() == Format::Json;
     if !is_json {
@@ -70,7 +73,7 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
 /// Says where the reports are kept of outputs that were not let out, beside what is wrong with them.
 pub(super) fn tell_failed_reports(plan: &Plan, outcome: &Outcome, output: &Output) {
     for export in &plan.exports {
-        let path = failed_report_path(&export.path);
+        let path = siblings::failed_report(&export.path);
         if outcome.report_paths.contains(&path) {
             output.say(&format!("the report of what failed is kept in {}", plan.told_path(&path)));
         }

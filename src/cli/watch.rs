@@ -9,7 +9,8 @@ use super::output::Output;
 use super::run::{instruction_set, limits, loaded, tell_failed_reports};
 use super::{Format, RunArgs};
 use crate::exit::Exit;
-use crate::export::staging::{self, Lock};
+use crate::export::lock::Lock;
+use crate::export::staging;
 use crate::finding::{Failure, Finding};
 use crate::model;
 use crate::plan::Plan;
@@ -78,6 +79,7 @@ fn carry_out(
 ) -> Result<(Plan, Outcome), Failure> {
     let loaded = loaded(&args.recipe)?;
     tell_inputs(&loaded, inputs);
+    crate::run::restore(&loaded)?;
     let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     let listener: Box<dyn Listener> =
         if output.is_interactive() { Box::new(Bar::new()) } else { Box::new(Silent) };

@@ -1,11 +1,14 @@
 //! File-system calls that name the path in their errors, and the meaning of those errors for a person.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Write};
 use std::path::Path;
 
+#[cfg(unix)]
+use super::disk;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::exclusive::{self, Folder};
 
 /// A failure to write, with the path and what to do.
 #[must_use]
@@ -41,53 +44,12 @@ pub fn create_dir_all(path: &Path) -> Result<(), Failure> {
     fs::create_dir_all(path).map_err(|error| cannot_write("make", path, &error))
 }
 
-/// Makes a file of a given size, in a folder that is made if need be. The umask decides about permissions.
-///
-/// # Errors
-/// Where it cannot be made or is too large for the disk.
-pub fn create(path: &Path, len: u64) -> Result<File, Failure> {
-    if let Some(parent) = path.parent() {
-        create_dir_all(parent)?;
-    }
-    let file = File::options()
-        .read(true)
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .open(path)
-        .map_err(|error| cannot_write("make", path, &error))?;
-    file.set_len(len).map_err(|error| cannot_write("write", path, &error))?;
-    Ok(file)
-}
-
-/// Opens a file of an interrupted run to go on with it.
-///
-/// # Errors
-/// Where it cannot be opened.
-pub fn open(path: &Path) -> Result<File, Failure> {
-    File::options().read(true).write(true).open(path).map_err(|error| cannot_write("open", path, &error))
-}
-
 /// Opens a file that stays as it is.
 ///
 /// # Errors
 /// Where it cannot be opened.
 pub fn open_to_read(path: &Path) -> Result<File, Failure> {
     File::open(path).map_err(|error| cannot_write("open", path, &error))
-}
-
-/// Gives a file that stays as it is a second name; copies it where the file system has no links.
-///
-/// # Errors
-/// Where neither can be done.
-pub fn link(from: &Path, to: &Path) -> Result<(), Failure> {
-    if let Some(parent) = to.parent() {
-        create_dir_all(parent)?;
-    }
-    if fs::hard_link(from, to).is_ok() {
-        return Ok(());
-    }
-    fs::copy(from, to).map(drop).map_err(|error| cannot_write("copy to", to, &error))
 }
 
 /// Copies bytes from one file into another, by the system where it can: then they are shared where the file system can do that,
@@ -124,15 +86,14 @@ pub fn copy_range(
     Ok(())
 }
 
-/// Writes a whole small file.
+/// Writes a whole small file, in one step: in place of a file that was there, never through a link. `temporary` is a name beside
+/// it that nobody else uses meanwhile.
 ///
 /// # Errors
 /// Where it cannot be written.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<(), Failure> {
-    if let Some(parent) = path.parent() {
-        create_dir_all(parent)?;
-    }
-    fs::write(path, bytes).map_err(|error| cannot_write("write", path, &error))
+pub fn replace(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<File, Failure> {
+    exclusive::replace(path, temporary, |file| file.write_all(bytes))
+        .map_err(|error| cannot_write("write", path, &error))
 }
 
 /// Writes bytes at a position.
@@ -160,39 +121,51 @@ pub fn write_at(file: &File, path: &Path, offset: u64, bytes: &[u8]) -> Result<(
     done.map_err(|error| cannot_write("write", path, &error))
 }
 
-/// Makes what was written to a folder's files survive a power cut.
+/// Makes a file that is complete survive a power cut.
 ///
 /// # Errors
 /// Where the disk reports an error.
-pub fn sync_folder(path: &Path) -> Result<(), Failure> {
+pub fn sync_file(path: &Path, file: &File) -> Result<(), Failure> {
+    file.sync_all().map_err(|error| cannot_write("flush", path, &error))
+}
+
+/// Makes the name of an output, and of every folder on the way to it, survive a power cut.
+///
+/// # Errors
+/// Where the disk reports an error.
+pub fn sync_way(path: &Path) -> Result<(), Failure> {
     #[cfg(unix)]
     {
-        let failed = |error: io::Error| cannot_write("flush", path, &error);
-        File::open(path).map_err(failed)?.sync_all().map_err(failed)?;
+        let parent = disk::above(path);
+        let failed = |error: io::Error| cannot_write("flush", parent, &error);
+        let parent = parent.canonicalize().map_err(failed)?;
+        File::open(&parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
+        // Which folders an earlier run has made is not known, and one that is on the disk costs nothing. What is above the first
+        // one that we may not read was not made by us.
+        for folder in parent.ancestors().skip(1) {
+            let Ok(opened) = File::open(folder) else { break };
+            if opened.sync_all().is_err_and(|error| error.raw_os_error() == Some(EIO)) {
+                return Err(failed(io::Error::from_raw_os_error(EIO)));
+            }
+        }
     }
     #[cfg(not(unix))]
     let _ = path;
     Ok(())
 }
 
-/// Makes a folder with everything in it survive a power cut.
+/// What a disk that is broken reports; other errors say that a file system has nothing to flush.
+#[cfg(unix)]
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
+
+/// Makes an output that is in its place survive a power cut.
 ///
 /// # Errors
 /// Where the disk reports an error.
 pub fn sync_all(folder: &Path) -> Result<(), Failure> {
-    let failed = |error: io::Error| cannot_write("flush", folder, &error);
-    for entry in fs::read_dir(folder).map_err(failed)? {
-        let path = entry.map_err(failed)?.path();
-        if path.is_dir() {
-            sync_all(&path)?;
-        } else {
-            // Some systems flush only what is open to be written, others let everybody flush.
-            let opened =
-                if cfg!(windows) { File::options().write(true).open(&path) } else { File::open(&path) };
-            opened.and_then(|file| file.sync_all()).map_err(|error| cannot_write("flush", &path, &error))?;
-        }
-    }
-    sync_folder(folder)
+    let synced = Folder::open(folder).and_then(|opened| opened.sync_all());
+    synced.map_err(|error| cannot_write("flush", folder, &error))?;
+    sync_way(folder)
 }
 
 /// Bytes that are read back at a time: so few that they are still in a core's cache when they are compared.

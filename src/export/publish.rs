@@ -4,88 +4,22 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::files::cannot_write;
+use super::files::{self, cannot_write};
+use super::occupant::{self, Occupant};
+use super::siblings;
 use super::staging::Staging;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::report;
+use crate::fs::exclusive::{self, Folder, Kind};
 use crate::stage::export::Overwrite;
 
-/// What is at an output's path before it is published.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Occupant {
-    /// Nothing.
-    Nothing,
-    /// An empty folder.
-    Empty,
-    /// An output of monoquant.
-    Ours,
-    /// A folder or file of somebody else.
-    Foreign,
-}
-
-/// Looks what is at an output's path.
-#[must_use]
-pub fn occupant(path: &Path) -> Occupant {
-    let Ok(metadata) = fs::symlink_metadata(path) else { return Occupant::Nothing };
-    if !metadata.is_dir() {
-        return Occupant::Foreign;
-    }
-    match fs::read_dir(path).map(|mut entries| entries.next().is_none()) {
-        Ok(true) => Occupant::Empty,
-        _ if report::is_ours(&path.join(report::FILE_NAME)) => Occupant::Ours,
-        _ => Occupant::Foreign,
-    }
-}
-
-/// Whether an output may be published at a path.
-///
-/// # Errors
-/// Where something is there that must not be replaced.
-pub fn check_occupant(path: &Path, overwrite: Overwrite) -> Result<Occupant, Failure> {
-    let found = occupant(path);
-    let refuse = |message: String, help: &str| {
-        Err(Failure::new(Exit::CannotWrite, Finding::error("export::occupied", message).help(help)))
-    };
-    match (found, overwrite) {
-        (Occupant::Foreign, _) => refuse(
-            format!("{} exists and was not written by monoquant", path.display()),
-            "Only an output of monoquant is ever replaced. Choose another `path`, or move that away.",
-        ),
-        (Occupant::Ours, Overwrite::Refuse) => refuse(
-            format!("{} exists", path.display()),
-            "The recipe says `overwrite: refuse`. Use `overwrite: replace`, or choose another `path`.",
-        ),
-        (Occupant::Ours, Overwrite::Replace) => match strangers(path) {
-            names if names.is_empty() => Ok(found),
-            names => refuse(
-                format!("{} holds files that monoquant did not write: {}", path.display(), names.join(", ")),
-                "Replacing the output would remove them. Move them away, or choose another `path`.",
-            ),
-        },
-        _ => Ok(found),
-    }
-}
-
-/// Names in an output of monoquant that its report does not know.
-fn strangers(path: &Path) -> Vec<String> {
-    let Ok(report) = report::read(&path.join(report::FILE_NAME)) else { return Vec::new() };
-    let known = |name: &str| {
-        let is_fixed = [report::FILE_NAME, super::RECIPE_FILE_NAME, "config.json"].contains(&name);
-        is_fixed
-            || name.ends_with(".safetensors.index.json")
-            || report.outputs.iter().any(|output| {
-                output.files.iter().any(|file| file.name == name)
-                    || output.copied.iter().any(|file| file.split('/').next() == Some(name))
-            })
-    };
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    let mut names: Vec<String> = entries
-        .map(|entry| entry.file_name().to_string_lossy().into_owned())
-        .filter(|name| !known(name))
-        .collect();
-    names.sort();
-    names
+/// An output that is in its place.
+#[derive(Debug)]
+pub struct Published {
+    /// Its place.
+    pub path: PathBuf,
+    /// Where files are that somebody has put into the old output while it was replaced.
+    pub left: Option<PathBuf>,
 }
 
 /// Moves a staged output to its place. What was there is replaced in the same step and removed afterwards. With `durable`
@@ -93,26 +27,113 @@ fn strangers(path: &Path) -> Vec<String> {
 ///
 /// # Errors
 /// Where something foreign has appeared there, or the move fails; what was there is then untouched.
-pub fn publish(mut staging: Staging, overwrite: Overwrite, durable: bool) -> Result<PathBuf, Failure> {
-    let target = staging.target.clone();
-    let found = check_occupant(&target, overwrite)?;
+pub fn publish(
+    mut staging: Staging,
+    overwrite: Overwrite,
+    durable: bool,
+    recorded: Option<&str>,
+) -> Result<Published, Failure> {
+    let path = staging.target.clone();
     if durable {
         staging.sync()?;
     }
-    let failed = |error: io::Error| cannot_write("publish", &target, &error);
-    match found {
-        Occupant::Nothing => rename_new(&staging.folder, &target).map_err(failed)?,
-        _ => exchange(&staging.folder, &target).map_err(failed)?,
-    }
+    let found = occupant::check(&path, overwrite, recorded)?;
+    let failed = |error: io::Error| cannot_write("publish", &path, &error);
+    let aside = match &found {
+        Occupant::Nothing => {
+            rename_new(&staging.folder, &path).map_err(failed)?;
+            if !staging.is_at(&path) {
+                let _ = rename_new(&path, &staging.folder);
+                return Err(swapped(&path));
+            }
+            None
+        }
+        Occupant::Folder(..) => Some(replace(&staging, &path, &found)?),
+    };
     staging.published();
-    if let Some(parent) = target.parent().filter(|parent| durable && !parent.as_os_str().is_empty()) {
-        super::files::sync_folder(parent)?;
+    if durable {
+        files::sync_way(&path)?;
     }
-    if staging.folder.exists() {
-        // The new output is in place; an old one that cannot be removed does no harm to it.
-        let _ = fs::remove_dir_all(&staging.folder);
+    let left = match (found, aside) {
+        (Occupant::Folder(old, tree), Some(aside)) if old.remove(&aside, &tree).is_err() => {
+            // The new output is in place, and what is left of the old one is not ours to remove.
+            let left = siblings::left(&path);
+            Some(rename_new(&aside, &left).map_or(aside, |()| left))
+        }
+        _ => None,
+    };
+    Ok(Published { path, left })
+}
+
+/// Puts a staged output in the place of what was looked at, and says where that is now.
+fn replace(staging: &Staging, path: &Path, found: &Occupant) -> Result<PathBuf, Failure> {
+    let failed = |error: io::Error| cannot_write("publish", path, &error);
+    match exchange(&staging.folder, path) {
+        Ok(true) => {
+            if staging.is_at(path) && found.is_at(&staging.folder) {
+                return Ok(staging.folder.clone());
+            }
+            exchange(&staging.folder, path).map_err(failed)?;
+            return Err(swapped(path));
+        }
+        Ok(false) => {}
+        Err(error) => return Err(failed(error)),
     }
-    Ok(target)
+    // Here the output is gone for a moment. `restore` puts it back, should this process end just then.
+    let aside = siblings::old(path);
+    rename_new(path, &aside).map_err(failed)?;
+    let placed = if found.is_at(&aside) {
+        rename_new(&staging.folder, path).map_err(failed)
+    } else {
+        Err(swapped(path))
+    };
+    let placed = placed.and_then(|()| {
+        if staging.is_at(path) {
+            return Ok(());
+        }
+        rename_new(path, &staging.folder).map_err(failed)?;
+        Err(swapped(path))
+    });
+    if let Err(failure) = placed {
+        rename_new(&aside, path).map_err(failed)?;
+        return Err(failure);
+    }
+    Ok(aside)
+}
+
+/// What was looked at is not what was moved: it is back in its place.
+fn swapped(path: &Path) -> Failure {
+    let message = format!("{} was changed by somebody else while it was being replaced", path.display());
+    let help =
+        "It is as they left it, and nothing was published. Run the recipe again when nobody works in it.";
+    Failure::new(Exit::CannotWrite, Finding::error("export::occupied", message).help(help))
+}
+
+/// Puts back the output that a run had moved aside when it was killed; removes it where the new one had come to its place. The
+/// lock must be held.
+///
+/// # Errors
+/// Where it cannot be moved or removed, or holds what is not ours.
+pub fn restore(target: &Path) -> Result<(), Failure> {
+    let aside = siblings::old(target);
+    let failed = |error: io::Error| cannot_write("restore", target, &error);
+    if exclusive::kind(&aside).map_err(failed)? != Kind::Folder {
+        return Ok(());
+    }
+    match exclusive::kind(target).map_err(failed)? {
+        Kind::Nothing => rename_new(&aside, target).map_err(failed),
+        Kind::Folder if is_empty(target) => fs::rename(&aside, target).map_err(failed),
+        _ => match occupant::check(&aside, Overwrite::Replace, None)? {
+            Occupant::Folder(folder, tree) => {
+                folder.remove(&aside, &tree).map_err(|error| cannot_write("remove", &aside, &error))
+            }
+            Occupant::Nothing => Ok(()),
+        },
+    }
+}
+
+fn is_empty(path: &Path) -> bool {
+    Folder::open(path).and_then(|folder| folder.tree()).is_ok_and(|tree| tree.is_empty())
 }
 
 /// Renames a folder to a name that must be free.
@@ -125,32 +146,24 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
             done => return done.map_err(io::Error::from),
         }
     }
+    // Over a file, a link or a folder with something in it this fails as well.
     fs::rename(from, to)
 }
 
-/// Swaps two folders, in one step where the system can.
-fn exchange(new: &Path, old: &Path) -> io::Result<()> {
+/// Swaps two folders in one step; false where the system cannot.
+fn exchange(new: &Path, old: &Path) -> io::Result<bool> {
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
         match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
-            Err(error) if unsupported(error) => {}
-            done => return done.map_err(io::Error::from),
+            Err(error) if unsupported(error) => Ok(false),
+            done => done.map(|()| true).map_err(io::Error::from),
         }
     }
-    let aside = new.with_extension("monoquant-old");
-    if aside.exists() {
-        // Left by a run that was killed between its two renames; the output that it moved away is about to be replaced.
-        fs::remove_dir_all(&aside)?;
-    }
-    fs::rename(old, &aside)?;
-    match fs::rename(new, old) {
-        // The new output is in place; an old one that cannot be removed does no harm to it.
-        Ok(()) => fs::remove_dir_all(&aside).or(Ok(())),
-        Err(error) => {
-            fs::rename(&aside, old)?;
-            Err(error)
-        }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    {
+        let _ = (new, old);
+        Ok(false)
     }
 }
 
@@ -159,66 +172,4 @@ fn exchange(new: &Path, old: &Path) -> io::Result<()> {
 fn unsupported(error: rustix::io::Errno) -> bool {
     use rustix::io::Errno;
     [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&error)
-}
-
-/// The nearest folder of a path that exists.
-fn existing(path: &Path) -> &Path {
-    let mut existing = path;
-    while !existing.exists() {
-        existing = match existing.parent() {
-            Some(parent) if !parent.as_os_str().is_empty() => parent,
-            _ => Path::new("."),
-        };
-    }
-    existing
-}
-
-/// A number that is the same for paths on one disk; 0 where the system has none.
-#[must_use]
-pub fn disk_of(path: &Path) -> u64 {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        fs::metadata(existing(path)).map_or(0, |metadata| metadata.dev())
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        0
-    }
-}
-
-/// Bytes of the files right in a folder; 0 where there is none.
-#[must_use]
-pub fn folder_bytes(path: &Path) -> u64 {
-    let entries = fs::read_dir(path).into_iter().flatten().flatten();
-    entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| disk_usage(&metadata)).sum()
-}
-
-/// Bytes that a file takes on its disk, which is less than its length where it was not written yet.
-fn disk_usage(metadata: &fs::Metadata) -> u64 {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        metadata.blocks() * 512
-    }
-    #[cfg(not(unix))]
-    {
-        metadata.len()
-    }
-}
-
-/// Bytes that can be written to the disk of a path, which need not exist yet; none where the system does not say.
-#[must_use]
-pub fn free_space(path: &Path) -> Option<u64> {
-    #[cfg(unix)]
-    {
-        let found = rustix::fs::statvfs(existing(path)).ok()?;
-        Some(found.f_bavail.saturating_mul(found.f_frsize))
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = path;
-        None
-    }
 }

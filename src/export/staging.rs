@@ -1,12 +1,14 @@
-//! The folder in which an output is built: beside its place, on the same disk, locked, and gone if the run fails. What an interrupted
-//! run has finished stays there, for the next one.
+//! The folder in which an output is built: beside its place, on the same disk, and gone if the run fails. What an interrupted run
+//! has finished stays there, for the next one. The lock of the output must be held as long as there is one.
 
 use std::fs::{self, File};
+use std::io;
 use std::path::{Path, PathBuf};
 
-use super::files;
-use crate::exit::Exit;
-use crate::finding::{Failure, Finding};
+use super::files::{self, cannot_write};
+use super::siblings;
+use crate::finding::Failure;
+use crate::fs::exclusive::{self, Folder};
 use crate::plan::ExportPlan;
 
 /// A weight file of the output, open for positioned writes and reads.
@@ -27,8 +29,8 @@ pub struct Staging {
     pub target: PathBuf,
     /// The weight files, as the plan numbers them.
     pub weights: Vec<StagedFile>,
-    /// Held until the folder is gone or in its place.
-    _lock: Lock,
+    /// The folder, held open: all that is made in it is made from here.
+    root: Folder,
     end: End,
 }
 
@@ -43,41 +45,12 @@ enum End {
     Published,
 }
 
-/// The staging folder of an output directory: a hidden sibling.
-#[must_use]
-pub fn staging_path(target: &Path) -> PathBuf {
-    let name = target.file_name().map_or_else(|| "output".into(), |name| name.to_string_lossy().into_owned());
-    target.with_file_name(format!(".{name}.monoquant-staging"))
-}
-
-fn beside(target: &Path, what: &str) -> PathBuf {
-    staging_path(target).with_extension(what)
-}
-
-/// The record of what a run has finished so far, beside its staging folder.
-#[must_use]
-pub fn journal_path(target: &Path) -> PathBuf {
-    beside(target, "monoquant-journal")
-}
-
-/// The record of what a published output holds, beside it.
-#[must_use]
-pub fn record_path(target: &Path) -> PathBuf {
-    beside(target, "monoquant-record")
-}
-
-/// Where the staging folder of an interrupted run is put that is laid out otherwise.
-#[must_use]
-pub fn interrupted_path(target: &Path) -> PathBuf {
-    beside(target, "monoquant-interrupted")
-}
-
 /// Removes what an interrupted run has left. The lock of the output must be held.
 pub fn clear(target: &Path) {
     // What cannot be removed now is cleared by the next run.
-    let _ = fs::remove_dir_all(staging_path(target));
-    let _ = fs::remove_dir_all(interrupted_path(target));
-    let _ = fs::remove_file(journal_path(target));
+    let _ = exclusive::remove_folder(&siblings::staging(target));
+    let _ = exclusive::remove_folder(&siblings::interrupted(target));
+    let _ = fs::remove_file(siblings::journal(target));
 }
 
 /// How a weight file of an output begins.
@@ -96,36 +69,35 @@ impl Staging {
     ///
     /// # Errors
     /// Where the folder cannot be written.
-    pub fn create(export: &ExportPlan, lock: Lock, starts: &[FileStart]) -> Result<Self, Failure> {
-        let folder = staging_path(&export.path);
-        let kept = |name: &str| {
-            export
-                .files
-                .iter()
-                .zip(starts)
-                .any(|(file, start)| file.name == name && *start == FileStart::Kept)
+    pub fn create(export: &ExportPlan, starts: &[FileStart]) -> Result<Self, Failure> {
+        let folder = siblings::staging(&export.path);
+        let failed = |error: io::Error| cannot_write("make", &folder, &error);
+        let root = Folder::open_or_create(&folder).map_err(failed)?;
+        let mut staging = Self {
+            folder: folder.clone(),
+            target: export.path.clone(),
+            weights: Vec::new(),
+            root,
+            end: End::Remove,
         };
-        // Of an interrupted run only the files that are kept stay.
-        for entry in fs::read_dir(&folder).into_iter().flatten().flatten() {
-            let path = entry.path();
-            let failed = |error: std::io::Error| files::cannot_write("remove", &path, &error);
-            if path.is_dir() {
-                fs::remove_dir_all(&path).map_err(failed)?;
-            } else if !kept(&entry.file_name().to_string_lossy()) {
-                fs::remove_file(&path).map_err(failed)?;
-            }
-        }
-        files::create_dir_all(&folder)?;
-        let mut staging =
-            Self { folder, target: export.path.clone(), weights: Vec::new(), _lock: lock, end: End::Remove };
+        staging.remove_all_but(|name| {
+            let mut planned = export.files.iter().zip(starts);
+            planned.any(|(file, start)| name == Path::new(&file.name) && *start == FileStart::Kept)
+        })?;
         for (planned, start) in export.files.iter().zip(starts) {
-            let path = staging.folder.join(&planned.name);
+            let (name, path) = (Path::new(&planned.name), staging.folder.join(&planned.name));
+            let failed = |error: io::Error| cannot_write("open", &path, &error);
             let file = match start {
-                FileStart::New => files::create(&path, planned.bytes)?,
-                FileStart::Kept => files::open(&path)?,
+                FileStart::New => {
+                    let file = staging.root.create_file(name).map_err(failed)?;
+                    file.set_len(planned.bytes).map_err(failed)?;
+                    file
+                }
+                FileStart::Kept => staging.root.open_file(name, true).map_err(failed)?,
                 FileStart::Linked(from) => {
-                    files::link(from, &path)?;
-                    staging.weights.push(StagedFile { file: files::open_to_read(&path)?, path });
+                    staging.link(from, name)?;
+                    let file = staging.root.open_file(name, false).map_err(failed)?;
+                    staging.weights.push(StagedFile { file, path });
                     continue;
                 }
             };
@@ -135,17 +107,65 @@ impl Staging {
         Ok(staging)
     }
 
+    /// Of an interrupted run only the files that are kept stay.
+    fn remove_all_but(&self, is_kept: impl Fn(&Path) -> bool) -> Result<(), Failure> {
+        let removed = self.root.tree().and_then(|mut tree| {
+            tree.retain(|entry| !(entry.is_file && is_kept(&entry.name)));
+            self.root.remove_listed(&tree)
+        });
+        removed.map_err(|error| cannot_write("clear", &self.folder, &error))
+    }
+
+    /// Gives a file that stays as it is a second name in the folder; copies it where the file system has no links.
+    ///
+    /// # Errors
+    /// Where neither can be done.
+    pub fn link(&self, from: &Path, name: &Path) -> Result<(), Failure> {
+        match self.root.link_file(from, name) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.copy(from, name),
+            Err(error) => Err(cannot_write("make", &self.folder.join(name), &error)),
+        }
+    }
+
+    /// Copies a file into the folder, with its permissions.
+    ///
+    /// # Errors
+    /// Where it cannot be read or written.
+    pub fn copy(&self, from: &Path, name: &Path) -> Result<(), Failure> {
+        let copied = File::open(from).and_then(|mut from| {
+            let mut to = self.root.create_file(name)?;
+            io::copy(&mut from, &mut to)?;
+            to.set_permissions(from.metadata()?.permissions())
+        });
+        copied.map_err(|error| cannot_write("copy to", &self.folder.join(name), &error))
+    }
+
+    /// Writes a small file into the folder.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write(&self, name: &Path, bytes: &[u8]) -> Result<(), Failure> {
+        let written = self.root.create_file(name).and_then(|mut file| io::Write::write_all(&mut file, bytes));
+        written.map_err(|error| cannot_write("write", &self.folder.join(name), &error))
+    }
+
     /// Makes everything in the folder survive a power cut.
     ///
     /// # Errors
     /// Where the disk reports an error.
     pub fn sync(&self) -> Result<(), Failure> {
-        files::sync_all(&self.folder)
+        self.root.sync_all().map_err(|error| cannot_write("flush", &self.folder, &error))
     }
 
     /// Leaves the folder and its journal for a later run.
     pub fn keep(&mut self) {
         self.end = End::Keep;
+    }
+
+    /// Whether the folder that was built is at a path.
+    pub(super) fn is_at(&self, path: &Path) -> bool {
+        self.root.is_at(path)
     }
 
     /// Says that the folder has been moved to its place.
@@ -156,74 +176,14 @@ impl Staging {
 
 impl Drop for Staging {
     fn drop(&mut self) {
-        if self.end == End::Remove {
+        if self.end != End::Remove {
+            return;
+        }
+        // The folder that was built, and not what may be at its path by now.
+        if let Ok(tree) = self.root.tree()
+            && self.root.remove(&self.folder, &tree).is_ok()
+        {
             clear(&self.target);
         }
-    }
-}
-
-/// The lock of an output, held by the one run that works on it.
-#[derive(Debug)]
-pub struct Lock {
-    file: Option<File>,
-    path: PathBuf,
-}
-
-impl Lock {
-    /// Takes the lock.
-    ///
-    /// # Errors
-    /// Where another run holds it, or the folder cannot be written.
-    pub fn take(target: &Path) -> Result<Self, Failure> {
-        let path = beside(target, "monoquant-lock");
-        if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-            files::create_dir_all(parent)?;
-        }
-        Ok(Self { file: Some(lock(&path)?), path })
-    }
-}
-
-impl Drop for Lock {
-    fn drop(&mut self) {
-        // Removed while it is still held, so that nobody locks a file that is about to go.
-        let _ = fs::remove_file(&self.path);
-        drop(self.file.take());
-    }
-}
-
-/// Takes the lock of an output. The file goes with the run that holds it, so after locking it must still be the one at `path`.
-fn lock(path: &Path) -> Result<File, Failure> {
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .open(path)
-        .map_err(|error| files::cannot_write("make", path, &error))?;
-    match file.try_lock() {
-        Ok(()) if is_at(&file, path) => Ok(file),
-        Ok(()) => lock(path),
-        Err(fs::TryLockError::WouldBlock) => Err(Failure::new(
-            Exit::CannotWrite,
-            Finding::error("export::locked", "another run is writing this output")
-                .help(format!("It holds {}. Wait for it, or choose another `path`.", path.display())),
-        )),
-        Err(fs::TryLockError::Error(error)) => Err(files::cannot_write("lock", path, &error)),
-    }
-}
-
-/// Whether an open file is the one that a path names.
-fn is_at(file: &File, path: &Path) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        match (file.metadata(), fs::metadata(path)) {
-            (Ok(open), Ok(named)) => (open.dev(), open.ino()) == (named.dev(), named.ino()),
-            _ => false,
-        }
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = (file, path);
-        true
     }
 }

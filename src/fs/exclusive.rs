@@ -1,1 +1,377 @@
 //! Files and folders that this program makes: never through a link, never in place of something that was there.
+//!
+//! A [`Folder`] is held open, and everything in it is reached from its handle one name at a time, so that a folder or link that
+//! somebody puts at its path meanwhile leads nowhere.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Component, Path, PathBuf};
+
+#[cfg_attr(unix, path = "exclusive/unix.rs")]
+#[cfg_attr(not(unix), path = "exclusive/other.rs")]
+mod system;
+
+/// What a name stands for, links not followed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// Nothing.
+    Nothing,
+    /// A regular file.
+    File,
+    /// A folder.
+    Folder,
+    /// A symbolic link, wherever it leads.
+    Link,
+    /// A pipe, socket or device.
+    Special,
+}
+
+impl Kind {
+    /// The kind in words, with an article.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Nothing => "nothing",
+            Self::File => "a file",
+            Self::Folder => "a folder",
+            Self::Link => "a symbolic link",
+            Self::Special => "a pipe, socket or device",
+        }
+    }
+
+    fn of(kind: fs::FileType) -> Self {
+        if kind.is_symlink() {
+            Self::Link
+        } else if kind.is_dir() {
+            Self::Folder
+        } else if kind.is_file() {
+            Self::File
+        } else {
+            Self::Special
+        }
+    }
+}
+
+/// What is at a path.
+///
+/// # Errors
+/// Where the system does not say.
+pub fn kind(path: &Path) -> io::Result<Kind> {
+    match fs::symlink_metadata(path) {
+        Ok(metadata) => Ok(Kind::of(metadata.file_type())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Kind::Nothing),
+        Err(error) => Err(error),
+    }
+}
+
+/// Makes a file where nothing is, open to be read and written. The umask decides about permissions.
+///
+/// # Errors
+/// Where something is there, or it cannot be made.
+pub fn create_new(path: &Path) -> io::Result<File> {
+    File::options().read(true).write(true).create_new(true).open(path)
+}
+
+/// Puts a new file in place of a file or of nothing, in one step. It is written as `temporary` first, a name beside it that only
+/// one process uses at a time; what an earlier one has left there is removed. The file is returned open.
+///
+/// # Errors
+/// Where it cannot be written; what was at `path` is then untouched.
+pub fn replace(
+    path: &Path,
+    temporary: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> io::Result<File> {
+    for path in [path, temporary] {
+        match kind(path)? {
+            Kind::Nothing | Kind::File => {}
+            kind => return Err(io::Error::other(format!("{} is {}", path.display(), kind.words()))),
+        }
+    }
+    if kind(temporary)? == Kind::File {
+        fs::remove_file(temporary)?;
+    }
+    let mut file = create_new(temporary)?;
+    let placed = write(&mut file).and_then(|()| fs::rename(temporary, path));
+    if placed.is_err() {
+        let _ = fs::remove_file(temporary);
+    }
+    placed.map(|()| file)
+}
+
+/// Whether an open file is the one that a path names, links not followed.
+#[must_use]
+pub fn is_at(file: &File, path: &Path) -> bool {
+    match (file.metadata(), fs::symlink_metadata(path)) {
+        (Ok(open), Ok(named)) => {
+            let (open, named) = (system::identity(&open), system::identity(&named));
+            open.is_none() || open == named
+        }
+        _ => false,
+    }
+}
+
+/// Opens a file that is there, to be locked or read, without waiting for anybody and without following a link.
+///
+/// # Errors
+/// Where it cannot be opened, or is no regular file.
+pub fn open_existing(path: &Path) -> io::Result<File> {
+    let file = system::open_existing(path)?;
+    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+}
+
+/// A folder that is held open.
+#[derive(Debug)]
+pub struct Folder {
+    handle: system::Handle,
+}
+
+/// A name in a folder or in one below it.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Entry {
+    /// The way there.
+    pub name: PathBuf,
+    /// Whether it is a folder.
+    pub is_folder: bool,
+    /// Whether it is a regular file.
+    pub is_file: bool,
+}
+
+impl Folder {
+    /// Opens a folder that is there.
+    ///
+    /// # Errors
+    /// Where it cannot be opened, or is a link or no folder.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        Ok(Self { handle: system::open_folder(path)? })
+    }
+
+    /// Opens a folder, and makes it first if need be.
+    ///
+    /// # Errors
+    /// Where it cannot be made, or something else is there.
+    pub fn open_or_create(path: &Path) -> io::Result<Self> {
+        match fs::create_dir(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+            _ => Self::open(path),
+        }
+    }
+
+    /// Whether it is what a path names, links not followed. Systems that give folders no identity are believed.
+    #[must_use]
+    pub fn is_at(&self, path: &Path) -> bool {
+        let Ok(named) = fs::symlink_metadata(path) else { return false };
+        named.is_dir() && (system::identity(&named).is_none_or(|named| self.identity() == Some(named)))
+    }
+
+    fn identity(&self) -> Option<(u64, u64)> {
+        system::identity(&system::metadata(&self.handle).ok()?)
+    }
+
+    /// Whose folder it is; none where the system has no owners.
+    #[must_use]
+    pub fn owner(&self) -> Option<u32> {
+        system::owner(&system::metadata(&self.handle).ok()?)
+    }
+
+    /// Everything in it, at every depth, in order. Links are not followed.
+    ///
+    /// # Errors
+    /// Where a folder cannot be read.
+    pub fn tree(&self) -> io::Result<Vec<Entry>> {
+        let mut out = Vec::new();
+        let mut waiting = vec![PathBuf::new()];
+        while let Some(below) = waiting.pop() {
+            for (name, kind) in system::list(&self.walk(&below, false)?)? {
+                let name = below.join(name);
+                if kind == Kind::Folder {
+                    waiting.push(name.clone());
+                }
+                let (is_folder, is_file) = (kind == Kind::Folder, kind == Kind::File);
+                out.push(Entry { name, is_folder, is_file });
+            }
+        }
+        out.sort();
+        Ok(out)
+    }
+
+    /// The first folder in it, or it itself, from which nothing can be removed by this process.
+    #[must_use]
+    pub fn unremovable<'a>(&self, tree: &'a [Entry]) -> Option<&'a Path> {
+        let folders = tree.iter().filter(|entry| entry.is_folder).map(|entry| entry.name.as_path());
+        std::iter::once(Path::new(""))
+            .chain(folders)
+            .find(|name| self.walk(name, false).is_ok_and(|handle| !system::may_change(&handle)))
+    }
+
+    /// Makes a file where nothing is, and the folders on the way; open to be read and written.
+    ///
+    /// # Errors
+    /// Where something is there, or it cannot be made.
+    pub fn create_file(&self, name: &Path) -> io::Result<File> {
+        let (folder, last) = self.above(name, true)?;
+        system::create_file(&folder, last)
+    }
+
+    /// Opens a file that is there to be read, or to be written as well: then it must have no other name.
+    ///
+    /// # Errors
+    /// Where it cannot be opened, or is no regular file.
+    pub fn open_file(&self, name: &Path, is_written: bool) -> io::Result<File> {
+        let (folder, last) = self.above(name, false)?;
+        let file = system::open_file(&folder, last, is_written)?;
+        let metadata = file.metadata()?;
+        if !metadata.is_file() {
+            return Err(io::Error::other("it is no regular file"));
+        }
+        if is_written && system::names(&metadata) > 1 {
+            return Err(io::Error::other("it has another name too, and is not written to"));
+        }
+        Ok(file)
+    }
+
+    /// Gives a file a second name in the folder. False where the file system cannot.
+    ///
+    /// # Errors
+    /// Where the folders on the way cannot be made.
+    pub fn link_file(&self, from: &Path, name: &Path) -> io::Result<bool> {
+        let (folder, last) = self.above(name, true)?;
+        Ok(system::link_file(from, &folder, last).is_ok())
+    }
+
+    /// Removes names that were listed and nothing else; what is in a folder and not listed stays, and the folder with it.
+    ///
+    /// # Errors
+    /// Where one cannot be removed.
+    pub fn remove_listed(&self, tree: &[Entry]) -> io::Result<()> {
+        // Folders come before what is in them.
+        for entry in tree.iter().rev() {
+            let removed = self
+                .above(&entry.name, false)
+                .and_then(|(folder, last)| system::remove(&folder, last, entry.is_folder));
+            match removed {
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) if entry.is_folder && error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                done => done?,
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes the folder, which is at a path, with what was listed in it.
+    ///
+    /// # Errors
+    /// Where something cannot be removed, or something that was not listed is left.
+    pub fn remove(&self, path: &Path, tree: &[Entry]) -> io::Result<()> {
+        self.remove_listed(tree)?;
+        // Only an empty folder goes this way, whichever is at the path by now.
+        fs::remove_dir(path)
+    }
+
+    /// Makes everything in it survive a power cut.
+    ///
+    /// # Errors
+    /// Where the disk reports an error.
+    pub fn sync_all(&self) -> io::Result<()> {
+        for entry in self.tree()?.iter().rev() {
+            if entry.is_folder {
+                system::sync_folder(&self.walk(&entry.name, false)?)?;
+            } else if entry.is_file {
+                let (folder, last) = self.above(&entry.name, false)?;
+                system::sync_file(&folder, last)?;
+            }
+        }
+        system::sync_folder(&self.handle)
+    }
+
+    /// The folder that a name is in, and the name's last part.
+    fn above<'a>(&self, name: &'a Path, make: bool) -> io::Result<(system::Handle, &'a std::ffi::OsStr)> {
+        let last = name.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+        Ok((self.walk(name.parent().unwrap_or(Path::new("")), make)?, last))
+    }
+
+    fn walk(&self, name: &Path, make: bool) -> io::Result<system::Handle> {
+        let mut handle = system::again(&self.handle)?;
+        for part in name.components() {
+            match part {
+                Component::Normal(part) => handle = system::folder_in(&handle, part, make)?,
+                Component::CurDir => {}
+                _ => return Err(io::Error::other(format!("{} leads out of its folder", name.display()))),
+            }
+        }
+        Ok(handle)
+    }
+}
+
+/// Removes a folder with everything in it; nothing where there is none. A link is not followed, and stays.
+///
+/// # Errors
+/// Where something cannot be removed.
+pub fn remove_folder(path: &Path) -> io::Result<()> {
+    if kind(path)? == Kind::Nothing {
+        return Ok(());
+    }
+    let folder = Folder::open(path)?;
+    let tree = folder.tree()?;
+    folder.remove(path, &tree)
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn nothing_is_reached_through_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let at = |name: &str| root.path().join(name);
+        fs::create_dir_all(at("victim/sub")).unwrap();
+        fs::write(at("victim/precious"), "keep").unwrap();
+        fs::create_dir(at("own")).unwrap();
+        symlink(at("victim"), at("link")).unwrap();
+        symlink(at("victim"), at("own/link")).unwrap();
+        symlink(at("victim/precious"), at("own/file")).unwrap();
+        symlink(at("victim/new"), at("own/dangling")).unwrap();
+        fs::hard_link(at("victim/precious"), at("own/hard")).unwrap();
+
+        assert!(Folder::open(&at("link")).is_err() && remove_folder(&at("link")).is_err());
+        assert!(Folder::open_or_create(&at("link")).is_err());
+        let own = Folder::open(&at("own")).unwrap();
+        for name in ["link/precious", "file", "dangling", "hard", "../victim/precious"] {
+            assert!(own.open_file(Path::new(name), true).is_err(), "{name}");
+            assert!(own.create_file(Path::new(name)).is_err(), "{name}");
+        }
+        assert!(own.create_file(Path::new("link/more/new")).is_err());
+        assert!(replace(&at("own/file"), &at("own/temporary"), |_| Ok(())).is_err());
+        assert!(replace(&at("own/new"), &at("own/dangling"), |_| Ok(())).is_err());
+        assert!(replace(&at("own/dangling"), &at("own/temporary"), |_| Ok(())).is_err());
+        let mut out = replace(&at("own/hard"), &at("own/temporary"), |file| io::Write::write_all(file, b"x"));
+        assert!(out.as_mut().is_ok_and(|file| is_at(file, &at("own/hard"))));
+        // The folder at the path is another one by now: it is not emptied.
+        let tree = own.tree().unwrap();
+        fs::rename(at("own"), at("moved")).unwrap();
+        fs::rename(at("victim"), at("own")).unwrap();
+        assert!(!own.is_at(&at("own")) && own.is_at(&at("moved")));
+        assert!(own.remove(&at("own"), &tree).is_err());
+        assert_eq!(fs::read_to_string(at("own/precious")).unwrap(), "keep");
+        assert!(at("own/sub").is_dir() && !at("own/new").exists());
+        assert_eq!(fs::read_dir(at("moved")).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn only_what_was_listed_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("folder");
+        fs::create_dir_all(path.join("a/b")).unwrap();
+        fs::write(path.join("a/b/old"), "").unwrap();
+        let folder = Folder::open(&path).unwrap();
+        let tree = folder.tree().unwrap();
+        fs::write(path.join("a/new"), "").unwrap();
+        assert!(folder.remove(&path, &tree).is_err());
+        assert!(path.join("a/new").exists() && !path.join("a/b").exists());
+        remove_folder(&path).unwrap();
+        assert_eq!(kind(&path).unwrap(), Kind::Nothing);
+        remove_folder(&path).unwrap();
+    }
+}

@@ -90,7 +90,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
     let is_whole = digests.all(|digest| digest.crc64.is_some());
     let balance = balance(plan, &tensors);
     Report {
-        report_version: 1,
+        report_version: super::VERSION,
         monoquant: env!("CARGO_PKG_VERSION").to_owned(),
         verdict: results.verdict,
         recipe: plan.loaded.written_recipe(),

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 use super::ledger::{format_name, written_path};
 use super::table::table;
 use super::units::{bytes, counted, grouped};
-use crate::export::publish::free_space;
+use crate::export::disk::free_space;
 use crate::plan::layout::logical_bytes;
 use crate::plan::{Decision, Plan};
 use crate::run::disk_needed;

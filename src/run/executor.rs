@@ -11,13 +11,14 @@ use super::reuse::{self, Reuse, Stores};
 use super::source::Source;
 use super::stream::{self, Checks};
 use super::workers::Workers;
-use super::{hashes, take_over, verdict};
+use super::{hashes, record, take_over, verdict};
 use crate::exit::Exit;
-use crate::export::staging::{self, Lock};
-use crate::export::{Staging, flush, publish};
+use crate::export::lock::Lock;
+use crate::export::{Staging, disk, flush, occupant, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::{Distortion, Isa};
+use crate::recipe::Loaded;
 use crate::report::{self, Report, ledger, units};
 use crate::stage::Stage;
 use crate::stage::validate::Check;
@@ -59,13 +60,6 @@ pub struct Outcome {
     pub is_up_to_date: bool,
 }
 
-/// Where the report of a run that published nothing is kept: beside the output's place.
-#[must_use]
-pub fn failed_report_path(target: &Path) -> PathBuf {
-    let name = target.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-    target.with_file_name(format!("{name}.failed-report.json"))
-}
-
 /// Carries out a plan: streams the weights into staging folders, judges the gates, publishes what passed. Tensors that an
 /// earlier run has left as the plan wants them are taken over; with nothing left to do, nothing is written.
 ///
@@ -78,9 +72,12 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
 
 fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
     preflight(plan)?;
+    // Held until everything is in its place and recorded: what uses them is dropped before them.
     let mut locks = Vec::with_capacity(plan.exports.len());
     for export in &plan.exports {
         locks.push(Lock::take(&export.path)?);
+        publish::restore(&export.path)?;
+        check_occupant(export)?;
     }
     let (checks, cancel) = (checks(plan), &options.cancel);
     let workers = Workers::start(plan.budget.workers)?;
@@ -107,7 +104,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     collector.output_headers();
     take_over::remember(plan, &reuse, checks, &collector);
     let source_headers = source.sum_up_the_rest(&pieces, &collector, cancel)?;
-    let mut job = Job { plan, options, listener, headers, stores: &stores, reuse: &reuse, locks };
+    let job = Job { plan, options, listener, headers, stores: &stores, reuse: &reuse };
     let mut built = None;
     if !reuse.is_everything(plan) {
         let (mut staging, journals) = job.stage()?;
@@ -179,10 +176,45 @@ pub struct Work {
 /// [`Exit::CannotWrite`] with the first output that cannot.
 pub fn preflight(plan: &Plan) -> Result<(), Failure> {
     let looked_at = plan.exports.iter().try_for_each(|export| {
-        publish::check_occupant(&export.path, export.overwrite)?;
-        check_failed_report(&export.path)
+        let checked = siblings::check(&export.path)
+            .and_then(|()| check_occupant(export).map(drop))
+            .and_then(|()| check_failed_report(&export.path));
+        checked.map_err(|mut failure| {
+            // What is wrong with the path itself is shown where it is written.
+            if failure.exit == Exit::BadRecipe {
+                let place = plan.loaded.place(&format!("/stages/{}/path", export.stage));
+                failure.findings =
+                    failure.findings.into_iter().map(|f| f.at_opt(place.clone(), "this path")).collect();
+            }
+            failure
+        })
     });
     looked_at.and_then(|()| check_space(plan)).map_err(|failure| plan.loaded.tell_failure(failure))
+}
+
+/// Looks what is at an output's place, and whether it may be replaced.
+///
+/// # Errors
+/// Where something is there that must stay.
+pub(super) fn check_occupant(export: &ExportPlan) -> Result<occupant::Occupant, Failure> {
+    occupant::check(&export.path, export.overwrite, record::report_hash(&export.path).as_deref())
+}
+
+/// Puts back outputs that a run had moved aside when it was killed, whether or not this run comes to anything.
+///
+/// # Errors
+/// Where another run is writing one, or it cannot be moved.
+pub fn restore(loaded: &Loaded) -> Result<(), Failure> {
+    for stage in &loaded.recipe.stages {
+        let Stage::Export(export) = stage else { continue };
+        let path = crate::plan::normalized(&loaded.resolve_path(&export.path));
+        if siblings::old(&path).symlink_metadata().is_ok() {
+            let lock = Lock::take(&path)?;
+            publish::restore(&path)?;
+            drop(lock);
+        }
+    }
+    Ok(())
 }
 
 /// What the streaming pass has to do for the stages of the recipe.
@@ -205,13 +237,13 @@ fn check_space(plan: &Plan) -> Result<(), Failure> {
     // Exports on one disk need their space together.
     let mut disks: BTreeMap<u64, (u64, &ExportPlan)> = BTreeMap::new();
     for export in &plan.exports {
-        let disk = disks.entry(publish::disk_of(&export.path)).or_insert((0, export));
+        let disk = disks.entry(disk::disk_of(&export.path)).or_insert((0, export));
         disk.0 += disk_needed(plan, export);
     }
     for (needed, export) in disks.into_values() {
         // What an interrupted run has left is cleared before anything is written.
-        let cleared = publish::folder_bytes(&staging::staging_path(&export.path));
-        if let Some(free) = publish::free_space(&export.path)
+        let cleared = disk::folder_bytes(&siblings::staging(&export.path));
+        if let Some(free) = disk::free_space(&export.path)
             && free.saturating_add(cleared) < needed
         {
             let message = format!(
@@ -239,7 +271,7 @@ pub fn disk_needed(plan: &Plan, export: &ExportPlan) -> u64 {
 
 /// The report of a failed run replaces the one of an earlier failed run, and nothing else.
 fn check_failed_report(target: &Path) -> Result<(), Failure> {
-    let path = failed_report_path(target);
+    let path = siblings::failed_report(target);
     if path.exists() && !report::is_ours(&path) {
         let finding = Finding::error(
             "export::occupied",

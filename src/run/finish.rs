@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::event::{Event, Listener};
-use super::executor::{Options, Outcome, Work, failed_report_path};
+use super::executor::{Options, Outcome, Work, check_occupant};
 use super::measured::Measured;
 use super::record::{self, CopiedFile, Finished, Header, Journal, SourceFile, WrittenFile};
 use super::reuse::{Reuse, Stores};
@@ -13,9 +13,9 @@ use super::stream::Checks;
 use super::take_over;
 use super::verdict::{self, Judgement};
 use crate::exit::Exit;
-use crate::export::staging::{self, Lock};
-use crate::export::{self, Staging, files, publish};
+use crate::export::{self, Staging, files, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
+use crate::fs::exclusive;
 use crate::model::FileIdentity;
 use crate::plan::{ExportPlan, Plan, fingerprint};
 use crate::recipe::Recipe;
@@ -55,8 +55,6 @@ pub(super) struct Job<'a> {
     pub headers: Vec<Header>,
     pub stores: &'a [Stores],
     pub reuse: &'a Reuse<'a>,
-    /// The locks of the outputs, until staging folders hold them.
-    pub locks: Vec<Lock>,
 }
 
 /// The staging folder and the journal of each export.
@@ -67,14 +65,12 @@ impl Job<'_> {
     ///
     /// # Errors
     /// Where they cannot be written.
-    pub fn stage(&mut self) -> Result<Built, Failure> {
+    pub fn stage(&self) -> Result<Built, Failure> {
         let (mut folders, mut journals) = (Vec::new(), Vec::new());
-        let locks = std::mem::take(&mut self.locks);
-        for (((export, starts), lock), header) in
-            self.plan.exports.iter().zip(&self.reuse.starts).zip(locks).zip(&self.headers)
+        for ((export, starts), header) in self.plan.exports.iter().zip(&self.reuse.starts).zip(&self.headers)
         {
-            folders.push(Staging::create(export, lock, starts)?);
-            journals.push(Journal::begin(staging::journal_path(&export.path), header)?);
+            folders.push(Staging::create(export, starts)?);
+            journals.push(Journal::begin(&export.path, header)?);
         }
         Ok((folders, journals))
     }
@@ -139,7 +135,8 @@ impl Job<'_> {
                 if self.options.durable {
                     files::sync_all(&export.path)?;
                 }
-                self.record(index, measured, take_over::taken(plan, self.reuse, index).collect());
+                let finished = take_over::taken(plan, self.reuse, index).collect();
+                self.record(index, measured, finished, &text)?;
                 staging::clear(&export.path);
                 outcome.report_paths.push(export.path.join(report::FILE_NAME));
             }
@@ -147,7 +144,7 @@ impl Job<'_> {
         }
         // All are looked at before the first is moved, so that one that cannot be published stops the others as well.
         for (export, _) in plan.exports.iter().zip(&published).filter(|(_, is_published)| **is_published) {
-            publish::check_occupant(&export.path, export.overwrite)?;
+            check_occupant(export)?;
         }
         let built = match built {
             Some(built) => Some(built),
@@ -170,21 +167,34 @@ impl Job<'_> {
             for (index, built) in built.iter_mut().enumerate().filter(|(index, _)| !published[*index]) {
                 let Some((staging, journal)) = built else { continue };
                 let header = self.written_header(index, measured, &staging.folder);
-                record::write(&staging::journal_path(&staging.target), &header, &journal.finished())?;
+                let (path, new) = (siblings::journal(&staging.target), siblings::new(&staging.target));
+                record::write(&path, &new, &header, &journal.finished())?;
                 staging.keep();
             }
         }
         for (index, built) in built.into_iter().enumerate() {
             let export = &plan.exports[index];
-            let failed_report = failed_report_path(&export.path);
+            let failed_report = siblings::failed_report(&export.path);
             let Some((staging, journal)) = built.filter(|_| published[index]) else {
-                files::write(&failed_report, text.as_bytes())?;
+                let new = siblings::new(&export.path);
+                let file = files::replace(&failed_report, &new, text.as_bytes())?;
+                if options.durable {
+                    files::sync_file(&failed_report, &file)?;
+                    files::sync_way(&failed_report)?;
+                }
                 outcome.report_paths.push(failed_report);
                 continue;
             };
-            self.write_small_files(index, &small[index], &staging.folder)?;
-            let path = publish::publish(staging, export.overwrite, options.durable)?;
-            self.record(index, measured, journal.finished());
+            self.write_small_files(index, &small[index], &staging)?;
+            let recorded = record::report_hash(&export.path);
+            let published =
+                publish::publish(staging, export.overwrite, options.durable, recorded.as_deref())?;
+            if let Some(left) = published.left {
+                let text = format!("not all of the old output could be removed: see {}", left.display());
+                self.listener.on_event(&Event::Note { text });
+            }
+            let path = published.path;
+            self.record(index, measured, journal.finished(), &text)?;
             // The report of an earlier, failed run says nothing about this output.
             if report::is_ours(&failed_report) {
                 let _ = fs::remove_file(&failed_report);
@@ -216,7 +226,16 @@ impl Job<'_> {
     }
 
     /// Records what a published output holds.
-    fn record(&self, index: usize, measured: &Measured, finished: Vec<Finished>) {
+    ///
+    /// # Errors
+    /// Where it is to be durable and the disk reports an error.
+    fn record(
+        &self,
+        index: usize,
+        measured: &Measured,
+        finished: Vec<Finished>,
+        report: &str,
+    ) -> Result<(), Failure> {
         let export = &self.plan.exports[index];
         let mut header = self.written_header(index, measured, &export.path);
         header.copies = export
@@ -229,14 +248,21 @@ impl Job<'_> {
                 Some(CopiedFile { is_settled: source.is_settled(), path, source, written })
             })
             .collect();
-        let written = record::write(&staging::record_path(&export.path), &header, &finished);
-        if let Some(finding) = written.err().and_then(|failure| failure.findings.into_iter().next()) {
-            let message = self.plan.loaded.told(&finding.message);
-            let text = format!("the next run will do everything again: {message}");
-            self.listener.on_event(&Event::Note { text });
+        header.report = Some(blake3::hash(report.as_bytes()).to_hex().to_string());
+        let (path, new) = (siblings::record(&export.path), siblings::new(&export.path));
+        match record::write(&path, &new, &header, &finished) {
+            Ok(file) if self.options.durable => files::sync_file(&path, &file)?,
+            Ok(_) => {}
+            Err(failure) => {
+                let why = failure.findings.first().map_or("", |finding| finding.message.as_str());
+                let why = self.plan.loaded.told(why);
+                let text = format!("the next run will do everything again: {why}");
+                self.listener.on_event(&Event::Note { text });
+            }
         }
-        let _ = fs::remove_file(staging::journal_path(&export.path));
-        let _ = fs::remove_dir_all(staging::interrupted_path(&export.path));
+        let _ = fs::remove_file(siblings::journal(&export.path));
+        let _ = exclusive::remove_folder(&siblings::interrupted(&export.path));
+        if self.options.durable { files::sync_way(&export.path) } else { Ok(()) }
     }
 
     /// Whether every output is already as it would be made, its weight files aside.
@@ -279,23 +305,19 @@ impl Job<'_> {
     }
 
     /// Everything of an output but its weights.
-    fn write_small_files(&self, index: usize, small: &SmallFiles, folder: &Path) -> Result<(), Failure> {
+    fn write_small_files(&self, index: usize, small: &SmallFiles, staging: &Staging) -> Result<(), Failure> {
         let plan = self.plan;
         for &copy in &plan.exports[index].copies {
             self.options.cancel.check()?;
             let path = &plan.model.others[copy].path;
-            let to = folder.join(path);
+            let name = Path::new(path);
             if self.is_copied(index, path) {
-                files::link(&plan.exports[index].path.join(path), &to)?;
-                continue;
+                staging.link(&plan.exports[index].path.join(name), name)?;
+            } else {
+                staging.copy(&plan.model.root.join(name), name)?;
             }
-            if let Some(parent) = to.parent() {
-                files::create_dir_all(parent)?;
-            }
-            let from = plan.model.root.join(path);
-            fs::copy(&from, &to).map_err(|error| files::cannot_write("copy to", &to, &error))?;
         }
-        small.iter().try_for_each(|(name, bytes)| files::write(&folder.join(name), bytes))
+        small.iter().try_for_each(|(name, bytes)| staging.write(Path::new(name), bytes))
     }
 }
 

@@ -12,8 +12,9 @@ use serde::{Deserialize, Serialize};
 
 use super::measured::lock;
 use super::stream::Checks;
-use crate::export::files;
+use crate::export::{files, siblings};
 use crate::finding::Failure;
+use crate::fs::exclusive;
 use crate::model::FileIdentity;
 use crate::plan::fingerprint::{ARITHMETIC, Fingerprint};
 use crate::quant::Distortion;
@@ -40,6 +41,9 @@ pub(super) struct Header {
     pub files: Vec<WrittenFile>,
     /// The files that were carried over.
     pub copies: Vec<CopiedFile>,
+    /// The BLAKE3 hash of the published report.
+    #[serde(default)]
+    pub report: Option<String>,
 }
 
 /// A weight file of the model.
@@ -110,6 +114,7 @@ impl Header {
             sources: Vec::new(),
             files: Vec::new(),
             copies: Vec::new(),
+            report: None,
         }
     }
 
@@ -156,21 +161,39 @@ pub(super) fn read(path: &Path) -> Found {
     Found::Record(header, lines.map_while(|line| serde_json::from_str(&line).ok()).collect())
 }
 
-/// Puts a record in its place in one step.
+/// The hash of the report that was published at a path, if the record there is about the weight files that are there.
+pub(super) fn report_hash(target: &Path) -> Option<String> {
+    let file = exclusive::open_existing(&siblings::record(target)).ok()?;
+    let mut first = String::new();
+    BufReader::new(file).read_line(&mut first).ok()?;
+    let header: Header = serde_json::from_str(&first).ok()?;
+    let is_there = header.files.iter().any(|file| {
+        let found = fs::symlink_metadata(target.join(&file.name)).ok();
+        let found = found.as_ref().map(FileIdentity::of);
+        file.identity.zip(found).is_some_and(|(then, now)| now.has_contents_of(&then))
+    });
+    header.report.filter(|_| is_there)
+}
+
+/// Puts a record in its place in one step, and returns it open.
 ///
 /// # Errors
 /// Where it cannot be written.
-pub(super) fn write(path: &Path, header: &Header, finished: &[Finished]) -> Result<(), Failure> {
-    let failed = |error: std::io::Error| files::cannot_write("write", path, &error);
-    let new = path.with_extension("monoquant-new");
-    let mut out = BufWriter::new(File::create(&new).map_err(failed)?);
-    let mut add = |line: serde_json::Result<String>| writeln!(out, "{}", line?);
-    add(serde_json::to_string(header)).map_err(failed)?;
-    for tensor in finished {
-        add(serde_json::to_string(tensor)).map_err(failed)?;
-    }
-    out.into_inner().map_err(|error| failed(error.into_error()))?;
-    fs::rename(&new, path).map_err(failed)
+pub(super) fn write(
+    path: &Path,
+    temporary: &Path,
+    header: &Header,
+    finished: &[Finished],
+) -> Result<File, Failure> {
+    let write = |file: &mut File| {
+        let mut out = BufWriter::new(file);
+        writeln!(out, "{}", serde_json::to_string(header)?)?;
+        for tensor in finished {
+            writeln!(out, "{}", serde_json::to_string(tensor)?)?;
+        }
+        out.flush()
+    };
+    exclusive::replace(path, temporary, write).map_err(|error| files::cannot_write("write", path, &error))
 }
 
 /// The record of a run that goes on.
@@ -181,14 +204,14 @@ pub(super) struct Journal {
 }
 
 impl Journal {
-    /// Begins a journal in place of what is at a path.
+    /// Begins the journal of an output in place of an older one.
     ///
     /// # Errors
     /// Where it cannot be written.
-    pub fn begin(path: PathBuf, header: &Header) -> Result<Self, Failure> {
-        write(&path, header, &[])?;
-        let failed = |error: std::io::Error| files::cannot_write("write", &path, &error);
-        let file = File::options().append(true).open(&path).map_err(failed)?;
+    pub fn begin(target: &Path, header: &Header) -> Result<Self, Failure> {
+        let path = siblings::journal(target);
+        // What is added follows what was just written, in the same open file.
+        let file = write(&path, &siblings::new(target), header, &[])?;
         Ok(Self { path, state: Mutex::new((file, Vec::new())) })
     }
 

@@ -16,8 +16,9 @@ use super::stream::Checks;
 use super::tiles::Cut;
 use super::workers::Workers;
 use crate::export::staging::FileStart;
-use crate::export::{files, staging};
+use crate::export::{files, siblings};
 use crate::finding::Failure;
+use crate::fs::exclusive;
 use crate::model::FileIdentity;
 use crate::plan::fingerprint::{self, TensorPrint};
 use crate::plan::{ExportPlan, Plan};
@@ -54,7 +55,7 @@ impl Store {
             .iter()
             .map(|file| {
                 let path = root.join(&file.name);
-                let metadata = fs::metadata(&path).ok();
+                let metadata = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file);
                 let found = metadata.as_ref().map(FileIdentity::of);
                 let is_trusted = is_of_this_boot
                     && file.identity.zip(found).is_some_and(|(then, now)| now.has_contents_of(&then));
@@ -128,7 +129,7 @@ pub(super) struct Stores {
 /// Where that folder cannot be moved.
 pub(super) fn stores(export: &ExportPlan) -> Result<Stores, Failure> {
     let mut out = Stores::default();
-    match record::read(&staging::record_path(&export.path)) {
+    match record::read(&siblings::record(&export.path)) {
         Found::Record(header, finished) if export.path.is_dir() => {
             out.stores.push(Store::open(&export.path, header, finished, false));
         }
@@ -137,15 +138,15 @@ pub(super) fn stores(export: &ExportPlan) -> Result<Stores, Failure> {
         }
         _ => {}
     }
-    let folder = staging::staging_path(&export.path);
-    match record::read(&staging::journal_path(&export.path)) {
+    let folder = siblings::staging(&export.path);
+    match record::read(&siblings::journal(&export.path)) {
         Found::Record(header, finished) if folder.is_dir() => {
             let is_staging = header.layout == fingerprint::layout(export);
             let root = if is_staging {
                 folder
             } else {
-                let aside = staging::interrupted_path(&export.path);
-                let _ = fs::remove_dir_all(&aside);
+                let aside = siblings::interrupted(&export.path);
+                let _ = exclusive::remove_folder(&aside);
                 fs::rename(&folder, &aside).map_err(|error| files::cannot_write("move", &folder, &error))?;
                 aside
             };

@@ -1,0 +1,315 @@
+//! The lock of an output: one run at a time works on it, from before anything is looked at until its record is written.
+//!
+//! The lock is a file, made by whoever finds none and removed by whoever made it. The system's own lock on it tells a dead process
+//! from a living one. Where the file system has no such locks (Lustre, some FUSE), what is written in the file does: the process,
+//! and the start of the system and the name space that its number belongs to. What cannot be known is taken for alive.
+
+use std::fs::{self, File, TryLockError};
+use std::io::{self, Read, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::files::{self, cannot_write};
+use super::{disk, siblings};
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+use crate::fs::exclusive::{self, Folder};
+
+/// How often the lock is tried where others come and go meanwhile.
+const TRIES: usize = 50;
+
+/// How long is waited before it is tried again.
+const PAUSE: Duration = Duration::from_millis(10);
+
+/// Bytes of a lock that are read.
+const LONGEST: u64 = 4096;
+
+/// The lock of an output, held by the one run that works on it.
+#[derive(Debug)]
+pub struct Lock {
+    file: File,
+    path: PathBuf,
+}
+
+/// Who holds a lock.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Holder {
+    host: String,
+    /// The start of the system and the name space of process numbers.
+    place: String,
+    process: u32,
+    /// When the process was started, as its system counts.
+    started: String,
+}
+
+/// What a lock says of its holder.
+#[derive(Debug, PartialEq, Eq)]
+enum State {
+    Alive,
+    Dead,
+    Unknown,
+}
+
+impl Lock {
+    /// Takes the lock, and looks that nothing of somebody else is in the places of the output's siblings.
+    ///
+    /// # Errors
+    /// Where another run holds it or something of somebody else is there, or the folder cannot be written.
+    pub fn take(target: &Path) -> Result<Self, Failure> {
+        siblings::check(target)?;
+        files::create_dir_all(disk::above(target))?;
+        let path = siblings::lock(target);
+        for _ in 0..TRIES {
+            if let Some(file) = attempt(target, &path)? {
+                let lock = Self { file, path };
+                siblings::check(target)?;
+                lock.check_owner(target)?;
+                return Ok(lock);
+            }
+            std::thread::sleep(PAUSE);
+        }
+        Err(locked(&path, None))
+    }
+
+    /// What an interrupted run of somebody else has left is not taken up: they could still write to it.
+    fn check_owner(&self, target: &Path) -> Result<(), Failure> {
+        for path in [siblings::staging(target), siblings::interrupted(target)] {
+            let Ok(folder) = Folder::open(&path) else { continue };
+            let is_ours = folder.owner().is_none_or(|owner| self.owners().contains(&owner));
+            if !is_ours {
+                let message = format!(
+                    "{} belongs to another user (uid {})",
+                    path.display(),
+                    folder.owner().unwrap_or_default()
+                );
+                let finding = Finding::error("export::not-yours", message).help(
+                    "Their interrupted run has left it. Let them finish or remove it, or choose another `path`.",
+                );
+                return Err(Failure::new(Exit::CannotWrite, finding));
+            }
+        }
+        Ok(())
+    }
+
+    /// This process's user, and the user to whom the file system says that its files belong.
+    fn owners(&self) -> Vec<u32> {
+        #[cfg(unix)]
+        {
+            use std::os::unix::fs::MetadataExt;
+            let here = self.file.metadata().map(|metadata| metadata.uid());
+            here.into_iter().chain([rustix::process::geteuid().as_raw()]).collect()
+        }
+        #[cfg(not(unix))]
+        Vec::new()
+    }
+}
+
+impl Drop for Lock {
+    fn drop(&mut self) {
+        // Removed while it is still held, so that nobody locks a file that is about to go.
+        if exclusive::is_at(&self.file, &self.path) {
+            let _ = fs::remove_file(&self.path);
+        }
+    }
+}
+
+/// Tries to take the lock once; none where somebody was faster, or a dead one was cleared away.
+fn attempt(target: &Path, path: &Path) -> Result<Option<File>, Failure> {
+    let failed = |error: io::Error| cannot_write("lock", path, &error);
+    let mut file = match exclusive::create_new(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+            return clear(target, path).map(|()| None);
+        }
+        Err(error) => return Err(cannot_write("make", path, &error)),
+    };
+    match try_lock(&file) {
+        Ok(true | false) => {}
+        // Somebody has opened it before we could lock it, and decides what becomes of it.
+        Err(TryLockError::WouldBlock) => return Ok(None),
+        Err(TryLockError::Error(error)) => {
+            let _ = fs::remove_file(path);
+            return Err(failed(error));
+        }
+    }
+    let written = serde_json::to_vec(&Holder::here()).map_err(io::Error::from);
+    if let Err(error) = written.and_then(|bytes| file.write_all(&bytes)) {
+        let _ = fs::remove_file(path);
+        return Err(failed(error));
+    }
+    Ok(exclusive::is_at(&file, path).then_some(file))
+}
+
+/// Removes the lock that is at a path, if nobody holds it any more.
+fn clear(target: &Path, path: &Path) -> Result<(), Failure> {
+    let failed = |error: io::Error| cannot_write("lock", path, &error);
+    let mut file = match exclusive::open_existing(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        opened => opened.map_err(failed)?,
+    };
+    let is_system_locked = match try_lock(&file) {
+        Ok(locked) => locked,
+        Err(TryLockError::WouldBlock) => {
+            return Err(locked(path, holder(&mut file).as_ref()));
+        }
+        Err(TryLockError::Error(error)) => return Err(failed(error)),
+    };
+    if !exclusive::is_at(&file, path) {
+        return Ok(());
+    }
+    let holder = holder(&mut file);
+    let state = holder.as_ref().map_or(State::Unknown, Holder::state);
+    match (is_system_locked, state) {
+        // The system's lock is free, so its holder is dead, unless it had to do without.
+        (true, State::Dead | State::Unknown) => remove(path),
+        (false, State::Dead) => {
+            let guard = siblings::lock_of_lock(target);
+            match exclusive::create_new(&guard) {
+                Ok(_) => {}
+                Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                    return Err(locked(&guard, None));
+                }
+                Err(error) => return Err(cannot_write("make", &guard, &error)),
+            }
+            // Under the guard nobody else removes a lock of the dead; it may be another one by now.
+            let done = if exclusive::is_at(&file, path) { remove(path) } else { Ok(()) };
+            let _ = fs::remove_file(&guard);
+            done
+        }
+        (_, State::Alive) | (false, State::Unknown) => Err(locked(path, holder.as_ref())),
+    }
+}
+
+fn remove(path: &Path) -> Result<(), Failure> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(cannot_write("remove", path, &error)),
+        _ => Ok(()),
+    }
+}
+
+/// Locks a file by the system; false where the file system cannot.
+fn try_lock(file: &File) -> Result<bool, TryLockError> {
+    match file.try_lock() {
+        Ok(()) => Ok(true),
+        Err(TryLockError::Error(error)) if is_unsupported(&error) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn is_unsupported(error: &io::Error) -> bool {
+    #[cfg(unix)]
+    {
+        use rustix::io::Errno;
+        let errors = [Errno::NOSYS, Errno::OPNOTSUPP, Errno::NOLCK, Errno::INVAL, Errno::NOTTY];
+        errors.iter().any(|errno| error.raw_os_error() == Some(errno.raw_os_error()))
+    }
+    #[cfg(not(unix))]
+    {
+        error.kind() == io::ErrorKind::Unsupported
+    }
+}
+
+fn holder(file: &mut File) -> Option<Holder> {
+    let mut text = Vec::new();
+    file.take(LONGEST).read_to_end(&mut text).ok()?;
+    serde_json::from_slice(&text).ok()
+}
+
+fn locked(path: &Path, holder: Option<&Holder>) -> Failure {
+    let who = holder.map_or_else(String::new, |holder| {
+        let host = if holder.host.is_empty() { String::new() } else { format!(" on {}", holder.host) };
+        format!(" (process {}{host})", holder.process)
+    });
+    let is_certain = holder.is_some_and(|holder| holder.state() == State::Alive);
+    let otherwise = if is_certain { "" } else { " If no run is alive that made it, remove it." };
+    Failure::new(
+        Exit::CannotWrite,
+        Finding::error("export::locked", format!("another run is writing this output{who}"))
+            .help(format!("It holds {}. Wait for it, or choose another `path`.{otherwise}", path.display())),
+    )
+}
+
+impl Holder {
+    fn here() -> Self {
+        let process = std::process::id();
+        let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
+        Self {
+            host: text("/proc/sys/kernel/hostname"),
+            place: place(),
+            process,
+            started: started(process).unwrap_or_default(),
+        }
+    }
+
+    fn state(&self) -> State {
+        if self.place.is_empty() || self.place != place() {
+            return State::Unknown;
+        }
+        match started(self.process) {
+            Some(started) if started == self.started => State::Alive,
+            _ => State::Dead,
+        }
+    }
+}
+
+/// What a number of a process belongs to; empty where that is not known.
+fn place() -> String {
+    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
+    match (boot, fs::read_link("/proc/self/ns/pid")) {
+        (Ok(boot), Ok(space)) if started(std::process::id()).is_some() => {
+            format!("{} {}", boot.trim(), space.display())
+        }
+        _ => String::new(),
+    }
+}
+
+/// When a process was started; none where there is none of this number.
+fn started(process: u32) -> Option<String> {
+    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The name in the second field may hold blanks and brackets; the start is the 22nd field.
+    let (_, fields) = text.rsplit_once(')')?;
+    fields.split_whitespace().nth(19).map(str::to_owned)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_at_a_time_and_the_dead_hold_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let lock = Lock::take(&target).unwrap();
+        let failure = Lock::take(&target).unwrap_err();
+        assert_eq!(failure.findings[0].code, "export::locked");
+        drop(lock);
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+        for left in ["", "{}", "half of", r#"{"host":"h","place":"p","process":1,"started":"1"}"#] {
+            fs::write(siblings::lock(&target), left).unwrap();
+            drop(Lock::take(&target).unwrap());
+        }
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_without_the_systems_lock_is_known_by_what_it_wrote() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let write = |holder: &Holder| {
+            fs::write(siblings::lock(&target), serde_json::to_vec(holder).unwrap()).unwrap();
+        };
+        let here = Holder::here();
+        assert_eq!(here.state(), State::Alive);
+        write(&here);
+        let failure = Lock::take(&target).unwrap_err();
+        assert!(failure.findings[0].message.contains(&format!("process {}", here.process)));
+        let dead = Holder { started: "0".to_owned(), ..here.clone() };
+        assert_eq!(dead.state(), State::Dead);
+        let elsewhere = Holder { place: "another".to_owned(), ..here };
+        assert_eq!(elsewhere.state(), State::Unknown);
+        write(&dead);
+        drop(Lock::take(&target).unwrap());
+    }
+}

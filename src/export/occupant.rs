@@ -1,0 +1,201 @@
+//! What is at an output's place: nothing, an output of ours, or something that must stay.
+
+use std::collections::HashSet;
+use std::io::{self, Read};
+use std::path::Path;
+
+use serde::Deserialize;
+
+use super::disk;
+use super::files::cannot_write;
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+use crate::fs::exclusive::{self, Entry, Folder, Kind};
+use crate::report::{self, OutputRecord, Report};
+use crate::stage::export::Overwrite;
+
+/// The largest report or index that is read.
+const LONGEST: u64 = 1 << 30;
+
+/// Names that are told; more are counted.
+const TOLD: usize = 5;
+
+/// What may be replaced, as it was looked at.
+#[derive(Debug)]
+pub enum Occupant {
+    /// Nothing.
+    Nothing,
+    /// A folder that is empty, or an output of monoquant with everything in it.
+    Folder(Folder, Vec<Entry>),
+}
+
+impl Occupant {
+    /// Whether the folder that was looked at is at a path, and still holds the same names.
+    #[must_use]
+    pub fn is_at(&self, path: &Path) -> bool {
+        match self {
+            Self::Nothing => false,
+            Self::Folder(folder, tree) => folder.is_at(path) && folder.tree().is_ok_and(|now| now == *tree),
+        }
+    }
+}
+
+/// Looks whether an output may be published at a path. `recorded` is the hash of the report that was published there, where that
+/// is known.
+///
+/// # Errors
+/// Where something is there that must not be replaced.
+pub fn check(path: &Path, overwrite: Overwrite, recorded: Option<&str>) -> Result<Occupant, Failure> {
+    let refuse = |message: String, help: &str| {
+        Err(Failure::new(Exit::CannotWrite, Finding::error("export::occupied", message).help(help)))
+    };
+    let shown = path.display();
+    let failed = |error: io::Error| cannot_write("look at", path, &error);
+    match exclusive::kind(path) {
+        Ok(Kind::Nothing) => return Ok(Occupant::Nothing),
+        Ok(Kind::Folder) => {}
+        Ok(Kind::Link) => {
+            return refuse(
+                format!("{shown} is a symbolic link"),
+                "A link is neither followed nor replaced. Name the folder that it leads to, or choose another `path`.",
+            );
+        }
+        Ok(_) => {
+            return refuse(
+                format!("{shown} exists and was not written by monoquant"),
+                "Only an output of monoquant is ever replaced. Choose another `path`, or move that away.",
+            );
+        }
+        // Above it is a file: making the folders on the way tells.
+        Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Occupant::Nothing),
+        Err(error) => return Err(failed(error)),
+    }
+    if disk::is_mount_point(path) {
+        let message = format!("{shown} is a mount point, and a finished output cannot be moved over one");
+        let help = format!("Choose a folder below it, such as {}.", path.join("model").display());
+        let finding = Finding::error("export::mount-point", message).help(help);
+        return Err(Failure::new(Exit::BadRecipe, finding));
+    }
+    let folder = Folder::open(path).map_err(failed)?;
+    let tree = folder.tree().map_err(failed)?;
+    if tree.is_empty() {
+        return Ok(Occupant::Folder(folder, tree));
+    }
+    let report = match read_report(&folder, recorded) {
+        Ok(report) => report,
+        Err(why) => {
+            return refuse(
+                format!("{shown} exists and {why}"),
+                "Only an output of monoquant that is as it was published is ever replaced. Choose another `path`, or move that away.",
+            );
+        }
+    };
+    if overwrite == Overwrite::Refuse {
+        return refuse(
+            format!("{shown} exists"),
+            "The recipe says `overwrite: refuse`. Use `overwrite: replace`, or choose another `path`.",
+        );
+    }
+    let strangers = strangers(&folder, &tree, &report);
+    if !strangers.is_empty() {
+        return refuse(
+            format!("{shown} holds files that monoquant did not write: {}", listed(&strangers)),
+            "Replacing the output would remove them. Move them away, or choose another `path`.",
+        );
+    }
+    if let Some(name) = folder.unremovable(&tree) {
+        let name = if name.as_os_str().is_empty() { path.to_owned() } else { path.join(name) };
+        return refuse(
+            format!("{shown} cannot be replaced: nothing can be removed from {}", name.display()),
+            "Change its permissions, or choose another `path`.",
+        );
+    }
+    Ok(Occupant::Folder(folder, tree))
+}
+
+/// The report of an output; otherwise what makes the folder foreign, to follow "exists and".
+fn read_report(folder: &Folder, recorded: Option<&str>) -> Result<Report, String> {
+    let bytes =
+        read(folder, Path::new(report::FILE_NAME)).map_err(|_| "was not written by monoquant".to_owned())?;
+    #[derive(Deserialize)]
+    struct Version {
+        report_version: u32,
+    }
+    if let Ok(Version { report_version }) = serde_json::from_slice(&bytes)
+        && report_version > report::VERSION
+    {
+        return Err(format!(
+            "was written by a newer monoquant: its report has version {report_version}, and this one knows {}",
+            report::VERSION
+        ));
+    }
+    let report: Report = serde_json::from_slice(&bytes)
+        .map_err(|error| format!("its {} cannot be understood: {error}", report::FILE_NAME))?;
+    if report.report_version != report::VERSION {
+        return Err(format!("its {} has no version that there was", report::FILE_NAME));
+    }
+    if recorded.is_some_and(|recorded| recorded != blake3::hash(&bytes).to_hex().as_str()) {
+        return Err(format!("its {} was edited", report::FILE_NAME));
+    }
+    if report.outputs.iter().all(|output| output.files.is_empty()) {
+        return Err(format!("its {} lists no weight files", report::FILE_NAME));
+    }
+    Ok(report)
+}
+
+fn read(folder: &Folder, name: &Path) -> io::Result<Vec<u8>> {
+    let file = folder.open_file(name, false)?;
+    if file.metadata()?.len() > LONGEST {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    let mut bytes = Vec::new();
+    file.take(LONGEST).read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Names in an output of monoquant that its report does not know, at any depth.
+fn strangers(folder: &Folder, tree: &[Entry], report: &Report) -> Vec<String> {
+    // A report lists every output of its run: the folder is the one that explains most of it.
+    let of = |output: &OutputRecord| {
+        let names = output.files.iter().map(|file| file.name.as_str());
+        let copied = output.copied.iter().map(String::as_str);
+        let fixed = [report::FILE_NAME, super::RECIPE_FILE_NAME, "config.json"];
+        let files: HashSet<&Path> = names.chain(copied).chain(fixed).map(Path::new).collect();
+        let folders: HashSet<&Path> = files.iter().flat_map(|file| file.ancestors().skip(1)).collect();
+        let is_known = |entry: &&Entry| {
+            let name = entry.name.as_path();
+            entry.is_folder && folders.contains(name)
+                || entry.is_file && (files.contains(name) || is_index(folder, name, output))
+        };
+        let unknown = tree.iter().filter(|entry| !is_known(entry));
+        unknown.map(|entry| entry.name.display().to_string()).collect::<Vec<_>>()
+    };
+    report.outputs.iter().map(of).min_by_key(Vec::len).unwrap_or_default()
+}
+
+/// Whether a file is the index of an output's weight files.
+fn is_index(folder: &Folder, name: &Path, output: &OutputRecord) -> bool {
+    #[derive(Deserialize)]
+    struct Index {
+        weight_map: std::collections::BTreeMap<String, String>,
+    }
+    let is_named_so = name
+        .to_str()
+        .is_some_and(|name| name.ends_with(".safetensors.index.json") && !name.contains(['/', '\\']));
+    is_named_so
+        && read(folder, name).is_ok_and(|bytes| match serde_json::from_slice::<Index>(&bytes) {
+            Ok(index) => {
+                index.weight_map.values().all(|file| output.files.iter().any(|known| known.name == *file))
+            }
+            // Cut off or overwritten with zeros, as a power cut leaves it.
+            Err(_) => name == Path::new("model.safetensors.index.json"),
+        })
+}
+
+fn listed(names: &[String]) -> String {
+    let shown = names[..names.len().min(TOLD)].join(", ");
+    match names.len().saturating_sub(TOLD) {
+        0 => shown,
+        more => format!("{shown} and {more} more"),
+    }
+}
