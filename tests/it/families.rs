@@ -106,7 +106,7 @@ fn numberless(name: &str) -> String {
 
 /// What is done with a family, a few lines: the modules that hold codes, how many tensors are left alone for which reason, the
 /// ignore list.
-fn summary(plan: &Plan) -> String {
+pub fn summary(plan: &Plan) -> String {
     let mut text = String::new();
     let export = &plan.exports[0];
     let mut codes: BTreeMap<String, usize> = BTreeMap::new();

@@ -15,6 +15,7 @@ mod hostile;
 mod imatrix;
 mod incremental;
 mod layers;
+mod layouts;
 mod library;
 mod peer;
 mod plan_errors;

@@ -15,6 +15,7 @@ use monoquant::run::{Options, Outcome, Silent};
 use tempfile::TempDir;
 
 pub mod headers;
+pub mod layout;
 mod model;
 pub mod statistics;
 

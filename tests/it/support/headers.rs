@@ -82,10 +82,12 @@ impl Fixture {
 }
 
 impl FixtureTensor {
-    fn parse(name: &str, text: &Value) -> Self {
+    /// Reads `BF16 [512,256] Linear`; the class may be missing.
+    pub fn parse(name: &str, text: &Value) -> Self {
         let mut words = text.as_str().expect("dtype, shape and class").split(' ');
-        let mut word = || words.next().expect("dtype, shape and class").to_owned();
-        let (dtype, shape, class) = (word(), word(), word());
+        let mut word = || words.next().expect("dtype and shape").to_owned();
+        let (dtype, shape) = (word(), word());
+        let class = words.next().unwrap_or("?").to_owned();
         let shape = serde_json::from_str(&shape).expect("a shape is a list");
         Self { name: name.to_owned(), dtype, shape, class }
     }
