@@ -26,7 +26,7 @@ pub mod widen;
 pub use config::Config;
 pub use dtype::Dtype;
 pub use experts::{ExpertMatrix, ExpertPart, ExpertStack, MatrixView};
-pub use folder::{ModelFolder, OtherFile, look, open};
+pub use folder::{Fate, ModelFolder, OtherFile, look, open};
 pub use hub::resolve;
 pub use index::Index;
 pub use packed::{Layers, layers};
@@ -61,6 +61,14 @@ pub mod code {
     pub const ALREADY_QUANTIZED: &str = "model::already-quantized";
     /// FP8 weights whose scales are missing or laid out in an unknown way.
     pub const FP8: &str = "model::fp8-scales";
+    /// Several files could be the model.
+    pub const UNCLEAR: &str = "model::unclear-weights";
+    /// Weights that are not read and of which nobody knows what they are.
+    pub const LEFT_OUT: &str = "model::left-out";
+    /// Names of tensors have the modules of a wrapper in them.
+    pub const WRAPPED: &str = "model::wrapped-names";
+    /// A pointer of Git LFS in place of a file.
+    pub const POINTER: &str = "model::lfs-pointer";
     /// A glob of `include` or `exclude` is wrong or matches nothing.
     pub const FILTER: &str = "model::filter";
     /// A weight file changed after its header was read.

@@ -130,19 +130,45 @@ impl Plan {
     }
 }
 
-/// Reads a recipe's model and compiles the plan.
-///
-/// # Errors
-/// All problems at once: of the model with [`Exit::BadModel`], of the recipe in view of the model with [`Exit::BadRecipe`].
-pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
-    // What is found on the way may name paths that variables made.
-    let mut plan = compile(&loaded, limits).map_err(|failure| loaded.tell_failure(failure))?;
-    loaded.tell(&mut plan.warnings);
-    plan.notes.iter_mut().for_each(|note| *note = loaded.told(note));
-    Ok(plan)
+/// What a recipe asks for each tensor of a model, before it is known whether that can be written.
+#[derive(Debug)]
+pub struct Draft {
+    /// The recipe, with where everything stands in it.
+    pub loaded: Loaded,
+    /// The model's headers.
+    pub model: ModelFolder,
+    /// Kind and role of each tensor of the model.
+    pub classes: Vec<LayerClass>,
+    /// What is done with each tensor of the model.
+    pub decisions: Vec<Decision>,
+    /// What is read, treated and written as one, in the order of the files.
+    pub pieces: Vec<Piece>,
+    /// Modules that engines fuse.
+    pub siblings: Vec<Siblings>,
+    /// What is wrong or doubtful so far.
+    pub findings: Vec<Finding>,
 }
 
-fn compile(loaded: &Loaded, limits: Limits) -> Result<Plan, Failure> {
+impl Draft {
+    /// What activation statistics say about the columns of the pieces, and what is doubtful about them.
+    ///
+    /// # Errors
+    /// Where a file of statistics cannot be read or is of another model.
+    pub fn weigh(&self) -> Result<(Weighing, Vec<Finding>), Failure> {
+        statistics::weigh(&self.loaded, &self.model, &self.decisions, &self.pieces)
+    }
+}
+
+/// Reads a recipe's model and decides for each tensor.
+///
+/// # Errors
+/// Where the model cannot be read.
+pub fn draft(loaded: Loaded) -> Result<Draft, Failure> {
+    // What is found on the way may name paths that variables made.
+    decide(&loaded).map_err(|failure| loaded.tell_failure(failure))
+}
+
+fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     let (model, layer_types) = open_model(loaded)?;
     let mut classified = model::classify(&model);
     correct_classes(&model, &layer_types, &mut classified.classes);
@@ -155,33 +181,58 @@ fn compile(loaded: &Loaded, limits: Limits) -> Result<Plan, Failure> {
     let items = select::items(&model, &classes);
     findings.extend(unmatched::check(loaded, &stages, &items));
     let mut decisions: Vec<Decision> = items.iter().map(|item| select::judge(&stages, item, None)).collect();
-    let groups = siblings::groups(&items);
+    let siblings = siblings::groups(&items);
     findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
-    siblings::keep_whole_by_default(&groups, &items, &mut decisions);
+    siblings::keep_whole_by_default(&siblings, &items, &mut decisions);
     let indivisible = |stage: usize| {
         let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
         (policy.unwrap_or(Indivisible::Error), format!("/stages/{stage}/indivisible"))
     };
     let columns = |tensor: usize| row_lengths(&model, &classes, tensor);
-    let undivided = siblings::resolve_indivisible(&groups, &mut decisions, &columns, &indivisible);
+    let undivided = siblings::resolve_indivisible(&siblings, &mut decisions, &columns, &indivisible);
     findings.extend(undivided_findings(loaded, &model, &decisions, &undivided));
-    findings.extend(split_findings(loaded, &items, &groups, &decisions));
+    findings.extend(split_findings(loaded, &items, &siblings, &decisions));
     findings.extend(idle_stages(loaded, &stages, &items, &decisions));
-
+    drop(items);
     let (pieces, problems) = pieces(loaded, &model, &classes, &decisions);
     findings.extend(problems);
-    stop_on_errors(&findings)?;
-    let (weighing, problems) = statistics::weigh(loaded, &model, &decisions, &pieces)?;
+    Ok(Draft { loaded: loaded.clone(), model, classes, decisions, pieces, siblings, findings })
+}
+
+/// Reads a recipe's model and compiles the plan.
+///
+/// # Errors
+/// All problems at once: of the model with [`Exit::BadModel`], of the recipe in view of the model with [`Exit::BadRecipe`].
+pub fn plan(loaded: Loaded, limits: Limits) -> Result<Plan, Failure> {
+    compile(draft(loaded)?, limits)
+}
+
+/// Compiles the plan of a draft.
+///
+/// # Errors
+/// All problems at once, with [`Exit::BadRecipe`].
+pub fn compile(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
+    let loaded = draft.loaded.clone();
+    let mut plan = compiled(draft, limits).map_err(|failure| loaded.tell_failure(failure))?;
+    loaded.tell(&mut plan.warnings);
+    plan.notes.iter_mut().for_each(|note| *note = loaded.told(note));
+    Ok(plan)
+}
+
+fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
+    stop_on_errors(&draft.findings)?;
+    let (weighing, problems) = draft.weigh()?;
+    let Draft { loaded, model, classes, decisions, pieces, siblings, mut findings } = draft;
     findings.extend(problems);
 
-    let exports = exports(loaded, &model, &classes, &decisions, &pieces);
-    findings.extend(export_paths(loaded, &model, &exports));
-    findings.extend(outputs::check(loaded, &model, &classes, &decisions, &pieces, &exports));
+    let exports = exports(&loaded, &model, &classes, &decisions, &pieces);
+    findings.extend(export_paths(&loaded, &model, &exports));
+    findings.extend(outputs::check(&loaded, &model, &classes, &decisions, &pieces, &exports));
     for export in &exports {
-        findings.extend(engines::check(loaded, &model, &classes, &decisions, &groups, export));
-        findings.extend(engines::kept_experts::check(loaded, &model, &classes, &decisions, export));
+        findings.extend(engines::check(&loaded, &model, &classes, &decisions, &siblings, export));
+        findings.extend(engines::kept_experts::check(&loaded, &model, &classes, &decisions, export));
     }
-    findings.extend(reach::check(loaded, &decisions, &pieces, &weighing));
+    findings.extend(reach::check(&loaded, &decisions, &pieces, &weighing));
     stop_on_errors(&findings)?;
 
     let threads = limits
@@ -194,10 +245,10 @@ fn compile(loaded: &Loaded, limits: Limits) -> Result<Plan, Failure> {
                 .help(format!("One worker needs {} MiB here.", least.div_ceil(1 << 20)));
             Failure::new(Exit::BadRecipe, finding)
         })?;
-    let notes = engines::notes(&model, &pieces, &decisions, &exports);
-    let siblings = groups;
+    let mut notes = engines::notes(&model, &pieces, &decisions, &exports);
+    notes.extend(copies::stale_declarations(&model));
     Ok(Plan {
-        loaded: loaded.clone(),
+        loaded,
         model,
         classes,
         decisions,
@@ -524,6 +575,7 @@ fn exports(
             layout::lay_out(model, decisions, pieces, index, export.format, export.shards);
         let config =
             crate::export::config::config_text(model, classes, decisions, pieces, index, export.format);
+        let others = copies::sort(model, export.copy);
         exports.push(ExportPlan {
             stage: index,
             format: export.format,
@@ -532,7 +584,8 @@ fn exports(
             path: normalized(&loaded.resolve_path(&export.path)),
             has_index: files.len() > 1 || model.index.is_some(),
             config,
-            copies: if export.copy { copies::carried_over(model) } else { Vec::new() },
+            copies: others.carried,
+            left: others.left,
             files,
             tensors,
             pieces: outputs,

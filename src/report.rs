@@ -6,7 +6,10 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub use crate::plan::copies::Left;
+
 pub mod cycle;
+pub mod files_text;
 pub mod ledger;
 pub mod plan_text;
 pub mod progress;
@@ -90,6 +93,9 @@ pub struct OutputRecord {
     pub files: Vec<FileRecord>,
     /// Names of the files that were carried over.
     pub copied: Vec<String>,
+    /// What of the source was left behind, and why.
+    #[serde(default)]
+    pub left: Vec<Left>,
 }
 
 /// Sizes of the whole, in bytes.

@@ -3,33 +3,44 @@
 use std::fmt::Write;
 
 use super::output::Output;
-use super::run::planned;
+use super::run::{limits, loaded};
 use super::{ExplainArgs, Format};
 use crate::exit::Exit;
 use crate::finding::Failure;
-use crate::plan::{Explanation, Plan, Rule, explain as explain_plan};
+use crate::plan::{self, Draft, Explanation, Rule, Weighing};
 use crate::text::visible;
 
 pub(super) fn explain(args: &ExplainArgs, output: &Output) -> Result<Exit, Failure> {
-    let plan = planned(&args.recipe)?;
-    let explanations = explain_plan(&plan, &args.tensor)?;
+    let draft = plan::draft(loaded(&args.recipe)?)?;
+    let explanations = plan::explain(&draft, &args.tensor)?;
+    let weighing = draft.weigh().map(|(weighing, _)| weighing).unwrap_or_default();
     if output.format() == Format::Json {
-        let all: Vec<_> = explanations.iter().map(|explanation| json(&plan, explanation)).collect();
+        let all: Vec<_> = explanations.iter().map(|explanation| json(&draft, explanation)).collect();
         output.json(&all);
-    } else {
-        let all: Vec<String> = explanations.iter().map(|explanation| text(&plan, explanation)).collect();
-        output.result(&all.join("\n"));
+        return Ok(Exit::Done);
+    }
+    let all: Vec<String> =
+        explanations.iter().map(|explanation| text(&draft, &weighing, explanation)).collect();
+    output.result(&all.join("\n"));
+    // What a plan would end with is told, and no reason not to answer.
+    if let Err(failure) = plan::compile(draft, limits(&args.recipe)) {
+        output.findings_if(false, &failure.findings);
     }
     Ok(Exit::Done)
 }
 
-fn at(plan: &Plan, rule: &Rule) -> String {
-    plan.line(rule).map_or_else(|| "built in".to_owned(), |line| format!("line {line}"))
+/// The line of the recipe in which a rule stands, from 1; none for built-in rules and overrides.
+fn line(draft: &Draft, rule: &Rule) -> Option<usize> {
+    plan::places::line(&draft.loaded, rule.pointer.as_deref()?)
 }
 
-fn text(plan: &Plan, explanation: &Explanation) -> String {
-    let tensor = &plan.model.tensors[explanation.tensor];
-    let class = &plan.classes[explanation.tensor];
+fn at(draft: &Draft, rule: &Rule) -> String {
+    line(draft, rule).map_or_else(|| "built in".to_owned(), |line| format!("line {line}"))
+}
+
+fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String {
+    let tensor = &draft.model.tensors[explanation.tensor];
+    let class = &draft.classes[explanation.tensor];
     let mut out = String::new();
     let _ = writeln!(out, "{}  {} {:?}", visible(&tensor.name), tensor.stored, tensor.shape);
     let _ = writeln!(out, "  kind  {}  ({})", class.kind.name(), class.kind_rule);
@@ -43,7 +54,7 @@ fn text(plan: &Plan, explanation: &Explanation) -> String {
         let _ = writeln!(out, "\n  rules that touch it:");
         for touch in &explanation.touches {
             let rule = visible(&touch.rule.text);
-            let _ = writeln!(out, "    {:<10}  {rule}: {}", at(plan, &touch.rule), visible(&touch.asks));
+            let _ = writeln!(out, "    {:<10}  {rule}: {}", at(draft, &touch.rule), visible(&touch.asks));
         }
     }
     let decision = &explanation.decision;
@@ -52,8 +63,8 @@ fn text(plan: &Plan, explanation: &Explanation) -> String {
         None => format!("left alone: {}", visible(&decision.rule.reason)),
     };
     let _ = writeln!(out, "\n  {what}");
-    if let Some(used) = decision.treatment().and_then(|treatment| plan.weighing.of_stage(treatment.stage)) {
-        let pieces = plan.pieces.iter().zip(&plan.weighing.pieces);
+    if let Some(used) = decision.treatment().and_then(|treatment| weighing.of_stage(treatment.stage)) {
+        let pieces = draft.pieces.iter().zip(&weighing.pieces);
         let weighed = pieces
             .filter(|(piece, importance)| piece.tensor == explanation.tensor && importance.is_some())
             .count();
@@ -65,16 +76,16 @@ fn text(plan: &Plan, explanation: &Explanation) -> String {
         };
         let _ = writeln!(out, "  {} ({}) {how}", visible(&used.file), used.format.name());
     }
-    let _ = writeln!(out, "  decided by {} ({})", visible(&decision.rule.text), at(plan, &decision.rule));
+    let _ = writeln!(out, "  decided by {} ({})", visible(&decision.rule.text), at(draft, &decision.rule));
     out
 }
 
-fn json(plan: &Plan, explanation: &Explanation) -> serde_json::Value {
-    let tensor = &plan.model.tensors[explanation.tensor];
-    let class = &plan.classes[explanation.tensor];
+fn json(draft: &Draft, explanation: &Explanation) -> serde_json::Value {
+    let tensor = &draft.model.tensors[explanation.tensor];
+    let class = &draft.classes[explanation.tensor];
     let decision = &explanation.decision;
     let rule =
-        |rule: &Rule| serde_json::json!({"text": rule.text, "line": plan.line(rule), "reason": rule.reason});
+        |rule: &Rule| serde_json::json!({"text": rule.text, "line": line(draft, rule), "reason": rule.reason});
     serde_json::json!({
         "tensor": tensor.name,
         "dtype": tensor.stored.name(),

@@ -21,9 +21,11 @@ pub fn config_text(
     export_stage: usize,
     format: Format,
 ) -> Option<String> {
-    let mut config = model.config.raw.as_object().filter(|config| !config.is_empty())?.clone();
     // A dequantized scaled-FP8 source is no longer quantized, whatever the source said.
-    config.remove("quantization_config");
+    let Value::Object(mut config) = model.config.without_declarations() else { return None };
+    if model.config.is_empty() {
+        return None;
+    }
     if format == Format::CompressedTensors {
         let modules = quantized_modules(decisions, pieces, export_stage);
         if !modules.is_empty() {

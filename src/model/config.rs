@@ -27,6 +27,9 @@ const EXPERT_KEYS: &[&str] = &["num_experts", "num_local_experts", "n_routed_exp
 const LAYER_KEYS: &[&str] = &["num_hidden_layers", "n_layer", "num_layers", "n_layers"];
 const LAYER_LISTS: &[&str] = &["layer_types", "layers_block_type", "hybrid_override_pattern"];
 
+/// Keys under which a config says how its weights are quantized.
+pub const DECLARATIONS: [&str; 2] = ["quantization_config", "compression_config"];
+
 /// How deep parts may lie in parts.
 const MAX_DEPTH: usize = 8;
 
@@ -63,6 +66,12 @@ impl Config {
             Err(Finding::error(code::CONFIG, "`config.json` is not a JSON object")
                 .help("Get the file again."))
         }
+    }
+
+    /// Whether there is none.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.raw.as_object().is_none_or(Map::is_empty)
     }
 
     /// The text decoder's part; the whole where there is none.
@@ -153,11 +162,46 @@ impl Config {
         self.get("is_encoder_decoder").and_then(Value::as_bool).unwrap_or(false)
     }
 
-    /// `quantization_config` of a model that is already quantized.
+    /// `quantization_config` of a model that is already quantized: of the text part, of the top, or of any other part.
     #[must_use]
     pub fn quantization_config(&self) -> Option<&Value> {
-        ["quantization_config", "compression_config"].iter().find_map(|key| self.get(key))
+        let of_text = DECLARATIONS.iter().find_map(|key| self.get(key));
+        of_text.or_else(|| self.declarations().into_iter().map(|(_, value)| value).find(|value| !value.is_null()))
     }
+
+    /// Every place of the config that says how weights are quantized, such as `text_config.quantization_config`.
+    #[must_use]
+    pub fn declarations(&self) -> Vec<(String, &Value)> {
+        let mut found = Vec::new();
+        collect_declarations(&self.raw, "", 0, &mut found);
+        found
+    }
+
+    /// The config without what [`Config::declarations`] finds.
+    #[must_use]
+    pub fn without_declarations(&self) -> Value {
+        let mut raw = self.raw.clone();
+        remove_declarations(&mut raw, 0);
+        raw
+    }
+}
+
+fn collect_declarations<'v>(part: &'v Value, path: &str, depth: usize, found: &mut Vec<(String, &'v Value)>) {
+    let Some(object) = part.as_object().filter(|_| depth < MAX_DEPTH) else { return };
+    for (key, value) in object {
+        let path = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+        if DECLARATIONS.contains(&key.as_str()) {
+            found.push((path, value));
+        } else {
+            collect_declarations(value, &path, depth + 1, found);
+        }
+    }
+}
+
+fn remove_declarations(part: &mut Value, depth: usize) {
+    let Some(object) = part.as_object_mut().filter(|_| depth < MAX_DEPTH) else { return };
+    object.retain(|key, _| !DECLARATIONS.contains(&key.as_str()));
+    object.values_mut().for_each(|value| remove_declarations(value, depth + 1));
 }
 
 fn collect_experts(part: &Value, depth: usize, found: &mut BTreeSet<u64>) {

@@ -16,12 +16,18 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 
 use checks::{check_duplicates, check_index};
-use complaints::{absent, io, no_config, no_weights, not_safetensors};
-use files::{Listing, choose, file_name, list, read_index};
+use complaints::{absent, adapter, io, no_config, no_weights, not_safetensors, pointer};
+use files::{Listing, file_name, is_pointer, list};
+use weights::Choice;
 
 mod checks;
 mod complaints;
+mod elsewhere;
 mod files;
+mod names;
+mod others;
+mod weights;
+mod wrappers;
 
 /// A model on disk, as its headers describe it.
 #[derive(Debug, Clone)]
@@ -46,26 +52,31 @@ pub struct ModelFolder {
     names: NameIndex,
 }
 
-/// A file that holds no weights that were read.
+/// A file that holds no weights that were read; where its path ends with `/`, a folder of which nothing was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherFile {
     /// The path relative to the folder, with `/`.
     pub path: String,
-    /// Bytes.
+    /// Bytes; of a hidden file or folder they are not counted.
     pub len: u64,
+    /// What an export does with it.
+    pub fate: Fate,
 }
 
-impl OtherFile {
-    /// Whether it holds weights of its own (in another format, or left out by `exclude`), which the output
-    /// replaces.
-    #[must_use]
-    pub fn is_weights(&self) -> bool {
-        let extension = self.path.rsplit_once('.').map_or("", |(_, extension)| extension);
-        matches!(
-            extension,
-            "safetensors" | "bin" | "pt" | "pth" | "ckpt" | "gguf" | "onnx" | "h5" | "msgpack"
-        ) || self.path.ends_with(".index.json")
-    }
+/// What becomes of a file that holds no weights that were read.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Fate {
+    /// It belongs to the model and is carried over as it is.
+    Carried,
+    /// It stays behind, for this reason.
+    Left(String),
+    /// It belongs to the model and cannot be carried over.
+    Broken {
+        /// The problem, behind the name.
+        what: String,
+        /// How to solve it, in full sentences.
+        help: String,
+    },
 }
 
 impl ModelFolder {
@@ -137,8 +148,8 @@ impl NameIndex {
 }
 
 /// Opens the model at `model` (see [`super::resolve`]): a folder, or one `.safetensors` file. `include` and
-/// `exclude` are globs over file names relative to the folder; no `include` means every weight file at its
-/// top, and those that the index names. Reads headers, index and `config.json`, no weight.
+/// `exclude` are globs over file names relative to the folder; with no `include` the index says which files
+/// are the model, or else their names. Reads headers, index and `config.json`, no weight.
 ///
 /// # Errors
 /// Everything that is wrong, together, as [`Exit::BadModel`].
@@ -170,17 +181,22 @@ fn read(
         if let Some(finding) = not_safetensors(&name) {
             return Err(bad(vec![finding]));
         }
-        listing.files.push(OtherFile { path: name, len: metadata.len() });
+        listing.files.push(OtherFile { path: name, len: metadata.len(), fate: Fate::Carried });
     } else {
+        if let Some(finding) = elsewhere::hub_cache(&root) {
+            return Err(bad(vec![finding]));
+        }
         list(&root, "", 0, &mut listing, &mut findings);
         listing.files.sort_by(|a, b| a.path.cmp(&b.path));
+        if include.is_empty() && let Some(finding) = elsewhere::pipeline(&root, &listing) {
+            return Err(bad(vec![finding]));
+        }
     }
-    let config = read_config(&root, &mut findings);
-    let index = if is_single_file { None } else { read_index(&root, &listing, &mut findings) };
-    let chosen = if is_single_file {
-        vec![listing.files[0].clone()]
+    let config = read_config(&root, &listing, is_single_file, &mut findings);
+    let Choice { files: chosen, index } = if is_single_file {
+        Choice { files: listing.files.clone(), index: None }
     } else {
-        choose(&listing, index.as_ref(), include, exclude, &mut findings)
+        weights::choose(&root, &listing, &config, include, exclude, &mut findings)
     };
     if chosen.is_empty() {
         if !findings.iter().any(Finding::is_error) {
@@ -189,13 +205,21 @@ fn read(
         return Err(bad(findings));
     }
     let (shards, mut tensors) = read_headers(&root, &chosen, &mut findings);
-    let names = NameIndex::of(&tensors);
+    let mut names = NameIndex::of(&tensors);
     check_duplicates(&shards, &tensors, &names, &mut findings);
     if let Some(index) = &index {
-        check_index(index, &shards, &tensors, &names, &mut findings);
+        check_index(index, &config, &shards, &tensors, &names, &mut findings);
     }
-    if tensors.is_empty() && !findings.iter().any(Finding::is_error) {
-        findings.push(Finding::error(code::NOT_A_MODEL, format!("`{}` holds no tensor", model.display())));
+    if !findings.iter().any(Finding::is_error) {
+        if tensors.is_empty() {
+            let message = format!("`{}` holds no tensor", model.display());
+            findings.push(Finding::error(code::NOT_A_MODEL, message));
+        } else if names::are_adapter(tensors.iter().map(|tensor| tensor.name.as_str())) {
+            findings.push(adapter(&chosen));
+        } else if wrappers::take_out(&mut tensors, &mut findings) {
+            names = NameIndex::of(&tensors);
+            check_duplicates(&shards, &tensors, &names, &mut findings);
+        }
     }
     quantized::recognise(&config, &mut tensors, &names, &mut findings);
     if !refuses_quantized {
@@ -209,7 +233,17 @@ fn read(
             || index.as_ref().is_some_and(|i| i.file == path)
             || chosen.iter().any(|c| c.path == path)
     };
-    let others = listing.files.into_iter().filter(|file| !is_single_file && !used(&file.path)).collect();
+    let others = if is_single_file {
+        Vec::new()
+    } else {
+        let model = others::Model {
+            tensors: &tensors,
+            names: &names,
+            index: index.as_ref().map(|index| index.file.as_str()),
+            is_included: !include.is_empty() || !exclude.is_empty(),
+        };
+        others::judge(&root, listing, used, &model, &mut findings)
+    };
     Ok(ModelFolder {
         root,
         is_single_file,
@@ -224,11 +258,13 @@ fn read(
 }
 
 /// The configuration; an empty one, and a finding, where there is none to read.
-fn read_config(root: &Path, findings: &mut Vec<Finding>) -> Config {
+fn read_config(root: &Path, listing: &Listing, is_single_file: bool, findings: &mut Vec<Finding>) -> Config {
     let path = root.join("config.json");
+    let mut listed = listing.files.iter().filter(|file| file.path == "config.json");
     let config = match fs::read(&path) {
+        Ok(_) if listed.any(|file| is_pointer(root, file)) => Err(pointer("config.json")),
         Ok(text) => Config::parse(&text),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(no_config()),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(no_config(is_single_file)),
         Err(e) => Err(io(&path, &e)),
     };
     config.unwrap_or_else(|finding| {

@@ -1,54 +1,87 @@
-//! The other files of a model: which are carried over, and which the output replaces or must not hold.
+//! The other files of a model: which are carried over, and which stay behind and why.
 
-use crate::model::{ModelFolder, OtherFile};
+use serde::{Deserialize, Serialize};
 
-/// Indices of the model's other files that an export carries over.
-#[must_use]
-pub fn carried_over(model: &ModelFolder) -> Vec<usize> {
-    (0..model.others.len()).filter(|&index| is_carried_over(&model.others[index])).collect()
+use super::Plan;
+use crate::finding::Finding;
+use crate::model::{Fate, ModelFolder, OtherFile};
+use crate::recipe::Loaded;
+
+/// A file or folder of the source that an export leaves behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Left {
+    /// Its path in the source; a folder's ends with `/`.
+    pub name: String,
+    /// Its bytes; 0 where they were not counted, as of hidden folders.
+    pub bytes: u64,
+    /// Why it stays behind.
+    pub reason: String,
 }
 
-/// Whether a file of the source belongs into the output as it is: weights in another form would be loaded instead of the
-/// quantized ones, and indices of them mislead.
-#[must_use]
-pub fn is_carried_over(file: &OtherFile) -> bool {
-    let name = file.path.as_str();
-    let replaced = name == "config.json"
-        || name.ends_with(".index.json")
-        || name == crate::report::FILE_NAME
-        || name == crate::export::RECIPE_FILE_NAME;
-    let hidden = name.split('/').any(|part| part.starts_with('.'));
-    !(replaced || hidden || file.is_weights())
+/// What becomes of the model's other files in an export.
+pub(super) struct Copies {
+    /// Indices of the files that are carried over.
+    pub(super) carried: Vec<usize>,
+    /// What stays behind, by path.
+    pub(super) left: Vec<Left>,
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn carried(name: &str) -> bool {
-        is_carried_over(&OtherFile { path: name.to_owned(), len: 1 })
+/// Sorts the model's other files; `copies` is what the recipe says of them all.
+pub(super) fn sort(model: &ModelFolder, copies: bool) -> Copies {
+    let mut out = Copies { carried: Vec::new(), left: Vec::new() };
+    for (index, file) in model.others.iter().enumerate() {
+        let reason = match &file.fate {
+            Fate::Left(reason) => reason,
+            _ if !copies => "`copy: false`",
+            _ if is_ours(file) => "of an earlier output, whose own are written",
+            Fate::Broken { .. } => continue,
+            Fate::Carried => {
+                out.carried.push(index);
+                continue;
+            }
+        };
+        out.left.push(Left { name: file.path.clone(), bytes: file.len, reason: reason.to_owned() });
     }
+    out
+}
 
-    #[test]
-    fn weights_and_what_is_replaced_stay_behind() {
-        for name in [
-            "tokenizer.json",
-            "generation_config.json",
-            "chat_template.jinja",
-            "assets/picture.png",
-            "README.md",
-        ] {
-            assert!(carried(name), "{name}");
-        }
-        for name in [
-            "pytorch_model.bin",
-            "config.json",
-            "model.safetensors.index.json",
-            ".cache/x",
-            "model.gguf",
-            "a.pth",
-        ] {
-            assert!(!carried(name), "{name}");
-        }
-    }
+/// Whether an export writes a file of this name.
+fn is_ours(file: &OtherFile) -> bool {
+    file.path == crate::report::FILE_NAME || file.path == crate::export::RECIPE_FILE_NAME
+}
+
+/// Files that an export would carry over and cannot.
+pub(super) fn broken(loaded: &Loaded, model: &ModelFolder, stage: usize) -> Vec<Finding> {
+    let broken = model.others.iter().filter_map(|file| match &file.fate {
+        Fate::Broken { what, help } => Some(
+            Finding::error("plan::cannot-carry", format!("`{}` {what}", file.path.escape_default()))
+                .at_opt(loaded.stage_place(stage), "would carry it over")
+                .help(help.clone()),
+        ),
+        _ => None,
+    });
+    broken.collect()
+}
+
+/// How the config of the source says of parts within it how they are quantized: what does not reach an output.
+pub(super) fn stale_declarations(model: &ModelFolder) -> Option<String> {
+    let places: Vec<String> = model
+        .config
+        .declarations()
+        .into_iter()
+        .filter(|(place, value)| !value.is_null() && place != "quantization_config")
+        .map(|(place, _)| format!("`{}`", place.escape_debug()))
+        .collect();
+    let are = if places.len() == 1 { "is" } else { "are" };
+    (!places.is_empty()).then(|| format!("{} of the source's config.json {are} not carried over", places.join(", ")))
+}
+
+/// Files that are carried over though they hold weights, which nobody may expect: those that no export makes into codes.
+#[must_use]
+pub fn carried_weights(plan: &Plan, export: &super::ExportPlan) -> Vec<(String, u64)> {
+    const EXTENSIONS: &[&str] = &["safetensors", "bin", "pt", "pth", "ckpt", "onnx", "h5", "msgpack", "npz"];
+    let files = export.copies.iter().map(|&index| &plan.model.others[index]);
+    let is_weights =
+        |file: &&OtherFile| file.path.rsplit_once('.').is_some_and(|(_, end)| EXTENSIONS.contains(&end));
+    files.filter(is_weights).map(|file| (file.path.clone(), file.len)).collect()
 }

@@ -1,11 +1,11 @@
 //! Why a tensor is treated as it is: every rule that touches it, and the one that decided.
 
 use super::select::{self, Decision, Touch};
-use super::{Plan, unmatched};
+use super::{Draft, unmatched};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 
-/// Everything there is to say about one tensor of a plan.
+/// Everything there is to say about one tensor.
 #[derive(Debug, Clone)]
 pub struct Explanation {
     /// Index of the tensor among the model's.
@@ -19,15 +19,15 @@ pub struct Explanation {
 }
 
 /// Explains the tensors that a name means: one tensor by its full name, or all tensors of a module; where there is none of that
-/// name, those whose names end with it.
+/// name, those whose names end with it. It needs no plan: an error that a plan would end with is none of theirs.
 ///
 /// # Errors
 /// Where the model has no such tensor; with the nearest names.
-pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
-    let stages = select::QuantizeStage::all(plan.recipe());
-    let items = select::items(&plan.model, &plan.classes);
+pub fn explain(draft: &Draft, name: &str) -> Result<Vec<Explanation>, Failure> {
+    let stages = select::QuantizeStage::all(&draft.loaded.recipe);
+    let items = select::items(&draft.model, &draft.classes);
     let meant = |is_it: &dyn Fn(&str) -> bool| -> Vec<usize> {
-        let tensors = plan.model.tensors.iter().enumerate();
+        let tensors = draft.model.tensors.iter().enumerate();
         tensors.filter(|(_, tensor)| is_it(&tensor.name) || is_it(tensor.module())).map(|(i, _)| i).collect()
     };
     let mut hits = meant(&|known| known == name);
@@ -36,7 +36,7 @@ pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
     }
     if hits.is_empty() {
         let mut finding = Finding::error("plan::no-such-tensor", format!("the model has no tensor `{name}`"));
-        let near = unmatched::nearest_tensors(name, &plan.model);
+        let near = unmatched::nearest_tensors(name, &draft.model);
         if !near.is_empty() {
             finding = finding.help(unmatched::nearest(&near));
         }
@@ -47,7 +47,7 @@ pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
         .map(|tensor| {
             let mut touches = Vec::new();
             let judged = select::judge(&stages, &items[tensor], Some(&mut touches));
-            let decision = plan.decisions[tensor].clone();
+            let decision = draft.decisions[tensor].clone();
             if decision != judged {
                 // Siblings, indivisible rows or engines changed what the tensor's own rules say.
                 let asks = match decision.treatment() {
@@ -56,7 +56,7 @@ pub fn explain(plan: &Plan, name: &str) -> Result<Vec<Explanation>, Failure> {
                 };
                 touches.push(Touch { rule: decision.rule.clone(), asks });
             }
-            let fused_with = plan
+            let fused_with = draft
                 .siblings
                 .iter()
                 .filter(|group| group.members.contains(&tensor))

@@ -142,6 +142,8 @@ pub struct ExportPlan {
     pub config: Option<String>,
     /// Indices of the model's other files that are carried over.
     pub copies: Vec<usize>,
+    /// What of the source stays behind.
+    pub left: Vec<super::copies::Left>,
 }
 
 impl ExportPlan {

@@ -4,6 +4,7 @@ use std::collections::HashMap;
 
 use serde_json::Value;
 
+use super::copies;
 use super::layout::{ExportPlan, Piece};
 use super::select::Decision;
 use crate::export::{compressed_tensors, config};
@@ -11,7 +12,7 @@ use crate::finding::Finding;
 use crate::model::{LayerClass, ModelFolder};
 use crate::recipe::Loaded;
 use crate::stage::Stage;
-use crate::stage::export::{Format, Target};
+use crate::stage::export::Format;
 
 /// Findings for everything in the exports that would make a broken directory.
 pub(super) fn check(
@@ -31,6 +32,9 @@ pub(super) fn check(
     }
     for export in exports {
         findings.extend(clashing_names(loaded, model, export));
+        if matches!(&loaded.recipe.stages[export.stage], Stage::Export(stage) if stage.copy) {
+            findings.extend(copies::broken(loaded, model, export.stage));
+        }
         if export.format == Format::CompressedTensors {
             findings.extend(config_findings(loaded, model, classes, decisions, pieces, export));
         }
@@ -69,12 +73,16 @@ fn config_findings(
     let place = loaded.stage_place(export.stage);
     let Some(text) = &export.config else {
         let message = "the model has no config.json, so no engine can know that its weights are packed";
-        let finding = match export.target {
-            Target::Any => Finding::warning("plan::no-config", message),
-            Target::Vllm | Target::Transformers => Finding::error("plan::no-config", message),
-        };
-        let help = "Put the model's config.json beside its weights, or export with `format: dequantized`.";
-        return vec![finding.at_opt(place, "needs one").help(help)];
+        let mut help = "Put the model's config.json beside its weights (`hf download org/name config.json` gets it), or export with \
+                        `format: dequantized`, which needs none."
+            .to_owned();
+        if model.others.iter().any(|file| file.path == "params.json") {
+            help.push_str(
+                " The `params.json` here belongs to the model's own format; weights of that format have other names than those in \
+                 the Hugging Face format, for which a config.json is written.",
+            );
+        }
+        return vec![Finding::error("plan::no-config", message).at_opt(place, "needs one").help(help)];
     };
     let written: Value = serde_json::from_str(text).unwrap_or_default();
     let left_alone = config::left_alone(model, classes, decisions, pieces, export.stage);

@@ -72,6 +72,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
                 .map(|(f, digest)| file(&f.name, f.bytes, digest))
                 .collect(),
             copied: export.copies.iter().map(|&index| plan.model.others[index].path.clone()).collect(),
+            left: export.left.clone(),
         })
         .collect();
     let mut warnings: Vec<WarningRecord> =

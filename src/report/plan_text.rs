@@ -5,6 +5,7 @@ use std::path::Path;
 
 use serde_json::{Value, json};
 
+use super::files_text;
 use super::ledger::{format_name, written_path};
 use super::table::table;
 use super::units::{bytes, counted, grouped};
@@ -166,6 +167,9 @@ pub fn text(plan: &Plan) -> String {
         format!("at most, with {}", counted(budget.workers, "thread")),
     ]);
     let _ = write!(out, "\n{}", table(&["", "", "", ""], &[1, 2], rows));
+    for export in &plan.exports {
+        out.push_str(&files_text::tables(plan, export));
+    }
     for note in &plan.notes {
         let _ = writeln!(out, "\n  note: {}", visible(note));
     }
@@ -199,6 +203,8 @@ pub fn json(plan: &Plan) -> Value {
                 "bytes": export.weight_bytes(),
                 "disk_needed": disk_needed(plan, export),
                 "disk_free": free_space(Path::new(&export.path)),
+                "carried": files_text::carried_json(plan, export),
+                "left": export.left,
                 "files": export.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect::<Vec<_>>(),
                 "tensors": export.tensors.iter().map(|tensor| json!({
                     "name": tensor.name,

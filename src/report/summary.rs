@@ -37,6 +37,9 @@ pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
     for output in &report.outputs {
         let state = if output.published { "output" } else { "not published" };
         let _ = writeln!(out, "  {state}  {}", visible(&plan.told_path(plan.export_path(output.stage))));
+        if let Some(text) = super::files_text::left_line(&output.left) {
+            let _ = writeln!(out, "  left behind  {text}");
+        }
     }
     for path in paths {
         let _ = writeln!(out, "  report  {}", visible(&plan.told_path(path)));

@@ -39,8 +39,13 @@ fn told(layout: &Layout) -> String {
                     writeln!(text, "  read       {}", shard.name).expect("text grows");
                 }
                 text.push_str(&families::summary(&plan));
-                for copy in plan.exports.iter().flat_map(|export| &export.copies) {
-                    writeln!(text, "  carried    {copy}").expect("text grows");
+                for export in &plan.exports {
+                    for &copy in &export.copies {
+                        writeln!(text, "  carried    {}", plan.model.others[copy].path).expect("text grows");
+                    }
+                    for left in &export.left {
+                        writeln!(text, "  left       {}: {}", left.name, left.reason).expect("text grows");
+                    }
                 }
             }
             Err(failure) => {

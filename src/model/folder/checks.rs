@@ -4,6 +4,7 @@ use super::NameIndex;
 use super::complaints::{MAX_NAMES, be};
 use crate::finding::Finding;
 use crate::model::code;
+use crate::model::config::Config;
 use crate::model::index::Index;
 use crate::model::tensor::{Shard, TensorInfo};
 
@@ -31,6 +32,7 @@ pub(super) fn check_duplicates(
 /// Compares what the index says with what the files hold.
 pub(super) fn check_index(
     index: &Index,
+    config: &Config,
     shards: &[Shard],
     tensors: &[TensorInfo],
     names: &NameIndex,
@@ -42,6 +44,7 @@ pub(super) fn check_index(
         // What a file holds that is left out, missing or damaged is not known.
         let Some(shard) = number(file) else { continue };
         match names.find(tensors, tensor) {
+            None if may_be_tied(tensor, config) => {}
             None => absent.push(tensor.as_str()),
             Some(i) if tensors[i].shard != shard => elsewhere.push((tensor, file, i)),
             Some(_) => {}
@@ -78,4 +81,13 @@ pub(super) fn check_index(
             "`{tensor}` is in `{holder}`, where `{file}` says `{named}` (tensors misplaced: {count})"
         ));
     }
+}
+
+/// Whether a tensor need not be there, because the model's config ties it to the table of tokens: the output head, and the tables of
+/// an encoder and a decoder that share one.
+pub(super) fn may_be_tied(tensor: &str, config: &Config) -> bool {
+    const TIED: &[&str] = &["lm_head", "embed_out", "proj_out", "output", "head", "embed_tokens", "decoder"];
+    let module = tensor.strip_suffix(".weight").or_else(|| tensor.strip_suffix(".bias"));
+    let last = module.map(|module| module.rsplit('.').next().unwrap_or(module));
+    config.tie_word_embeddings() == Some(true) && last.is_some_and(|last| TIED.contains(&last))
 }

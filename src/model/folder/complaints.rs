@@ -81,9 +81,12 @@ pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
     if listing.files.is_empty() && listing.folders.is_empty() {
         return error(format!("the folder `{folder}` is empty"));
     }
+    if let Some(finding) = super::elsewhere::below(root, listing) {
+        return finding;
+    }
     if let Some(file) = found(&[".safetensors"]) {
-        return error(format!("`{folder}` has no weight file that `include` and `exclude` let through"))
-            .help(format!("There is `{}`; a file in a folder below needs an `include`.", file.path));
+        return error(format!("`{folder}` has no weight file of a model"))
+            .help(format!("There is `{}`; `include` of `load` reads a file whatever it is called.", file.path));
     }
     if let Some(file) = found(&[".bin", ".pt", ".pth", ".ckpt"]) {
         return error(format!("`{folder}` has its weights in `{}` and none in safetensors", file.path))
@@ -93,20 +96,31 @@ pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
         return error(format!("`{folder}` has only GGUF weights (`{}`)", file.path))
             .help("GGUF files are quantized already; give the model that they were made from.");
     }
-    if listing.folders.iter().any(|name| name == "snapshots") {
-        return error(format!("`{folder}` is an entry of the Hub's cache, not a model"))
-            .help("Give `hf://org/name`, or the folder below `snapshots`.");
-    }
     error(format!("`{folder}` has no `.safetensors` file")).help(format!(
         "It holds {}.",
         shown(&listing.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>())
     ))
 }
 
-pub(super) fn no_config() -> Finding {
+/// A model without a config. What it means for an export is said by the plan.
+pub(super) fn no_config(is_single_file: bool) -> Finding {
+    let place = if is_single_file { "there is no `config.json` beside the file" } else { "the model has no `config.json`" };
     Finding::warning(
         code::CONFIG,
-        "the model has no `config.json`, so layer types are inferred from names and shapes alone",
+        format!("{place}, so layer types are inferred from names and shapes alone"),
     )
     .help("The output head, routers and extra prediction layers may not be recognised; check with `inspect`.")
+}
+
+/// A file whose contents git-lfs has not fetched.
+pub(super) fn pointer(file: &str) -> Finding {
+    Finding::error(code::POINTER, format!("`{file}` is a Git LFS pointer, not the file that it stands for"))
+        .help("Run `git lfs pull` in the model's folder, or download the model with `hf download`.")
+}
+
+/// Weight files that hold an adapter.
+pub(super) fn adapter(files: &[super::OtherFile]) -> Finding {
+    let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
+    Finding::error(code::NOT_A_MODEL, format!("{} a LoRA adapter, not a model", be(&names)))
+        .help("Merge it into its base model first (PEFT's `merge_and_unload`).")
 }

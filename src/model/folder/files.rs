@@ -1,15 +1,12 @@
-//! Which files a folder holds, and which of them are weights to read.
+//! Which files a folder holds.
 
 use std::fs;
 use std::path::Path;
 
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
-
-use super::OtherFile;
-use super::complaints::{be, io, shown};
+use super::complaints::io;
+use super::{Fate, OtherFile};
 use crate::finding::Finding;
 use crate::model::code;
-use crate::model::index::Index;
 
 /// How deep folders below the model's are searched for files to carry over.
 const MAX_DEPTH: usize = 8;
@@ -21,10 +18,13 @@ pub(super) struct Listing {
     pub(super) files: Vec<OtherFile>,
     /// Folders at the top.
     pub(super) folders: Vec<String>,
+    /// Hidden files and folders, and what is no file to be read: left behind, or complained about.
+    pub(super) odd: Vec<OtherFile>,
 }
 
 impl Listing {
-    fn has(&self, path: &str) -> bool {
+    /// Whether there is a file of this path. The files must be ordered.
+    pub(super) fn has(&self, path: &str) -> bool {
         self.files.binary_search_by(|file| file.path.as_str().cmp(path)).is_ok()
     }
 }
@@ -47,12 +47,17 @@ pub(super) fn list(
             Ok(entry) => entry,
             Err(e) => return findings.push(io(&folder, &e)),
         };
-        let name = entry.file_name().to_string_lossy().into_owned();
-        if name.starts_with('.') {
-            continue;
-        }
-        let path = if below.is_empty() { name } else { format!("{below}/{name}") };
         let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
+        let name = entry.file_name();
+        let is_hidden = name.as_encoded_bytes().starts_with(b".");
+        let within = |name: &str| if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
+        let Some(name) = name.to_str().filter(|_| !is_hidden) else {
+            let end = if is_folder { "/" } else { "" };
+            let path = within(&format!("{}{end}", escaped(&name)));
+            listing.odd.push(OtherFile { path, len: 0, fate: if is_hidden { hidden() } else { not_utf8() } });
+            continue;
+        };
+        let path = within(name);
         if is_folder {
             if depth < MAX_DEPTH {
                 list(root, &path, depth + 1, listing, findings);
@@ -63,133 +68,65 @@ pub(super) fn list(
             continue;
         }
         match fs::metadata(entry.path()) {
-            Ok(metadata) if metadata.is_file() => listing.files.push(OtherFile { path, len: metadata.len() }),
+            Ok(metadata) if metadata.is_file() => {
+                listing.files.push(OtherFile { path, len: metadata.len(), fate: Fate::Carried });
+            }
             Ok(_) => {}
             Err(_) if path.ends_with(".safetensors") => findings.push(
                 Finding::error(code::NOT_FOUND, format!("`{path}` is a link to a file that does not exist"))
                     .help("The download is not complete; run `hf download` again."),
             ),
-            Err(_) => {}
+            Err(e) => listing.odd.push(OtherFile { path, len: 0, fate: unreadable(&e) }),
         }
     }
 }
 
-/// The index of the folder: `model.safetensors.index.json`, or the only one there is.
-pub(super) fn read_index(root: &Path, listing: &Listing, findings: &mut Vec<Finding>) -> Option<Index> {
-    const USUAL: &str = "model.safetensors.index.json";
-    let all: Vec<&str> = listing
-        .files
-        .iter()
-        .map(|file| file.path.as_str())
-        .filter(|path| path.ends_with(".safetensors.index.json") && !path.contains('/'))
-        .collect();
-    let file = match all[..] {
-        [only] => only,
-        _ if all.contains(&USUAL) => USUAL,
-        _ => return None,
+fn hidden() -> Fate {
+    Fate::Left("hidden".to_owned())
+}
+
+fn not_utf8() -> Fate {
+    Fate::Broken {
+        what: "has a name that is not UTF-8".to_owned(),
+        help: "Rename it, or move it away; with `copy: false` nothing is carried over.".to_owned(),
+    }
+}
+
+fn unreadable(error: &std::io::Error) -> Fate {
+    let (what, help) = if error.kind() == std::io::ErrorKind::NotFound {
+        let help = "The download is not complete; run `hf download` again. What is not needed can be removed.";
+        ("is a link to a file that does not exist".to_owned(), help)
+    } else {
+        (format!("cannot be looked at: {error}"), "Move it away, or change its permissions.")
     };
-    let text = match fs::read(root.join(file)) {
-        Ok(text) => text,
-        Err(e) => {
-            findings.push(io(&root.join(file), &e));
-            return None;
-        }
-    };
-    match Index::parse(&text, file) {
-        Ok(index) => Some(index),
-        Err(found) => {
-            findings.extend(found);
-            None
-        }
-    }
+    Fate::Broken { what, help: help.to_owned() }
 }
 
-/// The weight files to read.
-pub(super) fn choose(
-    listing: &Listing,
-    index: Option<&Index>,
-    include: &[&str],
-    exclude: &[&str],
-    findings: &mut Vec<Finding>,
-) -> Vec<OtherFile> {
-    let (Some(included), Some(excluded)) = (globs(include, findings), globs(exclude, findings)) else {
-        return Vec::new();
-    };
-    let weights: Vec<&OtherFile> =
-        listing.files.iter().filter(|file| file.path.ends_with(".safetensors")).collect();
-    let names: Vec<&str> = weights.iter().map(|file| file.path.as_str()).collect();
-    for glob in unmatched(include, &included, &names) {
-        let message = format!("`{glob}` of `include` matches no weight file");
-        findings.push(
-            Finding::error(code::FILTER, message).help(format!("The weight files are {}.", shown(&names))),
-        );
-    }
-    for glob in unmatched(exclude, &excluded, &names) {
-        let message = format!("`{glob}` of `exclude` matches no weight file");
-        findings.push(
-            Finding::warning(code::FILTER, message).help(format!("The weight files are {}.", shown(&names))),
-        );
-    }
-    let passes = |file: &str| (include.is_empty() || included.is_match(file)) && !excluded.is_match(file);
-    let named: Vec<&str> = index.map_or(Vec::new(), Index::files);
-    let is_named = |file: &str| named.binary_search(&file).is_ok();
-    // A weight file in a folder below the model's is read where it is asked for.
-    let is_wanted =
-        |file: &str| passes(file) && (!include.is_empty() || !file.contains('/') || is_named(file));
-    let chosen: Vec<OtherFile> = weights.into_iter().filter(|file| is_wanted(&file.path)).cloned().collect();
-    if let Some(index) = index {
-        let missing: Vec<&str> =
-            named.iter().copied().filter(|file| passes(file) && !listing.has(file)).collect();
-        if !missing.is_empty() {
-            let message = format!("{} named by `{}` and not there", be(&missing), index.file);
-            findings.push(
-                Finding::error(code::INDEX, message)
-                    .help("The download is not complete; run `hf download` again."),
-            );
-        }
-        let stray: Vec<&str> =
-            chosen.iter().map(|file| file.path.as_str()).filter(|file| !is_named(file)).collect();
-        if let Some(first) = stray.first() {
-            let message = format!("{} not named by `{}`", be(&stray), index.file);
-            findings.push(Finding::error(code::INDEX, message).help(format!(
-                "If it does not belong to the model, add `exclude: [\"{first}\"]` to `load`."
-            )));
-        }
-    }
-    if let [only] = &chosen[..]
-        && only.path == "adapter_model.safetensors"
-    {
-        findings.push(
-            Finding::error(code::NOT_A_MODEL, "the folder holds a LoRA adapter, not a model")
-                .help("Merge it into its base model first (PEFT's `merge_and_unload`)."),
-        );
-        return Vec::new();
-    }
-    chosen
+/// A file name as text, bytes that are no text escaped.
+fn escaped(name: &std::ffi::OsStr) -> String {
+    let chunks = name.as_encoded_bytes().utf8_chunks();
+    chunks.fold(String::new(), |mut out, chunk| {
+        out.push_str(chunk.valid());
+        out.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")));
+        out
+    })
 }
 
-/// Those of the globs that match no name.
-fn unmatched<'a>(patterns: &[&'a str], set: &GlobSet, names: &[&str]) -> Vec<&'a str> {
-    let mut hit = vec![false; patterns.len()];
-    names.iter().flat_map(|name| set.matches(name)).for_each(|i| hit[i] = true);
-    patterns.iter().zip(hit).filter(|(_, hit)| !hit).map(|(pattern, _)| *pattern).collect()
-}
+/// How the text begins that stands for a file in a Git repository whose contents git-lfs has not fetched.
+const POINTER: &[u8] = b"version https://git-lfs";
 
-fn globs(patterns: &[&str], findings: &mut Vec<Finding>) -> Option<GlobSet> {
-    let mut set = GlobSetBuilder::new();
-    for pattern in patterns {
-        match GlobBuilder::new(pattern).literal_separator(true).build() {
-            Ok(glob) => _ = set.add(glob),
-            Err(e) => {
-                findings.push(Finding::error(code::FILTER, format!("`{pattern}` is no glob: {}", e.kind())))
-            }
-        }
+/// The longest pointer.
+const MAX_POINTER: u64 = 1024;
+
+/// Whether a file is a pointer of Git LFS. One that cannot be read is none; reading it tells.
+pub(super) fn is_pointer(root: &Path, file: &OtherFile) -> bool {
+    use std::io::Read;
+    if file.len < POINTER.len() as u64 || file.len > MAX_POINTER {
+        return false;
     }
-    let set = set.build();
-    if let Err(e) = &set {
-        findings.push(Finding::error(code::FILTER, e.to_string()));
-    }
-    set.ok().filter(|set| set.len() == patterns.len())
+    let mut start = [0; POINTER.len()];
+    let read = fs::File::open(root.join(&file.path)).and_then(|mut file| file.read_exact(&mut start));
+    read.is_ok() && start == POINTER
 }
 
 pub(super) fn file_name(path: &Path) -> String {

@@ -57,18 +57,6 @@ impl Layout {
         Self { about: text("about"), model: text("model"), files, recipes }
     }
 
-    /// The same without the files whose path is accepted, for what is one file less.
-    pub fn without(mut self, is_it: impl Fn(&str) -> bool) -> Self {
-        self.files.retain(|path, _| !is_it(path));
-        self
-    }
-
-    /// The same with one more file.
-    pub fn with(mut self, path: &str, file: Value) -> Self {
-        self.files.insert(path.to_owned(), file);
-        self
-    }
-
     /// Writes the folder into a temporary one, which is removed when the value is dropped.
     pub fn write(&self) -> Written {
         let folder = tempfile::tempdir().expect("a temporary folder");

@@ -1,0 +1,375 @@
+//! Which files of a folder are the model: those that `include` names, or those of the index, or the ones that tools look for, or
+//! the only ones there are. Never all that happen to be there: two copies read as one model would be neither.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::Path;
+
+use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
+
+use super::OtherFile;
+use super::complaints::{be, io, pointer, shown};
+use super::files::{Listing, is_pointer};
+use super::names::{self, USUAL};
+use crate::finding::Finding;
+use crate::model::code;
+use crate::model::config::Config;
+use crate::model::header;
+use crate::model::index::Index;
+
+/// The weight files to read.
+#[derive(Default)]
+pub(super) struct Choice {
+    /// The files, ordered by name.
+    pub(super) files: Vec<OtherFile>,
+    /// The index that they were chosen by, or that speaks of all of them.
+    pub(super) index: Option<Index>,
+}
+
+const INDEX_END: &str = ".safetensors.index.json";
+
+/// The name of a weight file without its extension; none for a file in a folder below, or of another kind.
+pub(super) fn stem(path: &str) -> Option<&str> {
+    path.strip_suffix(".safetensors").filter(|stem| !stem.contains('/'))
+}
+
+/// Chooses the weight files of a folder.
+pub(super) fn choose(
+    root: &Path,
+    listing: &Listing,
+    config: &Config,
+    include: &[&str],
+    exclude: &[&str],
+    findings: &mut Vec<Finding>,
+) -> Choice {
+    let (Some(included), Some(excluded)) = (globs(include, findings), globs(exclude, findings)) else {
+        return Choice::default();
+    };
+    let weights: Vec<&OtherFile> =
+        listing.files.iter().filter(|file| file.path.ends_with(".safetensors")).collect();
+    complain_of_unmatched(&weights, [(include, &included), (exclude, &excluded)], findings);
+    if include.is_empty() {
+        let candidates: Vec<&OtherFile> =
+            weights.iter().copied().filter(|file| !excluded.is_match(&file.path)).collect();
+        return match chosen_index(root, listing, &candidates, findings) {
+            Indexed::By(index) => by_index(listing, config, index, &excluded, findings),
+            Indexed::Unclear => Choice::default(),
+            Indexed::No => Choice { files: by_name(root, &candidates, findings), index: None },
+        };
+    }
+    let is_wanted = |file: &&&OtherFile| included.is_match(&file.path) && !excluded.is_match(&file.path);
+    let files: Vec<OtherFile> = weights.iter().filter(is_wanted).map(|file| (*file).clone()).collect();
+    // An index that speaks of other files says nothing of these, be it right or wrong.
+    let speaks_of_all = |index: &Index| {
+        let named = index.files();
+        files.iter().all(|file| named.binary_search(&file.path.as_str()).is_ok())
+    };
+    let readable = indices(listing).into_iter().filter_map(|file| read_index(root, file).ok());
+    Choice { index: readable.filter(speaks_of_all).min_by_key(|index| rank(&index.file)), files }
+}
+
+/// The indices of safetensors at the top of a folder.
+fn indices(listing: &Listing) -> Vec<&OtherFile> {
+    let is_index = |file: &&OtherFile| file.path.ends_with(INDEX_END) && !file.path.contains('/');
+    listing.files.iter().filter(is_index).collect()
+}
+
+fn index_stem(path: &str) -> &str {
+    path.strip_suffix(INDEX_END).unwrap_or(path)
+}
+
+/// The usual names first, then others, then those of second copies.
+fn rank(index: &str) -> usize {
+    let stem = index_stem(index);
+    match USUAL.iter().position(|usual| *usual == stem) {
+        Some(position) => position,
+        None if names::is_consolidated(stem) || names::is_variant(stem) => USUAL.len() + 1,
+        None => USUAL.len(),
+    }
+}
+
+fn read_index(root: &Path, file: &OtherFile) -> Result<Index, Vec<Finding>> {
+    if is_pointer(root, file) {
+        return Err(vec![pointer(&file.path)]);
+    }
+    let path = root.join(&file.path);
+    let text = fs::read(&path).map_err(|e| vec![io(&path, &e)])?;
+    let index = Index::parse(&text, &file.path)?;
+    if index.weight_map.is_empty() {
+        return Err(vec![
+            Finding::error(code::INDEX, format!("`{}` names no tensor", file.path))
+                .help("Get it again, or delete it: then the names of the files say which of them are the model."),
+        ]);
+    }
+    Ok(index)
+}
+
+enum Indexed {
+    /// This one says which files are the model.
+    By(Index),
+    /// There is none.
+    No,
+    /// There are several, or it cannot be read.
+    Unclear,
+}
+
+/// The index that counts.
+fn chosen_index(
+    root: &Path,
+    listing: &Listing,
+    candidates: &[&OtherFile],
+    findings: &mut Vec<Finding>,
+) -> Indexed {
+    let mut all = indices(listing);
+    if let Some(best) = all.iter().map(|file| rank(&file.path).min(USUAL.len())).min() {
+        let is_usual = |rank: usize| rank < USUAL.len();
+        all.retain(|file| is_usual(rank(&file.path)) == is_usual(best));
+    }
+    if all.len() > 1 && all.iter().any(|file| rank(&file.path) == USUAL.len()) {
+        all.retain(|file| rank(&file.path) <= USUAL.len());
+    }
+    let is_usual = all.iter().any(|file| rank(&file.path) < USUAL.len());
+    let has_usual_files = candidates.iter().any(|file| is_usual_file(&file.path));
+    match all[..] {
+        [] => Indexed::No,
+        [only] => match read_index(root, only) {
+            // One of another name counts beside files of the usual names only if it speaks of them.
+            Ok(index) if !is_usual && has_usual_files && !index.files().iter().any(|f| is_usual_file(f)) => {
+                Indexed::No
+            }
+            Ok(index) => Indexed::By(index),
+            Err(_) if !is_usual && has_usual_files => Indexed::No,
+            Err(found) => {
+                findings.extend(found);
+                Indexed::Unclear
+            }
+        },
+        _ if !is_usual && has_usual_files => Indexed::No,
+        _ => {
+            let names: Vec<&str> = all.iter().map(|file| file.path.as_str()).collect();
+            let files = read_index(root, all[0]).ok().map_or_else(String::new, |index| {
+                let files: Vec<String> = index.files().iter().map(|file| format!("\"{file}\"")).collect();
+                format!(", such as `include: [{}]`", files.join(", "))
+            });
+            findings.push(
+                Finding::error(code::UNCLEAR, format!("the folder holds several indices: {}", shown(&names))).help(
+                    format!("Say with `include` of `load` which weight files are the model{files}, or move the others away."),
+                ),
+            );
+            Indexed::Unclear
+        }
+    }
+}
+
+/// Whether a file has a name that tools look for.
+fn is_usual_file(path: &str) -> bool {
+    stem(path).is_some_and(|stem| {
+        USUAL.contains(&stem) || names::part(stem).is_some_and(|part| USUAL.contains(&part.stem.as_str()))
+    })
+}
+
+/// The files that the index names.
+fn by_index(
+    listing: &Listing,
+    config: &Config,
+    index: Index,
+    excluded: &GlobSet,
+    findings: &mut Vec<Finding>,
+) -> Choice {
+    let named: Vec<&str> = index.files().into_iter().filter(|file| !excluded.is_match(file)).collect();
+    let files: Vec<OtherFile> = listing
+        .files
+        .iter()
+        .filter(|file| named.binary_search(&file.path.as_str()).is_ok())
+        .cloned()
+        .collect();
+    // A file of nothing but a head that is the embedding need not be there.
+    let is_needed = |file: &&str| {
+        let mut tensors = index.weight_map.iter().filter(|(_, named)| named == file);
+        tensors.any(|(tensor, _)| !super::checks::may_be_tied(tensor, config))
+    };
+    let missing: Vec<&str> = named.iter().copied().filter(|file| !listing.has(file)).filter(is_needed).collect();
+    if !missing.is_empty() {
+        let mut help = "The download is not complete; run `hf download` again.".to_owned();
+        let others: Vec<&str> = listing
+            .files
+            .iter()
+            .map(|file| file.path.as_str())
+            .filter(|path| stem(path).is_some() && named.binary_search(path).is_err())
+            .collect();
+        if files.is_empty() && let Some(first) = others.first() {
+            help = format!(
+                "{help} If {} the model, say so: `include: [\"{first}\"]` in `load`; or delete the index.",
+                be(&others)
+            );
+        }
+        let message = format!("{} named by `{}` and not there", be(&missing), index.file);
+        findings.push(Finding::error(code::INDEX, message).help(help));
+    }
+    Choice { files, index: Some(index) }
+}
+
+/// A weight file, or the files of a set.
+struct Unit<'a> {
+    stem: String,
+    /// How many files the set has; none for a file of its own.
+    total: Option<u64>,
+    files: Vec<(u64, &'a OtherFile)>,
+}
+
+impl Unit<'_> {
+    fn is_usual(&self) -> bool {
+        USUAL.contains(&self.stem.as_str())
+    }
+
+    /// The numbers of the files that are missing. Most sets count from 1, some from 0.
+    fn missing(&self) -> Vec<u64> {
+        let Some(total) = self.total else { return Vec::new() };
+        let has = |number: u64| self.files.iter().any(|(known, _)| *known == number);
+        let first = u64::from(!has(0));
+        // More than are shown need not be found.
+        (first..first.saturating_add(total)).filter(|number| !has(*number)).take(1000).collect()
+    }
+
+    fn glob(&self) -> String {
+        match &self.files[..] {
+            [(_, only)] => only.path.clone(),
+            files => {
+                let first = &files[0].1.path;
+                let (name, _) = first.split_once("-of-").unwrap_or((first, ""));
+                let name = name.trim_end_matches(|c: char| c.is_ascii_digit());
+                let end = first.rfind("-of-").map_or("", |at| &first[at..]);
+                format!("{name}*{end}")
+            }
+        }
+    }
+}
+
+fn units<'a>(candidates: &[&'a OtherFile]) -> Vec<Unit<'a>> {
+    let mut units: BTreeMap<(String, Option<u64>), Vec<(u64, &'a OtherFile)>> = BTreeMap::new();
+    for &file in candidates {
+        let Some(stem) = stem(&file.path) else { continue };
+        let (key, number) = match names::part(stem) {
+            Some(part) => ((part.stem, Some(part.total)), part.number),
+            None => ((stem.to_owned(), None), 0),
+        };
+        units.entry(key).or_default().push((number, file));
+    }
+    units.into_iter().map(|((stem, total), files)| Unit { stem, total, files }).collect()
+}
+
+/// The files that are the model by their names, where no index says it.
+fn by_name(root: &Path, candidates: &[&OtherFile], findings: &mut Vec<Finding>) -> Vec<OtherFile> {
+    let mut units = units(candidates);
+    if units.len() > 1 {
+        units.retain(|unit| {
+            !names::is_training(&unit.stem) && !unit.files.iter().all(|(_, file)| is_adapter(root, file))
+        });
+    }
+    // The usual names first, then any other, then those of second copies.
+    let is_second = |unit: &Unit<'_>| names::is_consolidated(&unit.stem) || names::is_variant(&unit.stem);
+    if units.iter().any(Unit::is_usual) {
+        units.retain(Unit::is_usual);
+    } else if units.iter().any(|unit| !is_second(unit)) {
+        units.retain(|unit| !is_second(unit));
+    }
+    // Of one name a whole file comes before a set, and a complete set before what is left of another.
+    for usual in USUAL {
+        let of_name = |unit: &Unit<'_>| unit.stem == usual;
+        if units.iter().any(|unit| of_name(unit) && unit.total.is_none()) {
+            units.retain(|unit| !of_name(unit) || unit.total.is_none());
+        }
+    }
+    if units.len() > 1 && units.iter().any(|unit| unit.missing().is_empty()) {
+        units.retain(|unit| unit.missing().is_empty());
+    }
+    match &units[..] {
+        [] => Vec::new(),
+        [only] => {
+            let missing = only.missing();
+            if !missing.is_empty() {
+                findings.push(incomplete(only, &missing));
+                return Vec::new();
+            }
+            let mut files: Vec<OtherFile> = only.files.iter().map(|(_, file)| (*file).clone()).collect();
+            files.sort_by(|a, b| a.path.cmp(&b.path));
+            files
+        }
+        several => {
+            let globs: Vec<String> = several.iter().map(Unit::glob).collect();
+            let shown_globs: Vec<&str> = globs.iter().map(String::as_str).collect();
+            findings.push(
+                Finding::error(
+                    code::UNCLEAR,
+                    format!("the folder holds several weight files, and no index says which of them are the model: {}", shown(&shown_globs)),
+                )
+                .help(format!(
+                    "Say it with `include` of `load`: `include: [\"{}\"]` reads one, `include: [\"*.safetensors\"]` reads all of them \
+                     as parts of one model.",
+                    globs[0]
+                )),
+            );
+            Vec::new()
+        }
+    }
+}
+
+fn incomplete(set: &Unit<'_>, missing: &[u64]) -> Finding {
+    let total = set.total.unwrap_or(0);
+    let example = &set.files[0].1.path;
+    // As many digits as the others have.
+    let (before, after) = example.split_once("-of-").unwrap_or((example, ""));
+    let name = before.trim_end_matches(|c: char| c.is_ascii_digit());
+    let width = before.len() - name.len();
+    let names: Vec<String> = missing.iter().map(|number| format!("{name}{number:0width$}-of-{after}")).collect();
+    let names: Vec<&str> = names.iter().map(String::as_str).collect();
+    let message = format!("{} missing: the folder holds {} of {total} files of `{}`", be(&names), set.files.len(), set.stem);
+    Finding::error(code::INDEX, message).help("The download is not complete; run `hf download` again.")
+}
+
+/// Whether a file holds nothing but an adapter, by the names of its tensors. A file that cannot be read is judged later.
+pub(super) fn is_adapter(root: &Path, file: &OtherFile) -> bool {
+    let header = fs::File::open(root.join(&file.path)).ok().and_then(|f| header::read(f, file.len, &file.path).ok());
+    header.is_some_and(|header| names::are_adapter(header.tensors.iter().map(|tensor| tensor.name.as_str())))
+}
+
+fn complain_of_unmatched(
+    weights: &[&OtherFile],
+    [include, exclude]: [(&[&str], &GlobSet); 2],
+    findings: &mut Vec<Finding>,
+) {
+    let names: Vec<&str> = weights.iter().map(|file| file.path.as_str()).collect();
+    let help = || format!("The weight files are {}.", shown(&names));
+    for glob in unmatched(include.0, include.1, &names) {
+        let message = format!("`{glob}` of `include` matches no weight file");
+        findings.push(Finding::error(code::FILTER, message).help(help()));
+    }
+    for glob in unmatched(exclude.0, exclude.1, &names) {
+        let message = format!("`{glob}` of `exclude` matches no weight file");
+        findings.push(Finding::warning(code::FILTER, message).help(help()));
+    }
+}
+
+/// Those of the globs that match no name.
+fn unmatched<'a>(patterns: &[&'a str], set: &GlobSet, names: &[&str]) -> Vec<&'a str> {
+    let mut hit = vec![false; patterns.len()];
+    names.iter().flat_map(|name| set.matches(name)).for_each(|i| hit[i] = true);
+    patterns.iter().zip(hit).filter(|(_, hit)| !hit).map(|(pattern, _)| *pattern).collect()
+}
+
+fn globs(patterns: &[&str], findings: &mut Vec<Finding>) -> Option<GlobSet> {
+    let mut set = GlobSetBuilder::new();
+    for pattern in patterns {
+        match GlobBuilder::new(pattern).literal_separator(true).build() {
+            Ok(glob) => _ = set.add(glob),
+            Err(e) => {
+                findings.push(Finding::error(code::FILTER, format!("`{pattern}` is no glob: {}", e.kind())))
+            }
+        }
+    }
+    let set = set.build();
+    if let Err(e) = &set {
+        findings.push(Finding::error(code::FILTER, e.to_string()));
+    }
+    set.ok().filter(|set| set.len() == patterns.len())
+}
