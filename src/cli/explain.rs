@@ -84,8 +84,7 @@ fn json(draft: &Draft, explanation: &Explanation) -> serde_json::Value {
     let tensor = &draft.model.tensors[explanation.tensor];
     let class = &draft.classes[explanation.tensor];
     let decision = &explanation.decision;
-    let rule =
-        |rule: &Rule| serde_json::json!({"text": rule.text, "line": line(draft, rule), "reason": rule.reason});
+    let rule = |rule: &Rule| serde_json::json!({"text": rule.text, "line": line(draft, rule), "reason": rule.reason});
     serde_json::json!({
         "tensor": tensor.name,
         "dtype": tensor.stored.name(),

@@ -166,7 +166,9 @@ impl Config {
     #[must_use]
     pub fn quantization_config(&self) -> Option<&Value> {
         let of_text = DECLARATIONS.iter().find_map(|key| self.get(key));
-        of_text.or_else(|| self.declarations().into_iter().map(|(_, value)| value).find(|value| !value.is_null()))
+        of_text.or_else(|| {
+            self.declarations().into_iter().map(|(_, value)| value).find(|value| !value.is_null())
+        })
     }
 
     /// Every place of the config that says how weights are quantized, such as `text_config.quantization_config`.

@@ -188,7 +188,9 @@ fn read(
         }
         list(&root, "", 0, &mut listing, &mut findings);
         listing.files.sort_by(|a, b| a.path.cmp(&b.path));
-        if include.is_empty() && let Some(finding) = elsewhere::pipeline(&root, &listing) {
+        if include.is_empty()
+            && let Some(finding) = elsewhere::pipeline(&root, &listing)
+        {
             return Err(bad(vec![finding]));
         }
     }

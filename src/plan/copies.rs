@@ -73,7 +73,8 @@ pub(super) fn stale_declarations(model: &ModelFolder) -> Option<String> {
         .map(|(place, _)| format!("`{}`", place.escape_debug()))
         .collect();
     let are = if places.len() == 1 { "is" } else { "are" };
-    (!places.is_empty()).then(|| format!("{} of the source's config.json {are} not carried over", places.join(", ")))
+    (!places.is_empty())
+        .then(|| format!("{} of the source's config.json {are} not carried over", places.join(", ")))
 }
 
 /// Files that are carried over though they hold weights, which nobody may expect: those that no export makes into codes.

@@ -16,7 +16,8 @@ pub struct Load {
     /// `hf://org/name[@revision]`: that snapshot in the local Hub cache; nothing is downloaded.
     #[schemars(length(min = 1))]
     pub model: String,
-    /// Globs over the names of the weight files to read. Default: every `.safetensors` file of the directory.
+    /// Globs over the names of the weight files to read, whatever an index says. Default: the files that the index names; without one
+    /// `model.safetensors`, a complete set `model-00001-of-0000N.safetensors`, or the only `.safetensors` file.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub include: Vec<FileGlob>,
     /// Globs over the names of weight files to leave out.

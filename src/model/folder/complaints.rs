@@ -85,8 +85,10 @@ pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
         return finding;
     }
     if let Some(file) = found(&[".safetensors"]) {
-        return error(format!("`{folder}` has no weight file of a model"))
-            .help(format!("There is `{}`; `include` of `load` reads a file whatever it is called.", file.path));
+        return error(format!("`{folder}` has no weight file of a model")).help(format!(
+            "There is `{}`; `include` of `load` reads a file whatever it is called.",
+            file.path
+        ));
     }
     if let Some(file) = found(&[".bin", ".pt", ".pth", ".ckpt"]) {
         return error(format!("`{folder}` has its weights in `{}` and none in safetensors", file.path))
@@ -104,7 +106,11 @@ pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
 
 /// A model without a config. What it means for an export is said by the plan.
 pub(super) fn no_config(is_single_file: bool) -> Finding {
-    let place = if is_single_file { "there is no `config.json` beside the file" } else { "the model has no `config.json`" };
+    let place = if is_single_file {
+        "there is no `config.json` beside the file"
+    } else {
+        "the model has no `config.json`"
+    };
     Finding::warning(
         code::CONFIG,
         format!("{place}, so layer types are inferred from names and shapes alone"),

@@ -22,6 +22,9 @@ pub(super) fn hub_cache(root: &Path) -> Option<Finding> {
         folder.join("snapshots").is_dir() && (folder.join("refs").is_dir() || folder.join("blobs").is_dir())
             || file_name(folder).starts_with("models--") && folder.join("snapshots").is_dir()
     };
+    if real.join("config.json").is_file() {
+        return None;
+    }
     if is_entry(&real) {
         return Some(entry(root, &real));
     }
@@ -32,13 +35,14 @@ pub(super) fn hub_cache(root: &Path) -> Option<Finding> {
     }
     let mut models: Vec<PathBuf> = folders(&real).into_iter().filter(|folder| is_entry(folder)).collect();
     models.sort();
-    if models.is_empty() || fs::metadata(real.join("config.json")).is_ok() {
+    if models.is_empty() {
         return None;
     }
     let ways: Vec<String> = models.iter().take(MAX_FOLDERS).map(|model| way(model)).collect();
     let more = models.len().saturating_sub(MAX_FOLDERS);
     let more = if more > 0 { format!(", or one of {more} more") } else { String::new() };
-    let finding = Finding::error(code::NOT_A_MODEL, format!("`{}` is the Hub's cache, not a model", root.display()));
+    let finding =
+        Finding::error(code::NOT_A_MODEL, format!("`{}` is the Hub's cache, not a model", root.display()));
     Some(finding.help(format!("Give {}{more}.", ways.join(", or "))))
 }
 
@@ -92,7 +96,10 @@ pub(super) fn pipeline(root: &Path, listing: &Listing) -> Option<Finding> {
     Some(if parts.is_empty() {
         finding.help("Give the folder of one of them; none in safetensors has weights to quantize.")
     } else {
-        finding.help(format!("Give the folder of one of them; those with weights to quantize: {}.", parts.join(", ")))
+        finding.help(format!(
+            "Give the folder of one of them; those with weights to quantize: {}.",
+            parts.join(", ")
+        ))
     })
 }
 
@@ -103,7 +110,9 @@ fn quantizable(root: &Path, listing: &Listing) -> Vec<(String, u64)> {
         let (mut matrices, mut all) = (0_u64, 0_u64);
         for file in files {
             let opened = fs::File::open(root.join(&file.path)).ok();
-            let Some(header) = opened.and_then(|f| header::read(f, file.len, &file.path).ok()) else { continue };
+            let Some(header) = opened.and_then(|f| header::read(f, file.len, &file.path).ok()) else {
+                continue;
+            };
             for tensor in header.tensors {
                 all += tensor.bytes;
                 // The codes of a table of tokens are none of these, but a model of nothing else is rare.
@@ -140,7 +149,8 @@ pub(super) fn below(root: &Path, listing: &Listing) -> Option<Finding> {
     let found = weight_folders(listing);
     // A model is most likely where its config is.
     let has_config = |folder: &str| listing.has(&format!("{folder}/config.json"));
-    let mut named: Vec<&str> = found.iter().map(|(folder, _)| *folder).filter(|folder| has_config(folder)).collect();
+    let mut named: Vec<&str> =
+        found.iter().map(|(folder, _)| *folder).filter(|folder| has_config(folder)).collect();
     if named.is_empty() {
         named = found.iter().map(|(folder, _)| *folder).collect();
     }

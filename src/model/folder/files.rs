@@ -61,6 +61,9 @@ pub(super) fn list(
         if is_folder {
             if depth < MAX_DEPTH {
                 list(root, &path, depth + 1, listing, findings);
+            } else {
+                let fate = Fate::Left(format!("more than {MAX_DEPTH} folders deep"));
+                listing.odd.push(OtherFile { path: format!("{path}/"), len: 0, fate });
             }
             if depth == 0 {
                 listing.folders.push(path);
@@ -71,7 +74,12 @@ pub(super) fn list(
             Ok(metadata) if metadata.is_file() => {
                 listing.files.push(OtherFile { path, len: metadata.len(), fate: Fate::Carried });
             }
-            Ok(_) => {}
+            // A folder by a link is not followed: it may lead anywhere.
+            Ok(metadata) => {
+                let what =
+                    if metadata.is_dir() { "a link to a folder" } else { "neither a file nor a folder" };
+                listing.odd.push(OtherFile { path, len: 0, fate: Fate::Left(what.to_owned()) });
+            }
             Err(_) if path.ends_with(".safetensors") => findings.push(
                 Finding::error(code::NOT_FOUND, format!("`{path}` is a link to a file that does not exist"))
                     .help("The download is not complete; run `hf download` again."),
@@ -94,7 +102,8 @@ fn not_utf8() -> Fate {
 
 fn unreadable(error: &std::io::Error) -> Fate {
     let (what, help) = if error.kind() == std::io::ErrorKind::NotFound {
-        let help = "The download is not complete; run `hf download` again. What is not needed can be removed.";
+        let help =
+            "The download is not complete; run `hf download` again. What is not needed can be removed.";
         ("is a link to a file that does not exist".to_owned(), help)
     } else {
         (format!("cannot be looked at: {error}"), "Move it away, or change its permissions.")

@@ -6,6 +6,26 @@ pub(super) const USUAL: [&str; 2] = ["model", "diffusion_pytorch_model"];
 /// Words that a second copy in another precision, or of averaged weights, has behind the name of the first.
 const VARIANTS: &[&str] = &["fp32", "fp16", "bf16", "fp8", "int8", "int4", "ema", "nonema", "pruned"];
 
+/// Words that exporters put behind the name of a file beside those and numbers.
+const EXPORTED: &[&str] = &[
+    "of",
+    "onnx",
+    "quantized",
+    "optimized",
+    "merged",
+    "with",
+    "past",
+    "q4",
+    "q4f16",
+    "q8",
+    "uint8",
+    "bnb4",
+    "O1",
+    "O2",
+    "O3",
+    "O4",
+];
+
 /// Words in the names of files that only a training that goes on needs.
 const TRAINING: &[&str] = &["optimizer", "optim", "scheduler", "scaler", "rng"];
 
@@ -45,6 +65,14 @@ pub(super) fn is_variant(stem: &str) -> bool {
     words(stem).skip(1).any(|word| VARIANTS.contains(&word)) || stem.contains("non_ema")
 }
 
+/// Whether what follows the name of a whole model says only which part of it, or which kind.
+pub(super) fn is_only_of_a_kind(rest: &str) -> bool {
+    let is_kind = |word: &str| {
+        VARIANTS.contains(&word) || EXPORTED.contains(&word) || word.bytes().all(|byte| byte.is_ascii_digit())
+    };
+    (rest.is_empty() || rest.starts_with(['.', '-', '_'])) && words(rest).all(is_kind)
+}
+
 /// Whether a stem is the one of a training's state.
 pub(super) fn is_training(stem: &str) -> bool {
     words(stem).any(|word| TRAINING.contains(&word)) || stem.starts_with("random_states")
@@ -70,7 +98,10 @@ pub(super) fn is_adapter(tensor: &str) -> bool {
 /// added to, or both would be there.
 pub(super) fn are_adapter<'a>(names: impl Iterator<Item = &'a str> + Clone) -> bool {
     let is_beside = |name: &str| {
-        is_adapter(name) || name.starts_with("base_model.model.") || name.ends_with("alpha") || name.contains("dora_scale")
+        is_adapter(name)
+            || name.starts_with("base_model.model.")
+            || name.ends_with("alpha")
+            || name.contains("dora_scale")
     };
     let is_base = |name: &str| name.contains(".base_layer.");
     names.clone().any(is_adapter) && names.clone().all(|name| is_beside(name) && !is_base(name))
@@ -93,11 +124,21 @@ mod tests {
 
     #[test]
     fn kinds_of_weights_are_told_by_words() {
-        assert!(is_variant("model.fp16") && is_variant("unet_ema") && is_variant("diffusion_pytorch_model.non_ema"));
+        assert!(
+            is_variant("model.fp16")
+                && is_variant("unet_ema")
+                && is_variant("diffusion_pytorch_model.non_ema")
+        );
         assert!(!is_variant("model") && !is_variant("ema_net") && !is_variant("gemma-2b"));
-        assert!(is_consolidated("consolidated.00") && is_consolidated("consolidated") && !is_consolidated("model"));
+        assert!(
+            is_consolidated("consolidated.00")
+                && is_consolidated("consolidated")
+                && !is_consolidated("model")
+        );
         assert!(is_training("optimizer") && is_training("rng_state_0") && is_training("random_states_1"));
         assert!(!is_training("model") && !is_training("training_args"));
+        assert!(is_only_of_a_kind("") && is_only_of_a_kind("-00001-of-00002") && is_only_of_a_kind("_q4f16"));
+        assert!(!is_only_of_a_kind("_speakers") && !is_only_of_a_kind("s"));
         assert!(is_checkpoint("checkpoint-500") && is_checkpoint("global_step20"));
         assert!(!is_checkpoint("checkpoint") && !is_checkpoint("2_Dense") && !is_checkpoint("500"));
     }

@@ -19,18 +19,54 @@ use crate::model::tensor::TensorInfo;
 
 /// Extensions of weights in formats that are not read.
 const FOREIGN: &[&str] = &[
-    "bin", "pt", "pth", "ckpt", "onnx", "onnx_data", "h5", "msgpack", "ot", "tflite", "mlmodel", "pdparams", "npz", "data",
+    "bin",
+    "pt",
+    "pth",
+    "ckpt",
+    "onnx",
+    "onnx_data",
+    "h5",
+    "msgpack",
+    "ot",
+    "tflite",
+    "mlmodel",
+    "pdparams",
+    "npz",
+    "data",
 ];
 
-/// How the files begin that export tools make of a whole model, in each format.
+/// What the files are called that export tools make of a whole model, in each format.
 const WHOLE: &[&str] = &[
-    "model", "pytorch_model", "tf_model", "flax_model", "rust_model", "openvino_model", "diffusion_pytorch_model",
-    "diffusion_flax_model", "ggml-model", "decoder_model", "encoder_model", "consolidated",
+    "model",
+    "pytorch_model",
+    "tf_model",
+    "flax_model",
+    "rust_model",
+    "openvino_model",
+    "diffusion_pytorch_model",
+    "diffusion_flax_model",
+    "ggml-model",
+    "decoder_model",
+    "encoder_model",
+    "consolidated",
 ];
 
 /// Folders that are called as the format of the second copy in them, or as what is kept of the original.
-const FORMATS: &[&str] =
-    &["onnx", "openvino", "coreml", "tflite", "gguf", "ggml", "mlx", "metal", "original", "tf", "flax", "torchscript", "tensorrt"];
+const FORMATS: &[&str] = &[
+    "onnx",
+    "openvino",
+    "coreml",
+    "tflite",
+    "gguf",
+    "ggml",
+    "mlx",
+    "metal",
+    "original",
+    "tf",
+    "flax",
+    "torchscript",
+    "tensorrt",
+];
 
 /// Files that say how weights were quantized which are not those of the output.
 const STALE: &[&str] =
@@ -51,7 +87,11 @@ pub(super) struct Model<'a> {
 
 impl Model<'_> {
     fn parameters(&self) -> u64 {
-        self.tensors.iter().filter(|tensor| tensor.scale_of.is_none()).map(|tensor| product(&tensor.shape)).sum()
+        self.tensors
+            .iter()
+            .filter(|tensor| tensor.scale_of.is_none())
+            .map(|tensor| product(&tensor.shape))
+            .sum()
     }
 
     /// Whether tensors of a file are all the model's, by name and shape.
@@ -103,7 +143,8 @@ pub(super) fn judge(
     for file in files.iter_mut().filter(|file| file.fate == Fate::Carried && is_pointer(root, file)) {
         file.fate = Fate::Broken {
             what: "is a Git LFS pointer, not the file that it stands for".to_owned(),
-            help: "Run `git lfs pull` in the model's folder, or download the model with `hf download`.".to_owned(),
+            help: "Run `git lfs pull` in the model's folder, or download the model with `hf download`."
+                .to_owned(),
         };
     }
     files.extend(listing.odd);
@@ -111,8 +152,13 @@ pub(super) fn judge(
     if !unknown.is_empty() {
         let unknown: Vec<&str> = unknown.iter().map(String::as_str).collect();
         findings.push(
-            Finding::warning(code::LEFT_OUT, format!("{} not read, and not carried over", super::complaints::be(&unknown)))
-                .help("If a part of the model is in there, name all of its weight files with `include` of `load`."),
+            Finding::warning(
+                code::LEFT_OUT,
+                format!("{} not read, and not carried over", super::complaints::be(&unknown)),
+            )
+            .help(
+                "If a part of the model is in there, name all of its weight files with `include` of `load`.",
+            ),
         );
     }
     files
@@ -169,7 +215,8 @@ fn training(path: &str) -> Option<String> {
     if folders.split('/').any(names::is_checkpoint) {
         return Some("checkpoint of a training".to_owned());
     }
-    let is_state = matches!(extension, "bin" | "pt" | "pth" | "pkl" | "safetensors") && names::is_training(stem);
+    let is_state =
+        matches!(extension, "bin" | "pt" | "pth" | "pkl" | "safetensors") && names::is_training(stem);
     (is_state || name.ends_with("_optim_states.pt") || name.ends_with("_model_states.pt"))
         .then(|| "state of a training".to_owned())
 }
@@ -192,8 +239,8 @@ fn second_copy(file: &OtherFile, model: &Model<'_>, copies: &BTreeMap<String, bo
     if extension == "safetensors" {
         return copies.get(&file.path).copied().unwrap_or(false).then(again)?;
     }
-    let goes_on = |rest: &str| rest.is_empty() || rest.starts_with(['.', '-', '_']);
-    let is_whole = folder.is_empty() && WHOLE.iter().any(|whole| stem.strip_prefix(whole).is_some_and(goes_on));
+    let is_of_whole = |whole: &&str| stem.strip_prefix(*whole).is_some_and(names::is_only_of_a_kind);
+    let is_whole = folder.is_empty() && WHOLE.iter().any(is_of_whole);
     // In F32, in 16 bits, in 8 bits.
     let is_as_large = [4, 2, 1].iter().any(|bytes| is_about(file.len, model.parameters() * bytes));
     (is_whole || is_as_large).then(again)?
@@ -203,14 +250,17 @@ fn second_copy(file: &OtherFile, model: &Model<'_>, copies: &BTreeMap<String, bo
 fn copies_by_folder(root: &Path, files: &[OtherFile], model: &Model<'_>) -> BTreeMap<String, bool> {
     let mut folders: BTreeMap<&str, Vec<(&str, Vec<HeaderTensor>)>> = BTreeMap::new();
     for file in files.iter().filter(|file| file.path.ends_with(".safetensors")) {
-        let header = fs::File::open(root.join(&file.path)).ok().and_then(|f| header::read(f, file.len, &file.path).ok());
+        let header = fs::File::open(root.join(&file.path))
+            .ok()
+            .and_then(|f| header::read(f, file.len, &file.path).ok());
         let Some(header) = header else { continue };
         folders.entry(split(&file.path).0).or_default().push((&file.path, header.tensors));
     }
     let parameters = model.parameters();
     let mut out = BTreeMap::new();
     for files in folders.into_values() {
-        let count = |tensors: &[HeaderTensor]| tensors.iter().map(|tensor| product(&tensor.shape)).sum::<u64>();
+        let count =
+            |tensors: &[HeaderTensor]| tensors.iter().map(|tensor| product(&tensor.shape)).sum::<u64>();
         let all: u64 = files.iter().map(|(_, tensors)| count(tensors)).sum();
         for (path, tensors) in files {
             let is_copy =
@@ -235,7 +285,8 @@ fn leave_what_describes_them(root: &Path, files: &mut [OtherFile], has_adapter: 
         .collect();
     for file in files.iter_mut().filter(|file| file.fate == Fate::Carried) {
         let (folder, name) = split(&file.path);
-        let reason = if name.ends_with(".index.json") && (folder.is_empty() || !with_carried.contains(folder)) {
+        let reason = if name.ends_with(".index.json") && (folder.is_empty() || !with_carried.contains(folder))
+        {
             "index of weights that stay behind"
         } else if has_adapter && file.path == "adapter_config.json" {
             "describes the adapter, which would be loaded in place of the model"
@@ -257,7 +308,9 @@ fn declares_quantization(root: &Path, file: &OtherFile) -> bool {
     let text = || fs::read(root.join(&file.path)).ok().filter(|_| file.len <= MAX_TEXT);
     match extension {
         // A recipe of llm-compressor: stages of modifiers.
-        "yaml" | "yml" => stem == "recipe" && text().is_some_and(|text| String::from_utf8_lossy(&text).contains("odifier")),
+        "yaml" | "yml" => {
+            stem == "recipe" && text().is_some_and(|text| String::from_utf8_lossy(&text).contains("odifier"))
+        }
         // Not the tokenizer's, which are long, and have nothing of the kind.
         "json" if !stem.starts_with("tokenizer") => {
             let json = text().and_then(|text| serde_json::from_slice::<Value>(&text).ok());
@@ -279,7 +332,8 @@ fn as_folders(files: Vec<OtherFile>) -> Vec<OtherFile> {
     let mut folders: BTreeMap<String, (String, u64)> = BTreeMap::new();
     let tops: BTreeSet<&str> = files.iter().filter_map(|file| Some(file.path.split_once('/')?.0)).collect();
     for top in tops {
-        let inside = || files.iter().filter(|file| file.path.split_once('/').is_some_and(|(first, _)| first == top));
+        let inside =
+            || files.iter().filter(|file| file.path.split_once('/').is_some_and(|(first, _)| first == top));
         let reason = inside().find_map(|file| match &file.fate {
             Fate::Left(reason) => Some(reason.clone()),
             _ => None,
@@ -294,7 +348,8 @@ fn as_folders(files: Vec<OtherFile>) -> Vec<OtherFile> {
             folders.insert(top.to_owned(), (reason, inside().map(|file| file.len).sum()));
         }
     }
-    let in_folder = |file: &OtherFile| file.path.split_once('/').is_some_and(|(top, _)| folders.contains_key(top));
+    let in_folder =
+        |file: &OtherFile| file.path.split_once('/').is_some_and(|(top, _)| folders.contains_key(top));
     let mut out: Vec<OtherFile> = files.into_iter().filter(|file| !in_folder(file)).collect();
     out.extend(folders.into_iter().map(|(top, (reason, len))| OtherFile {
         path: format!("{top}/"),

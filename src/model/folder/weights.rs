@@ -96,10 +96,9 @@ fn read_index(root: &Path, file: &OtherFile) -> Result<Index, Vec<Finding>> {
     let text = fs::read(&path).map_err(|e| vec![io(&path, &e)])?;
     let index = Index::parse(&text, &file.path)?;
     if index.weight_map.is_empty() {
-        return Err(vec![
-            Finding::error(code::INDEX, format!("`{}` names no tensor", file.path))
-                .help("Get it again, or delete it: then the names of the files say which of them are the model."),
-        ]);
+        return Err(vec![Finding::error(code::INDEX, format!("`{}` names no tensor", file.path)).help(
+            "Get it again, or delete it: then the names of the files say which of them are the model.",
+        )]);
     }
     Ok(index)
 }
@@ -188,7 +187,8 @@ fn by_index(
         let mut tensors = index.weight_map.iter().filter(|(_, named)| named == file);
         tensors.any(|(tensor, _)| !super::checks::may_be_tied(tensor, config))
     };
-    let missing: Vec<&str> = named.iter().copied().filter(|file| !listing.has(file)).filter(is_needed).collect();
+    let missing: Vec<&str> =
+        named.iter().copied().filter(|file| !listing.has(file)).filter(is_needed).collect();
     if !missing.is_empty() {
         let mut help = "The download is not complete; run `hf download` again.".to_owned();
         let others: Vec<&str> = listing
@@ -197,7 +197,9 @@ fn by_index(
             .map(|file| file.path.as_str())
             .filter(|path| stem(path).is_some() && named.binary_search(path).is_err())
             .collect();
-        if files.is_empty() && let Some(first) = others.first() {
+        if files.is_empty()
+            && let Some(first) = others.first()
+        {
             help = format!(
                 "{help} If {} the model, say so: `include: [\"{first}\"]` in `load`; or delete the index.",
                 be(&others)
@@ -261,10 +263,10 @@ fn units<'a>(candidates: &[&'a OtherFile]) -> Vec<Unit<'a>> {
 /// The files that are the model by their names, where no index says it.
 fn by_name(root: &Path, candidates: &[&OtherFile], findings: &mut Vec<Finding>) -> Vec<OtherFile> {
     let mut units = units(candidates);
-    if units.len() > 1 {
-        units.retain(|unit| {
-            !names::is_training(&unit.stem) && !unit.files.iter().all(|(_, file)| is_adapter(root, file))
-        });
+    units.retain(|unit| !names::is_training(&unit.stem));
+    let are_adapters = |unit: &Unit<'_>| unit.files.iter().all(|(_, file)| is_adapter(root, file));
+    if units.len() > 1 && units.iter().any(|unit| !are_adapters(unit)) {
+        units.retain(|unit| !are_adapters(unit));
     }
     // The usual names first, then any other, then those of second copies.
     let is_second = |unit: &Unit<'_>| names::is_consolidated(&unit.stem) || names::is_variant(&unit.stem);
@@ -321,15 +323,22 @@ fn incomplete(set: &Unit<'_>, missing: &[u64]) -> Finding {
     let (before, after) = example.split_once("-of-").unwrap_or((example, ""));
     let name = before.trim_end_matches(|c: char| c.is_ascii_digit());
     let width = before.len() - name.len();
-    let names: Vec<String> = missing.iter().map(|number| format!("{name}{number:0width$}-of-{after}")).collect();
+    let names: Vec<String> =
+        missing.iter().map(|number| format!("{name}{number:0width$}-of-{after}")).collect();
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let message = format!("{} missing: the folder holds {} of {total} files of `{}`", be(&names), set.files.len(), set.stem);
+    let message = format!(
+        "{} missing: the folder holds {} of {total} files of `{}`",
+        be(&names),
+        set.files.len(),
+        set.stem
+    );
     Finding::error(code::INDEX, message).help("The download is not complete; run `hf download` again.")
 }
 
 /// Whether a file holds nothing but an adapter, by the names of its tensors. A file that cannot be read is judged later.
 pub(super) fn is_adapter(root: &Path, file: &OtherFile) -> bool {
-    let header = fs::File::open(root.join(&file.path)).ok().and_then(|f| header::read(f, file.len, &file.path).ok());
+    let header =
+        fs::File::open(root.join(&file.path)).ok().and_then(|f| header::read(f, file.len, &file.path).ok());
     header.is_some_and(|header| names::are_adapter(header.tensors.iter().map(|tensor| tensor.name.as_str())))
 }
 

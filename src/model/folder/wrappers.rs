@@ -27,7 +27,8 @@ fn unwrapped(name: &str) -> Option<String> {
 
 /// Takes wrappers out of the names of the tensors, and tells of it. Whether any was there.
 pub(super) fn take_out(tensors: &mut [TensorInfo], findings: &mut Vec<Finding>) -> bool {
-    let Some((first, before)) = tensors.first().map(|tensor| (tensor.name.clone(), tensor.name.clone())) else {
+    let Some((first, before)) = tensors.first().map(|tensor| (tensor.name.clone(), tensor.name.clone()))
+    else {
         return false;
     };
     let mut found: Vec<String> = Vec::new();
@@ -49,7 +50,9 @@ pub(super) fn take_out(tensors: &mut [TensorInfo], findings: &mut Vec<Finding>) 
         }
         // A parameter must be left with its module.
         let is_before_all = |prefix: &&&str| {
-            tensors.iter().all(|tensor| tensor.name.strip_prefix(**prefix).is_some_and(|rest| rest.contains('.')))
+            tensors
+                .iter()
+                .all(|tensor| tensor.name.strip_prefix(**prefix).is_some_and(|rest| rest.contains('.')))
         };
         if let Some(prefix) = BEFORE_ALL.iter().find(is_before_all) {
             note(prefix.trim_end_matches('.'));
@@ -118,7 +121,11 @@ mod tests {
             ["_forward_module._fsdp_wrapped_module.model.a.weight", "_forward_module.lm_head.weight"],
             ["model._checkpoint_wrapped_module.a._orig_mod.weight", "lm_head.weight"],
         ] {
-            assert_eq!(names(&before), (vec!["model.a.weight".to_owned(), "lm_head.weight".to_owned()], 1), "{before:?}");
+            assert_eq!(
+                names(&before),
+                (vec!["model.a.weight".to_owned(), "lm_head.weight".to_owned()], 1),
+                "{before:?}"
+            );
         }
     }
 
@@ -132,7 +139,11 @@ mod tests {
             &["_model.a.weight", "a._mod"],
             &[],
         ] {
-            assert_eq!(names(before), (before.iter().map(|name| (*name).to_owned()).collect(), 0), "{before:?}");
+            assert_eq!(
+                names(before),
+                (before.iter().map(|name| (*name).to_owned()).collect(), 0),
+                "{before:?}"
+            );
         }
     }
 }

@@ -63,11 +63,8 @@ impl Layout {
         for (path, file) in &self.files {
             write_file(&folder.path().join(path), file);
         }
-        let model = if self.model.is_empty() {
-            folder.path().to_owned()
-        } else {
-            folder.path().join(&self.model)
-        };
+        let model =
+            if self.model.is_empty() { folder.path().to_owned() } else { folder.path().join(&self.model) };
         Written { folder, model }
     }
 
