@@ -14,10 +14,11 @@ use crate::layer::LayerType;
 use crate::model::{self, LayerClass, MatrixView, ModelFolder};
 use crate::recipe::{Loaded, Recipe};
 use crate::stage::export::{Format, Target};
-use crate::stage::{Indivisible, SiblingPolicy, Stage};
+use crate::stage::{SiblingPolicy, Stage};
 
 pub mod budget;
 pub mod copies;
+mod draft;
 mod engines;
 pub mod explain;
 pub mod fingerprint;
@@ -31,6 +32,7 @@ pub mod statistics;
 mod unmatched;
 
 pub use budget::Budget;
+pub use draft::{Draft, draft};
 pub use explain::{Explanation, explain};
 pub use layout::{ExportPlan, OutputFile, OutputTensor, Part, Piece, PieceOutput};
 pub use select::{Action, Decision, Rule, Treatment};
@@ -128,75 +130,6 @@ impl Plan {
     pub fn source_bytes(&self) -> u64 {
         self.model.shards.iter().map(|shard| shard.len).sum()
     }
-}
-
-/// What a recipe asks for each tensor of a model, before it is known whether that can be written.
-#[derive(Debug)]
-pub struct Draft {
-    /// The recipe, with where everything stands in it.
-    pub loaded: Loaded,
-    /// The model's headers.
-    pub model: ModelFolder,
-    /// Kind and role of each tensor of the model.
-    pub classes: Vec<LayerClass>,
-    /// What is done with each tensor of the model.
-    pub decisions: Vec<Decision>,
-    /// What is read, treated and written as one, in the order of the files.
-    pub pieces: Vec<Piece>,
-    /// Modules that engines fuse.
-    pub siblings: Vec<Siblings>,
-    /// What is wrong or doubtful so far.
-    pub findings: Vec<Finding>,
-}
-
-impl Draft {
-    /// What activation statistics say about the columns of the pieces, and what is doubtful about them.
-    ///
-    /// # Errors
-    /// Where a file of statistics cannot be read or is of another model.
-    pub fn weigh(&self) -> Result<(Weighing, Vec<Finding>), Failure> {
-        statistics::weigh(&self.loaded, &self.model, &self.decisions, &self.pieces)
-    }
-}
-
-/// Reads a recipe's model and decides for each tensor.
-///
-/// # Errors
-/// Where the model cannot be read.
-pub fn draft(loaded: Loaded) -> Result<Draft, Failure> {
-    // What is found on the way may name paths that variables made.
-    decide(&loaded).map_err(|failure| loaded.tell_failure(failure))
-}
-
-fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
-    let (model, layer_types) = open_model(loaded)?;
-    let mut classified = model::classify(&model);
-    correct_classes(&model, &layer_types, &mut classified.classes);
-    let classes = classified.classes;
-    let mut findings = loaded.warnings.clone();
-    findings.extend(model.warnings.iter().cloned());
-    findings.extend(classified.warnings);
-
-    let stages = select::QuantizeStage::all(&loaded.recipe);
-    let items = select::items(&model, &classes);
-    findings.extend(unmatched::check(loaded, &stages, &items));
-    let mut decisions: Vec<Decision> = items.iter().map(|item| select::judge(&stages, item, None)).collect();
-    let siblings = siblings::groups(&items);
-    findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
-    siblings::keep_whole_by_default(&siblings, &items, &mut decisions);
-    let indivisible = |stage: usize| {
-        let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
-        (policy.unwrap_or(Indivisible::Error), format!("/stages/{stage}/indivisible"))
-    };
-    let columns = |tensor: usize| row_lengths(&model, &classes, tensor);
-    let undivided = siblings::resolve_indivisible(&siblings, &mut decisions, &columns, &indivisible);
-    findings.extend(undivided_findings(loaded, &model, &decisions, &undivided));
-    findings.extend(split_findings(loaded, &items, &siblings, &decisions));
-    findings.extend(idle_stages(loaded, &stages, &items, &decisions));
-    drop(items);
-    let (pieces, problems) = pieces(loaded, &model, &classes, &decisions);
-    findings.extend(problems);
-    Ok(Draft { loaded: loaded.clone(), model, classes, decisions, pieces, siblings, findings })
 }
 
 /// Reads a recipe's model and compiles the plan.

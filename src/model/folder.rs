@@ -322,4 +322,6 @@ fn bad(findings: Vec<Finding>) -> Failure {
 }
 
 #[cfg(test)]
+mod choice_tests;
+#[cfg(test)]
 mod tests;

@@ -54,9 +54,12 @@ fn is_ours(file: &OtherFile) -> bool {
 pub(super) fn broken(loaded: &Loaded, model: &ModelFolder, stage: usize) -> Vec<Finding> {
     let broken = model.others.iter().filter_map(|file| match &file.fate {
         Fate::Broken { what, help } => Some(
-            Finding::error("plan::cannot-carry", format!("`{}` {what}", file.path.escape_default()))
-                .at_opt(loaded.stage_place(stage), "would carry it over")
-                .help(help.clone()),
+            Finding::error(
+                "plan::cannot-carry",
+                format!("`{}` {what}", file.path.replace(char::is_control, "?")),
+            )
+            .at_opt(loaded.stage_place(stage), "would carry it over")
+            .help(help.clone()),
         ),
         _ => None,
     });

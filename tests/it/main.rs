@@ -16,6 +16,7 @@ mod imatrix;
 mod incremental;
 mod layers;
 mod layouts;
+mod left_behind;
 mod library;
 mod peer;
 mod plan_errors;
