@@ -15,7 +15,7 @@ use super::tensor::{FileIdentity, Shard, TensorInfo};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 
-use checks::{check_duplicates, check_index};
+use checks::{check_copies, check_duplicates, check_index};
 use complaints::{absent, adapter, io, no_config, no_weights, not_safetensors, pointer};
 use files::{Listing, file_name, is_pointer, list};
 use weights::Choice;
@@ -209,6 +209,9 @@ fn read(
     let (shards, mut tensors) = read_headers(&root, &chosen, &mut findings);
     let mut names = NameIndex::of(&tensors);
     check_duplicates(&shards, &tensors, &names, &mut findings);
+    if !include.is_empty() {
+        check_copies(&shards, &tensors, &mut findings);
+    }
     if let Some(index) = &index {
         check_index(index, &config, &shards, &tensors, &names, &mut findings);
     }

@@ -1,5 +1,7 @@
 //! What several headers and the index say of one another.
 
+use std::collections::{BTreeMap, BTreeSet};
+
 use super::NameIndex;
 use super::complaints::{MAX_NAMES, be};
 use crate::finding::Finding;
@@ -90,4 +92,39 @@ pub(super) fn may_be_tied(tensor: &str, config: &Config) -> bool {
     let module = tensor.strip_suffix(".weight").or_else(|| tensor.strip_suffix(".bias"));
     let last = module.map(|module| module.rsplit('.').next().unwrap_or(module));
     config.tie_word_embeddings() == Some(true) && last.is_some_and(|last| TIED.contains(&last))
+}
+
+/// Tells of files that look like one model twice, by other names: as many parameters in both, and no name in both. A recipe may have
+/// asked for it.
+pub(super) fn check_copies(shards: &[Shard], tensors: &[TensorInfo], findings: &mut Vec<Finding>) {
+    // The set that a file is a part of, or the file.
+    let unit = |shard: &Shard| {
+        let stem = shard.name.trim_end_matches(".safetensors");
+        super::names::part(stem).map_or_else(|| stem.to_owned(), |part| part.stem)
+    };
+    let mut units: BTreeMap<String, (u64, BTreeSet<String>)> = BTreeMap::new();
+    for tensor in tensors {
+        let (parameters, names) = units.entry(unit(&shards[tensor.shard])).or_default();
+        *parameters += tensor.shape.iter().product::<u64>();
+        names.insert(numberless(&tensor.name));
+    }
+    let units: Vec<(String, (u64, BTreeSet<String>))> = units.into_iter().collect();
+    for (position, (name, (parameters, names))) in units.iter().enumerate() {
+        let is_copy = |(_, (others, theirs)): &&(String, (u64, BTreeSet<String>))| {
+            others.abs_diff(*parameters) <= parameters / 1000 && names.is_disjoint(theirs)
+        };
+        if let Some((other, _)) = units[..position].iter().find(is_copy) {
+            let message = format!("`{other}` and `{name}` look like one model twice, by other names");
+            findings.push(Finding::warning(code::UNCLEAR, message).help(
+                "Both are read as parts of one model, because `include` names both. Name one of them.",
+            ));
+        }
+    }
+}
+
+/// A name with its numbers left out, so that the layers of one stack have one.
+fn numberless(name: &str) -> String {
+    let parts =
+        name.split('.').filter(|part| part.is_empty() || !part.bytes().all(|byte| byte.is_ascii_digit()));
+    parts.collect::<Vec<_>>().join(".")
 }

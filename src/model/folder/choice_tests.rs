@@ -111,6 +111,20 @@ fn of_several_indices_the_usual_one_counts() {
 }
 
 #[test]
+fn one_model_twice_is_told_where_a_recipe_asks_for_it() {
+    let folder = weights(&[]);
+    let path = folder.path();
+    write_weights(&path.join("model.safetensors"), &[("model.layers.0.q.weight", "BF16", &[30, 10])]);
+    write_weights(&path.join("native.safetensors"), &[("layers.0.wq.weight", "BF16", &[30, 10])]);
+    assert!(open(path, &[], &[]).unwrap().warnings.is_empty());
+    let model = open(path, &["*.safetensors"], &[]).unwrap();
+    assert_eq!((model.tensors.len(), model.warnings[0].code), (2, code::UNCLEAR));
+    // Two halves of one stack are none.
+    write_weights(&path.join("native.safetensors"), &[("model.layers.1.q.weight", "BF16", &[30, 10])]);
+    assert!(open(path, &["*.safetensors"], &[]).unwrap().warnings.is_empty());
+}
+
+#[test]
 fn a_tied_head_need_not_be_there() {
     let folder = two_shards();
     let path = folder.path();

@@ -248,16 +248,17 @@ impl Unit<'_> {
 }
 
 fn units<'a>(candidates: &[&'a OtherFile]) -> Vec<Unit<'a>> {
-    let mut units: BTreeMap<(String, Option<u64>), Vec<(u64, &'a OtherFile)>> = BTreeMap::new();
+    let mut units: BTreeMap<(String, Option<u64>), Unit<'a>> = BTreeMap::new();
     for &file in candidates {
         let Some(stem) = stem(&file.path) else { continue };
-        let (key, number) = match names::part(stem) {
-            Some(part) => ((part.stem, Some(part.total)), part.number),
-            None => ((stem.to_owned(), None), 0),
+        let (stem, total, number) = match names::part(stem) {
+            Some(part) => (part.stem, Some(part.total), part.number),
+            None => (stem.to_owned(), None, 0),
         };
-        units.entry(key).or_default().push((number, file));
+        let new = || Unit { stem: stem.clone(), total, files: Vec::new() };
+        units.entry((stem.clone(), total)).or_insert_with(new).files.push((number, file));
     }
-    units.into_iter().map(|((stem, total), files)| Unit { stem, total, files }).collect()
+    units.into_values().collect()
 }
 
 /// The files that are the model by their names, where no index says it.
