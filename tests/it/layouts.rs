@@ -50,7 +50,7 @@ fn told(layout: &Layout) -> String {
                     let severity = if finding.is_error() { "error" } else { "warning" };
                     let message = finding.message.replace(root, "[model]");
                     writeln!(text, "  {severity:<9}  {}: {message}", finding.code).expect("text grows");
-                    if let Some(help) = &finding.help {
+                    if let Some(help) = finding.help_text() {
                         let help = help.replace(root, "[model]").replace('\n', "\n             ");
                         writeln!(text, "    help     {help}").expect("text grows");
                     }
