@@ -128,15 +128,14 @@ impl Staging {
         }
     }
 
-    /// Copies a file into the folder, with its permissions.
+    /// Copies a file into the folder.
     ///
     /// # Errors
     /// Where it cannot be read or written.
     pub fn copy(&self, from: &Path, name: &Path) -> Result<(), Failure> {
         let copied = File::open(from).and_then(|mut from| {
-            let mut to = self.root.create_file(name)?;
-            io::copy(&mut from, &mut to)?;
-            to.set_permissions(from.metadata()?.permissions())
+            // Not its permissions: the umask decides about those, as for every file that is written.
+            io::copy(&mut from, &mut self.root.create_file(name)?).map(drop)
         });
         copied.map_err(|error| cannot_write("copy to", &self.folder.join(name), &error))
     }
