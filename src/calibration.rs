@@ -10,6 +10,7 @@ use std::path::Path;
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::regular;
 use crate::quant::{BadStatistics, Importance};
 
 mod cursor;
@@ -171,12 +172,13 @@ pub fn read(path: &Path) -> Result<Statistics, Failure> {
         let finding = Finding::error("calibration::unreadable", format!("cannot read {shown}: {error}"));
         Failure::new(Exit::BadModel, finding.help("`calibration` names a file of activation statistics."))
     };
-    let len = std::fs::metadata(path).map_err(cannot)?.len();
-    if len > LARGEST {
-        let message = format!("{shown} is too large for activation statistics ({} MiB)", len >> 20);
+    let (file, metadata) = regular::open_with_metadata(path).map_err(cannot)?;
+    if metadata.len() > LARGEST {
+        let mib = metadata.len() >> 20;
+        let message = format!("{shown} is too large for activation statistics ({mib} MiB)");
         return Err(Failure::new(Exit::BadModel, Finding::error("calibration::unknown-format", message)));
     }
-    let bytes = std::fs::read(path).map_err(cannot)?;
+    let bytes = regular::read_open(file, &metadata, LARGEST).map_err(cannot)?;
     parse(&bytes).map_err(|finding| {
         let message = format!("{shown}: {}", finding.message);
         Failure::new(Exit::BadModel, Finding { message, ..finding })
@@ -187,8 +189,8 @@ pub fn read(path: &Path) -> Result<Statistics, Failure> {
 #[must_use]
 pub fn is_statistics(path: &Path) -> bool {
     let mut head = Vec::new();
-    let read = std::fs::File::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
-    if !path.is_file() || read.is_err() {
+    let read = regular::open(path).and_then(|file| file.take(HEAD).read_to_end(&mut head));
+    if read.is_err() {
         return false;
     }
     if begins_as_safetensors(&head) {

@@ -123,8 +123,21 @@ struct OverrideArgs {
 
 impl OverrideArgs {
     fn overrides(&self) -> Overrides {
-        Overrides { set: self.set.clone(), model: self.model.clone(), output: self.output.clone() }
+        Overrides {
+            set: self.set.clone(),
+            model: self.model.clone(),
+            output: self.output.clone(),
+            ..Overrides::default()
+        }
     }
+}
+
+/// Where links may lead.
+#[derive(Debug, Args)]
+struct LinkArgs {
+    /// Follow links in the model's folder that lead into DIR, as where files are kept in a shared place. May be given again.
+    #[arg(long, value_name = "DIR")]
+    follow_links: Vec<PathBuf>,
 }
 
 /// A recipe and what overrides it.
@@ -134,6 +147,8 @@ struct RecipeArgs {
     recipe: PathBuf,
     #[command(flatten)]
     overrides: OverrideArgs,
+    #[command(flatten)]
+    links: LinkArgs,
     /// Worker threads. Results do not depend on it. Default: the number of cores.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     threads: Option<u16>,
@@ -203,6 +218,8 @@ struct CheckArgs {
 struct InspectArgs {
     /// A model directory, a .safetensors file, hf://org/name, or a file of activation statistics.
     path: String,
+    #[command(flatten)]
+    links: LinkArgs,
     /// Print it as JSON.
     #[arg(long)]
     json: bool,

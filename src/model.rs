@@ -26,7 +26,7 @@ pub mod widen;
 pub use config::Config;
 pub use dtype::Dtype;
 pub use experts::{ExpertMatrix, ExpertPart, ExpertStack, MatrixView};
-pub use folder::{Fate, ModelFolder, OtherFile, look, open};
+pub use folder::{Fate, ModelFolder, OtherFile, look, open, open_following};
 pub use hub::resolve;
 pub use index::Index;
 pub use packed::{Layers, layers};
@@ -53,6 +53,8 @@ pub mod code {
     pub const DUPLICATE: &str = "model::duplicate-tensor";
     /// Index and files disagree.
     pub const INDEX: &str = "model::index";
+    /// A link leads out of the model's folder.
+    pub const LINK: &str = "model::link";
     /// A file name of the index points out of the folder.
     pub const PATH: &str = "model::path-traversal";
     /// `config.json` is missing or cannot be read.

@@ -241,7 +241,7 @@ fn open_model(loaded: &Loaded) -> Result<(ModelFolder, LayerTypes), Failure> {
     let (include, exclude) = (globs(&load.include), globs(&load.exclude));
     let include: Vec<&str> = include.iter().map(String::as_str).collect();
     let exclude: Vec<&str> = exclude.iter().map(String::as_str).collect();
-    let model = model::open(&path, &include, &exclude).map_err(point)?;
+    let model = model::open_following(&path, &include, &exclude, &loaded.follow_links).map_err(point)?;
     Ok((model, load.layer_types.clone()))
 }
 

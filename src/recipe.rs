@@ -23,4 +23,5 @@ pub use load::{Loaded, from_text, load};
 pub use model::Recipe;
 pub use overrides::Overrides;
 pub use schema::{schema, schema_text};
+pub use text::text_of;
 pub use written::Written;

@@ -1,11 +1,11 @@
 //! What is told: the report of a run, and how runs, plans and models are shown to people and programs.
 
-use std::fs;
 use std::path::Path;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::fs::regular::{self, limit};
 pub use crate::plan::copies::Left;
 
 pub mod cycle;
@@ -290,7 +290,8 @@ pub fn is_ours(path: &Path) -> bool {
         #[serde(rename = "monoquant")]
         _monoquant: String,
     }
-    fs::read(path).is_ok_and(|bytes| serde_json::from_slice::<Mark>(&bytes).is_ok())
+    let read = regular::open_with_metadata(path).ok().filter(|(_, metadata)| metadata.len() <= limit::REPORT);
+    read.is_some_and(|(file, _)| serde_json::from_reader::<_, Mark>(std::io::BufReader::new(file)).is_ok())
 }
 
 /// Reads a report.
@@ -304,7 +305,8 @@ pub fn read(path: &Path) -> Result<Report, crate::finding::Failure> {
         let finding = Finding::error("report::unreadable", message);
         Failure::new(Exit::BadModel, finding.help("A directory that monoquant wrote holds its report."))
     };
-    let bytes = fs::read(path).map_err(|error| fail(format!("cannot read {}: {error}", path.display())))?;
+    let bytes = regular::read_bounded(path, limit::REPORT)
+        .map_err(|error| fail(format!("cannot read {}: {error}", path.display())))?;
     serde_json::from_slice(&bytes)
         .map_err(|error| fail(format!("{} is not a report: {error}", path.display())))
 }

@@ -108,7 +108,7 @@ impl Folder {
     /// Looks at the model as `inspect` does and plans it with each recipe.
     pub fn check_model(&self) {
         let path = self.path("model");
-        match model::look(&path) {
+        match model::look(&path, &[]) {
             Ok(found) => check_folder(&found),
             Err(failure) => findings::check_failure(&failure),
         }

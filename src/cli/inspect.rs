@@ -29,7 +29,7 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
         }
         return Ok(Exit::Done);
     }
-    let folder = model::look(&path)?;
+    let folder = model::look(&path, &args.links.follow_links)?;
     let layers = model::layers(&folder);
     if args.json || output.format() == Format::Json {
         output.json(&as_json(&folder, &layers));

@@ -7,7 +7,7 @@ use crate::export::siblings;
 use crate::finding::{Failure, Finding};
 use crate::plan::{Limits, Plan};
 use crate::quant::Isa;
-use crate::recipe::Loaded;
+use crate::recipe::{Loaded, Overrides};
 use crate::report::GateOutcome;
 use crate::report::progress::{Bar, Lines};
 use crate::report::summary::summary;
@@ -20,7 +20,8 @@ pub(super) fn planned(args: &RecipeArgs) -> Result<Plan, Failure> {
 
 /// The recipe, with what overrides it.
 pub(super) fn loaded(args: &RecipeArgs) -> Result<Loaded, Failure> {
-    crate::recipe::load(&args.recipe, &args.overrides.overrides())
+    let follow_links = args.links.follow_links.clone();
+    crate::recipe::load(&args.recipe, &Overrides { follow_links, ..args.overrides.overrides() })
 }
 
 /// What the command line says about how a plan is carried out.

@@ -1,6 +1,5 @@
 //! `monoquant run --watch`.
 
-use std::fs;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -15,7 +14,7 @@ use crate::finding::{Failure, Finding};
 use crate::model;
 use crate::plan::Plan;
 use crate::quant::Isa;
-use crate::recipe::Loaded;
+use crate::recipe::{self, Loaded};
 use crate::report::cycle::{Cycle, Cycles};
 use crate::report::progress::Bar;
 use crate::report::summary::summary;
@@ -37,7 +36,7 @@ pub(super) fn watch(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     interrupt_on_signals(watch.interrupt())?;
     let is_fresh = AtomicBool::new(args.fresh);
     let cycle = |inputs: &Inputs, cancel: &Cancel| {
-        let text = fs::read_to_string(&args.recipe.recipe).ok();
+        let text = recipe::text_of(&args.recipe.recipe);
         let fresh = is_fresh.swap(false, Ordering::Relaxed);
         let result = carry_out(args, output, inputs, cancel, isa, fresh);
         Ended { text, result }

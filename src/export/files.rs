@@ -9,6 +9,7 @@ use super::disk;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Folder};
+use crate::fs::regular;
 
 /// A failure to write, with the path and what to do.
 #[must_use]
@@ -49,7 +50,7 @@ pub fn create_dir_all(path: &Path) -> Result<(), Failure> {
 /// # Errors
 /// Where it cannot be opened.
 pub fn open_to_read(path: &Path) -> Result<File, Failure> {
-    File::open(path).map_err(|error| cannot_write("open", path, &error))
+    regular::open(path).map_err(|error| cannot_write("open", path, &error))
 }
 
 /// Copies bytes from one file into another, by the system where it can: then they are shared where the file system can do that,

@@ -123,21 +123,18 @@ impl Staging {
     pub fn link(&self, from: &Path, name: &Path) -> Result<(), Failure> {
         match self.root.link_file(from, name) {
             Ok(true) => Ok(()),
-            Ok(false) => self.copy(from, name),
+            Ok(false) => self.copy(files::open_to_read(from)?, name),
             Err(error) => Err(cannot_write("make", &self.folder.join(name), &error)),
         }
     }
 
-    /// Copies a file into the folder.
+    /// Writes the whole of an open file into the folder. The umask decides about permissions, as for every file that is written.
     ///
     /// # Errors
     /// Where it cannot be read or written.
-    pub fn copy(&self, from: &Path, name: &Path) -> Result<(), Failure> {
-        let copied = File::open(from).and_then(|mut from| {
-            // Not its permissions: the umask decides about those, as for every file that is written.
-            io::copy(&mut from, &mut self.root.create_file(name)?).map(drop)
-        });
-        copied.map_err(|error| cannot_write("copy to", &self.folder.join(name), &error))
+    pub fn copy(&self, mut from: File, name: &Path) -> Result<(), Failure> {
+        let copied = self.root.create_file(name).and_then(|mut to| io::copy(&mut from, &mut to));
+        copied.map(drop).map_err(|error| cannot_write("copy to", &self.folder.join(name), &error))
     }
 
     /// Writes a small file into the folder.

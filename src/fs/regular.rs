@@ -1,1 +1,290 @@
 //! Files that this program reads: regular ones only, of bounded length, and never a pipe that waits for a writer.
+//!
+//! What a path names may change between looking at it and opening it, so the open file itself is asked what it is, and where it
+//! must lie within some folders, that is asked of the open file too.
+
+use std::fs::{self, File, FileType, Metadata};
+use std::io::{Error, ErrorKind, Read, Result};
+use std::path::{Path, PathBuf};
+
+/// The longest files that are read as a whole, by what they are.
+pub mod limit {
+    /// A file that holds a word or a line.
+    pub const WORD: u64 = 4 << 10;
+    /// `config.json`: a long list of layers that are left alone has some MiB.
+    pub const CONFIG: u64 = 16 << 20;
+    /// An index: a line a tensor, of which a header of the longest kind describes 1.4 million.
+    pub const INDEX: u64 = 256 << 20;
+    /// A report: some hundred bytes a tensor.
+    pub const REPORT: u64 = 1 << 30;
+}
+
+/// Opens a file to be read. Anything but a regular file is an error at once: a pipe is never waited for, and a device is never
+/// touched.
+///
+/// # Errors
+/// It is no regular file ([`ErrorKind::InvalidInput`], or [`ErrorKind::IsADirectory`]), or cannot be opened.
+pub fn open(path: &Path) -> Result<File> {
+    open_with_metadata(path).map(|(file, _)| file)
+}
+
+/// As [`open`], with what the open file says of itself.
+///
+/// # Errors
+/// As [`open`].
+pub fn open_with_metadata(path: &Path) -> Result<(File, Metadata)> {
+    // To open some devices does something already.
+    check(fs::metadata(path)?.file_type())?;
+    let mut options = File::options();
+    options.read(true);
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::OpenOptionsExt;
+        let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOCTTY | rustix::fs::OFlags::CLOEXEC;
+        options.custom_flags(flags.bits().cast_signed());
+    }
+    let file = options.open(path)?;
+    let metadata = file.metadata()?;
+    check(metadata.file_type())?;
+    Ok((file, metadata))
+}
+
+fn check(kind: FileType) -> Result<()> {
+    if kind.is_file() {
+        return Ok(());
+    }
+    let (error, what) = match what_is(kind) {
+        "a folder" => (ErrorKind::IsADirectory, "a folder"),
+        other => (ErrorKind::InvalidInput, other),
+    };
+    Err(Error::new(error, format!("it is {what}, not a file")))
+}
+
+/// What something in a folder is, in words.
+#[must_use]
+pub fn what_is(kind: FileType) -> &'static str {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::FileTypeExt;
+        if kind.is_fifo() {
+            return "a pipe (FIFO)";
+        }
+        if kind.is_socket() {
+            return "a socket";
+        }
+        if kind.is_block_device() || kind.is_char_device() {
+            return "a device";
+        }
+    }
+    if kind.is_dir() {
+        "a folder"
+    } else if kind.is_symlink() {
+        "a link"
+    } else if kind.is_file() {
+        "a file"
+    } else {
+        "neither file nor folder"
+    }
+}
+
+/// Reads a whole file of at most `limit` bytes.
+///
+/// # Errors
+/// As [`open`]; [`ErrorKind::FileTooLarge`] where it is longer.
+pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+    let (file, metadata) = open_with_metadata(path)?;
+    read_open(file, &metadata, limit)
+}
+
+/// Reads the whole of an open file of at most `limit` bytes.
+///
+/// # Errors
+/// [`ErrorKind::FileTooLarge`] where it is longer; it cannot be read.
+pub fn read_open(file: File, metadata: &Metadata, limit: u64) -> Result<Vec<u8>> {
+    let too_long = || Error::new(ErrorKind::FileTooLarge, format!("it is longer than {}", Size(limit)));
+    if metadata.len() > limit {
+        return Err(too_long());
+    }
+    // Some files have no length until they are read. One byte more than is allowed tells one at the limit from one beyond it.
+    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0).saturating_add(1));
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
+}
+
+/// Reads a whole text of at most `limit` bytes.
+///
+/// # Errors
+/// As [`read_bounded`]; [`ErrorKind::InvalidData`] where it is not UTF-8.
+pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_bounded(path, limit)?)
+        .map_err(|_| Error::new(ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+/// Whether two files of at most `limit` bytes hold the same, compared a stretch at a time.
+#[must_use]
+pub fn are_same(a: &Path, b: &Path) -> bool {
+    let same = || -> Result<bool> {
+        let ((mut a, of_a), (mut b, of_b)) = (open_with_metadata(a)?, open_with_metadata(b)?);
+        if of_a.len() != of_b.len() {
+            return Ok(false);
+        }
+        let (mut left, mut right) = (vec![0; 1 << 16], vec![0; 1 << 16]);
+        loop {
+            let n = a.read(&mut left)?;
+            if n == 0 {
+                return Ok(b.read(&mut right)? == 0);
+            }
+            b.read_exact(&mut right[..n])?;
+            if left[..n] != right[..n] {
+                return Ok(false);
+            }
+        }
+    };
+    same().unwrap_or(false)
+}
+
+struct Size(u64);
+
+impl std::fmt::Display for Size {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self.0 {
+            bytes if bytes >= 1 << 20 => write!(f, "{} MiB", bytes >> 20),
+            bytes => write!(f, "{} KiB", bytes >> 10),
+        }
+    }
+}
+
+/// Folders that files must lie in, with every link on the way followed.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Within(Vec<PathBuf>);
+
+impl Within {
+    /// Those folders of `folders` that there are.
+    #[must_use]
+    pub fn of(folders: impl IntoIterator<Item = PathBuf>) -> Self {
+        Self(folders.into_iter().filter_map(|folder| folder.canonicalize().ok()).collect())
+    }
+
+    /// As [`Within::of`], and this folder, which is already without links.
+    #[must_use]
+    pub fn and(mut self, folder: PathBuf) -> Self {
+        self.0.push(folder);
+        self
+    }
+
+    /// Whether a path without links lies in one of them.
+    #[must_use]
+    pub fn holds(&self, path: &Path) -> bool {
+        self.0.iter().any(|folder| path.starts_with(folder))
+    }
+
+    /// Opens a file that lies in one of them, as [`open_with_metadata`].
+    ///
+    /// # Errors
+    /// As [`open`]; [`ErrorKind::PermissionDenied`] where a link leads out of the folders.
+    pub fn open(&self, path: &Path) -> Result<(File, Metadata)> {
+        // A link that leads outside is not even opened.
+        self.check(&path.canonicalize()?)?;
+        let (file, metadata) = open_with_metadata(path)?;
+        // Links may have changed since: what the path leads to now must be inside, and be what was opened.
+        let real = path.canonicalize()?;
+        self.check(&real)?;
+        if is_other(&metadata, &fs::metadata(&real)?) {
+            return Err(Error::other("it was replaced while it was opened"));
+        }
+        Ok((file, metadata))
+    }
+
+    fn check(&self, real: &Path) -> Result<()> {
+        if self.holds(real) {
+            return Ok(());
+        }
+        let message = format!("it is a link that leads out of the folder, to {}", real.display());
+        Err(Error::new(ErrorKind::PermissionDenied, message))
+    }
+}
+
+/// Whether two files are known to be two.
+fn is_other(a: &Metadata, b: &Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        (a.dev(), a.ino()) != (b.dev(), b.ino())
+    }
+    #[cfg(not(unix))]
+    {
+        a.len() != b.len()
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let folder = tempfile::tempdir().unwrap();
+        let pipe = folder.path().join("pipe");
+        rustix::fs::mknodat(
+            rustix::fs::CWD,
+            &pipe,
+            rustix::fs::FileType::Fifo,
+            rustix::fs::Mode::from_raw_mode(0o600),
+            0,
+        )
+        .unwrap();
+        let _socket = std::os::unix::net::UnixListener::bind(folder.path().join("socket")).unwrap();
+        symlink("pipe", folder.path().join("link")).unwrap();
+        for (name, what) in
+            [("pipe", "a pipe"), ("link", "a pipe"), ("socket", "a socket"), (".", "a folder")]
+        {
+            let error = open(&folder.path().join(name)).unwrap_err().to_string();
+            assert!(error.contains(what), "{name}: {error}");
+        }
+        assert!(open(Path::new("/dev/zero")).unwrap_err().to_string().contains("a device"));
+    }
+
+    #[test]
+    fn length_is_bounded_also_where_it_is_not_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("file");
+        fs::write(&path, [7; 100]).unwrap();
+        assert_eq!(read_bounded(&path, 100).unwrap(), [7; 100]);
+        assert_eq!(read_bounded(&path, 99).unwrap_err().kind(), ErrorKind::FileTooLarge);
+        // Sparse, so that reading it first would take all memory.
+        File::create(&path).unwrap().set_len(1 << 42).unwrap();
+        let error = read_bounded(&path, limit::CONFIG).unwrap_err();
+        assert!(error.to_string().contains("16 MiB"), "{error}");
+        // No length is told of this one.
+        if let Ok(text) = read_bounded(Path::new("/proc/self/status"), 1 << 16) {
+            assert!(!text.is_empty());
+            assert!(read_bounded(Path::new("/proc/self/status"), 5).is_err());
+        }
+    }
+
+    #[test]
+    fn links_are_followed_inside_only() {
+        let folder = tempfile::tempdir().unwrap();
+        let (inside, outside) = (folder.path().join("in"), folder.path().join("out"));
+        for path in [inside.join("sub"), outside.clone()] {
+            fs::create_dir_all(path).unwrap();
+        }
+        fs::write(inside.join("sub/file"), "in").unwrap();
+        fs::write(outside.join("file"), "out").unwrap();
+        symlink("sub/file", inside.join("good")).unwrap();
+        symlink("good", inside.join("chain")).unwrap();
+        symlink("../out/file", inside.join("bad")).unwrap();
+        symlink("../out", inside.join("folder")).unwrap();
+        symlink("bad", inside.join("bad-chain")).unwrap();
+        let within = Within::of([inside.clone()]);
+        for name in ["sub/file", "good", "chain"] {
+            assert!(within.open(&inside.join(name)).is_ok(), "{name}");
+        }
+        for name in ["bad", "folder/file", "bad-chain", "../out/file"] {
+            let error = within.open(&inside.join(name)).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::PermissionDenied, "{name}");
+        }
+        assert!(Within::of([inside.clone(), outside]).open(&inside.join("bad")).is_ok());
+    }
+}

@@ -14,10 +14,12 @@ use super::quantized;
 use super::tensor::{FileIdentity, Shard, TensorInfo};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::regular::limit;
 
 use checks::{check_copies, check_duplicates, check_index};
 use complaints::{absent, adapter, io, no_config, no_weights, not_safetensors, pointer};
 use files::{Listing, file_name, is_pointer, list};
+use root::Root;
 use weights::Choice;
 
 mod checks;
@@ -26,6 +28,7 @@ mod elsewhere;
 mod files;
 mod names;
 mod others;
+mod root;
 mod weights;
 mod wrappers;
 
@@ -50,6 +53,7 @@ pub struct ModelFolder {
     /// What is doubtful.
     pub warnings: Vec<Finding>,
     names: NameIndex,
+    files: Root,
 }
 
 /// A file that holds no weights that were read; where its path ends with `/`, a folder of which nothing was read.
@@ -85,7 +89,8 @@ impl ModelFolder {
     pub fn from_parts(root: PathBuf, shards: Vec<Shard>, tensors: Vec<TensorInfo>, config: Config) -> Self {
         let names = NameIndex::of(&tensors);
         let (index, others, warnings) = (None, Vec::new(), Vec::new());
-        Self { root, is_single_file: false, shards, tensors, config, index, others, warnings, names }
+        let files = Root::of(&root, &[]);
+        Self { root, is_single_file: false, shards, tensors, config, index, others, warnings, names, files }
     }
 
     /// The index of the tensor with this name.
@@ -114,6 +119,14 @@ impl ModelFolder {
     pub(super) fn with_tensors(&self, tensors: Vec<TensorInfo>) -> Self {
         let names = NameIndex::of(&tensors);
         Self { tensors, names, ..self.clone() }
+    }
+
+    /// Opens one of the other files.
+    ///
+    /// # Errors
+    /// It cannot be opened, or is no longer a file that lies where the model's files may.
+    pub fn open_other(&self, path: &str) -> Result<fs::File, Failure> {
+        self.files.open(path).map(|(file, _)| file).map_err(|e| bad(vec![io(&self.files.join(path), &e)]))
     }
 
     /// Bytes of all tensors in the files.
@@ -154,26 +167,40 @@ impl NameIndex {
 /// # Errors
 /// Everything that is wrong, together, as [`Exit::BadModel`].
 pub fn open(model: &Path, include: &[&str], exclude: &[&str]) -> Result<ModelFolder, Failure> {
-    read(model, include, exclude, true)
+    open_following(model, include, exclude, &[])
 }
 
-/// As [`open`], for looking only: a model that is already quantized is none to quantize, but can be shown.
+/// As [`open`], where links may also lead into the folders `follow`.
 ///
 /// # Errors
 /// As [`open`].
-pub fn look(model: &Path) -> Result<ModelFolder, Failure> {
-    read(model, &[], &[], false)
+pub fn open_following(
+    model: &Path,
+    include: &[&str],
+    exclude: &[&str],
+    follow: &[PathBuf],
+) -> Result<ModelFolder, Failure> {
+    read(model, include, exclude, follow, true)
+}
+
+/// As [`open_following`], for looking only: a model that is already quantized is none to quantize, but can be shown.
+///
+/// # Errors
+/// As [`open`].
+pub fn look(model: &Path, follow: &[PathBuf]) -> Result<ModelFolder, Failure> {
+    read(model, &[], &[], follow, false)
 }
 
 fn read(
     model: &Path,
     include: &[&str],
     exclude: &[&str],
+    follow: &[PathBuf],
     refuses_quantized: bool,
 ) -> Result<ModelFolder, Failure> {
     let metadata = fs::metadata(model).map_err(|e| bad(vec![absent(model, &e)]))?;
     let is_single_file = !metadata.is_dir();
-    let root = if is_single_file { model.parent().unwrap_or(Path::new(".")) } else { model }.to_path_buf();
+    let root = if is_single_file { Root::of_file(model, follow) } else { Root::of(model, follow) };
     let mut findings = Vec::new();
     let mut listing = Listing::default();
     if is_single_file {
@@ -183,10 +210,10 @@ fn read(
         }
         listing.files.push(OtherFile { path: name, len: metadata.len(), fate: Fate::Carried });
     } else {
-        if let Some(finding) = elsewhere::hub_cache(&root) {
+        if let Some(finding) = elsewhere::hub_cache(model) {
             return Err(bad(vec![finding]));
         }
-        list(&root, "", 0, &mut listing, &mut findings);
+        list(&root, &mut listing, &mut findings);
         listing.files.sort_by(|a, b| a.path.cmp(&b.path));
         if include.is_empty()
             && let Some(finding) = elsewhere::pipeline(&root, &listing)
@@ -202,7 +229,7 @@ fn read(
     };
     if chosen.is_empty() {
         if !findings.iter().any(Finding::is_error) {
-            findings.push(no_weights(&root, &listing));
+            findings.push(no_weights(root.path(), &listing));
         }
         return Err(bad(findings));
     }
@@ -250,7 +277,7 @@ fn read(
         others::judge(&root, listing, used, &model, &mut findings)
     };
     Ok(ModelFolder {
-        root,
+        root: root.path().to_owned(),
         is_single_file,
         shards,
         tensors,
@@ -259,18 +286,18 @@ fn read(
         others,
         warnings: findings,
         names,
+        files: root,
     })
 }
 
 /// The configuration; an empty one, and a finding, where there is none to read.
-fn read_config(root: &Path, listing: &Listing, is_single_file: bool, findings: &mut Vec<Finding>) -> Config {
-    let path = root.join("config.json");
+fn read_config(root: &Root, listing: &Listing, is_single_file: bool, findings: &mut Vec<Finding>) -> Config {
     let mut listed = listing.files.iter().filter(|file| file.path == "config.json");
-    let config = match fs::read(&path) {
+    let config = match root.read("config.json", limit::CONFIG) {
         Ok(_) if listed.any(|file| is_pointer(root, file)) => Err(pointer("config.json")),
         Ok(text) => Config::parse(&text),
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(no_config(is_single_file)),
-        Err(e) => Err(io(&path, &e)),
+        Err(e) => Err(io(&root.join("config.json"), &e)),
     };
     config.unwrap_or_else(|finding| {
         findings.push(finding);
@@ -280,7 +307,7 @@ fn read_config(root: &Path, listing: &Listing, is_single_file: bool, findings: &
 
 /// Reads all headers in parallel. The result does not depend on the order in which they finish.
 fn read_headers(
-    root: &Path,
+    root: &Root,
     chosen: &[OtherFile],
     findings: &mut Vec<Finding>,
 ) -> (Vec<Shard>, Vec<TensorInfo>) {
@@ -310,10 +337,10 @@ fn read_headers(
     (shards, tensors)
 }
 
-fn read_shard(root: &Path, name: &str) -> Result<(Shard, Header), Vec<Finding>> {
+fn read_shard(root: &Root, name: &str) -> Result<(Shard, Header), Vec<Finding>> {
     let path = root.join(name);
-    let file = fs::File::open(&path).map_err(|e| vec![io(&path, &e)])?;
-    let identity = FileIdentity::of(&file.metadata().map_err(|e| vec![io(&path, &e)])?);
+    let (file, metadata) = root.open(name).map_err(|e| vec![io(&path, &e)])?;
+    let identity = FileIdentity::of(&metadata);
     let mut header = header::read(&file, identity.len, name)?;
     let metadata = std::mem::take(&mut header.metadata);
     let (len, data_start) = (identity.len, header.data_start);

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 use super::code;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, nearest};
+use crate::fs::regular::{self, limit};
 
 /// The prefix of a model in the Hub cache.
 const SCHEME: &str = "hf://";
@@ -74,7 +75,7 @@ fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
         format!("hf download {repository} --revision {revision}")
     };
     let folder = cache.join(format!("models--{}", parts.join("--")));
-    let commit = match fs::read_to_string(folder.join("refs").join(revision)) {
+    let commit = match regular::read_text(&folder.join("refs").join(revision), limit::WORD) {
         Ok(commit) => commit.trim().to_owned(),
         Err(_) => revision.to_owned(),
     };

@@ -1,12 +1,12 @@
 //! A model whose weights are codes, seen as the layers that it stands for. For looking at it only.
 
-use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 
 use super::dtype::Dtype;
 use super::folder::ModelFolder;
 use super::tensor::TensorInfo;
 use super::types::{Classified, classify};
+use crate::fs::regular;
 
 /// What belongs to the codes of a module.
 const COMPANIONS: &[&str] = &["weight_scale", "weight_zero_point", "weight_shape"];
@@ -63,7 +63,7 @@ fn read_shape(folder: &ModelFolder, tensor: &TensorInfo) -> Option<Vec<u64>> {
     if tensor.stored != Dtype::I64 || tensor.shape != [2] {
         return None;
     }
-    let mut file = File::open(&folder.shards.get(tensor.shard)?.path).ok()?;
+    let mut file = regular::open(&folder.shards.get(tensor.shard)?.path).ok()?;
     file.seek(SeekFrom::Start(tensor.offset)).ok()?;
     let mut bytes = [0; 16];
     file.read_exact(&mut bytes).ok()?;

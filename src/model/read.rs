@@ -14,6 +14,7 @@ use super::tensor::{FileIdentity, Shard, TensorInfo};
 use super::widen::{self, ScaleGrid};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::regular;
 
 /// Bytes of source rows that are collected before they are transposed, so that both sides stay in the cache.
 const TRANSPOSE_BYTES: u64 = 256 * 1024;
@@ -34,7 +35,7 @@ impl WeightFile {
         let name = shard.name.clone();
         let failed =
             |e: std::io::Error| fail(code::IO, format!("cannot open `{}`: {e}", shard.path.display()));
-        let file = File::open(&shard.path).map_err(failed)?;
+        let file = regular::open(&shard.path).map_err(failed)?;
         let opened = Self { file, name };
         opened.check_unchanged(shard)?;
         Ok(opened)

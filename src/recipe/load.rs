@@ -22,6 +22,8 @@ pub struct Loaded {
     pub base: PathBuf,
     /// The recipe's file, as it was named.
     pub path: PathBuf,
+    /// Folders that links in the model's folder may lead to.
+    pub follow_links: Vec<PathBuf>,
     /// What is legal but doubtful.
     pub warnings: Vec<Finding>,
     /// The text that was read.
@@ -205,8 +207,18 @@ fn from_source(
             let path = PathBuf::from(&source.name);
             let written = written::all(&tree);
             let concealer = Concealer::new(&written, base);
-            let base = base.to_owned();
-            Ok(Loaded { recipe, base, path, warnings: findings, source, tree, written, concealer })
+            let (base, follow_links) = (base.to_owned(), overrides.follow_links.clone());
+            Ok(Loaded {
+                recipe,
+                base,
+                path,
+                follow_links,
+                warnings: findings,
+                source,
+                tree,
+                written,
+                concealer,
+            })
         }
         _ => Err(failure(capped(findings))),
     }

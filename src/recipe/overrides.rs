@@ -18,6 +18,8 @@ pub struct Overrides {
     pub model: Option<String>,
     /// The path of the one export stage. A relative path is relative to the working directory.
     pub output: Option<String>,
+    /// Folders that links in the model's folder may lead to. No value of a recipe: it is for the person who runs it to say.
+    pub follow_links: Vec<std::path::PathBuf>,
 }
 
 /// Applies the overrides to the tree, `--set` in order and the others after them.

@@ -1,11 +1,11 @@
 //! A recipe's file as text: read with limits, so that no file, however odd, makes the parser work hard.
 
-use std::fs::File;
 use std::io::Read;
 use std::path::Path;
 use std::sync::Arc;
 
 use crate::finding::{Finding, Place, SourceText, nearest};
+use crate::fs::regular;
 
 /// Largest recipe in bytes. A recipe of 500 stages has about 40 KiB.
 pub(super) const MAX_BYTES: usize = 1 << 20;
@@ -17,6 +17,11 @@ pub(super) const MAX_BYTES: usize = 1 << 20;
 pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
     let name = path.display().to_string();
     let unreadable = |error: std::io::Error| {
+        if error.kind() == std::io::ErrorKind::InvalidInput {
+            let message = format!("{name} cannot be the recipe: {error}");
+            let help = "Save what it gives as a file, and name that.";
+            return Box::new(Finding::error("recipe::not-a-file", message).help(help));
+        }
         let message = format!("the recipe {name} cannot be read: {error}");
         Box::new(Finding::error("recipe::unreadable", message))
     };
@@ -35,7 +40,7 @@ pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
     }
     let mut bytes = Vec::new();
     // One byte more than is allowed tells a file at the limit from one beyond it, also where the length is not known.
-    let file = File::open(path).map_err(unreadable)?;
+    let file = regular::open(path).map_err(unreadable)?;
     file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MAX_BYTES {
         let message = format!("{name} is larger than {} KiB, the limit for a recipe", MAX_BYTES >> 10);
@@ -46,6 +51,12 @@ pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
         Ok(text) => Ok(Arc::new(SourceText { name, text })),
         Err(error) => Err(Box::new(not_utf8(&name, &error))),
     }
+}
+
+/// The text of a recipe; none where it cannot be read as one.
+#[must_use]
+pub fn text_of(path: &Path) -> Option<String> {
+    regular::read_text(path, MAX_BYTES as u64).ok()
 }
 
 /// Refuses a text that is larger than a recipe may be.

@@ -16,6 +16,7 @@ use crate::exit::Exit;
 use crate::export::{self, Staging, files, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive;
+use crate::fs::regular;
 use crate::model::FileIdentity;
 use crate::plan::{ExportPlan, Plan, fingerprint};
 use crate::recipe::Recipe;
@@ -280,9 +281,7 @@ impl Job<'_> {
                 .map(|entry| entry.file_name().to_string_lossy().into_owned())
                 .collect();
             found.iter().map(String::as_str).eq(expected)
-                && small
-                    .iter()
-                    .all(|(name, bytes)| fs::read(export.path.join(name)).is_ok_and(|found| found == *bytes))
+                && small.iter().all(|(name, bytes)| is_file_of(&export.path.join(name), bytes))
                 && export.copies.iter().all(|&copy| self.is_copied(index, &others[copy].path))
         })
     }
@@ -301,7 +300,7 @@ impl Job<'_> {
                 && written.has_contents_of(&copy.written)
         };
         let mut known = self.stores[index].stores.iter().flat_map(|store| &store.header.copies);
-        known.any(is_known) || matches!((fs::read(from), fs::read(to)), (Ok(a), Ok(b)) if a == b)
+        known.any(is_known) || regular::are_same(&from, &to)
     }
 
     /// Everything of an output but its weights.
@@ -314,11 +313,16 @@ impl Job<'_> {
             if self.is_copied(index, path) {
                 staging.link(&plan.exports[index].path.join(name), name)?;
             } else {
-                staging.copy(&plan.model.root.join(name), name)?;
+                staging.copy(plan.model.open_other(path)?, name)?;
             }
         }
         small.iter().try_for_each(|(name, bytes)| staging.write(Path::new(name), bytes))
     }
+}
+
+/// Whether a file holds these bytes.
+fn is_file_of(path: &Path, bytes: &[u8]) -> bool {
+    regular::read_bounded(path, bytes.len() as u64).is_ok_and(|found| found == bytes)
 }
 
 fn identity(path: &Path) -> Option<FileIdentity> {

@@ -15,6 +15,7 @@ use super::stream::Checks;
 use crate::export::{files, siblings};
 use crate::finding::Failure;
 use crate::fs::exclusive;
+use crate::fs::regular::{self, limit};
 use crate::model::FileIdentity;
 use crate::plan::fingerprint::{ARITHMETIC, Fingerprint};
 use crate::quant::Distortion;
@@ -126,7 +127,7 @@ impl Header {
 
 /// What tells one start of the system from another; empty where that is not known.
 fn boot() -> String {
-    fs::read_to_string("/proc/sys/kernel/random/boot_id")
+    regular::read_text(Path::new("/proc/sys/kernel/random/boot_id"), limit::WORD)
         .map(|text| text.trim().to_owned())
         .unwrap_or_default()
 }
@@ -148,7 +149,7 @@ pub(super) fn read(path: &Path) -> Found {
         monoquant: String,
         arithmetic: u32,
     }
-    let Ok(file) = File::open(path) else { return Found::Nothing };
+    let Ok(file) = regular::open(path) else { return Found::Nothing };
     let mut lines = BufReader::new(file).lines().map_while(Result::ok);
     let Some(first) = lines.next() else { return Found::Nothing };
     let Ok(versions) = serde_json::from_str::<Versions>(&first) else { return Found::Nothing };

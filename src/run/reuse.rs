@@ -19,6 +19,7 @@ use crate::export::staging::FileStart;
 use crate::export::{files, siblings};
 use crate::finding::Failure;
 use crate::fs::exclusive;
+use crate::fs::regular;
 use crate::model::FileIdentity;
 use crate::plan::fingerprint::{self, TensorPrint};
 use crate::plan::{ExportPlan, Plan};
@@ -296,7 +297,7 @@ impl<'s> Reuse<'s> {
         let stored = &stores[export].stores[store].files[stored];
         let header = &planned.files[file].header;
         let mut found = vec![0; header.len()];
-        let opened = File::open(&stored.path).ok()?;
+        let opened = regular::open(&stored.path).ok()?;
         read_at(&opened, 0, &mut found).ok()?;
         (stored.len == planned.files[file].bytes && found == *header).then(|| stored.path.clone())
     }
@@ -419,7 +420,7 @@ fn check_outputs(
     }
     let damaged = std::sync::Mutex::new(Vec::new());
     workers.each_of(cancel, &doubtful, |&(tensor, path, part), buffer: &mut Vec<u8>| {
-        let sum = File::open(path).and_then(|file| sum_up(&file, part, buffer, cancel));
+        let sum = regular::open(path).and_then(|file| sum_up(&file, part, buffer, cancel));
         if sum.ok() != Some(part.checksum) {
             super::measured::lock(&damaged).push(tensor);
         }

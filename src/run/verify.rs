@@ -7,6 +7,7 @@ use std::path::Path;
 use super::checksum;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::regular;
 use crate::model::header;
 use crate::plan::{ExportPlan, OutputTensor};
 use crate::report::{self, FileRecord, OutputRecord, Report};
@@ -28,7 +29,7 @@ pub fn sizes(export: &ExportPlan, folder: &Path) -> Option<String> {
 #[must_use]
 pub fn headers(export: &ExportPlan, folder: &Path) -> Option<String> {
     export.files.iter().enumerate().find_map(|(index, file)| {
-        let opened = fs::File::open(folder.join(&file.name));
+        let opened = regular::open(&folder.join(&file.name));
         let read = opened.map(|opened| header::read(std::io::BufReader::new(opened), file.bytes, &file.name));
         let found = match read {
             Ok(Ok(header)) => header,
@@ -104,7 +105,7 @@ fn name_of(folder: &Path) -> String {
 
 /// A file's length and CRC, and its hash where that is wanted.
 pub(super) fn digest(path: &Path, hashed: bool) -> std::io::Result<(u64, u64, Option<String>)> {
-    let mut file = fs::File::open(path)?;
+    let mut file = regular::open(path)?;
     let (mut len, mut crc) = (0, 0);
     let mut hasher = hashed.then(blake3::Hasher::new);
     let mut buffer = vec![0; 1 << 20];

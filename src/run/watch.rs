@@ -123,7 +123,7 @@ impl Inputs {
 fn look(watched: &Watched) -> Seen {
     let mut seen = Seen::default();
     for path in &watched.texts {
-        seen.texts.insert(path.clone(), fs::read(path).ok());
+        seen.texts.insert(path.clone(), crate::recipe::text_of(path).map(String::into_bytes));
     }
     for path in watched.model.iter().chain(&watched.others) {
         look_below(path, 0, &watched.outputs, &mut seen.files);

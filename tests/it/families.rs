@@ -42,7 +42,7 @@ fn plan_text(name: &str, recipe: &str, set: &[&str]) -> Result<Plan, Failure> {
     let overrides = Overrides {
         set: set.iter().map(|&text| text.to_owned()).collect(),
         model: Some(model.path().to_str().expect("a path in UTF-8").to_owned()),
-        output: None,
+        ..Overrides::default()
     };
     plan::plan(recipe::load(&path, &overrides)?, Limits::default())
 }

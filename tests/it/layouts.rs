@@ -18,7 +18,7 @@ pub fn plan(written: &Written, recipe: &str) -> Result<Plan, Failure> {
     let path = folder.path().join("recipe.yaml");
     fs::write(&path, recipe).expect("a file in a temporary folder");
     let model = Some(written.model().to_str().expect("a path in UTF-8").to_owned());
-    plan::plan(recipe::load(&path, &Overrides { set: Vec::new(), model, output: None })?, Limits::default())
+    plan::plan(recipe::load(&path, &Overrides { model, ..Overrides::default() })?, Limits::default())
 }
 
 /// What becomes of a folder, in lines.

@@ -7,7 +7,9 @@ use serde_json::Value;
 
 use super::files::{Listing, file_name};
 use super::names;
+use super::root::Root;
 use crate::finding::Finding;
+use crate::fs::regular::{self, limit};
 use crate::model::code;
 use crate::model::header;
 
@@ -55,7 +57,7 @@ fn entry(root: &Path, entry: &Path) -> Finding {
 fn way(entry: &Path) -> String {
     let mut snapshots: Vec<PathBuf> = folders(&entry.join("snapshots"));
     snapshots.sort();
-    let commit = fs::read_to_string(entry.join("refs/main")).ok();
+    let commit = regular::read_text(&entry.join("refs/main"), limit::WORD).ok();
     let main = commit.map(|commit| entry.join("snapshots").join(commit.trim())).filter(|path| path.is_dir());
     if let Some(main) = main {
         snapshots = vec![main];
@@ -74,11 +76,11 @@ fn folders(folder: &Path) -> Vec<PathBuf> {
 }
 
 /// The finding for a pipeline of diffusers, whose models are in folders of their own.
-pub(super) fn pipeline(root: &Path, listing: &Listing) -> Option<Finding> {
+pub(super) fn pipeline(root: &Root, listing: &Listing) -> Option<Finding> {
     if !listing.has("model_index.json") || listing.has("config.json") {
         return None;
     }
-    let text = fs::read(root.join("model_index.json")).ok()?;
+    let text = root.read("model_index.json", limit::CONFIG).ok()?;
     let index: Value = serde_json::from_slice(&text).ok()?;
     let class = |folder: &str| {
         let class = index.get(folder).and_then(|part| part.get(1)).and_then(Value::as_str);
@@ -91,7 +93,7 @@ pub(super) fn pipeline(root: &Path, listing: &Listing) -> Option<Finding> {
         .take(MAX_FOLDERS)
         .map(|(folder, _)| format!("`{}`{}", root.join(folder).join("").display(), class(folder)))
         .collect();
-    let message = format!("`{}` is a pipeline of several models", root.display());
+    let message = format!("`{}` is a pipeline of several models", root.path().display());
     let finding = Finding::error(code::NOT_A_MODEL, message);
     Some(if parts.is_empty() {
         finding.help("Give the folder of one of them; none in safetensors has weights to quantize.")
@@ -104,13 +106,13 @@ pub(super) fn pipeline(root: &Path, listing: &Listing) -> Option<Finding> {
 }
 
 /// Folders below that hold weights of linear layers for the most part, and how many; the largest first.
-fn quantizable(root: &Path, listing: &Listing) -> Vec<(String, u64)> {
+fn quantizable(root: &Root, listing: &Listing) -> Vec<(String, u64)> {
     let mut found: Vec<(String, u64)> = Vec::new();
     for (folder, files) in weight_folders(listing) {
         let (mut matrices, mut all) = (0_u64, 0_u64);
         for file in files {
-            let opened = fs::File::open(root.join(&file.path)).ok();
-            let Some(header) = opened.and_then(|f| header::read(f, file.len, &file.path).ok()) else {
+            let opened = root.open(&file.path).ok();
+            let Some(header) = opened.and_then(|(f, _)| header::read(f, file.len, &file.path).ok()) else {
                 continue;
             };
             for tensor in header.tensors {

@@ -1,15 +1,20 @@
 //! Which files a folder holds.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::complaints::io;
+use super::root::Root;
 use super::{Fate, OtherFile};
 use crate::finding::Finding;
+use crate::fs::regular;
 use crate::model::code;
 
 /// How deep folders below the model's are searched for files to carry over.
-const MAX_DEPTH: usize = 8;
+const MAX_DEPTH: usize = 100;
+
+/// Files of a model's folder: links to folders can make any number of few.
+const MAX_FILES: usize = 100_000;
 
 /// What a folder holds.
 #[derive(Default)]
@@ -29,64 +34,126 @@ impl Listing {
     }
 }
 
-/// Lists a folder. Links to files are followed (the Hub's cache consists of them), links to folders are not.
-pub(super) fn list(
-    root: &Path,
-    below: &str,
-    depth: usize,
-    listing: &mut Listing,
-    findings: &mut Vec<Finding>,
-) {
-    let folder = root.join(below);
-    let entries = match fs::read_dir(&folder) {
-        Ok(entries) => entries,
-        Err(e) => return findings.push(io(&folder, &e)),
-    };
-    for entry in entries {
-        let entry = match entry {
-            Ok(entry) => entry,
-            Err(e) => return findings.push(io(&folder, &e)),
+/// Lists a folder. Links are followed to where the files of a model may lie (the Hub's cache consists of them).
+pub(super) fn list(root: &Root, listing: &mut Listing, findings: &mut Vec<Finding>) {
+    let above = root.path().canonicalize().into_iter().collect();
+    Lister { root, above, listing, findings }.list("");
+}
+
+struct Lister<'a> {
+    root: &'a Root,
+    /// The folder that is listed and those above it, without links.
+    above: Vec<PathBuf>,
+    listing: &'a mut Listing,
+    findings: &'a mut Vec<Finding>,
+}
+
+impl Lister<'_> {
+    fn list(&mut self, below: &str) {
+        let folder = self.root.join(below);
+        let entries = match fs::read_dir(&folder) {
+            Ok(entries) => entries,
+            Err(e) => return self.findings.push(io(&folder, &e)),
         };
-        let is_folder = entry.file_type().is_ok_and(|t| t.is_dir());
+        for entry in entries {
+            match entry {
+                Ok(entry) if self.listing.files.len() + self.listing.odd.len() < MAX_FILES => {
+                    self.enter(below, &entry);
+                }
+                Ok(_) => return self.too_many(),
+                Err(e) => return self.findings.push(io(&folder, &e)),
+            }
+        }
+    }
+
+    fn too_many(&mut self) {
+        let message = format!(
+            "`{}` has more than {MAX_FILES} files, or links that make so many",
+            self.root.path().display()
+        );
+        if !self.findings.iter().any(|finding| finding.message == message) {
+            let help = "Give the folder that the model itself is in.";
+            self.findings.push(Finding::error(code::NOT_A_MODEL, message).help(help));
+        }
+    }
+
+    fn enter(&mut self, below: &str, entry: &fs::DirEntry) {
+        let kind = entry.file_type();
+        let is_folder = kind.as_ref().is_ok_and(|kind| kind.is_dir());
         let name = entry.file_name();
         let is_hidden = name.as_encoded_bytes().starts_with(b".");
         let within = |name: &str| if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
         let Some(name) = name.to_str().filter(|_| !is_hidden) else {
             let end = if is_folder { "/" } else { "" };
             let path = within(&format!("{}{end}", escaped(&name)));
-            listing.odd.push(OtherFile { path, len: 0, fate: if is_hidden { hidden() } else { not_utf8() } });
-            continue;
+            let fate = if is_hidden { hidden() } else { not_utf8() };
+            return self.listing.odd.push(OtherFile { path, len: 0, fate });
         };
         let path = within(name);
-        if is_folder {
-            if depth < MAX_DEPTH {
-                list(root, &path, depth + 1, listing, findings);
-            } else {
-                let fate = Fate::Left(format!("more than {MAX_DEPTH} folders deep"));
-                listing.odd.push(OtherFile { path: format!("{path}/"), len: 0, fate });
-            }
-            if depth == 0 {
-                listing.folders.push(path);
-            }
-            continue;
+        if !kind.is_ok_and(|kind| kind.is_symlink()) {
+            let real = self.above.last().map_or_else(|| entry.path(), |above| above.join(name));
+            return match entry.metadata() {
+                Ok(metadata) => self.take(path, &metadata, real),
+                Err(e) => self.listing.odd.push(OtherFile { path, len: 0, fate: unreadable(&e) }),
+            };
         }
-        match fs::metadata(entry.path()) {
-            Ok(metadata) if metadata.is_file() => {
-                listing.files.push(OtherFile { path, len: metadata.len(), fate: Fate::Carried });
+        let found = entry.path().canonicalize().and_then(|real| Ok((fs::metadata(&real)?, real)));
+        match found {
+            Ok((_, real)) if !self.root.holds(&real) => self.findings.push(leads_out(&path, &real)),
+            // It would be listed in itself, for ever.
+            Ok((_, real)) if self.above.iter().any(|above| above.starts_with(&real)) => {
+                let fate = Fate::Left("a link to a folder that it is in".to_owned());
+                self.listing.odd.push(OtherFile { path, len: 0, fate });
             }
-            // A folder by a link is not followed: it may lead anywhere.
-            Ok(metadata) => {
-                let what =
-                    if metadata.is_dir() { "a link to a folder" } else { "neither a file nor a folder" };
-                listing.odd.push(OtherFile { path, len: 0, fate: Fate::Left(what.to_owned()) });
-            }
-            Err(_) if path.ends_with(".safetensors") => findings.push(
+            Ok((metadata, real)) => self.take(path, &metadata, real),
+            Err(_) if path.ends_with(".safetensors") => self.findings.push(
                 Finding::error(code::NOT_FOUND, format!("`{path}` is a link to a file that does not exist"))
                     .help("The download is not complete; run `hf download` again."),
             ),
-            Err(e) => listing.odd.push(OtherFile { path, len: 0, fate: unreadable(&e) }),
+            Err(e) => self.listing.odd.push(OtherFile { path, len: 0, fate: unreadable(&e) }),
         }
     }
+
+    /// Takes note of a file or a folder, which is `real` without links.
+    fn take(&mut self, path: String, metadata: &fs::Metadata, real: PathBuf) {
+        if metadata.is_file() {
+            return self.listing.files.push(OtherFile { path, len: metadata.len(), fate: Fate::Carried });
+        }
+        if !metadata.is_dir() {
+            let what = format!("is {}, not a file", regular::what_is(metadata.file_type()));
+            if path.ends_with(".safetensors") {
+                let finding = Finding::error(code::NOT_A_MODEL, format!("`{path}` {what}"));
+                return self.findings.push(finding.help("Put the file itself there."));
+            }
+            let fate = Fate::Broken { what, help: "Put a file there, or remove it.".to_owned() };
+            return self.listing.odd.push(OtherFile { path, len: 0, fate });
+        }
+        let depth = self.above.len();
+        if depth <= MAX_DEPTH {
+            self.above.push(real);
+            self.list(&path);
+            self.above.pop();
+        } else {
+            let fate = Fate::Left(format!("more than {MAX_DEPTH} folders deep"));
+            self.listing.odd.push(OtherFile { path: format!("{path}/"), len: 0, fate });
+        }
+        if depth == 1 {
+            self.listing.folders.push(path);
+        }
+    }
+}
+
+fn leads_out(path: &str, real: &Path) -> Finding {
+    let message = format!(
+        "`{}` is a link that leads out of the model's folder, to {}",
+        path.escape_debug(),
+        real.display()
+    );
+    let folder = real.parent().unwrap_or(real).display();
+    Finding::error(code::LINK, message).help(format!(
+        "Put the file itself there. If files of the model are kept in a shared place, allow links to it with \
+         `--follow-links {folder}`."
+    ))
 }
 
 fn hidden() -> Fate {
@@ -128,13 +195,13 @@ const POINTER: &[u8] = b"version https://git-lfs";
 const MAX_POINTER: u64 = 1024;
 
 /// Whether a file is a pointer of Git LFS. One that cannot be read is none; reading it tells.
-pub(super) fn is_pointer(root: &Path, file: &OtherFile) -> bool {
+pub(super) fn is_pointer(root: &Root, file: &OtherFile) -> bool {
     use std::io::Read;
     if file.len < POINTER.len() as u64 || file.len > MAX_POINTER {
         return false;
     }
     let mut start = [0; POINTER.len()];
-    let read = fs::File::open(root.join(&file.path)).and_then(|mut file| file.read_exact(&mut start));
+    let read = root.open(&file.path).and_then(|(mut file, _)| file.read_exact(&mut start));
     read.is_ok() && start == POINTER
 }
 

@@ -3,12 +3,11 @@
 //! output, or nobody would miss them. Where it is not known, a file is carried over.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
 
 use serde_json::Value;
 
 use super::files::{Listing, is_pointer};
+use super::root::Root;
 use super::weights::{is_adapter, stem};
 use super::{Fate, NameIndex, OtherFile, names};
 use crate::finding::Finding;
@@ -114,7 +113,7 @@ fn is_about(a: u64, b: u64) -> bool {
 
 /// Judges the files that were not read, and tells of weights of which nobody knows what they are.
 pub(super) fn judge(
-    root: &Path,
+    root: &Root,
     listing: Listing,
     is_used: impl Fn(&str) -> bool,
     model: &Model<'_>,
@@ -168,7 +167,7 @@ const ADAPTER: &str = "an adapter, no part of the model";
 
 /// Why weights beside those that were read stay behind, and whether that is all that there is to say.
 fn beside(
-    root: &Path,
+    root: &Root,
     file: &OtherFile,
     stem: &str,
     model: &Model<'_>,
@@ -247,12 +246,10 @@ fn second_copy(file: &OtherFile, model: &Model<'_>, copies: &BTreeMap<String, bo
 }
 
 /// For each file of safetensors that was not read: whether it holds the model's tensors again, alone or with the others of its folder.
-fn copies_by_folder(root: &Path, files: &[OtherFile], model: &Model<'_>) -> BTreeMap<String, bool> {
+fn copies_by_folder(root: &Root, files: &[OtherFile], model: &Model<'_>) -> BTreeMap<String, bool> {
     let mut folders: BTreeMap<&str, Vec<(&str, Vec<HeaderTensor>)>> = BTreeMap::new();
     for file in files.iter().filter(|file| file.path.ends_with(".safetensors")) {
-        let header = fs::File::open(root.join(&file.path))
-            .ok()
-            .and_then(|f| header::read(f, file.len, &file.path).ok());
+        let header = root.open(&file.path).ok().and_then(|(f, _)| header::read(f, file.len, &file.path).ok());
         let Some(header) = header else { continue };
         folders.entry(split(&file.path).0).or_default().push((&file.path, header.tensors));
     }
@@ -272,7 +269,7 @@ fn copies_by_folder(root: &Path, files: &[OtherFile], model: &Model<'_>) -> BTre
 }
 
 /// Leaves files that describe weights which stay behind: indices, the config of an adapter, and declarations of a quantization.
-fn leave_what_describes_them(root: &Path, files: &mut [OtherFile], has_adapter: bool) {
+fn leave_what_describes_them(root: &Root, files: &mut [OtherFile], has_adapter: bool) {
     let is_weights = |file: &&OtherFile| {
         let (_, extension) = split_name(&file.path);
         extension == "safetensors" || FOREIGN.contains(&extension)
@@ -300,12 +297,12 @@ fn leave_what_describes_them(root: &Path, files: &mut [OtherFile], has_adapter: 
 }
 
 /// Whether a file at the top says how weights were quantized, by its name or by what it holds.
-fn declares_quantization(root: &Path, file: &OtherFile) -> bool {
+fn declares_quantization(root: &Root, file: &OtherFile) -> bool {
     if STALE.contains(&file.path.as_str()) {
         return true;
     }
     let (stem, extension) = split_name(&file.path);
-    let text = || fs::read(root.join(&file.path)).ok().filter(|_| file.len <= MAX_TEXT);
+    let text = || root.read(&file.path, MAX_TEXT).ok();
     match extension {
         // A recipe of llm-compressor: stages of modifiers.
         "yaml" | "yml" => {

@@ -2,8 +2,6 @@
 //! the only ones there are. Never all that happen to be there: two copies read as one model would be neither.
 
 use std::collections::BTreeMap;
-use std::fs;
-use std::path::Path;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
@@ -11,7 +9,9 @@ use super::OtherFile;
 use super::complaints::{be, io, pointer, shown};
 use super::files::{Listing, is_pointer};
 use super::names::{self, USUAL};
+use super::root::Root;
 use crate::finding::Finding;
+use crate::fs::regular::limit;
 use crate::model::code;
 use crate::model::config::Config;
 use crate::model::header;
@@ -35,7 +35,7 @@ pub(super) fn stem(path: &str) -> Option<&str> {
 
 /// Chooses the weight files of a folder.
 pub(super) fn choose(
-    root: &Path,
+    root: &Root,
     listing: &Listing,
     config: &Config,
     include: &[&str],
@@ -88,12 +88,11 @@ fn rank(index: &str) -> usize {
     }
 }
 
-fn read_index(root: &Path, file: &OtherFile) -> Result<Index, Vec<Finding>> {
+fn read_index(root: &Root, file: &OtherFile) -> Result<Index, Vec<Finding>> {
     if is_pointer(root, file) {
         return Err(vec![pointer(&file.path)]);
     }
-    let path = root.join(&file.path);
-    let text = fs::read(&path).map_err(|e| vec![io(&path, &e)])?;
+    let text = root.read(&file.path, limit::INDEX).map_err(|e| vec![io(&root.join(&file.path), &e)])?;
     let index = Index::parse(&text, &file.path)?;
     if index.weight_map.is_empty() {
         return Err(vec![Finding::error(code::INDEX, format!("`{}` names no tensor", file.path)).help(
@@ -114,7 +113,7 @@ enum Indexed {
 
 /// The index that counts.
 fn chosen_index(
-    root: &Path,
+    root: &Root,
     listing: &Listing,
     candidates: &[&OtherFile],
     findings: &mut Vec<Finding>,
@@ -262,7 +261,7 @@ fn units<'a>(candidates: &[&'a OtherFile]) -> Vec<Unit<'a>> {
 }
 
 /// The files that are the model by their names, where no index says it.
-fn by_name(root: &Path, candidates: &[&OtherFile], findings: &mut Vec<Finding>) -> Vec<OtherFile> {
+fn by_name(root: &Root, candidates: &[&OtherFile], findings: &mut Vec<Finding>) -> Vec<OtherFile> {
     let mut units = units(candidates);
     units.retain(|unit| !names::is_training(&unit.stem));
     let are_adapters = |unit: &Unit<'_>| unit.files.iter().all(|(_, file)| is_adapter(root, file));
@@ -337,9 +336,8 @@ fn incomplete(set: &Unit<'_>, missing: &[u64]) -> Finding {
 }
 
 /// Whether a file holds nothing but an adapter, by the names of its tensors. A file that cannot be read is judged later.
-pub(super) fn is_adapter(root: &Path, file: &OtherFile) -> bool {
-    let header =
-        fs::File::open(root.join(&file.path)).ok().and_then(|f| header::read(f, file.len, &file.path).ok());
+pub(super) fn is_adapter(root: &Root, file: &OtherFile) -> bool {
+    let header = root.open(&file.path).ok().and_then(|(f, _)| header::read(f, file.len, &file.path).ok());
     header.is_some_and(|header| names::are_adapter(header.tensors.iter().map(|tensor| tensor.name.as_str())))
 }
 
