@@ -59,11 +59,11 @@ layer_types! {
     Experts,
     /// Kind: everything else (biases, scalars, tables without `.weight`, integers).
     Other,
-    /// Role: the output head, rows are the vocabulary.
+    /// Role: the output head, rows are the vocabulary or labels.
     Head,
-    /// Role: inside a vision, audio or video tower.
+    /// Role: in a stack of layers beside the language model's: of vision, audio or video, a talker, a vocoder.
     Tower,
-    /// Role: joins a tower to the decoder.
+    /// Role: joins a tower to the language model.
     Projector,
     /// Role: extra prediction layers, for speculative decoding.
     MTP,
@@ -79,6 +79,12 @@ layer_types! {
     Mamba,
     /// Role: the projections of linear attention.
     LinearAttention,
+    /// Role: an adapter's (LoRA's) matrices beside the layer that they correct.
+    Adapter,
+    /// Role: scales and shifts a diffusion transformer's layers by the time step.
+    Modulation,
+    /// Role: in none of the model's repeated blocks: embedders, poolers, task heads.
+    Outside,
 }
 
 impl LayerType {

@@ -8,6 +8,7 @@
 //! `read` (rows of a matrix as bytes).
 
 pub mod config;
+mod decoder;
 pub mod dtype;
 pub mod experts;
 pub mod folder;
@@ -81,4 +82,6 @@ pub mod code {
     pub const EXPERTS: &str = "model::experts";
     /// A layer that looks like a router and cannot be told from a linear layer.
     pub const GATE: &str = "model::unsure-gate";
+    /// No stack of layers is what the configuration says of the language model.
+    pub const DECODER: &str = "model::unsure-decoder";
 }

@@ -57,6 +57,8 @@ pub struct Plan {
     pub model: ModelFolder,
     /// Kind and role of each tensor of the model.
     pub classes: Vec<LayerClass>,
+    /// Which layers were taken for the language model, where something lies beside it.
+    pub decoder: Option<String>,
     /// What is done with each tensor of the model.
     pub decisions: Vec<Decision>,
     /// What is read, treated and written as one, in the order of the files.
@@ -155,7 +157,7 @@ pub fn compile(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
 fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     stop_on_errors(&draft.findings)?;
     let (weighing, problems) = draft.weigh()?;
-    let Draft { loaded, model, classes, decisions, pieces, siblings, mut findings } = draft;
+    let Draft { loaded, model, classes, decoder, decisions, pieces, siblings, mut findings } = draft;
     findings.extend(problems);
 
     let exports = exports(&loaded, &model, &classes, &decisions, &pieces);
@@ -184,6 +186,7 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         loaded,
         model,
         classes,
+        decoder,
         decisions,
         pieces,
         siblings,

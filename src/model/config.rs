@@ -24,11 +24,27 @@ const TEXT_PARTS: &[&str] = &[
 const EXPERT_KEYS: &[&str] = &["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"];
 
 /// Keys that say how many decoder layers there are, then keys whose length says it.
-const LAYER_KEYS: &[&str] = &["num_hidden_layers", "n_layer", "num_layers", "n_layers"];
+const LAYER_KEYS: &[&str] = &["num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers"];
 const LAYER_LISTS: &[&str] = &["layer_types", "layers_block_type", "hybrid_override_pattern"];
 
 /// Keys under which a config says how its weights are quantized.
 pub const DECLARATIONS: [&str; 2] = ["quantization_config", "compression_config"];
+/// Keys that say how many layers the encoder and the decoder have, where both have some.
+const DEPTH_KEYS: &[&str] = &[
+    "decoder_layers",
+    "encoder_layers",
+    "num_decoder_layers",
+    "num_encoder_layers",
+    "decoder_num_hidden_layers",
+    "encoder_num_hidden_layers",
+];
+
+/// Keys that say how wide the stream between the layers is, and how many entries the vocabulary has.
+const WIDTH_KEYS: &[&str] = &["hidden_size", "n_embd", "d_model", "dim", "model_dim", "n_embed"];
+const VOCABULARY_KEYS: &[&str] = &["vocab_size", "padded_vocab_size", "n_vocab"];
+
+/// Families of text parts that encode and write no text: their models are two encoders side by side.
+const ENCODERS: &[&str] = &["bert", "clip", "siglip", "clap", "mpnet"];
 
 /// How deep parts may lie in parts.
 const MAX_DEPTH: usize = 8;
@@ -74,7 +90,8 @@ impl Config {
         self.raw.as_object().is_none_or(Map::is_empty)
     }
 
-    /// The text decoder's part; the whole where there is none.
+    /// The text decoder's part: under a family's word for it, or else the largest of those that are described as language
+    /// models. The whole where there is none, or where it is described at the top.
     #[must_use]
     pub fn text(&self) -> &Value {
         let mut part = &self.raw;
@@ -84,7 +101,13 @@ impl Config {
                 None => break,
             }
         }
-        part
+        let is_named = !std::ptr::eq(part, &self.raw);
+        if is_named || language_model_size(&self.raw).is_some() {
+            return part;
+        }
+        let mut largest = None;
+        find_language_model(&self.raw, 0, &mut largest);
+        largest.map_or(part, |(_, part)| part)
     }
 
     /// A value of the text part, or else of the top.
@@ -112,13 +135,13 @@ impl Config {
     /// Width of the text decoder's residual stream.
     #[must_use]
     pub fn hidden_size(&self) -> Option<u64> {
-        self.number(&["hidden_size", "n_embd", "d_model", "dim"])
+        self.number(WIDTH_KEYS)
     }
 
     /// Entries of the vocabulary.
     #[must_use]
     pub fn vocab_size(&self) -> Option<u64> {
-        self.number(&["vocab_size"])
+        self.number(VOCABULARY_KEYS)
     }
 
     /// Layers of the text decoder, without extra prediction layers. Some families write only the list of
@@ -133,6 +156,29 @@ impl Config {
                 _ => None,
             })
         })
+    }
+
+    /// Every number of layers that a stack of the text part may have: its own, the encoder's and the decoder's.
+    #[must_use]
+    pub fn depths(&self) -> BTreeSet<u64> {
+        let each = DEPTH_KEYS.iter().filter_map(|key| self.number(&[key]));
+        each.chain(self.num_hidden_layers()).filter(|&depth| depth > 0).collect()
+    }
+
+    /// How many labels a classifier tells apart.
+    #[must_use]
+    pub fn labels(&self) -> Option<u64> {
+        let named = || u64::try_from(self.get("id2label")?.as_object()?.len()).ok();
+        self.number(&["num_labels"]).or_else(named).filter(|&labels| labels > 0)
+    }
+
+    /// Whether the text part is one of several encoders whose outputs are compared (CLIP), and so no language model.
+    #[must_use]
+    pub fn describes_encoders(&self) -> bool {
+        let text = self.text().get("model_type").and_then(Value::as_str).unwrap_or_default();
+        let is_part = !std::ptr::eq(self.text(), &self.raw);
+        self.raw.get("logit_scale_init_value").is_some()
+            || (is_part && ENCODERS.iter().any(|family| text.contains(family)))
     }
 
     /// Every number of experts that any part names. Dense models of a family may write 0 or 1, which means
@@ -204,6 +250,28 @@ fn remove_declarations(part: &mut Value, depth: usize) {
     let Some(object) = part.as_object_mut().filter(|_| depth < MAX_DEPTH) else { return };
     object.retain(|key, _| !DECLARATIONS.contains(&key.as_str()));
     object.values_mut().for_each(|value| remove_declarations(value, depth + 1));
+}
+
+/// The layers and the width of a part that is described as a language model, multiplied; `None` where it is none.
+fn language_model_size(part: &Value) -> Option<u64> {
+    let number = |keys: &[&str]| keys.iter().find_map(|key| part.get(key)?.as_u64());
+    number(VOCABULARY_KEYS)?;
+    let (width, layers) = (number(WIDTH_KEYS), number(LAYER_KEYS).or_else(|| number(DEPTH_KEYS)));
+    (width.is_some() || layers.is_some())
+        .then(|| layers.unwrap_or(1).saturating_mul(width.unwrap_or(1)).saturating_mul(width.unwrap_or(1)))
+}
+
+/// The largest language model below a part; the first where several are as large.
+fn find_language_model<'v>(part: &'v Value, depth: usize, largest: &mut Option<(u64, &'v Value)>) {
+    let Some(object) = part.as_object().filter(|_| depth < MAX_DEPTH) else { return };
+    for value in object.values() {
+        if let Some(size) = language_model_size(value)
+            && largest.is_none_or(|(most, _)| size > most)
+        {
+            *largest = Some((size, value));
+        }
+        find_language_model(value, depth + 1, largest);
+    }
 }
 
 fn collect_experts(part: &Value, depth: usize, found: &mut BTreeSet<u64>) {

@@ -3,8 +3,9 @@
 //! Roles are what peers' recipes and engines leave alone as a whole (towers, output heads, extra prediction
 //! layers) or treat alike (the projections of Mamba blocks and linear attention).
 
-use std::collections::BTreeSet;
+use std::collections::HashSet;
 
+use super::decoder::{Decoder, Place};
 use super::folder::ModelFolder;
 use super::types::TensorFacts;
 use crate::layer::LayerType;
@@ -15,55 +16,56 @@ pub(super) struct Surroundings<'a> {
     vocabulary: Option<u64>,
     /// Layers of the text decoder; `None` where that does not tell extra layers.
     layers: Option<u64>,
-    /// Whether a text decoder lies beside the towers. A model of towers only has none of them.
-    has_decoder: bool,
+    /// Which blocks are the model.
+    pub(super) decoder: Decoder<'a>,
     /// Modules that have a `conv1d` below them: `backbone.layers.0.mixer`.
-    convolved: BTreeSet<&'a str>,
+    convolved: HashSet<&'a str>,
+    /// Linear modules: what lies below one corrects it.
+    matrices: HashSet<&'a str>,
 }
 
 impl<'a> Surroundings<'a> {
     pub(super) fn of(folder: &'a ModelFolder, facts: &[TensorFacts<'a>], kinds: &[LayerType]) -> Self {
         let config = &folder.config;
-        let linears =
-            || facts.iter().zip(kinds).filter(|(_, kind)| **kind == LayerType::Linear).map(|(t, _)| t);
-        let has_decoder = linears().any(|t| {
-            let in_layer = t.segments.iter().any(|s| s.bytes().all(|b| b.is_ascii_digit()) && !s.is_empty());
-            in_layer && !t.segments.iter().any(|s| is_tower(s) || is_projector(s))
-        });
+        let vocabulary = config.vocab_size().or_else(|| token_table_rows(facts, kinds, config.hidden_size()));
+        let decoder = Decoder::of(folder, facts, kinds, vocabulary);
         // Encoder and decoder have depths of their own, and only one of them is `num_hidden_layers`.
-        let layers = config.num_hidden_layers().filter(|_| !config.is_encoder_decoder());
-        let convolved = folder
-            .tensors
-            .iter()
-            .filter_map(|t| t.name.strip_suffix(".conv1d.weight"))
-            .collect::<BTreeSet<_>>();
-        let vocabulary = config.vocab_size().or_else(|| token_table_rows(facts, kinds));
-        Self { vocabulary, layers, has_decoder, convolved }
+        let layers = config.num_hidden_layers().filter(|_| !decoder.is_encoder_decoder);
+        let tensors = folder.tensors.iter();
+        let convolved = tensors.filter_map(|t| t.name.strip_suffix(".conv1d.weight")).collect();
+        let linears = facts.iter().zip(kinds).filter(|(_, kind)| **kind == LayerType::Linear);
+        let matrices = linears.map(|(t, _)| t.info.module()).collect();
+        Self { vocabulary, layers, decoder, convolved, matrices }
     }
 }
 
 /// The vocabulary where no configuration tells it: the rows of the table of tokens.
-fn token_table_rows(facts: &[TensorFacts<'_>], kinds: &[LayerType]) -> Option<u64> {
+fn token_table_rows(facts: &[TensorFacts<'_>], kinds: &[LayerType], width: Option<u64>) -> Option<u64> {
     let tables = facts.iter().zip(kinds).filter(|(_, kind)| **kind == LayerType::Embedding).map(|(t, _)| t);
-    let mut rows = tables
-        .filter(|t| {
-            matches!(
-                t.last,
-                "embed_tokens" | "wte" | "word_embeddings" | "embeddings" | "tok_embeddings" | "embed"
-            )
-        })
-        .map(|t| t.info.shape[0]);
-    rows.next()
+    let named = tables.filter(|t| {
+        matches!(
+            t.last,
+            "embed_tokens" | "wte" | "word_embeddings" | "embeddings" | "tok_embeddings" | "embed" | "shared"
+        )
+    });
+    // One that is as wide as the decoder comes before a longer one that is not.
+    named.map(|t| (Some(t.info.shape[1]) == width, t.info.shape[0])).max().map(|(_, rows)| rows)
 }
 
 /// One rule: the role it gives, its words, and its test. The comment above a row says why it is there.
 struct Rule {
     role: LayerType,
     words: &'static str,
-    test: fn(&TensorFacts<'_>, LayerType, &Surroundings<'_>) -> bool,
+    test: fn(&TensorFacts<'_>, LayerType, &Placed<'_, '_>) -> bool,
 }
 
 const ROLES: &[Rule] = &[
+    // Before all others: an adapter has a row or a column for each of its layer's, and a talker's head may be in a list.
+    Rule {
+        role: LayerType::Adapter,
+        words: "corrects the layer that it lies below or beside (LoRA)",
+        test: |t, _, s| is_adapter(t, s),
+    },
     // Heads have many names (`lm_head`, `head`, `proj_out`, `embed_out`, `shared_head.head`); only the shape
     // tells all. A layer may happen to be as wide as the vocabulary, so that inside of one the name must agree.
     Rule {
@@ -73,29 +75,27 @@ const ROLES: &[Rule] = &[
             kind == LayerType::Linear
                 && s.vocabulary.is_some()
                 && t.info.shape.first().copied() == s.vocabulary
-                && (!is_inside_layer(t) || t.last.ends_with("head"))
+                && (t.last.ends_with("head") || !is_numbered(t))
         },
-    },
-    Rule {
-        role: LayerType::Tower,
-        words: "below a tower (`visual`, `vision_tower`, `audio_tower`, …)",
-        test: |t, _, s| s.has_decoder && t.segments.iter().any(|part| is_tower(part)),
-    },
-    Rule {
-        role: LayerType::Projector,
-        words: "between tower and decoder (`multi_modal_projector`, `merger`, …)",
-        test: |t, _, s| s.has_decoder && t.segments.iter().any(|part| is_projector(part)),
     },
     Rule {
         role: LayerType::MTP,
         words: "below `mtp`",
         test: |t, _, _| t.segments.iter().any(|part| matches!(*part, "mtp" | "mtp_layers")),
     },
+    Rule {
+        role: LayerType::Tower,
+        words: "beside the language model, in a part with layers of its own",
+        test: |_, _, s| s.place == Place::Tower,
+    },
     // DeepSeek and GLM append the extra layers to the decoder's.
     Rule {
         role: LayerType::MTP,
         words: "layer number ≥ num_hidden_layers",
-        test: |t, _, s| s.layers.is_some_and(|layers| decoder_layer(t).is_some_and(|layer| layer >= layers)),
+        test: |_, _, s| match (s.place, s.layers) {
+            (Place::Block(number), Some(layers)) => number >= layers,
+            _ => false,
+        },
     },
     Rule {
         role: LayerType::Indexer,
@@ -157,6 +157,27 @@ const ROLES: &[Rule] = &[
                 && t.segments.contains(&"linear_attn")
         },
     },
+    // AdaLN: `norm1.linear`, `adaLN_modulation.1`, `img_mod.lin`. Its few matrices set the scale of whole layers.
+    Rule {
+        role: LayerType::Modulation,
+        words: "a projection of the time step to scales and shifts",
+        test: |t, kind, _| kind == LayerType::Linear && is_modulation(t),
+    },
+    Rule {
+        role: LayerType::Projector,
+        words: "between a tower and the language model's blocks",
+        test: |_, _, s| s.place == Place::Projector,
+    },
+    Rule {
+        role: LayerType::Head,
+        words: "outside of the blocks, in a part with one row a label or token",
+        test: |_, kind, s| kind == LayerType::Linear && s.place == Place::Head,
+    },
+    Rule {
+        role: LayerType::Outside,
+        words: "in none of the model's repeated blocks",
+        test: |_, kind, s| is_matrix(kind) && s.place == Place::Outside,
+    },
 ];
 
 /// The role of a tensor and the words of its rule.
@@ -165,53 +186,64 @@ pub(super) fn role(
     kind: LayerType,
     surroundings: &Surroundings<'_>,
 ) -> Option<(LayerType, &'static str)> {
-    ROLES.iter().find(|rule| (rule.test)(tensor, kind, surroundings)).map(|rule| (rule.role, rule.words))
+    let placed = Placed { place: surroundings.decoder.place(&tensor.info.name), surroundings };
+    ROLES.iter().find(|rule| (rule.test)(tensor, kind, &placed)).map(|rule| (rule.role, rule.words))
 }
 
-fn is_tower(segment: &str) -> bool {
-    matches!(
-        segment,
-        "visual"
-            | "vision_tower"
-            | "vision_model"
-            | "audio_tower"
-            | "image_tower"
-            | "video_tower"
-            | "vision_encoder"
-            | "audio_encoder"
-            | "vit"
-            | "code2wav"
-    )
+/// A tensor's place in its surroundings.
+struct Placed<'s, 'a> {
+    place: Place,
+    surroundings: &'s Surroundings<'a>,
 }
 
-fn is_projector(segment: &str) -> bool {
-    matches!(
-        segment,
-        "multi_modal_projector"
-            | "mm_projector"
-            | "embed_vision"
-            | "embed_audio"
-            | "patch_merge_mlp"
-            | "connector"
-            | "merger"
-            | "aligner"
-            | "mlp1"
-    )
-}
+impl<'a> std::ops::Deref for Placed<'_, 'a> {
+    type Target = Surroundings<'a>;
 
-/// Whether a tensor is part of one layer of many.
-fn is_inside_layer(t: &TensorFacts<'_>) -> bool {
-    t.segments.windows(2).any(|pair| {
-        matches!(pair[0], "layers" | "layer" | "h" | "blocks" | "block")
-            && pair[1].bytes().all(|byte| byte.is_ascii_digit())
-    })
-}
-
-/// The number of the decoder layer that a tensor is in: `layers.61`, outside of towers and encoders.
-fn decoder_layer(t: &TensorFacts<'_>) -> Option<u64> {
-    if t.segments.iter().any(|part| is_tower(part) || *part == "encoder") {
-        return None;
+    fn deref(&self) -> &Self::Target {
+        self.surroundings
     }
-    let at = t.segments.iter().position(|part| matches!(*part, "layers" | "h"))?;
-    t.segments.get(at + 1)?.parse().ok()
+}
+
+fn is_matrix(kind: LayerType) -> bool {
+    matches!(kind, LayerType::Linear | LayerType::Conv1D | LayerType::Experts)
+}
+
+/// Whether a tensor is part of one module of many.
+fn is_numbered(t: &TensorFacts<'_>) -> bool {
+    t.segments.iter().any(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
+/// What lies below a linear layer, beside its `base_layer` or beside its twin (`q_proj_lora_a`), corrects it: a linear layer has
+/// no modules of its own.
+fn is_adapter(t: &TensorFacts<'_>, s: &Surroundings<'_>) -> bool {
+    let is_named = |part: &&str| part.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("lora")) || part.contains("_lora_");
+    if t.info.shape.len() < 2 {
+        return false;
+    }
+    if t.segments.iter().any(is_named) {
+        return true;
+    }
+    let mut above = t.info.module();
+    for _ in 0..2 {
+        let Some((parent, last)) = above.rsplit_once('.') else { return false };
+        let has_base = || s.matrices.contains(format!("{parent}.base_layer").as_str());
+        if s.matrices.contains(parent) || (last != "base_layer" && has_base()) {
+            return true;
+        }
+        above = parent;
+    }
+    false
+}
+
+/// A linear layer of a norm, or of a module that is called a modulation.
+fn is_modulation(t: &TensorFacts<'_>) -> bool {
+    let is_word = |part: &str| {
+        let part = part.to_ascii_lowercase();
+        part.contains("modulation") || part.contains("adaln") || part == "mod" || part.ends_with("_mod")
+    };
+    let is_norm = |part: &str| {
+        part.strip_prefix("norm").is_some_and(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()).is_empty()
+            || rest.ends_with("_context"))
+    };
+    t.segments.iter().any(|part| is_word(part)) || (t.last == "linear" && is_norm(t.parent))
 }

@@ -33,6 +33,8 @@ pub struct LayerClass {
 pub struct Classified {
     /// One class a tensor, in the order of the folder's tensors.
     pub classes: Vec<LayerClass>,
+    /// Which layers were taken for the language model, where something lies beside it.
+    pub decoder: Option<String>,
     /// What could not be told for sure.
     pub warnings: Vec<Finding>,
 }
@@ -63,7 +65,8 @@ pub fn classify(folder: &ModelFolder) -> Classified {
         .filter(|(tensor, rule)| rule.kind == LayerType::Linear && is_unsure_gate(tensor, &model))
         .map(|(tensor, _)| tensor.info.name.as_str())
         .collect();
-    Classified { classes, warnings: unsure_gates(&unsure).into_iter().collect() }
+    let warnings = unsure_gates(&unsure).into_iter().chain(surroundings.decoder.warning).collect();
+    Classified { classes, decoder: surroundings.decoder.words, warnings }
 }
 
 /// A tensor and the parts of its name.

@@ -18,6 +18,8 @@ pub struct Draft {
     pub model: ModelFolder,
     /// Kind and role of each tensor of the model.
     pub classes: Vec<LayerClass>,
+    /// Which layers were taken for the language model, where something lies beside it.
+    pub decoder: Option<String>,
     /// What is done with each tensor of the model.
     pub decisions: Vec<Decision>,
     /// What is read, treated and written as one, in the order of the files.
@@ -51,7 +53,7 @@ fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     let (model, layer_types) = open_model(loaded)?;
     let mut classified = model::classify(&model);
     correct_classes(&model, &layer_types, &mut classified.classes);
-    let classes = classified.classes;
+    let (classes, decoder) = (classified.classes, classified.decoder);
     let mut findings = loaded.warnings.clone();
     findings.extend(model.warnings.iter().cloned());
     findings.extend(classified.warnings);
@@ -75,5 +77,5 @@ fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     drop(items);
     let (pieces, problems) = pieces(loaded, &model, &classes, &decisions);
     findings.extend(problems);
-    Ok(Draft { loaded: loaded.clone(), model, classes, decisions, pieces, siblings, findings })
+    Ok(Draft { loaded: loaded.clone(), model, classes, decoder, decisions, pieces, siblings, findings })
 }

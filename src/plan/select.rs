@@ -31,7 +31,13 @@ pub const DEFAULT_SKIPS: &[(LayerType, &str)] = &[
     (LayerType::Gating, "gating"),
     (LayerType::Hyper, "hyper-connection"),
     (LayerType::PerLayer, "per-layer projection"),
+    (LayerType::Adapter, "adapter"),
+    (LayerType::Modulation, "modulation"),
+    (LayerType::Outside, "outside of the blocks"),
 ];
+
+/// Roles that say where in the model something lies, and not what it does.
+const PLACES: [LayerType; 3] = [LayerType::Tower, LayerType::Projector, LayerType::Outside];
 
 /// The module that the built-in lists name.
 pub const DEFAULT_SKIP_NAME: &str = "lm_head";
