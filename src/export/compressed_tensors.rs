@@ -5,34 +5,21 @@
 //! targets are disjoint, entries are the class `Linear` or regexes over a name's tail, anchored with a dot before and `$`
 //! after, and every linear module left alone is in `ignore`, the head even where the file has none (tied embeddings).
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
-use regex::{Regex, RegexSet};
+use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use crate::plan::Treatment;
-use crate::plan::siblings::experts_parent;
 use crate::quant::{Bits, Granularity, Scheme, Storage};
 use crate::stage::ActivationScheme;
 
+mod ignore;
+mod names;
+mod targets;
+
 /// The version of compressed-tensors whose layout is written. No loader checks it.
 const VERSION: &str = "0.19.0";
-
-/// Roles that are left alone as a whole, in the order in which they are written. An entry is written where it hits something
-/// and everything that it hits is left alone; the first one, the heads', always where nothing quantized is hit.
-const IGNORED_ROLES: &[&str] = &[
-    r"(.*\.)?(lm_head|proj_out|embed_out|head|predictions\.decoder)$",
-    r".*(visual|vision|audio_tower|audio_encoder|image_tower|video_tower|code2wav).*",
-    r"(.*\.)?vit\..*",
-    r".*(multi_modal_projector|mm_projector|patch_merge|embed_audio).*",
-    r"(.*\.)?mtp\..*",
-    r".*(indexer|index_|compressor).*",
-    r"(.*\.)?(gate|router|shared_expert_gate)$",
-    r".*\.router\..*",
-    r".*\.(in_proj_a|in_proj_b|in_proj_ba|b_proj|f_a_proj|f_b_proj|g_a_proj|g_b_proj)$",
-    r".*(hyper_connection|\.ple\.).*",
-    r".*\.per_layer_(input_gate|projection|model_projection)$",
-];
 
 /// A module of the output that holds codes.
 #[derive(Debug, Clone, Copy)]
@@ -57,7 +44,7 @@ pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[&str
         });
         group_of.push((module.name, group));
     }
-    let targets = targets(&group_of, schemes.len());
+    let targets = targets::targets(&group_of, schemes.len());
     let mut groups = Map::new();
     for (index, ((scheme, activations), targets)) in schemes.iter().zip(targets).enumerate() {
         groups.insert(
@@ -82,7 +69,7 @@ pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[&str
         "quantization_status": "compressed",
         "format": format,
         "config_groups": groups,
-        "ignore": ignore(&names, left_alone),
+        "ignore": ignore::ignore(&names, left_alone),
         "kv_cache_scheme": null,
         "global_compression_ratio": null,
         "version": VERSION,
@@ -140,197 +127,6 @@ fn input_activations(activations: ActivationScheme) -> Value {
             "observer_kwargs": {},
         }),
     }
-}
-
-/// A module's name cut at its layer: the word before the layer's number, the number, and what comes after.
-/// `experts.7.` counts as no layer.
-fn cut_at_layer(name: &str) -> Option<((&str, &str), &str)> {
-    let mut start = 0;
-    let mut before = "";
-    for segment in name.split('.') {
-        let is_number = !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit());
-        if is_number && before != "experts" {
-            let rest = name[start + segment.len()..].strip_prefix('.')?;
-            return Some(((before, segment), rest));
-        }
-        start += segment.len() + 1;
-        before = segment;
-    }
-    None
-}
-
-/// A name as a regular expression in which every expert's number is any number. What Granite, Falcon and Jamba call `mamba`
-/// is `mixer` in vLLM.
-fn escape_tail(tail: &str) -> String {
-    let mut out = String::new();
-    let mut before = "";
-    for (index, segment) in tail.split('.').enumerate() {
-        if index > 0 {
-            out.push_str(r"\.");
-        }
-        if before == "experts" && segment.bytes().all(|byte| byte.is_ascii_digit()) {
-            out.push_str(r"\d+");
-        } else if segment == "mamba" {
-            out.push_str("(mamba|mixer)");
-        } else {
-            out.push_str(&regex::escape(segment).replace(r"\-", "-"));
-        }
-        before = segment;
-    }
-    out
-}
-
-/// The targets of each group: the class for a single one, else regexes over tails of which no two groups' overlap.
-fn targets(modules: &[(&str, usize)], groups: usize) -> Vec<Vec<String>> {
-    if groups == 1 {
-        let mut targets = vec!["Linear".to_owned()];
-        targets.extend(heads(modules));
-        return vec![targets];
-    }
-    let mut tails: BTreeMap<String, Tail<'_>> = BTreeMap::new();
-    for (name, group) in modules {
-        let (layer, rest) = match cut_at_layer(name) {
-            Some((layer, rest)) => (Some(layer), rest),
-            None => (None, *name),
-        };
-        let tail = tails.entry(escape_tail(rest)).or_default();
-        tail.groups.insert(*group);
-        tail.members.push((*group, layer));
-    }
-    let patterns: Vec<&String> = tails.keys().collect();
-    let mut out = vec![BTreeSet::new(); groups];
-    for (pattern, tail) in &tails {
-        if tail.groups.len() == 1 {
-            let group = tail.members[0].0;
-            let foreign = |shorter: &str| {
-                patterns
-                    .iter()
-                    .any(|other| ends_with_segments(other, shorter) && tails[*other].groups != tail.groups)
-            };
-            out[group].insert(format!(r"re:(.*\.)?{}$", shortest_tail(pattern, foreign)));
-            continue;
-        }
-        let mut layers: BTreeMap<(usize, &str), Vec<&str>> = BTreeMap::new();
-        for (group, layer) in &tail.members {
-            if let Some((word, number)) = layer {
-                layers.entry((*group, word)).or_default().push(number);
-            }
-        }
-        for ((group, word), numbers) in layers {
-            out[group].insert(format!("re:{}", layers_pattern(word, numbers, pattern)));
-        }
-    }
-    out.into_iter().map(|set| set.into_iter().collect()).collect()
-}
-
-/// Targets for quantized output heads: vLLM's class of them is no `Linear`, so they are named.
-fn heads(modules: &[(&str, usize)]) -> BTreeSet<String> {
-    let Ok(head) = Regex::new(&format!("^(?:{})", IGNORED_ROLES[0])) else { return BTreeSet::new() };
-    let heads = modules.iter().filter(|(name, _)| head.is_match(name));
-    heads
-        .map(|(name, _)| format!(r"re:(.*\.)?{}$", escape_tail(name.rsplit('.').next().unwrap_or(name))))
-        .collect()
-}
-
-/// A regular expression for one tail in some layers.
-fn layers_pattern(word: &str, mut numbers: Vec<&str>, tail: &str) -> String {
-    numbers.sort_by_key(|number| (number.len(), *number));
-    numbers.dedup();
-    let numbers = match numbers.as_slice() {
-        [only] => (*only).to_owned(),
-        several => format!("({})", several.join("|")),
-    };
-    let word = if word.is_empty() { String::new() } else { format!(r"{}\.", regex::escape(word)) };
-    format!(r"(.*\.)?{word}{numbers}\.{tail}$")
-}
-
-#[derive(Default)]
-struct Tail<'a> {
-    groups: BTreeSet<usize>,
-    members: Vec<(usize, Option<(&'a str, &'a str)>)>,
-}
-
-fn ends_with_segments(pattern: &str, tail: &str) -> bool {
-    pattern.strip_suffix(tail).is_some_and(|head| head.is_empty() || head.ends_with(r"\."))
-}
-
-/// The last segments of an escaped name, as few as are not `foreign`; `experts` stays in, because transformers looks for it.
-fn shortest_tail(pattern: &str, foreign: impl Fn(&str) -> bool) -> &str {
-    let mut starts: Vec<usize> = pattern.match_indices(r"\.").map(|(at, _)| at + 2).collect();
-    starts.reverse();
-    let has_experts = pattern.split(r"\.").any(|segment| segment == "experts");
-    for start in starts {
-        let tail = &pattern[start..];
-        if !foreign(tail) && (!has_experts || tail.split(r"\.").any(|segment| segment == "experts")) {
-            return tail;
-        }
-    }
-    pattern
-}
-
-/// The `ignore` list: the roles that are left alone, then single modules that no role covers.
-fn ignore(quantized: &[&str], left_alone: &[&str]) -> Vec<String> {
-    let anchored: Vec<String> = IGNORED_ROLES.iter().map(|role| format!("^(?:{role})")).collect();
-    let Ok(roles) = RegexSet::new(&anchored) else { return Vec::new() };
-    let mut hits_quantized = vec![false; IGNORED_ROLES.len()];
-    for name in quantized {
-        for role in roles.matches(name) {
-            hits_quantized[role] = true;
-        }
-    }
-    let mut used = vec![false; IGNORED_ROLES.len()];
-    used[0] = !hits_quantized[0];
-    let mut single = Vec::new();
-    for name in left_alone {
-        let covering: Vec<usize> = roles.matches(name).iter().filter(|role| !hits_quantized[*role]).collect();
-        match covering.first() {
-            Some(role) => used[*role] = true,
-            None => single.push(*name),
-        }
-    }
-    let mut out: Vec<String> = IGNORED_ROLES
-        .iter()
-        .zip(&used)
-        .filter(|(_, used)| **used)
-        .map(|(role, _)| format!("re:{role}"))
-        .collect();
-    out.extend(ignore_single(quantized, &single));
-    out
-}
-
-/// Entries for modules that no role covers: one for all layers where the same tail is left alone in all of them. Experts of a
-/// layer are one entry, under whatever names: vLLM looks them up as `experts.0.gate_proj` even where the file has a stack.
-fn ignore_single(quantized: &[&str], single: &[&str]) -> Vec<String> {
-    let hits_quantized = |pattern: &str| {
-        let regex = Regex::new(&format!("^(?:{pattern})"));
-        regex.is_ok_and(|regex| quantized.iter().any(|name| regex.is_match(name)))
-    };
-    let quantized_experts: HashSet<&str> = quantized.iter().filter_map(|name| experts_parent(name)).collect();
-    let mut layers: BTreeMap<(String, &str), Vec<&str>> = BTreeMap::new();
-    let mut out = Vec::new();
-    for name in single {
-        let experts = experts_parent(name).filter(|parent| !quantized_experts.contains(parent));
-        let (name, end) = experts.map_or((*name, ""), |parent| (parent, r"\..*"));
-        match cut_at_layer(name) {
-            Some(((word, number), rest)) => {
-                layers.entry((escape_tail(rest) + end, word)).or_default().push(number);
-            }
-            None => {
-                let last = escape_tail(name.rsplit('.').next().unwrap_or(name));
-                let entry = format!(r"(.*\.)?{last}{end}$");
-                let entry = if hits_quantized(&entry) { name.to_owned() } else { format!("re:{entry}") };
-                if !out.contains(&entry) {
-                    out.push(entry);
-                }
-            }
-        }
-    }
-    for ((tail, word), numbers) in layers {
-        let anywhere = format!(r".*\.{tail}$");
-        let entry = if hits_quantized(&anywhere) { layers_pattern(word, numbers, &tail) } else { anywhere };
-        out.push(format!("re:{entry}"));
-    }
-    out
 }
 
 /// Checks a written config against the modules as an engine would: every quantized module has one group, and no module that

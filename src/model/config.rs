@@ -24,7 +24,8 @@ const TEXT_PARTS: &[&str] = &[
 const EXPERT_KEYS: &[&str] = &["num_experts", "num_local_experts", "n_routed_experts", "moe_num_experts"];
 
 /// Keys that say how many decoder layers there are, then keys whose length says it.
-const LAYER_KEYS: &[&str] = &["num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers"];
+const LAYER_KEYS: &[&str] =
+    &["num_hidden_layers", "n_layer", "num_layers", "n_layers", "num_transformer_layers"];
 const LAYER_LISTS: &[&str] = &["layer_types", "layers_block_type", "hybrid_override_pattern"];
 
 /// Keys under which a config says how its weights are quantized.

@@ -22,7 +22,8 @@ const MAX_PADDING: u64 = 1024;
 
 /// What a word of a stack's name hints at, where nothing else tells stacks apart.
 const HINTS_OF_TEXT: &[&str] = &["language", "llm", "text", "decoder", "thinker"];
-const HINTS_OF_TOWERS: &[&str] = &["vis", "image", "audio", "video", "speech", "encoder", "talker", "token2wav"];
+const HINTS_OF_TOWERS: &[&str] =
+    &["vis", "image", "audio", "video", "speech", "encoder", "talker", "token2wav"];
 
 /// Where a tensor lies in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -97,7 +98,8 @@ impl List {
         if depths.contains(&count) {
             return 3;
         }
-        let has_extra = |depth: &u64| count > *depth && count - depth <= 8 && self.numbers.contains(&(depth - 1));
+        let has_extra =
+            |depth: &u64| count > *depth && count - depth <= 8 && self.numbers.contains(&(depth - 1));
         match depths.iter().any(|depth| *depth > 1 && has_extra(depth)) {
             true => 2,
             false => u8::from(depths.is_empty()),
@@ -227,12 +229,20 @@ impl<'a> Decoder<'a> {
             })
             .collect();
         let wide = width.map_or_else(String::new, |width| format!(", hidden size {width}"));
-        let mut beside: Vec<&str> =
-            self.parts.iter().filter(|(_, p)| p.has_blocks || (p.has_matrices && !p.has_outputs)).map(|(n, _)| *n).collect();
+        let mut beside: Vec<&str> = self
+            .parts
+            .iter()
+            .filter(|(_, p)| p.has_blocks || (p.has_matrices && !p.has_outputs))
+            .map(|(n, _)| *n)
+            .collect();
         beside.sort_unstable();
         let more = if beside.len() > 6 { format!(" and {} more", beside.len() - 6) } else { String::new() };
         let beside: Vec<String> = beside.into_iter().take(6).map(|name| format!("`{name}`")).collect();
-        format!("the language model is {}{wide}; beside it: {}{more}", stacks.join(" and "), beside.join(", "))
+        format!(
+            "the language model is {}{wide}; beside it: {}{more}",
+            stacks.join(" and "),
+            beside.join(", ")
+        )
     }
 }
 
@@ -323,7 +333,8 @@ fn choose<'a>(
     if lists.len() > 1 && width == 0 && depth < 2 && table < 2 && head < 2 {
         return None;
     }
-    let is_inside = |name: &str, outer: &str| name.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
+    let is_inside =
+        |name: &str, outer: &str| name.strip_prefix(outer).is_some_and(|rest| rest.starts_with('.'));
     let mut chosen: Vec<&str> = Vec::new();
     let mut add = |name: &'a str| {
         if !chosen.iter().any(|outer| is_inside(name, outer) || *outer == name || outer.is_empty()) {
@@ -385,7 +396,8 @@ fn encoder_of(decoder: &str, is_there: impl Fn(&str) -> bool) -> Option<String> 
 
 /// Every list of blocks; where there is none, every list.
 fn every_stack<'a>(lists: &HashMap<&'a str, List>) -> Vec<&'a str> {
-    let blocks: Vec<&str> = lists.iter().filter(|(_, list)| list.has_blocks()).map(|(name, _)| *name).collect();
+    let blocks: Vec<&str> =
+        lists.iter().filter(|(_, list)| list.has_blocks()).map(|(name, _)| *name).collect();
     if blocks.is_empty() { lists.keys().copied().collect() } else { blocks }
 }
 

@@ -216,7 +216,9 @@ fn is_numbered(t: &TensorFacts<'_>) -> bool {
 /// What lies below a linear layer, beside its `base_layer` or beside its twin (`q_proj_lora_a`), corrects it: a linear layer has
 /// no modules of its own.
 fn is_adapter(t: &TensorFacts<'_>, s: &Surroundings<'_>) -> bool {
-    let is_named = |part: &&str| part.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("lora")) || part.contains("_lora_");
+    let is_named = |part: &&str| {
+        part.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("lora")) || part.contains("_lora_")
+    };
     if t.info.shape.len() < 2 {
         return false;
     }
@@ -242,8 +244,9 @@ fn is_modulation(t: &TensorFacts<'_>) -> bool {
         part.contains("modulation") || part.contains("adaln") || part == "mod" || part.ends_with("_mod")
     };
     let is_norm = |part: &str| {
-        part.strip_prefix("norm").is_some_and(|rest| rest.trim_start_matches(|c: char| c.is_ascii_digit()).is_empty()
-            || rest.ends_with("_context"))
+        part.strip_prefix("norm").is_some_and(|rest| {
+            rest.trim_start_matches(|c: char| c.is_ascii_digit()).is_empty() || rest.ends_with("_context")
+        })
     };
     t.segments.iter().any(|part| is_word(part)) || (t.last == "linear" && is_norm(t.parent))
 }

@@ -58,8 +58,8 @@ fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     findings.extend(model.warnings.iter().cloned());
     findings.extend(classified.warnings);
 
-    let stages = select::QuantizeStage::all(&loaded.recipe);
     let items = select::items(&model, &classes);
+    let stages = select::QuantizeStage::all(&loaded.recipe, &items);
     findings.extend(unmatched::check(loaded, &stages, &items));
     let mut decisions: Vec<Decision> = items.iter().map(|item| select::judge(&stages, item, None)).collect();
     let siblings = siblings::groups(&items);

@@ -24,8 +24,8 @@ pub struct Explanation {
 /// # Errors
 /// Where the model has no such tensor; with the nearest names.
 pub fn explain(draft: &Draft, name: &str) -> Result<Vec<Explanation>, Failure> {
-    let stages = select::QuantizeStage::all(&draft.loaded.recipe);
     let items = select::items(&draft.model, &draft.classes);
+    let stages = select::QuantizeStage::all(&draft.loaded.recipe, &items);
     let meant = |is_it: &dyn Fn(&str) -> bool| -> Vec<usize> {
         let tensors = draft.model.tensors.iter().enumerate();
         tensors.filter(|(_, tensor)| is_it(&tensor.name) || is_it(tensor.module())).map(|(i, _)| i).collect()

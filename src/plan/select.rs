@@ -165,11 +165,13 @@ pub(super) struct QuantizeStage<'r> {
     skips_index: Option<usize>,
     skips: std::borrow::Cow<'r, ResolveSkips>,
     list: SkipDefaults,
+    /// Positions of targets that name nothing but parts beside the language model, and so ask for them.
+    asking: Vec<usize>,
 }
 
 impl<'r> QuantizeStage<'r> {
-    /// The quantize stages of a recipe, in order.
-    pub fn all(recipe: &'r Recipe) -> Vec<Self> {
+    /// The quantize stages of a recipe, in order, for the items of a model.
+    pub fn all(recipe: &'r Recipe, items: &[Item<'_>]) -> Vec<Self> {
         let mut governing: Option<(usize, &ResolveSkips)> = None;
         let mut stages = Vec::new();
         for (index, stage) in recipe.stages.iter().enumerate() {
@@ -192,6 +194,7 @@ impl<'r> QuantizeStage<'r> {
                 skips_index: governing.map(|(index, _)| index),
                 skips,
                 list,
+                asking: asking(parameters, items),
             });
         }
         stages
@@ -253,7 +256,8 @@ impl<'r> QuantizeStage<'r> {
         let taken_back = skips.quantize_anyway.iter().any(|pattern| item.hit_by(pattern));
         for (layer_type, reason) in DEFAULT_SKIPS {
             if item.is(*layer_type) {
-                found(self.built_in(layer_type.name(), reason), taken_back);
+                let is_asked_for = PLACES.contains(layer_type) && self.asks_for(item);
+                found(self.built_in(layer_type.name(), reason), taken_back || is_asked_for);
             }
         }
         if item.is_head_name() && !item.is(LayerType::Head) {
@@ -266,6 +270,12 @@ impl<'r> QuantizeStage<'r> {
             let what = format!("fewer than {DEFAULT_INT4_THRESHOLD} parameters");
             found(self.built_in(&what, &what), taken_back);
         }
+    }
+
+    /// Whether a target names a part beside the language model on purpose.
+    fn asks_for(&self, item: &Item<'_>) -> bool {
+        let targets = self.parameters.targets();
+        self.asking.iter().any(|&position| item.hit_by(&targets[position]))
     }
 
     /// Whether the built-in lists hold for a tensor: there are some, and `quantize_anyway` does not take them back.
@@ -284,6 +294,20 @@ impl<'r> QuantizeStage<'r> {
             is_default_skip: false,
         })
     }
+}
+
+/// The targets that name something beside the language model and nothing of it: `talker`, `Tower`, and not `mlp` or `Linear`.
+fn asking(parameters: &dyn Quantize, items: &[Item<'_>]) -> Vec<usize> {
+    let is_beside = |item: &&Item<'_>| PLACES.iter().any(|place| item.is(*place));
+    if !items.iter().any(|item| is_beside(&item)) {
+        return Vec::new();
+    }
+    let targets = parameters.targets().iter().enumerate();
+    let asks = targets.filter(|(_, target)| {
+        let mut hits = items.iter().filter(|item| item.can_be_quantized() && item.hit_by(target)).peekable();
+        hits.peek().is_some() && hits.all(|item| is_beside(&item))
+    });
+    asks.map(|(position, _)| position).collect()
 }
 
 /// A tensor as the rules see it.
@@ -370,7 +394,7 @@ pub(super) fn judge(
         let mut skip: Option<Rule> = None;
         stage.skip_rules(item, |rule, taken_back| {
             let asks = if taken_back {
-                "leave alone, but `quantize_anyway` takes it back".to_owned()
+                "leave alone, but the recipe takes it back".to_owned()
             } else {
                 "leave alone".to_owned()
             };

@@ -87,8 +87,9 @@ pub(super) fn groups(items: &[Item<'_>]) -> Vec<Siblings> {
             groups[group].members.push(index);
             continue;
         }
-        // Gemma 4 puts the weight one level down, in `q_proj.linear`.
-        let path = item.subject.strip_suffix(".linear").unwrap_or(item.subject);
+        // Gemma 4 puts the weight one level down, in `q_proj.linear`; adapters do, in `q_proj.base_layer`.
+        let below = [".linear", ".base_layer"].iter().find_map(|end| item.subject.strip_suffix(end));
+        let path = below.unwrap_or(item.subject);
         let (parent, last) = path.rsplit_once('.').unwrap_or(("", path));
         children.entry(parent).or_default().push((last, index));
     }
