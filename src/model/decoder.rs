@@ -50,6 +50,8 @@ pub(super) struct Decoder<'a> {
     above: HashSet<&'a str>,
     /// The parts outside of the blocks, by the shortest name that leads to no chosen list.
     parts: HashMap<&'a str, Part>,
+    /// Whether a language model is described, and some lists are what is described.
+    pub(super) is_told: bool,
     /// Whether some part has blocks of its own, beside a language model.
     has_towers: bool,
     /// Whether encoder and decoder have layers of their own.
@@ -150,6 +152,7 @@ impl<'a> Decoder<'a> {
             lists: chosen.iter().copied().collect(),
             above,
             parts: HashMap::new(),
+            is_told,
             has_towers: false,
             is_encoder_decoder,
             words: None,

@@ -30,7 +30,7 @@ impl<'a> Surroundings<'a> {
         let vocabulary = config.vocab_size().or_else(|| token_table_rows(facts, kinds, config.hidden_size()));
         let decoder = Decoder::of(folder, facts, kinds, vocabulary);
         // Encoder and decoder have depths of their own, and only one of them is `num_hidden_layers`.
-        let layers = config.num_hidden_layers().filter(|_| !decoder.is_encoder_decoder);
+        let layers = config.num_hidden_layers().filter(|_| decoder.is_told && !decoder.is_encoder_decoder);
         let tensors = folder.tensors.iter();
         let convolved = tensors.filter_map(|t| t.name.strip_suffix(".conv1d.weight")).collect();
         let linears = facts.iter().zip(kinds).filter(|(_, kind)| **kind == LayerType::Linear);

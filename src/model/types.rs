@@ -226,6 +226,12 @@ const KINDS: &[Rule] = &[
         words: "named as a router, columns = experts",
         test: |t, m| m.is_ernie && is_router_name(t) && m.is_expert_count(t.axis(1), t),
     },
+    // Gemma 3n's `altup.modality_router` chooses no experts, and is as sensitive.
+    Rule {
+        kind: LayerType::Router,
+        words: "named as a router, with few rows",
+        test: |t, _| t.last.ends_with("_router") && t.axis(0) <= t.axis(1) / 4,
+    },
     Rule {
         kind: LayerType::Router,
         words: "`shared_expert_gate` with one row",

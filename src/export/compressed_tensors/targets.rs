@@ -70,27 +70,36 @@ impl<'a> Tail<'a> {
     }
 }
 
-/// Lists of layers, with the group that all of their modules are in, and the entry for all of them once it was asked for.
-struct Stacks<'a>(BTreeMap<(&'a str, &'a str), (Option<usize>, Option<Option<String>>)>);
+/// Lists of layers by what comes before them and their word.
+struct Stacks<'a>(BTreeMap<(&'a str, &'a str), Stack>);
+
+/// One list of layers.
+struct Stack {
+    /// The group that all of its modules are in; none where they are in several.
+    group: Option<usize>,
+    /// The entry for all of it, if there is one, once it was asked for.
+    entry: Option<Option<String>>,
+}
 
 impl<'a> Stacks<'a> {
     fn of(modules: &[(&'a str, usize)]) -> Self {
         let mut stacks = BTreeMap::new();
         for (name, group) in modules {
             let Some(cut) = Cut::at_layer(name) else { continue };
-            let (only, _) = stacks.entry((cut.prefix, cut.list)).or_insert((Some(*group), None));
-            if *only != Some(*group) {
-                *only = None;
+            let new = Stack { group: Some(*group), entry: None };
+            let stack = stacks.entry((cut.prefix, cut.list)).or_insert(new);
+            if stack.group != Some(*group) {
+                stack.group = None;
             }
         }
         Self(stacks)
     }
 
     /// An entry for the whole list that a module is in, where all of it is in one group and a pattern can say so.
-    fn entry(&mut self, cut: &Cut<'_>, modules: &[(&str, usize)]) -> Option<String> {
-        let (group, entry) = self.0.get_mut(&(cut.prefix, cut.list))?;
-        let group = (*group)?;
-        let made = entry.get_or_insert_with(|| {
+    fn entry(&mut self, cut: &Cut<'a>, modules: &[(&str, usize)]) -> Option<String> {
+        let stack = self.0.get_mut(&(cut.prefix, cut.list))?;
+        let group = stack.group?;
+        let made = stack.entry.get_or_insert_with(|| {
             let others = others(modules, group);
             in_list(cut, None, ".*", &|pattern| hits_any(pattern, &others))
         });

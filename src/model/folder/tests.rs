@@ -200,15 +200,28 @@ fn all_problems_are_told_at_once() {
 
 #[cfg(unix)]
 #[test]
-fn links_to_files_are_followed() {
+fn links_are_followed_in_the_folder_and_where_it_is_allowed() {
+    use std::os::unix::fs::symlink;
     let blobs = two_shards();
     let folder = tempfile::tempdir().unwrap();
     for name in ["1.safetensors", "config.json"] {
-        std::os::unix::fs::symlink(blobs.path().join(name), folder.path().join(name)).unwrap();
+        symlink(blobs.path().join(name), folder.path().join(name)).unwrap();
     }
-    assert_eq!(open(folder.path(), &[], &[]).unwrap().tensors.len(), 1);
+    let failure = refusal(folder.path());
+    assert!(failure.findings.iter().any(|finding| finding.code == code::LINK), "{failure}");
+    let allowed = [blobs.path().to_owned()];
+    assert_eq!(open_following(folder.path(), &[], &[], &allowed).unwrap().tensors.len(), 1);
     fs::remove_file(blobs.path().join("1.safetensors")).unwrap();
-    assert!(only(folder.path()).1.contains("hf download"));
+    let failure = open_following(folder.path(), &[], &[], &allowed).unwrap_err();
+    assert!(failure.to_string().contains("1.safetensors"), "{failure}");
+
+    // A folder that is a link itself, and links inside of it.
+    let inside = two_shards();
+    fs::rename(inside.path().join("2.safetensors"), inside.path().join("stored")).unwrap();
+    symlink("stored", inside.path().join("2.safetensors")).unwrap();
+    let link = folder.path().join("model");
+    symlink(inside.path(), &link).unwrap();
+    assert_eq!(open(&link, &["2.safetensors"], &[]).unwrap().tensors.len(), 2);
 }
 
 /// What becomes of a folder's other files, by path.

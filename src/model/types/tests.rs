@@ -112,22 +112,26 @@ fn tables_and_what_only_sounds_like_them() {
 #[test]
 fn towers_count_only_beside_a_decoder() {
     let tower: (&str, &[u64]) = ("vision_model.encoder.layers.0.fc1.weight", &[32, 8]);
-    let decoder: (&str, &[u64]) = ("language_model.layers.0.mlp.up_proj.weight", &[32, 8]);
+    let decoder: (&str, &[u64]) = ("language_model.layers.0.mlp.up_proj.weight", &[32, 16]);
     assert_eq!(roles(json!({}), &[tower]), [None]);
-    assert_eq!(roles(json!({}), &[tower, decoder]), [Some(LayerType::Tower), None]);
+    assert_eq!(roles(json!({}), &[tower, decoder]), [None, None], "nothing says which is which");
+    let config = json!({"text_config": {"hidden_size": 16, "num_hidden_layers": 1, "vocab_size": 100}});
+    assert_eq!(roles(config, &[tower, decoder]), [Some(LayerType::Tower), None]);
 }
 
 #[test]
 fn layers_beyond_the_last_are_extra() {
     let shape: &[u64] = &[32, 8];
-    let config = || json!({"text_config": {"num_hidden_layers": 2}});
+    let config = || json!({"text_config": {"hidden_size": 8, "num_hidden_layers": 2, "vocab_size": 100}});
     let tensors: &[(&str, &[u64])] = &[
         ("model.layers.1.mlp.up_proj.weight", shape),
         ("model.layers.2.mlp.up_proj.weight", shape),
-        ("audio.encoder.layers.7.fc1.weight", shape),
+        ("audio.encoder.layers.7.fc1.weight", &[48, 12]),
         ("model.layers.x.up_proj.weight", shape),
     ];
-    assert_eq!(roles(config(), tensors), [None, Some(LayerType::MTP), None, None]);
+    let (extra, tower, beside) = (LayerType::MTP, LayerType::Tower, LayerType::Projector);
+    assert_eq!(roles(config(), tensors), [None, Some(extra), Some(tower), Some(beside)]);
+    assert_eq!(roles(json!({"num_hidden_layers": 2}), tensors)[1], None, "of nothing that is described");
     let both = json!({"num_hidden_layers": 2, "is_encoder_decoder": true});
     assert_eq!(roles(both, &[("model.decoder.layers.3.fc1.weight", shape)]), [None]);
 }
