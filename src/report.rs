@@ -51,6 +51,9 @@ pub struct Report {
     pub tensors: Vec<TensorRecord>,
     /// Whether bytes in and out add up.
     pub balance: Balance,
+    /// The BLAKE3 hash in hexadecimal of this file with nothing between these quotes: a report that was edited is known by it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub digest: Option<String>,
 }
 
 /// How a run ended.
@@ -280,18 +283,55 @@ pub struct Balance {
     pub balanced: bool,
 }
 
-/// Whether a file is a report of monoquant.
+/// How the line of a report begins that holds its digest.
+const DIGEST: &str = "\n  \"digest\": \"";
+
+/// The text of a report, as it is written, with its digest, which the report gets as well.
 #[must_use]
-pub fn is_ours(path: &Path) -> bool {
+pub fn sealed(report: &mut Report) -> String {
+    report.digest = Some(String::new());
+    let text = |report: &Report| serde_json::to_string_pretty(report).unwrap_or_default() + "\n";
+    report.digest = Some(blake3::hash(text(report).as_bytes()).to_hex().to_string());
+    text(report)
+}
+
+/// Whether the text of a report is as it was written. One without a digest was written before there were any, and is believed.
+#[must_use]
+pub fn is_as_written(text: &str, report: &Report) -> bool {
+    let Some(digest) = &report.digest else { return true };
+    let Some(start) = text.rfind(DIGEST).map(|at| at + DIGEST.len()) else { return false };
+    let Some(rest) = text[start..].strip_prefix(digest.as_str()) else { return false };
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&text.as_bytes()[..start]).update(rest.as_bytes());
+    hasher.finalize().to_hex().as_str() == digest
+}
+
+/// The report that a text is, where it was written by this monoquant or an older one and not changed since.
+///
+/// # Errors
+/// What is wrong with it, to follow the name of its file.
+pub fn ours(bytes: &[u8]) -> Result<Report, String> {
     #[derive(Deserialize)]
-    struct Mark {
-        #[serde(rename = "report_version")]
-        _report_version: u32,
-        #[serde(rename = "monoquant")]
-        _monoquant: String,
+    struct Version {
+        report_version: u32,
     }
-    let read = regular::open_with_metadata(path).ok().filter(|(_, metadata)| metadata.len() <= limit::REPORT);
-    read.is_some_and(|(file, _)| serde_json::from_reader::<_, Mark>(std::io::BufReader::new(file)).is_ok())
+    if let Ok(Version { report_version }) = serde_json::from_slice(bytes)
+        && report_version > VERSION
+    {
+        return Err(format!(
+            "was written by a newer monoquant: it has version {report_version}, and this one knows {VERSION}"
+        ));
+    }
+    let text = std::str::from_utf8(bytes).map_err(|_| "is not text".to_owned())?;
+    let report: Report =
+        serde_json::from_str(text).map_err(|error| format!("cannot be understood: {error}"))?;
+    if report.report_version != VERSION {
+        return Err("has no version that there was".to_owned());
+    }
+    if !is_as_written(text, &report) {
+        return Err("was edited".to_owned());
+    }
+    Ok(report)
 }
 
 /// Reads a report.

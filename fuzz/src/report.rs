@@ -34,7 +34,7 @@ impl Target for Report {
             Err(failure) => findings::check_failure(failure),
         }
         for overwrite in [Overwrite::Replace, Overwrite::Refuse] {
-            let found = occupant::check(&folder, overwrite, None);
+            let found = occupant::check(&folder, overwrite);
             match found {
                 Ok(occupant) => {
                     assert!(matches!(occupant, Occupant::Folder(..)) && overwrite == Overwrite::Replace);

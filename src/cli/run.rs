@@ -36,9 +36,9 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     if args.watch {
         return super::watch::watch(args, output);
     }
-    let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let loaded = loaded(&args.recipe)?;
     crate::run::restore(&loaded)?;
+    let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     // As JSON there is one result, the report, and it holds every warning.
     let is_json = output.format() == Format::Json;

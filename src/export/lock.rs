@@ -31,7 +31,11 @@ const LONGEST: u64 = 4096;
 pub struct Lock {
     file: File,
     path: PathBuf,
+    note: Option<String>,
 }
+
+/// Locks a file by the system; false where the file system cannot.
+type TryLock = fn(&File) -> Result<bool, TryLockError>;
 
 /// Who holds a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -58,12 +62,17 @@ impl Lock {
     /// # Errors
     /// Where another run holds it or something of somebody else is there, or the folder cannot be written.
     pub fn take(target: &Path) -> Result<Self, Failure> {
+        Self::take_by(target, try_lock)
+    }
+
+    fn take_by(target: &Path, try_lock: TryLock) -> Result<Self, Failure> {
         siblings::check(target)?;
         files::create_dir_all(disk::above(target))?;
         let path = siblings::lock(target);
+        let mut note = None;
         for _ in 0..TRIES {
-            if let Some(file) = attempt(target, &path)? {
-                let lock = Self { file, path };
+            if let Some(file) = attempt(target, &path, try_lock, &mut note)? {
+                let lock = Self { file, path, note };
                 siblings::check(target)?;
                 lock.check_owner(target)?;
                 return Ok(lock);
@@ -71,6 +80,12 @@ impl Lock {
             std::thread::sleep(PAUSE);
         }
         Err(locked(&path, None))
+    }
+
+    /// What is to be told of a run that held it before and has ended.
+    #[must_use]
+    pub fn note(&self) -> Option<&str> {
+        self.note.as_deref()
     }
 
     /// What an interrupted run of somebody else has left is not taken up: they could still write to it.
@@ -116,12 +131,17 @@ impl Drop for Lock {
 }
 
 /// Tries to take the lock once; none where somebody was faster, or a dead one was cleared away.
-fn attempt(target: &Path, path: &Path) -> Result<Option<File>, Failure> {
+fn attempt(
+    target: &Path,
+    path: &Path,
+    try_lock: TryLock,
+    note: &mut Option<String>,
+) -> Result<Option<File>, Failure> {
     let failed = |error: io::Error| cannot_write("lock", path, &error);
     let mut file = match exclusive::create_new(path) {
         Ok(file) => file,
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-            return clear(target, path).map(|()| None);
+            return clear(target, path, try_lock, note).map(|()| None);
         }
         Err(error) => return Err(cannot_write("make", path, &error)),
     };
@@ -143,7 +163,7 @@ fn attempt(target: &Path, path: &Path) -> Result<Option<File>, Failure> {
 }
 
 /// Removes the lock that is at a path, if nobody holds it any more.
-fn clear(target: &Path, path: &Path) -> Result<(), Failure> {
+fn clear(target: &Path, path: &Path, try_lock: TryLock, note: &mut Option<String>) -> Result<(), Failure> {
     let failed = |error: io::Error| cannot_write("lock", path, &error);
     let mut file = match exclusive::open_existing(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
@@ -163,7 +183,16 @@ fn clear(target: &Path, path: &Path) -> Result<(), Failure> {
     let state = holder.as_ref().map_or(State::Unknown, Holder::state);
     match (is_system_locked, state) {
         // The system's lock is free, so its holder is dead, unless it had to do without.
-        (true, State::Dead | State::Unknown) => remove(path),
+        (true, State::Dead | State::Unknown) => {
+            remove(path)?;
+            if let Some(holder) = holder.filter(Holder::is_elsewhere) {
+                *note = Some(format!(
+                    "taking over from a run on {} (process {}) that has ended, as the file system tells",
+                    holder.host, holder.process
+                ));
+            }
+            Ok(())
+        }
         (false, State::Dead) => {
             let guard = siblings::lock_of_lock(target);
             match exclusive::create_new(&guard) {
@@ -189,7 +218,6 @@ fn remove(path: &Path) -> Result<(), Failure> {
     }
 }
 
-/// Locks a file by the system; false where the file system cannot.
 fn try_lock(file: &File) -> Result<bool, TryLockError> {
     match file.try_lock() {
         Ok(()) => Ok(true),
@@ -243,6 +271,10 @@ impl Holder {
         }
     }
 
+    fn is_elsewhere(&self) -> bool {
+        !self.host.is_empty() && self.host != Self::here().host
+    }
+
     fn state(&self) -> State {
         if self.place.is_empty() || self.place != place() {
             return State::Unknown;
@@ -265,12 +297,15 @@ fn place() -> String {
     }
 }
 
-/// When a process was started; none where there is none of this number.
+/// When a process was started; none where none of this number is alive.
 fn started(process: u32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The name in the second field may hold blanks and brackets; the start is the 22nd field.
     let (_, fields) = text.rsplit_once(')')?;
-    fields.split_whitespace().nth(19).map(str::to_owned)
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    // A process that has ended stays in the table until its parent asks what became of it.
+    let has_ended = fields.first().is_none_or(|state| ["Z", "X", "x"].contains(state));
+    fields.get(19).filter(|_| !has_ended).map(|started| (*started).to_owned())
 }
 
 #[cfg(test)]

@@ -1,6 +1,7 @@
 //! What is at an output's place: nothing, an output of ours, or something that must stay.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::Path;
 
@@ -30,7 +31,7 @@ pub enum Occupant {
 }
 
 impl Occupant {
-    /// Whether the folder that was looked at is at a path, and still holds the same names.
+    /// Whether the folder that was looked at is at a path, and still holds the same files, none of them changed.
     #[must_use]
     pub fn is_at(&self, path: &Path) -> bool {
         match self {
@@ -38,14 +39,23 @@ impl Occupant {
             Self::Folder(folder, tree) => folder.is_at(path) && folder.tree().is_ok_and(|now| now == *tree),
         }
     }
+
+    /// Whether what is at a path by now may be replaced, after this was looked at: it is still there as it was, or has gone.
+    #[must_use]
+    pub fn allows(&self, now: &Self, path: &Path) -> bool {
+        match now {
+            Self::Nothing => true,
+            // An empty folder is nobody's.
+            Self::Folder(_, tree) => tree.is_empty() || self.is_at(path),
+        }
+    }
 }
 
-/// Looks whether an output may be published at a path. `recorded` is the hash of the report that was published there, where that
-/// is known.
+/// Looks whether an output may be published at a path.
 ///
 /// # Errors
 /// Where something is there that must not be replaced.
-pub fn check(path: &Path, overwrite: Overwrite, recorded: Option<&str>) -> Result<Occupant, Failure> {
+pub fn check(path: &Path, overwrite: Overwrite) -> Result<Occupant, Failure> {
     let refuse = |message: String, help: &str| {
         Err(Failure::new(Exit::CannotWrite, Finding::error("export::occupied", message).help(help)))
     };
@@ -81,7 +91,7 @@ pub fn check(path: &Path, overwrite: Overwrite, recorded: Option<&str>) -> Resul
     if tree.is_empty() {
         return Ok(Occupant::Folder(folder, tree));
     }
-    let report = match read_report(&folder, recorded) {
+    let report = match report_in(&folder) {
         Ok(report) => report,
         Err(why) => {
             return refuse(
@@ -114,37 +124,31 @@ pub fn check(path: &Path, overwrite: Overwrite, recorded: Option<&str>) -> Resul
 }
 
 /// The report of an output; otherwise what makes the folder foreign, to follow "exists and".
-fn read_report(folder: &Folder, recorded: Option<&str>) -> Result<Report, String> {
+fn report_in(folder: &Folder) -> Result<Report, String> {
     let bytes =
         read(folder, Path::new(report::FILE_NAME)).map_err(|_| "was not written by monoquant".to_owned())?;
-    #[derive(Deserialize)]
-    struct Version {
-        report_version: u32,
-    }
-    if let Ok(Version { report_version }) = serde_json::from_slice(&bytes)
-        && report_version > report::VERSION
-    {
-        return Err(format!(
-            "was written by a newer monoquant: its report has version {report_version}, and this one knows {}",
-            report::VERSION
-        ));
-    }
-    let report: Report = serde_json::from_slice(&bytes)
-        .map_err(|error| format!("its {} cannot be understood: {error}", report::FILE_NAME))?;
-    if report.report_version != report::VERSION {
-        return Err(format!("its {} has no version that there was", report::FILE_NAME));
-    }
-    if recorded.is_some_and(|recorded| recorded != blake3::hash(&bytes).to_hex().as_str()) {
-        return Err(format!("its {} was edited", report::FILE_NAME));
-    }
+    let report = report::ours(&bytes).map_err(|why| format!("its {} {why}", report::FILE_NAME))?;
     if report.outputs.iter().all(|output| output.files.is_empty()) {
         return Err(format!("its {} lists no weight files", report::FILE_NAME));
     }
     Ok(report)
 }
 
+/// Reads a report that is kept beside an output.
+///
+/// # Errors
+/// What is wrong with it, to follow its path: then it is not replaced.
+pub fn read_report(path: &Path) -> Result<Report, String> {
+    let failed = |_| "was not written by monoquant".to_owned();
+    let file = exclusive::open_existing(path).map_err(failed)?;
+    report::ours(&bytes_of(file).map_err(failed)?)
+}
+
 fn read(folder: &Folder, name: &Path) -> io::Result<Vec<u8>> {
-    let file = folder.open_file(name, false)?;
+    bytes_of(folder.open_file(name, false)?)
+}
+
+fn bytes_of(file: File) -> io::Result<Vec<u8>> {
     if file.metadata()?.len() > LONGEST {
         return Err(io::ErrorKind::FileTooLarge.into());
     }

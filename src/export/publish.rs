@@ -13,6 +13,9 @@ use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Folder, Kind};
 use crate::stage::export::Overwrite;
 
+/// Names that are tried for files that somebody has put into an output while it was replaced.
+const LEFT: usize = 999;
+
 /// An output that is in its place.
 #[derive(Debug)]
 pub struct Published {
@@ -26,18 +29,19 @@ pub struct Published {
 /// everything is on the disk before it is moved; otherwise the system writes it back when it likes, as after any copy.
 ///
 /// # Errors
-/// Where something foreign has appeared there, or the move fails; what was there is then untouched.
+/// Where something foreign has appeared there, what was there `at_first` has changed, or the move fails; what was there is then
+/// untouched.
 pub fn publish(
     mut staging: Staging,
     overwrite: Overwrite,
     durable: bool,
-    recorded: Option<&str>,
+    at_first: &Occupant,
 ) -> Result<Published, Failure> {
     let path = staging.target.clone();
     if durable {
         staging.sync()?;
     }
-    let found = occupant::check(&path, overwrite, recorded)?;
+    let found = look_again(&path, overwrite, at_first)?;
     let failed = |error: io::Error| cannot_write("publish", &path, &error);
     let aside = match &found {
         Occupant::Nothing => {
@@ -57,12 +61,22 @@ pub fn publish(
     let left = match (found, aside) {
         (Occupant::Folder(old, tree), Some(aside)) if old.remove(&aside, &tree).is_err() => {
             // The new output is in place, and what is left of the old one is not ours to remove.
-            let left = siblings::left(&path);
-            Some(rename_new(&aside, &left).map_or(aside, |()| left))
+            let free = (1..=LEFT).map(|number| siblings::left(&path, number));
+            let left = free.into_iter().find(|left| rename_new(&aside, left).is_ok());
+            Some(left.unwrap_or(aside))
         }
         _ => None,
     };
     Ok(Published { path, left })
+}
+
+/// Looks at an output's place once more, before it is replaced.
+///
+/// # Errors
+/// Where what is there must not be replaced, or is not as it was `at_first`.
+pub fn look_again(path: &Path, overwrite: Overwrite, at_first: &Occupant) -> Result<Occupant, Failure> {
+    let now = occupant::check(path, overwrite)?;
+    if at_first.allows(&now, path) { Ok(now) } else { Err(swapped(path)) }
 }
 
 /// Puts a staged output in the place of what was looked at, and says where that is now.
@@ -103,7 +117,7 @@ fn replace(staging: &Staging, path: &Path, found: &Occupant) -> Result<PathBuf, 
 
 /// What was looked at is not what was moved: it is back in its place.
 fn swapped(path: &Path) -> Failure {
-    let message = format!("{} was changed by somebody else while it was being replaced", path.display());
+    let message = format!("{} was changed by somebody else during the run", path.display());
     let help =
         "It is as they left it, and nothing was published. Run the recipe again when nobody works in it.";
     Failure::new(Exit::CannotWrite, Finding::error("export::occupied", message).help(help))
@@ -113,7 +127,7 @@ fn swapped(path: &Path) -> Failure {
 /// lock must be held.
 ///
 /// # Errors
-/// Where it cannot be moved or removed, or holds what is not ours.
+/// Where it cannot be moved or removed, or one of the two is not ours.
 pub fn restore(target: &Path) -> Result<(), Failure> {
     let aside = siblings::old(target);
     let failed = |error: io::Error| cannot_write("restore", target, &error);
@@ -123,12 +137,16 @@ pub fn restore(target: &Path) -> Result<(), Failure> {
     match exclusive::kind(target).map_err(failed)? {
         Kind::Nothing => rename_new(&aside, target).map_err(failed),
         Kind::Folder if is_empty(target) => fs::rename(&aside, target).map_err(failed),
-        _ => match occupant::check(&aside, Overwrite::Replace, None)? {
-            Occupant::Folder(folder, tree) => {
-                folder.remove(&aside, &tree).map_err(|error| cannot_write("remove", &aside, &error))
+        _ => {
+            // Only where the new output came to its place is the old one of no more use.
+            occupant::check(target, Overwrite::Replace)?;
+            match occupant::check(&aside, Overwrite::Replace)? {
+                Occupant::Folder(folder, tree) => {
+                    folder.remove(&aside, &tree).map_err(|error| cannot_write("remove", &aside, &error))
+                }
+                Occupant::Nothing => Ok(()),
             }
-            Occupant::Nothing => Ok(()),
-        },
+        }
     }
 }
 

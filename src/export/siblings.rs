@@ -75,10 +75,10 @@ pub fn old(target: &Path) -> PathBuf {
     beside(target, "old")
 }
 
-/// Where files are left that somebody has put into an output while it was replaced.
+/// Where files are left that somebody has put into an output while it was replaced: one of several names.
 #[must_use]
-pub fn left(target: &Path) -> PathBuf {
-    beside(target, "left")
+pub fn left(target: &Path, number: usize) -> PathBuf {
+    beside(target, &format!("left-{number}"))
 }
 
 /// The file that says who works on an output.

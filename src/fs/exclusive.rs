@@ -135,6 +135,16 @@ pub struct Entry {
     pub is_folder: bool,
     /// Whether it is a regular file.
     pub is_file: bool,
+    /// What a regular file's length and last change are; a change of what is in it changes them.
+    pub state: State,
+}
+
+/// The length of a file, and when it was last changed in nanoseconds since 1970. Zeros for all that is no file: folders and
+/// links change with what they hold or where they lead, which is looked at itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
+pub struct State {
+    len: u64,
+    modified: i128,
 }
 
 impl Folder {
@@ -182,13 +192,14 @@ impl Folder {
         let mut out = Vec::new();
         let mut waiting = vec![PathBuf::new()];
         while let Some(below) = waiting.pop() {
-            for (name, kind) in system::list(&self.walk(&below, false)?)? {
+            for (name, kind, state) in system::list(&self.walk(&below, false)?)? {
                 let name = below.join(name);
                 if kind == Kind::Folder {
                     waiting.push(name.clone());
                 }
                 let (is_folder, is_file) = (kind == Kind::Folder, kind == Kind::File);
-                out.push(Entry { name, is_folder, is_file });
+                let state = if is_file { state } else { State::default() };
+                out.push(Entry { name, is_folder, is_file, state });
             }
         }
         out.sort();

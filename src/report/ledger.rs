@@ -103,6 +103,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         warnings,
         balance: Balance { balanced: balance.balanced && is_whole, ..balance },
         tensors,
+        digest: None,
     }
 }
 

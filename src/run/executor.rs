@@ -11,15 +11,16 @@ use super::reuse::{self, Reuse, Stores};
 use super::source::Source;
 use super::stream::{self, Checks};
 use super::workers::Workers;
-use super::{hashes, record, take_over, verdict};
+use super::{hashes, take_over, verdict};
 use crate::exit::Exit;
 use crate::export::lock::Lock;
 use crate::export::{Staging, disk, flush, occupant, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
+use crate::fs::exclusive::{self, Kind};
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::{Distortion, Isa};
 use crate::recipe::Loaded;
-use crate::report::{self, Report, ledger, units};
+use crate::report::{Report, ledger, units};
 use crate::stage::Stage;
 use crate::stage::validate::Check;
 
@@ -74,10 +75,15 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     preflight(plan)?;
     // Held until everything is in its place and recorded: what uses them is dropped before them.
     let mut locks = Vec::with_capacity(plan.exports.len());
+    let mut occupants = Vec::with_capacity(plan.exports.len());
     for export in &plan.exports {
-        locks.push(Lock::take(&export.path)?);
+        let lock = Lock::take(&export.path)?;
+        if let Some(text) = lock.note() {
+            listener.on_event(&Event::Note { text: plan.loaded.told(text) });
+        }
+        locks.push(lock);
         publish::restore(&export.path)?;
-        check_occupant(export)?;
+        occupants.push(occupant::check(&export.path, export.overwrite)?);
     }
     let (checks, cancel) = (checks(plan), &options.cancel);
     let workers = Workers::start(plan.budget.workers)?;
@@ -104,7 +110,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     collector.output_headers();
     take_over::remember(plan, &reuse, checks, &collector);
     let source_headers = source.sum_up_the_rest(&pieces, &collector, cancel)?;
-    let job = Job { plan, options, listener, headers, stores: &stores, reuse: &reuse };
+    let job = Job { plan, options, listener, headers, occupants, stores: &stores, reuse: &reuse };
     let mut built = None;
     if !reuse.is_everything(plan) {
         let (mut staging, journals) = job.stage()?;
@@ -177,7 +183,7 @@ pub struct Work {
 pub fn preflight(plan: &Plan) -> Result<(), Failure> {
     let looked_at = plan.exports.iter().try_for_each(|export| {
         let checked = siblings::check(&export.path)
-            .and_then(|()| check_occupant(export).map(drop))
+            .and_then(|()| occupant::check(&export.path, export.overwrite).map(drop))
             .and_then(|()| check_failed_report(&export.path));
         checked.map_err(|mut failure| {
             // What is wrong with the path itself is shown where it is written.
@@ -190,14 +196,6 @@ pub fn preflight(plan: &Plan) -> Result<(), Failure> {
         })
     });
     looked_at.and_then(|()| check_space(plan)).map_err(|failure| plan.loaded.tell_failure(failure))
-}
-
-/// Looks what is at an output's place, and whether it may be replaced.
-///
-/// # Errors
-/// Where something is there that must stay.
-pub(super) fn check_occupant(export: &ExportPlan) -> Result<occupant::Occupant, Failure> {
-    occupant::check(&export.path, export.overwrite, record::report_hash(&export.path).as_deref())
 }
 
 /// Puts back outputs that a run had moved aside when it was killed, whether or not this run comes to anything.
@@ -272,15 +270,15 @@ pub fn disk_needed(plan: &Plan, export: &ExportPlan) -> u64 {
 /// The report of a failed run replaces the one of an earlier failed run, and nothing else.
 fn check_failed_report(target: &Path) -> Result<(), Failure> {
     let path = siblings::failed_report(target);
-    if path.exists() && !report::is_ours(&path) {
-        let finding = Finding::error(
-            "export::occupied",
-            format!("{} was not written by monoquant", path.display()),
-        )
-        .help(
+    // Other kinds are told with the other siblings.
+    if !exclusive::kind(&path).is_ok_and(|kind| kind == Kind::File) {
+        return Ok(());
+    }
+    occupant::read_report(&path).map(drop).map_err(|why| {
+        let message = format!("{} {why}", path.display());
+        let finding = Finding::error("export::occupied", message).help(
             "The report of a failed run would be kept there. Move that file away, or choose another `path`.",
         );
-        return Err(Failure::new(Exit::CannotWrite, finding));
-    }
-    Ok(())
+        Failure::new(Exit::CannotWrite, finding)
+    })
 }

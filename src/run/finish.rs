@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::event::{Event, Listener};
-use super::executor::{Options, Outcome, Work, check_occupant};
+use super::executor::{Options, Outcome, Work};
 use super::measured::Measured;
 use super::record::{self, CopiedFile, Finished, Header, Journal, SourceFile, WrittenFile};
 use super::reuse::{Reuse, Stores};
@@ -13,6 +13,7 @@ use super::stream::Checks;
 use super::take_over;
 use super::verdict::{self, Judgement};
 use crate::exit::Exit;
+use crate::export::occupant::{self, Occupant};
 use crate::export::{self, Staging, files, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive;
@@ -54,6 +55,8 @@ pub(super) struct Job<'a> {
     pub listener: &'a dyn Listener,
     /// The record of each export.
     pub headers: Vec<Header>,
+    /// What was in the place of each export when the run began.
+    pub occupants: Vec<Occupant>,
     pub stores: &'a [Stores],
     pub reuse: &'a Reuse<'a>,
 }
@@ -97,7 +100,7 @@ impl Job<'_> {
             exit_status: exit.code(),
             summary: summary(plan, &judgement),
         };
-        let report = ledger::report(
+        let mut report = ledger::report(
             plan,
             Results {
                 distortions: &distortions,
@@ -115,8 +118,7 @@ impl Job<'_> {
             );
             return Err(Failure::new(Exit::Internal, finding));
         }
-        let mut text = serde_json::to_string_pretty(&report).unwrap_or_default();
-        text.push('\n');
+        let text = report::sealed(&mut report);
         let mut outcome = Outcome {
             report,
             report_paths: Vec::new(),
@@ -137,15 +139,15 @@ impl Job<'_> {
                     files::sync_all(&export.path)?;
                 }
                 let finished = take_over::taken(plan, self.reuse, index).collect();
-                self.record(index, measured, finished, &text)?;
+                self.record(index, measured, finished)?;
                 staging::clear(&export.path);
                 outcome.report_paths.push(export.path.join(report::FILE_NAME));
             }
             return Ok(outcome);
         }
         // All are looked at before the first is moved, so that one that cannot be published stops the others as well.
-        for (export, _) in plan.exports.iter().zip(&published).filter(|(_, is_published)| **is_published) {
-            check_occupant(export)?;
+        for (index, export) in plan.exports.iter().enumerate().filter(|(index, _)| published[*index]) {
+            publish::look_again(&export.path, export.overwrite, &self.occupants[index])?;
         }
         let built = match built {
             Some(built) => Some(built),
@@ -187,17 +189,16 @@ impl Job<'_> {
                 continue;
             };
             self.write_small_files(index, &small[index], &staging)?;
-            let recorded = record::report_hash(&export.path);
-            let published =
-                publish::publish(staging, export.overwrite, options.durable, recorded.as_deref())?;
+            let at_first = &self.occupants[index];
+            let published = publish::publish(staging, export.overwrite, options.durable, at_first)?;
             if let Some(left) = published.left {
                 let text = format!("not all of the old output could be removed: see {}", left.display());
                 self.listener.on_event(&Event::Note { text });
             }
             let path = published.path;
-            self.record(index, measured, journal.finished(), &text)?;
+            self.record(index, measured, journal.finished())?;
             // The report of an earlier, failed run says nothing about this output.
-            if report::is_ours(&failed_report) {
+            if occupant::read_report(&failed_report).is_ok() {
                 let _ = fs::remove_file(&failed_report);
             }
             outcome.report_paths.push(path.join(report::FILE_NAME));
@@ -230,13 +231,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// Where it is to be durable and the disk reports an error.
-    fn record(
-        &self,
-        index: usize,
-        measured: &Measured,
-        finished: Vec<Finished>,
-        report: &str,
-    ) -> Result<(), Failure> {
+    fn record(&self, index: usize, measured: &Measured, finished: Vec<Finished>) -> Result<(), Failure> {
         let export = &self.plan.exports[index];
         let mut header = self.written_header(index, measured, &export.path);
         header.copies = export
@@ -249,7 +244,6 @@ impl Job<'_> {
                 Some(CopiedFile { is_settled: source.is_settled(), path, source, written })
             })
             .collect();
-        header.report = Some(blake3::hash(report.as_bytes()).to_hex().to_string());
         let (path, new) = (siblings::record(&export.path), siblings::new(&export.path));
         match record::write(&path, &new, &header, &finished) {
             Ok(file) if self.options.durable => files::sync_file(&path, &file)?,
@@ -299,7 +293,8 @@ impl Job<'_> {
                 && copy.source == source
                 && written.has_contents_of(&copy.written)
         };
-        let mut known = self.stores[index].stores.iter().flat_map(|store| &store.header.copies);
+        let of_this_boot = self.stores[index].stores.iter().filter(|store| store.header.is_of_this_boot());
+        let mut known = of_this_boot.flat_map(|store| &store.header.copies);
         known.any(is_known) || regular::are_same(&from, &to)
     }
 

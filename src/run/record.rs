@@ -42,9 +42,6 @@ pub(super) struct Header {
     pub files: Vec<WrittenFile>,
     /// The files that were carried over.
     pub copies: Vec<CopiedFile>,
-    /// The BLAKE3 hash of the published report.
-    #[serde(default)]
-    pub report: Option<String>,
 }
 
 /// A weight file of the model.
@@ -115,7 +112,6 @@ impl Header {
             sources: Vec::new(),
             files: Vec::new(),
             copies: Vec::new(),
-            report: None,
         }
     }
 
@@ -160,20 +156,6 @@ pub(super) fn read(path: &Path) -> Found {
     }
     let Ok(header) = serde_json::from_str::<Header>(&first) else { return Found::Nothing };
     Found::Record(header, lines.map_while(|line| serde_json::from_str(&line).ok()).collect())
-}
-
-/// The hash of the report that was published at a path, if the record there is about the weight files that are there.
-pub(super) fn report_hash(target: &Path) -> Option<String> {
-    let file = exclusive::open_existing(&siblings::record(target)).ok()?;
-    let mut first = String::new();
-    BufReader::new(file).read_line(&mut first).ok()?;
-    let header: Header = serde_json::from_str(&first).ok()?;
-    let is_there = header.files.iter().any(|file| {
-        let found = fs::symlink_metadata(target.join(&file.name)).ok();
-        let found = found.as_ref().map(FileIdentity::of);
-        file.identity.zip(found).is_some_and(|(then, now)| now.has_contents_of(&then))
-    });
-    header.report.filter(|_| is_there)
 }
 
 /// Puts a record in its place in one step, and returns it open.

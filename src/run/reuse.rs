@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 
 use super::cancel::Cancel;
 use super::checksum::{self, Checksum};
-use super::record::{self, Finished, Found, Header, WrittenPart};
+use super::record::{self, Finished, Found, Header, SourceFile, WrittenPart};
 use super::source::Source;
 use super::stream::Checks;
 use super::tiles::Cut;
@@ -76,7 +76,8 @@ impl Store {
     /// Whether a source file is the one that was read for this store.
     pub fn knows_source(&self, shard: &crate::model::Shard) -> bool {
         let known = self.header.sources.iter().find(|source| source.name == shard.name);
-        known.is_some_and(|source| source.is_settled && source.identity == shard.identity)
+        let is_same = |source: &SourceFile| source.is_settled && source.identity == shard.identity;
+        self.header.is_of_this_boot() && known.is_some_and(is_same)
     }
 
     /// The hash of a file that is as it was written.

@@ -24,6 +24,7 @@ mod publish;
 mod readme;
 mod run;
 mod schema;
+mod siblings;
 mod skips;
 mod sources;
 mod statistics_files;

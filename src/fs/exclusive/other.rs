@@ -5,7 +5,7 @@ use std::fs::{self, File, Metadata};
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::Kind;
+use super::{Kind, State};
 
 pub type Handle = PathBuf;
 
@@ -57,11 +57,14 @@ pub fn remove(handle: &Handle, name: &OsStr, is_folder: bool) -> io::Result<()> 
     if is_folder { fs::remove_dir(path) } else { fs::remove_file(path) }
 }
 
-pub fn list(handle: &Handle) -> io::Result<Vec<(OsString, Kind)>> {
+pub fn list(handle: &Handle) -> io::Result<Vec<(OsString, Kind, State)>> {
     fs::read_dir(handle)?
         .map(|entry| {
             let entry = entry?;
-            Ok((entry.file_name(), Kind::of(entry.file_type()?)))
+            let metadata = entry.metadata()?;
+            let since_1970 = metadata.modified()?.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+            let modified = i128::try_from(since_1970.as_nanos()).unwrap_or(0);
+            Ok((entry.file_name(), Kind::of(entry.file_type()?), State { len: metadata.len(), modified }))
         })
         .collect()
 }

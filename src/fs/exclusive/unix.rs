@@ -9,7 +9,7 @@ use std::path::Path;
 
 use rustix::fs::{self as sys, AtFlags, CWD, Mode, OFlags};
 
-use super::Kind;
+use super::{Kind, State};
 
 pub type Handle = File;
 
@@ -64,7 +64,7 @@ pub fn remove(handle: &Handle, name: &OsStr, is_folder: bool) -> io::Result<()> 
     Ok(sys::unlinkat(handle, name, flags)?)
 }
 
-pub fn list(handle: &Handle) -> io::Result<Vec<(OsString, Kind)>> {
+pub fn list(handle: &Handle) -> io::Result<Vec<(OsString, Kind, State)>> {
     let mut out = Vec::new();
     for entry in sys::Dir::read_from(handle)? {
         let entry = entry?;
@@ -72,17 +72,19 @@ pub fn list(handle: &Handle) -> io::Result<Vec<(OsString, Kind)>> {
         if name == "." || name == ".." {
             continue;
         }
-        let kind = match sys::statat(handle, name, AtFlags::SYMLINK_NOFOLLOW) {
-            Ok(stat) => match sys::FileType::from_raw_mode(stat.st_mode) {
-                sys::FileType::RegularFile => Kind::File,
-                sys::FileType::Directory => Kind::Folder,
-                sys::FileType::Symlink => Kind::Link,
-                _ => Kind::Special,
-            },
+        let stat = match sys::statat(handle, name, AtFlags::SYMLINK_NOFOLLOW) {
             Err(rustix::io::Errno::NOENT) => continue,
-            Err(error) => return Err(error.into()),
+            stat => stat?,
         };
-        out.push((name.to_owned(), kind));
+        let kind = match sys::FileType::from_raw_mode(stat.st_mode) {
+            sys::FileType::RegularFile => Kind::File,
+            sys::FileType::Directory => Kind::Folder,
+            sys::FileType::Symlink => Kind::Link,
+            _ => Kind::Special,
+        };
+        #[allow(clippy::unnecessary_cast, reason = "the types differ between systems")]
+        let modified = i128::from(stat.st_mtime) * 1_000_000_000 + i128::from(stat.st_mtime_nsec as i64);
+        out.push((name.to_owned(), kind, State { len: u64::try_from(stat.st_size).unwrap_or(0), modified }));
     }
     Ok(out)
 }
