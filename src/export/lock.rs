@@ -347,4 +347,103 @@ mod tests {
         write(&dead);
         drop(Lock::take(&target).unwrap());
     }
+
+    /// A file system without locks.
+    fn without(_: &File) -> Result<bool, TryLockError> {
+        Ok(false)
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn without_the_systems_locks_the_living_and_the_unknown_hold_and_the_dead_do_not() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let path = siblings::lock(&target);
+        let lock = Lock::take_by(&target, without).unwrap();
+        assert_eq!(Lock::take_by(&target, without).unwrap_err().findings[0].code, "export::locked");
+        drop(lock);
+        assert!(!path.exists());
+        let here = Holder::here();
+        for (holder, is_held) in [
+            (here.clone(), true),
+            (Holder { started: "0".to_owned(), ..here.clone() }, false),
+            (Holder { process: u32::MAX, ..here.clone() }, false),
+            (Holder { place: "another".to_owned(), ..here.clone() }, true),
+            (Holder { place: String::new(), ..here.clone() }, true),
+        ] {
+            fs::write(&path, serde_json::to_vec(&holder).unwrap()).unwrap();
+            assert_eq!(Lock::take_by(&target, without).is_err(), is_held, "{holder:?}");
+        }
+        // Half of what a process wrote, or was about to write, is no reason to take it for dead.
+        for text in ["", "{\"host\": \"h"] {
+            fs::write(&path, text).unwrap();
+            let failure = Lock::take_by(&target, without).unwrap_err();
+            assert!(failure.findings[0].help.iter().any(|help| help.contains("remove it")), "{text}");
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+        // Another one is clearing it away just now.
+        let dead = Holder { started: "0".to_owned(), ..here };
+        fs::write(&path, serde_json::to_vec(&dead).unwrap()).unwrap();
+        fs::write(siblings::lock_of_lock(&target), "").unwrap();
+        assert!(Lock::take_by(&target, without).is_err() && path.exists());
+    }
+
+    #[test]
+    fn a_disk_that_cannot_say_whether_it_locks_is_told_before_any_work() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        let broken = |_: &File| Err(TryLockError::Error(io::Error::other("the disk is broken")));
+        let failure = Lock::take_by(&target, broken).unwrap_err();
+        assert_eq!((failure.exit, failure.findings[0].code), (Exit::CannotWrite, "export::cannot-write"));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn a_process_that_has_ended_and_was_not_asked_for_holds_nothing() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let stat = format!("/proc/{}/stat", child.id());
+        while !fs::read_to_string(&stat).unwrap().contains(") Z ") {
+            std::thread::sleep(PAUSE);
+        }
+        assert_eq!(started(child.id()), None);
+        child.wait().unwrap();
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn who_is_taken_over_from_on_another_machine_is_told() {
+        let folder = tempfile::tempdir().unwrap();
+        let target = folder.path().join("out");
+        for (host, is_told) in [("elsewhere", true), ("", false)] {
+            let holder = Holder { host: host.to_owned(), place: "another".to_owned(), ..Holder::here() };
+            fs::write(siblings::lock(&target), serde_json::to_vec(&holder).unwrap()).unwrap();
+            let lock = Lock::take(&target).unwrap();
+            assert_eq!(lock.note().is_some_and(|note| note.contains("elsewhere")), is_told);
+        }
+    }
+
+    #[test]
+    fn of_many_at_once_one_gets_it_with_and_without_the_systems_locks() {
+        for by in [try_lock as TryLock, without] {
+            let folder = tempfile::tempdir().unwrap();
+            let target = folder.path().join("out");
+            let (inside, taken) =
+                (std::sync::atomic::AtomicUsize::new(0), std::sync::atomic::AtomicUsize::new(0));
+            std::thread::scope(|scope| {
+                for _ in 0..8 {
+                    scope.spawn(|| {
+                        for _ in 0..50 {
+                            let Ok(lock) = Lock::take_by(&target, by) else { continue };
+                            assert_eq!(inside.fetch_add(1, std::sync::atomic::Ordering::SeqCst), 0);
+                            taken.fetch_add(1, std::sync::atomic::Ordering::SeqCst);
+                            inside.fetch_sub(1, std::sync::atomic::Ordering::SeqCst);
+                            drop(lock);
+                        }
+                    });
+                }
+            });
+            assert!(taken.into_inner() >= 8 && !siblings::lock(&target).exists());
+        }
+    }
 }

@@ -203,3 +203,77 @@ fn listed(names: &[String]) -> String {
         more => format!("{shown} and {more} more"),
     }
 }
+
+#[cfg(all(test, unix))]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    #[test]
+    fn what_was_looked_at_is_known_again_and_any_change_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("out");
+        let look = || {
+            let folder = Folder::open(&path).unwrap();
+            let tree = folder.tree().unwrap();
+            Occupant::Folder(folder, tree)
+        };
+        fs::create_dir_all(path.join("deep/deeper")).unwrap();
+        fs::write(path.join("deep/deeper/file"), "text").unwrap();
+        let first = look();
+        // A second name, as files that are taken over get, changes nothing.
+        fs::hard_link(path.join("deep/deeper/file"), root.path().join("linked")).unwrap();
+        fs::read(path.join("deep/deeper/file")).unwrap();
+        assert!(first.is_at(&path) && first.allows(&look(), &path));
+        assert!(first.allows(&Occupant::Nothing, &path) && !Occupant::Nothing.allows(&look(), &path));
+
+        let modified = fs::metadata(path.join("deep/deeper/file")).unwrap().modified().unwrap();
+        let same_length = || fs::write(path.join("deep/deeper/file"), "TEXT").unwrap();
+        let same_time = || {
+            fs::write(path.join("deep/deeper/file"), "longer text").unwrap();
+            let file = File::options().write(true).open(path.join("deep/deeper/file")).unwrap();
+            file.set_modified(modified).unwrap();
+        };
+        let added = || fs::create_dir(path.join("deep/deeper/empty")).unwrap();
+        let moved = || {
+            fs::rename(&path, root.path().join("moved")).unwrap();
+            fs::create_dir(&path).unwrap();
+            fs::rename(root.path().join("moved/deep"), path.join("deep")).unwrap();
+        };
+        let changes: [(&str, &dyn Fn()); 4] =
+            [("length", &same_time), ("time", &same_length), ("added", &added), ("moved", &moved)];
+        for (what, change) in changes {
+            let before = look();
+            // Some file systems count times in steps of some milliseconds.
+            std::thread::sleep(std::time::Duration::from_millis(20));
+            change();
+            assert!(!before.is_at(&path) && !before.allows(&look(), &path), "{what}");
+        }
+        let before = look();
+        fs::remove_dir_all(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(before.allows(&look(), &path) && Occupant::Nothing.allows(&look(), &path), "an empty folder");
+    }
+
+    #[test]
+    fn what_is_no_output_of_ours_is_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("out");
+        let code = |overwrite| check(&path, overwrite).unwrap_err().findings[0].code;
+        assert!(matches!(check(&path, Overwrite::Refuse), Ok(Occupant::Nothing)));
+        fs::write(&path, "a file").unwrap();
+        assert_eq!(code(Overwrite::Replace), "export::occupied");
+        assert!(matches!(check(&path.join("below"), Overwrite::Refuse), Ok(Occupant::Nothing)));
+        fs::remove_file(&path).unwrap();
+        std::os::unix::fs::symlink(root.path(), &path).unwrap();
+        assert_eq!(code(Overwrite::Replace), "export::occupied");
+        fs::remove_file(&path).unwrap();
+        fs::create_dir(&path).unwrap();
+        assert!(matches!(check(&path, Overwrite::Refuse), Ok(Occupant::Folder(..))));
+        for text in ["", "{}", "null", r#"{"report_version": 1}"#, r#"{"report_version": 99}"#] {
+            fs::write(path.join(report::FILE_NAME), text).unwrap();
+            assert_eq!(code(Overwrite::Replace), "export::occupied", "{text}");
+        }
+    }
+}

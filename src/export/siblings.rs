@@ -175,6 +175,29 @@ mod tests {
                 check(&target).unwrap();
             }
         }
+        for name in ["out", "öut", &"n".repeat(255), &"漢".repeat(85)] {
+            let target = folder.path().join(name);
+            let all = [
+                staging(&target),
+                journal(&target),
+                record(&target),
+                new(&target),
+                interrupted(&target),
+                old(&target),
+                left(&target, 999),
+                lock(&target),
+                lock_of_lock(&target),
+                failed_report(&target),
+            ];
+            let different: std::collections::BTreeSet<&PathBuf> = all.iter().collect();
+            assert_eq!(different.len(), all.len(), "{name}");
+            for path in all {
+                // The disk is asked, too.
+                std::fs::write(&path, "").unwrap();
+                assert!(path.file_name().unwrap().len() <= 255 && path.parent() == target.parent());
+                std::fs::remove_file(path).unwrap();
+            }
+        }
         assert!(check(&folder.path().join("a".repeat(256))).is_err());
         assert!(check(&folder.path().join(".out.monoquant-staging")).is_err());
     }
