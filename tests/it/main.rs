@@ -24,6 +24,7 @@ mod publish;
 mod readme;
 mod run;
 mod schema;
+mod security_page;
 mod siblings;
 mod skips;
 mod sources;
