@@ -3,7 +3,7 @@
 //! A record is a line about the run and a line for each finished tensor, as JSON. While a run goes on its record is a journal,
 //! to which each finished tensor is added; a line that was cut off ends it.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{BufRead, BufReader, BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
