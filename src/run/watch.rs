@@ -25,7 +25,7 @@ const QUIET: Duration = Duration::from_millis(30);
 /// A change that never becomes quiet is looked at after so long.
 const AT_MOST: Duration = Duration::from_millis(500);
 
-/// An editor may take so long between removing the old file and putting the new one in its place.
+/// An editor may take so long between removing or emptying the old file and putting the new one in its place.
 const GONE: Duration = Duration::from_millis(250);
 
 /// Folders below a model's folder that are looked at.
@@ -91,9 +91,17 @@ impl Inputs {
         look(&watched) != watched.seen
     }
 
-    /// Whether a small file is missing.
+    /// Whether a small file is missing, or empty, as one is between its being opened and written anew.
     fn has_gone(&self) -> bool {
-        self.watched().texts.iter().any(|path| !path.exists())
+        self.watched().texts.iter().any(|path| fs::metadata(path).map_or(true, |text| text.len() == 0))
+    }
+
+    /// Waits for a file that an editor is putting in its place.
+    fn wait_while_gone(&self) {
+        let gone = Instant::now();
+        while self.has_gone() && gone.elapsed() < GONE {
+            std::thread::sleep(QUIET);
+        }
     }
 
     /// The folders to be watched: those of all files, and that of the model's folder, which may be replaced as a whole.
@@ -212,6 +220,7 @@ impl<T: Send + 'static> Watch<T> {
             }
         };
         loop {
+            inputs.wait_while_gone();
             inputs.look();
             follow(&inputs);
             let (cancel, start) = (Cancel::default(), Instant::now());
@@ -288,12 +297,7 @@ impl<T: Send + 'static> Watch<T> {
         loop {
             // What changed between the end of a cycle and now needs no event.
             if inputs.has_changed() {
-                if inputs.has_gone() {
-                    let gone = Instant::now();
-                    while inputs.has_gone() && gone.elapsed() < GONE {
-                        std::thread::sleep(QUIET);
-                    }
-                }
+                inputs.wait_while_gone();
                 if inputs.has_changed() {
                     return true;
                 }
