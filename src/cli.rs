@@ -97,7 +97,7 @@ enum Command {
     Check(CheckArgs),
     /// Show a model's tensors, layer types, types, totals and quantization config; or a file of activation statistics.
     Inspect(InspectArgs),
-    /// Check an output directory against its report: sizes and checksums of its weight files.
+    /// Check an output directory against its report: sizes and checksums of its files.
     Verify(VerifyArgs),
     /// Print the JSON Schema of recipes, or of reports.
     Schema(SchemaArgs),
@@ -175,6 +175,13 @@ struct RunArgs {
     /// Do everything again: take nothing over from the last output or an interrupted run
     #[arg(long)]
     fresh: bool,
+    /// Believe nothing that is there already: take nothing over, ever, and keep nothing for the next cycle of a watch. The
+    /// default where CI is set in the environment and not `false`: there, what lies around may come from a stranger
+    #[arg(long, overrides_with = "trusted")]
+    untrusted: bool,
+    /// Take over what an earlier run has left, also where CI is set
+    #[arg(long, overrides_with = "untrusted")]
+    trusted: bool,
     /// Run, then wait, and run again whenever the recipe or the model changes; Ctrl-C ends it
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,

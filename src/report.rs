@@ -5,6 +5,8 @@ use std::path::Path;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
 use crate::fs::regular::{self, limit};
 pub use crate::plan::copies::Left;
 
@@ -96,6 +98,10 @@ pub struct OutputRecord {
     pub files: Vec<FileRecord>,
     /// Names of the files that were carried over.
     pub copied: Vec<String>,
+    /// The files beside the weights, carried over or made, with what identifies their bytes; but for the report itself. Empty in
+    /// reports of earlier versions.
+    #[serde(default)]
+    pub others: Vec<FileRecord>,
     /// What of the source was left behind, and why.
     #[serde(default)]
     pub left: Vec<Left>,
@@ -338,17 +344,28 @@ pub fn ours(bytes: &[u8]) -> Result<Report, String> {
 ///
 /// # Errors
 /// Where it cannot be read or is not a report of this version.
-pub fn read(path: &Path) -> Result<Report, crate::finding::Failure> {
-    use crate::exit::Exit;
-    use crate::finding::{Failure, Finding};
-    let fail = |message: String| {
-        let finding = Finding::error("report::unreadable", message);
-        Failure::new(Exit::BadModel, finding.help("A directory that monoquant wrote holds its report."))
-    };
-    let bytes = regular::read_bounded(path, limit::REPORT)
-        .map_err(|error| fail(format!("cannot read {}: {error}", path.display())))?;
-    serde_json::from_slice(&bytes)
-        .map_err(|error| fail(format!("{} is not a report: {error}", path.display())))
+pub fn read(path: &Path) -> Result<Report, Failure> {
+    parse(path, &regular::read_bounded(path, limit::REPORT).map_err(|error| unreadable(path, &error))?)
+}
+
+/// Understands what was read of a report that is at a path.
+///
+/// # Errors
+/// Where it is not a report of this version.
+pub fn parse(path: &Path, bytes: &[u8]) -> Result<Report, Failure> {
+    serde_json::from_slice(bytes)
+        .map_err(|error| not_a_report(format!("{} is not a report: {error}", path.display())))
+}
+
+/// That the report at a path cannot be read.
+#[must_use]
+pub fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
+    not_a_report(format!("cannot read {}: {error}", path.display()))
+}
+
+fn not_a_report(message: String) -> Failure {
+    let finding = Finding::error("report::unreadable", message);
+    Failure::new(Exit::BadModel, finding.help("A directory that monoquant wrote holds its report."))
 }
 
 /// The JSON Schema of the report.

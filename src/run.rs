@@ -3,6 +3,7 @@
 //! The only module that sees all the others.
 
 pub mod cancel;
+mod carried;
 pub mod checksum;
 pub mod event;
 mod executor;
@@ -14,6 +15,7 @@ mod quantizers;
 mod record;
 mod reuse;
 mod source;
+mod store;
 mod stream;
 mod take_over;
 mod tiles;
@@ -25,3 +27,4 @@ mod workers;
 pub use cancel::Cancel;
 pub use event::{Event, Listener, Silent};
 pub use executor::{Options, Outcome, Work, disk_needed, preflight, restore, run};
+pub use record::sealed as sealed_record;

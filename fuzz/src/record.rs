@@ -48,7 +48,12 @@ impl Target for Record {
         run::run(&plan, &Options::default(), &Silent).expect("a run");
         let weights = fs::read(folder.path("out/model.safetensors")).expect("the output's weights");
         let text = fs::read_to_string(siblings::record(&folder.path("out"))).expect("a record");
-        let record = text.lines().map(|line| serde_json::from_str(line).expect("JSON")).collect();
+        let unsealed = |line| {
+            let mut line: Value = serde_json::from_str(line).expect("JSON");
+            line.as_object_mut().expect("an object").remove("hash");
+            line
+        };
+        let record = text.lines().map(unsealed).collect();
         Self { folder, plan, weights, record }
     }
 
@@ -89,7 +94,13 @@ impl Record {
                 _ => {}
             }
         }
-        let lines = lines.into_iter().flatten();
-        lines.flat_map(|line| format!("{line}\n").into_bytes()).collect()
+        // With the right hashes, or nothing of it would be believed.
+        let mut lines: Vec<Value> = lines.into_iter().flatten().collect();
+        let count = lines.len().saturating_sub(1);
+        if let Some(tensors) = lines.first_mut().and_then(|header| header.pointer_mut("/tensors")) {
+            *tensors = count.into();
+        }
+        let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
+        run::sealed_record(&lines).into_bytes()
     }
 }

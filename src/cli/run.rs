@@ -1,5 +1,8 @@
 //! `monoquant run`.
 
+use std::ffi::OsStr;
+use std::path::PathBuf;
+
 use super::output::Output;
 use super::{Format, RecipeArgs, RunArgs};
 use crate::exit::Exit;
@@ -29,6 +32,44 @@ pub(super) fn limits(args: &RecipeArgs) -> Limits {
     Limits { threads: args.threads.map(usize::from), memory: args.memory }
 }
 
+/// Whether to believe what is there already, and who said so.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Trust {
+    /// It is this machine's own work.
+    Trusted,
+    /// The command line says that it is not.
+    Untrusted,
+    /// The environment says that this is a job of CI, where it may be a stranger's.
+    UntrustedInCi,
+}
+
+impl Trust {
+    pub(super) fn of(args: &RunArgs) -> Self {
+        Self::from(args.trusted, args.untrusted, std::env::var_os("CI").as_deref())
+    }
+
+    fn from(trusted: bool, untrusted: bool, ci: Option<&OsStr>) -> Self {
+        match ci {
+            _ if trusted => Self::Trusted,
+            _ if untrusted => Self::Untrusted,
+            Some(ci) if !ci.is_empty() && ci != "false" => Self::UntrustedInCi,
+            _ => Self::Trusted,
+        }
+    }
+
+    /// What there is to say, where something is there that is not believed without a word on the command line.
+    pub(super) fn note(self, plan: &Plan) -> Option<&'static str> {
+        let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
+        let mut exports = plan.exports.iter();
+        let is_any = exports.any(|export| {
+            is_there(siblings::record(&export.path)) || is_there(siblings::journal(&export.path))
+        });
+        (self == Self::UntrustedInCi && is_any).then_some(
+            "everything is made anew: CI is set, so what earlier runs have left is not believed; --trusted undoes it",
+        )
+    }
+}
+
 pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     if args.dry_run {
         return super::plan::plan(&args.recipe, false, output);
@@ -45,7 +86,12 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     if !is_json {
         output.findings(&plan.warnings);
     }
-    let options = Options { isa, durable: args.durable, fresh: args.fresh, ..Options::default() };
+    let trust = Trust::of(args);
+    if let Some(note) = trust.note(&plan).filter(|_| !output.is_quiet() && !args.fresh) {
+        output.say(note);
+    }
+    let fresh = args.fresh || trust != Trust::Trusted;
+    let options = Options { isa, durable: args.durable, fresh, ..Options::default() };
     cancel_on_signals(&options.cancel)?;
     let listener: Box<dyn Listener> = if output.is_quiet() || output.format() != Format::Human {
         Box::new(Silent)
@@ -108,4 +154,20 @@ fn cancel_on_signals(cancel: &Cancel) -> Result<(), Failure> {
         let finding = Finding::error("cli::signals", format!("cannot listen for signals: {error}"));
         Failure::new(Exit::Internal, finding)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ci_is_not_believed_unless_it_is_empty_or_false_or_the_command_line_says_otherwise() {
+        let ci = |value: Option<&str>| Trust::from(false, false, value.map(OsStr::new));
+        assert_eq!([ci(None), ci(Some("")), ci(Some("false"))], [Trust::Trusted; 3]);
+        for value in ["true", "1", "0", "False", "woodpecker", " "] {
+            assert_eq!(ci(Some(value)), Trust::UntrustedInCi, "{value}");
+        }
+        let said = |trusted, untrusted| Trust::from(trusted, untrusted, Some(OsStr::new("true")));
+        assert_eq!([said(true, false), said(false, true)], [Trust::Trusted, Trust::Untrusted]);
+    }
 }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::output::Output;
-use super::run::{instruction_set, limits, loaded, tell_failed_reports};
+use super::run::{Trust, instruction_set, limits, loaded, tell_failed_reports};
 use super::{Format, RunArgs};
 use crate::exit::Exit;
 use crate::export::lock::Lock;
@@ -34,11 +34,11 @@ pub(super) fn watch(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     let poll = args.poll.map(|seconds| Duration::from_secs(seconds.into()));
     let watch = Watch::new(poll);
     interrupt_on_signals(watch.interrupt())?;
-    let is_fresh = AtomicBool::new(args.fresh);
+    let is_first = AtomicBool::new(true);
     let cycle = |inputs: &Inputs, cancel: &Cancel| {
         let text = recipe::text_of(&args.recipe.recipe);
-        let fresh = is_fresh.swap(false, Ordering::Relaxed);
-        let result = carry_out(args, output, inputs, cancel, isa, fresh);
+        let is_first = is_first.swap(false, Ordering::Relaxed);
+        let result = carry_out(args, output, inputs, cancel, isa, is_first);
         Ended { text, result }
     };
     let mut cycles = Cycles::default();
@@ -74,7 +74,7 @@ fn carry_out(
     inputs: &Inputs,
     cancel: &Cancel,
     isa: Option<Isa>,
-    fresh: bool,
+    is_first: bool,
 ) -> Result<(Plan, Outcome), Failure> {
     let loaded = loaded(&args.recipe)?;
     tell_inputs(&loaded, inputs);
@@ -82,8 +82,17 @@ fn carry_out(
     let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     let listener: Box<dyn Listener> =
         if output.is_interactive() { Box::new(Bar::new()) } else { Box::new(Silent) };
-    let options =
-        Options { isa, cancel: cancel.clone(), durable: args.durable, fresh, keep_unpublished: true };
+    let trust = Trust::of(args);
+    if let Some(note) = trust.note(&plan).filter(|_| !output.is_quiet() && is_first) {
+        output.say(note);
+    }
+    let options = Options {
+        isa,
+        cancel: cancel.clone(),
+        durable: args.durable,
+        fresh: args.fresh && is_first || trust != Trust::Trusted,
+        keep_unpublished: trust == Trust::Trusted,
+    };
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     Ok((plan, outcome))
 }

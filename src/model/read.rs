@@ -41,7 +41,8 @@ impl WeightFile {
         Ok(opened)
     }
 
-    /// Whether the file is still as it was when its header was read.
+    /// Whether the file is still as it was when its header was read. A new name or permission is taken for a change as well: the
+    /// time of the last change is the only one that nobody can set back.
     ///
     /// # Errors
     /// Where it is not.
@@ -49,7 +50,7 @@ impl WeightFile {
         let name = &self.name;
         let metadata = self.file.metadata();
         let metadata = metadata.map_err(|e| fail(code::IO, format!("cannot read `{name}`: {e}")))?;
-        if !FileIdentity::of(&metadata).has_contents_of(&shard.identity) {
+        if FileIdentity::of(&metadata) != shard.identity {
             return Err(Failure::new(
                 Exit::BadModel,
                 Finding::error(code::CHANGED, format!("`{name}` changed after its header was read"))

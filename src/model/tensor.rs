@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::fs::Metadata;
 use std::path::PathBuf;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
 
@@ -122,9 +123,14 @@ pub struct FileIdentity {
     pub ctime_ns: i128,
 }
 
+/// A change shows in the times of a file unless it falls into the same tick as the one before: file systems count in seconds, or
+/// take the time of the system's last tick.
+const COARSE_TICK_NS: i128 = 2_000_000_000;
+const TICK_NS: i128 = 20_000_000;
+
 impl FileIdentity {
-    /// Whether this is the same file with the same contents as far as metadata tells; a new link or a permission changes no
-    /// contents.
+    /// Whether this is the same file with the same contents, as far as times tell that anybody can set. Where a new link or a
+    /// permission may have changed the time of the last change, this is all there is to go by.
     #[must_use]
     pub fn has_contents_of(&self, other: &Self) -> bool {
         Self { ctime_ns: other.ctime_ns, ..*self } == *other
@@ -134,9 +140,21 @@ impl FileIdentity {
     /// times, even on file systems that count in seconds.
     #[must_use]
     pub fn is_settled(&self) -> bool {
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        self.settles_in(COARSE_TICK_NS).is_zero()
+    }
+
+    /// How long until any later change shows in the times of a file that was looked at right after it was written.
+    #[must_use]
+    pub fn tick_left(&self) -> Duration {
+        let is_coarse = self.ctime_ns % 1_000_000_000 == 0;
+        self.settles_in(if is_coarse { COARSE_TICK_NS } else { TICK_NS })
+    }
+
+    fn settles_in(&self, tick_ns: i128) -> Duration {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = i128::try_from(now.as_nanos()).unwrap_or(0);
-        self.mtime_ns.max(self.ctime_ns) + 2_000_000_000 < now
+        let left = self.mtime_ns.max(self.ctime_ns) + tick_ns - now;
+        u64::try_from(left.max(0)).map_or(Duration::MAX, Duration::from_nanos)
     }
 
     /// The identity that file metadata shows.
@@ -156,8 +174,7 @@ impl FileIdentity {
         }
         #[cfg(not(unix))]
         {
-            let since_1970 =
-                metadata.modified().ok().and_then(|t| t.duration_since(std::time::UNIX_EPOCH).ok());
+            let since_1970 = metadata.modified().ok().and_then(|t| t.duration_since(UNIX_EPOCH).ok());
             let mtime_ns = since_1970.and_then(|d| i128::try_from(d.as_nanos()).ok()).unwrap_or(0);
             Self { len: metadata.len(), mtime_ns, ..Self::default() }
         }

@@ -7,8 +7,9 @@ use serde::{Deserialize, Serialize};
 
 use super::{ExportPlan, Plan};
 
-/// Raised whenever the same scheme gives other codes, scales or measurements than before.
-pub const ARITHMETIC: u32 = 2;
+/// The build of this program: a hash of all that decides what it computes. Another build may give other codes, scales or
+/// measurements, so nothing of it is mixed in.
+pub const BUILD: &str = env!("MONOQUANT_BUILD");
 
 /// The first 128 bits of a BLAKE3 hash, in hexadecimal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -46,7 +47,7 @@ pub fn tensors(plan: &Plan) -> Vec<TensorPrint> {
             let layout = tensor.fp8.map(|fp8| fp8.layout);
             let action =
                 plan.decisions[index].treatment().map(|treatment| (treatment.scheme, treatment.observer));
-            format!("{} {} {:?} {layout:?} {action:?}", ARITHMETIC, tensor.stored, tensor.shape)
+            format!("{BUILD} {} {:?} {layout:?} {action:?}", tensor.stored, tensor.shape)
         })
         .collect();
     for (index, piece) in plan.pieces.iter().enumerate() {

@@ -29,6 +29,8 @@ pub struct Results<'a> {
     pub source_files: &'a [Digest],
     /// What identifies each file of each export.
     pub output_files: &'a [Vec<Digest>],
+    /// What identifies the files of each export that are no weights.
+    pub other_files: Vec<Vec<FileRecord>>,
     /// What the stages that judge or publish decided.
     pub gates: Vec<GateRecord>,
     /// Complaints of gates, with whether each is critical.
@@ -60,7 +62,8 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         .iter()
         .zip(results.output_files)
         .zip(&results.published)
-        .map(|((export, digests), published)| OutputRecord {
+        .zip(results.other_files)
+        .map(|(((export, digests), published), others)| OutputRecord {
             stage: export.stage,
             path: written_path(plan, export.stage),
             format: format_name(export.format).to_owned(),
@@ -72,6 +75,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
                 .map(|(f, digest)| file(&f.name, f.bytes, digest))
                 .collect(),
             copied: export.copies.iter().map(|&index| plan.model.others[index].path.clone()).collect(),
+            others,
             left: export.left.clone(),
         })
         .collect();

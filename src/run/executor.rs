@@ -7,11 +7,12 @@ use super::cancel::Cancel;
 use super::event::{Event, Listener};
 use super::finish::{Job, header};
 use super::measured::Collector;
-use super::reuse::{self, Reuse, Stores};
+use super::reuse::Reuse;
 use super::source::Source;
+use super::store::{self, Stores};
 use super::stream::{self, Checks};
 use super::workers::Workers;
-use super::{hashes, take_over, verdict};
+use super::{carried, hashes, take_over, verdict};
 use crate::exit::Exit;
 use crate::export::lock::Lock;
 use crate::export::{Staging, disk, flush, occupant, publish, siblings, staging};
@@ -95,7 +96,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             staging::clear(&export.path);
             stores.push(Stores::default());
         } else {
-            stores.push(reuse::stores(export)?);
+            stores.push(store::stores(export)?);
         }
     }
     for note in stores.iter().flat_map(|stores| &stores.notes) {
@@ -146,13 +147,17 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         Some((staging, _)) => staging.iter().map(|staging| staging.folder.clone()).collect(),
         None => plan.exports.iter().map(|export| export.path.clone()).collect(),
     };
-    let hashed = hashes::complete(plan, &stores, &reuse, &folders, &mut measured, cancel);
-    if let Err(failure) = hashed.and_then(|()| cancel.check()) {
-        if let Some((staging, _)) = built.as_mut().filter(|_| failure.exit == Exit::Interrupted) {
-            staging.iter_mut().for_each(Staging::keep);
+    let carried = hashes::complete(plan, &stores, &reuse, &folders, &mut measured, cancel)
+        .and_then(|()| carried::look(plan, &stores, cancel));
+    let carried = match carried {
+        Ok(carried) => carried,
+        Err(failure) => {
+            if let Some((staging, _)) = built.as_mut().filter(|_| failure.exit == Exit::Interrupted) {
+                staging.iter_mut().for_each(Staging::keep);
+            }
+            return Err(failure);
         }
-        return Err(failure);
-    }
+    };
     let mut judgement = verdict::judge(plan, &measured, &folders);
     plan.loaded.tell(judgement.complaints.iter_mut().map(|complaint| &mut complaint.finding));
     plan.loaded.tell(&mut judgement.shown);
@@ -164,7 +169,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             summary: gate.summary.clone(),
         });
     }
-    job.finish(&measured, judgement, built, Work { taken_over, redone })
+    job.finish(&measured, &carried, judgement, built, Work { taken_over, redone })
 }
 
 /// What a run had to do.

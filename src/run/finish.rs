@@ -2,28 +2,35 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::io::Read;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::cancel::Cancel;
+use super::carried::Carried;
 use super::event::{Event, Listener};
 use super::executor::{Options, Outcome, Work};
-use super::measured::Measured;
-use super::record::{self, CopiedFile, Finished, Header, Journal, SourceFile, WrittenFile};
-use super::reuse::{Reuse, Stores};
+use super::measured::{Measured, asks_for_hashes};
+use super::record::{self, CarriedFile, Finished, Header, Journal, SourceFile, WrittenFile};
+use super::reuse::Reuse;
+use super::store::Stores;
 use super::stream::Checks;
-use super::take_over;
 use super::verdict::{self, Judgement};
+use super::{take_over, verify};
 use crate::exit::Exit;
 use crate::export::occupant::{self, Occupant};
 use crate::export::{self, Staging, files, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
-use crate::fs::exclusive;
-use crate::fs::regular;
+use crate::fs::exclusive::{self, Entry, Folder};
 use crate::model::FileIdentity;
 use crate::plan::{ExportPlan, Plan, fingerprint};
 use crate::recipe::Recipe;
 use crate::report::ledger::{self, Results};
 use crate::report::{self, Verdict, units};
 use crate::stage::Stage;
+
+/// Up to so long is waited for until every later change of a file shows in its times.
+const TICK: Duration = Duration::from_millis(20);
 
 /// The record of a run of a plan, before anything is written.
 pub(super) fn header(plan: &Plan, export: &ExportPlan, checks: Checks) -> Header {
@@ -86,6 +93,7 @@ impl Job<'_> {
     pub fn finish(
         mut self,
         measured: &Measured,
+        carried: &[Vec<Carried>],
         judgement: Judgement,
         built: Option<Built>,
         work: Work,
@@ -100,12 +108,23 @@ impl Job<'_> {
             exit_status: exit.code(),
             summary: summary(plan, &judgement),
         };
+        let made = plan.exports.iter().map(|export| made_files(plan, export));
+        let mut made: Vec<MadeFiles> = made.collect::<Result<_, _>>()?;
+        let is_hashed = asks_for_hashes(plan);
+        let others = carried.iter().zip(&made).map(|(carried, made)| {
+            let made = made.iter().filter_map(|(name, bytes)| {
+                // What is in memory can be read.
+                verify::identify(name, bytes.as_slice(), is_hashed, &Cancel::default()).ok()
+            });
+            carried.iter().map(|carried| carried.file.clone()).chain(made).collect()
+        });
         let mut report = ledger::report(
             plan,
             Results {
                 distortions: &distortions,
                 source_files: &measured.source_files,
                 output_files: &measured.output_files,
+                other_files: others.collect(),
                 gates: judgement.gates,
                 complaints: judgement.complaints.iter().map(|c| (c.is_critical, c.finding.clone())).collect(),
                 published: published.clone(),
@@ -129,17 +148,21 @@ impl Job<'_> {
             work,
             is_up_to_date: false,
         };
-        let small = plan.exports.iter().map(|export| small_files(plan, export, &text));
-        let small: Vec<SmallFiles> = small.collect::<Result<_, _>>()?;
+        for made in &mut made {
+            made.push((report::FILE_NAME.to_owned(), text.as_bytes().to_vec()));
+        }
         self.record_sources(measured);
-        if built.is_none() && published.iter().all(|is_published| *is_published) && self.is_same(&small) {
+        if built.is_none()
+            && published.iter().all(|is_published| *is_published)
+            && self.is_same(carried, &made)
+        {
             outcome.is_up_to_date = true;
             for (index, export) in plan.exports.iter().enumerate() {
                 if self.options.durable {
                     files::sync_all(&export.path)?;
                 }
                 let finished = take_over::taken(plan, self.reuse, index).collect();
-                self.record(index, measured, finished)?;
+                self.record(index, measured, &carried[index], finished)?;
                 staging::clear(&export.path);
                 outcome.report_paths.push(export.path.join(report::FILE_NAME));
             }
@@ -188,7 +211,7 @@ impl Job<'_> {
                 outcome.report_paths.push(failed_report);
                 continue;
             };
-            self.write_small_files(index, &small[index], &staging)?;
+            self.write_other_files(index, &carried[index], &made[index], &staging)?;
             let at_first = &self.occupants[index];
             let published = publish::publish(staging, export.overwrite, options.durable, at_first)?;
             if let Some(left) = published.left {
@@ -196,7 +219,7 @@ impl Job<'_> {
                 self.listener.on_event(&Event::Note { text });
             }
             let path = published.path;
-            self.record(index, measured, journal.finished())?;
+            self.record(index, measured, &carried[index], journal.finished())?;
             // The report of an earlier, failed run says nothing about this output.
             if occupant::read_report(&failed_report).is_ok() {
                 let _ = fs::remove_file(&failed_report);
@@ -220,8 +243,12 @@ impl Job<'_> {
     /// The header of a record for weight files that are complete, in a folder.
     fn written_header(&self, index: usize, measured: &Measured, folder: &Path) -> Header {
         let mut header = self.headers[index].clone();
-        for (file, digest) in header.files.iter_mut().zip(&measured.output_files[index]) {
-            file.identity = identity(&folder.join(&file.name));
+        let paths: Vec<PathBuf> = header.files.iter().map(|file| folder.join(&file.name)).collect();
+        let identities = identities(&paths);
+        for ((file, digest), identity) in
+            header.files.iter_mut().zip(&measured.output_files[index]).zip(identities)
+        {
+            file.identity = identity;
             file.blake3.clone_from(&digest.blake3);
         }
         header
@@ -231,17 +258,25 @@ impl Job<'_> {
     ///
     /// # Errors
     /// Where it is to be durable and the disk reports an error.
-    fn record(&self, index: usize, measured: &Measured, finished: Vec<Finished>) -> Result<(), Failure> {
+    fn record(
+        &self,
+        index: usize,
+        measured: &Measured,
+        carried: &[Carried],
+        finished: Vec<Finished>,
+    ) -> Result<(), Failure> {
         let export = &self.plan.exports[index];
         let mut header = self.written_header(index, measured, &export.path);
-        header.copies = export
-            .copies
+        let paths: Vec<PathBuf> =
+            carried.iter().map(|carried| export.path.join(&carried.file.name)).collect();
+        header.carried = carried
             .iter()
-            .filter_map(|&copy| {
-                let path = self.plan.model.others[copy].path.clone();
-                let source = identity(&self.plan.model.root.join(&path))?;
-                let written = identity(&export.path.join(&path))?;
-                Some(CopiedFile { is_settled: source.is_settled(), path, source, written })
+            .zip(identities(&paths))
+            .map(|(carried, written)| CarriedFile {
+                file: carried.file.clone(),
+                source: carried.source,
+                is_settled: carried.source.is_settled(),
+                written,
             })
             .collect();
         let (path, new) = (siblings::record(&export.path), siblings::new(&export.path));
@@ -260,75 +295,86 @@ impl Job<'_> {
         if self.options.durable { files::sync_way(&export.path) } else { Ok(()) }
     }
 
-    /// Whether every output is already as it would be made, its weight files aside.
-    fn is_same(&self, small: &[SmallFiles]) -> bool {
-        self.plan.exports.iter().zip(small).enumerate().all(|(index, (export, small))| {
-            let others = &self.plan.model.others;
-            let files = export.files.iter().map(|file| file.name.as_str());
-            let copies = export.copies.iter().map(|&copy| others[copy].path.as_str());
-            let names = files.chain(copies).chain(small.iter().map(|(name, _)| name.as_str()));
-            let expected: BTreeSet<&str> = names.filter_map(|name| name.split('/').next()).collect();
-            let found: BTreeSet<String> = fs::read_dir(&export.path)
-                .into_iter()
-                .flatten()
-                .flatten()
-                .map(|entry| entry.file_name().to_string_lossy().into_owned())
-                .collect();
-            found.iter().map(String::as_str).eq(expected)
-                && small.iter().all(|(name, bytes)| is_file_of(&export.path.join(name), bytes))
-                && export.copies.iter().all(|&copy| self.is_copied(index, &others[copy].path))
-        })
+    /// Whether every output is already as it would be made, its weight files aside: these files and no others, at any depth.
+    fn is_same(&self, carried: &[Vec<Carried>], made: &[MadeFiles]) -> bool {
+        self.plan.exports.iter().zip(carried).zip(made).enumerate().all(
+            |(index, ((export, carried), made))| {
+                let weights = export.files.iter().map(|file| file.name.as_str());
+                let others = carried.iter().map(|carried| carried.file.name.as_str());
+                let names = weights.chain(others).chain(made.iter().map(|(name, _)| name.as_str()));
+                let files: BTreeSet<&Path> = names.map(Path::new).collect();
+                let folders: BTreeSet<&Path> =
+                    files.iter().flat_map(|file| file.ancestors().skip(1)).collect();
+                let Ok(folder) = Folder::open(&export.path) else { return false };
+                let Ok(tree) = folder.tree() else { return false };
+                let is_expected = |entry: &Entry| {
+                    let name = entry.name.as_path();
+                    entry.is_file && files.contains(name) || entry.is_folder && folders.contains(name)
+                };
+                tree.iter().filter(|entry| entry.is_file).count() == files.len()
+                    && tree.iter().all(is_expected)
+                    && made.iter().all(|(name, bytes)| is_file_of(&folder, name, bytes))
+                    && carried
+                        .iter()
+                        .all(|carried| carried.is_in(&folder, &self.stores[index], &self.options.cancel))
+            },
+        )
     }
 
-    /// Whether a file that is carried over is already in the output.
-    fn is_copied(&self, index: usize, path: &str) -> bool {
-        let (from, to) = (self.plan.model.root.join(path), self.plan.exports[index].path.join(path));
-        let (Some(source), Some(written)) = (identity(&from), identity(&to)) else { return false };
-        if source.len != written.len {
-            return false;
-        }
-        let is_known = |copy: &CopiedFile| {
-            copy.path == path
-                && copy.is_settled
-                && copy.source == source
-                && written.has_contents_of(&copy.written)
-        };
-        let of_this_boot = self.stores[index].stores.iter().filter(|store| store.header.is_of_this_boot());
-        let mut known = of_this_boot.flat_map(|store| &store.header.copies);
-        known.any(is_known) || regular::are_same(&from, &to)
-    }
-
-    /// Everything of an output but its weights.
-    fn write_small_files(&self, index: usize, small: &SmallFiles, staging: &Staging) -> Result<(), Failure> {
-        let plan = self.plan;
-        for &copy in &plan.exports[index].copies {
-            self.options.cancel.check()?;
-            let path = &plan.model.others[copy].path;
-            let name = Path::new(path);
-            if self.is_copied(index, path) {
-                staging.link(&plan.exports[index].path.join(name), name)?;
+    /// Everything of an output but its weights. What the output before it holds is given a second name, where that output is one
+    /// that is taken over from.
+    fn write_other_files(
+        &self,
+        index: usize,
+        carried: &[Carried],
+        made: &MadeFiles,
+        staging: &Staging,
+    ) -> Result<(), Failure> {
+        let (plan, stores, cancel) = (self.plan, &self.stores[index], &self.options.cancel);
+        let target = &plan.exports[index].path;
+        let old = Folder::open(target).ok().filter(|_| !stores.stores.is_empty());
+        for carried in carried {
+            cancel.check()?;
+            let name = Path::new(&carried.file.name);
+            if old.as_ref().is_some_and(|old| carried.is_in(old, stores, cancel)) {
+                staging.link(&target.join(name), name)?;
             } else {
-                staging.copy(plan.model.open_other(path)?, name)?;
+                carried.copy(&plan.model, staging, cancel)?;
             }
         }
-        small.iter().try_for_each(|(name, bytes)| staging.write(Path::new(name), bytes))
+        made.iter().try_for_each(|(name, bytes)| staging.write(Path::new(name), bytes))
     }
 }
 
-/// Whether a file holds these bytes.
-fn is_file_of(path: &Path, bytes: &[u8]) -> bool {
-    regular::read_bounded(path, bytes.len() as u64).is_ok_and(|found| found == bytes)
+/// What identifies files that are complete; none of those in which a later change might not show.
+fn identities(paths: &[PathBuf]) -> Vec<Option<FileIdentity>> {
+    let look = || -> Vec<Option<FileIdentity>> {
+        let found = paths.iter().map(|path| fs::symlink_metadata(path).ok());
+        found.map(|metadata| metadata.as_ref().map(FileIdentity::of)).collect()
+    };
+    let first = look();
+    let left = first.iter().flatten().map(FileIdentity::tick_left);
+    // A tick of the system's clock is worth waiting for, one of a file system that counts in seconds is not.
+    std::thread::sleep(left.filter(|left| *left <= TICK).max().unwrap_or_default());
+    let settled = |(first, now): (Option<FileIdentity>, Option<FileIdentity>)| {
+        now.filter(|now| first == Some(*now) && now.tick_left().is_zero())
+    };
+    first.into_iter().zip(look()).map(settled).collect()
 }
 
-fn identity(path: &Path) -> Option<FileIdentity> {
-    fs::metadata(path).map(|metadata| FileIdentity::of(&metadata)).ok()
+/// Whether a file in a folder holds these bytes.
+fn is_file_of(folder: &Folder, name: &str, bytes: &[u8]) -> bool {
+    let Ok(file) = folder.open_file(Path::new(name), false) else { return false };
+    let mut found = Vec::with_capacity(bytes.len());
+    file.take(bytes.len() as u64 + 1).read_to_end(&mut found).is_ok() && found == bytes
 }
 
 /// Names and contents of the files that monoquant makes beside the weights.
-type SmallFiles = Vec<(String, Vec<u8>)>;
+type MadeFiles = Vec<(String, Vec<u8>)>;
 
-fn small_files(plan: &Plan, export: &ExportPlan, report: &str) -> Result<SmallFiles, Failure> {
-    let mut out: SmallFiles = Vec::new();
+/// The files that are made for an export, the report aside.
+fn made_files(plan: &Plan, export: &ExportPlan) -> Result<MadeFiles, Failure> {
+    let mut out: MadeFiles = Vec::new();
     if let Some(config) = &export.config {
         out.push(("config.json".to_owned(), config.clone().into_bytes()));
     }
@@ -343,7 +389,6 @@ fn small_files(plan: &Plan, export: &ExportPlan, report: &str) -> Result<SmallFi
         Failure::new(Exit::Internal, finding)
     })?;
     out.push((export::RECIPE_FILE_NAME.to_owned(), recipe.into_bytes()));
-    out.push((report::FILE_NAME.to_owned(), report.as_bytes().to_vec()));
     Ok(out)
 }
 

@@ -5,11 +5,13 @@ use std::path::{Path, PathBuf};
 
 use super::cancel::Cancel;
 use super::measured::{Measured, asks_for_hashes};
-use super::reuse::{Reuse, Stores};
+use super::reuse::Reuse;
+use super::store::Stores;
 use super::verify;
 use crate::exit::Exit;
 use crate::export::staging::FileStart;
 use crate::finding::{Failure, Finding};
+use crate::fs::regular;
 use crate::plan::Plan;
 
 /// Adds the hashes that are missing, where the recipe asks for them. `folders` hold the weight files of each export.
@@ -37,7 +39,7 @@ pub(super) fn complete(
                 .find(|source| source.name == shard.name && source.blake3.is_some());
             digest.blake3 = match known {
                 Some(source) => source.blake3.clone(),
-                None => Some(read(&shard.path)?),
+                None => Some(read(&shard.path, cancel)?),
             };
         }
     }
@@ -53,7 +55,7 @@ pub(super) fn complete(
                 };
                 digest.blake3 = match known {
                     Some(hash) => Some(hash),
-                    None => Some(read(&folders[index].join(&export.files[file].name))?),
+                    None => Some(read(&folders[index].join(&export.files[file].name), cancel)?),
                 };
             }
         }
@@ -61,8 +63,10 @@ pub(super) fn complete(
     Ok(())
 }
 
-fn read(path: &Path) -> Result<String, Failure> {
-    verify::digest(path, true).map(|(.., hash)| hash.unwrap_or_default()).map_err(|error| {
+fn read(path: &Path, cancel: &Cancel) -> Result<String, Failure> {
+    let identified = regular::open(path).and_then(|file| verify::identify("", file, true, cancel));
+    cancel.check()?;
+    identified.map(|file| file.blake3.unwrap_or_default()).map_err(|error| {
         let message = format!("cannot read {}: {error}", path.display());
         Failure::new(Exit::BadModel, Finding::error("model::io", message))
     })

@@ -1,10 +1,11 @@
 //! What a run has finished, on disk beside its output, so that the next one need not do it again.
 //!
-//! A record is a line about the run and a line for each finished tensor, as JSON. While a run goes on its record is a journal,
-//! to which each finished tensor is added; a line that was cut off ends it.
+//! A record is a line about the run and a line for each finished tensor, as JSON. Each line begins with a hash of itself and of all
+//! lines before it, so that no line can be changed, moved or left out. While a run goes on its record is a journal, to which each
+//! finished tensor is added; a line that was cut off ends it. The record of a published output is believed as a whole or not at all.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Write};
+use std::io::{BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -17,11 +18,18 @@ use crate::finding::Failure;
 use crate::fs::exclusive;
 use crate::fs::regular::{self, limit};
 use crate::model::FileIdentity;
-use crate::plan::fingerprint::{ARITHMETIC, Fingerprint};
+use crate::plan::fingerprint::{BUILD, Fingerprint};
 use crate::quant::Distortion;
+use crate::report::FileRecord;
 
 /// The version of the format.
-const VERSION: u32 = 1;
+const VERSION: u32 = 2;
+
+/// Bytes of a record that are read.
+const LONGEST: u64 = 1 << 30;
+
+/// Digits of the hash of a line.
+const DIGITS: usize = 32;
 
 /// The run that made a record.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -29,7 +37,10 @@ pub(super) struct Header {
     record_version: u32,
     /// The version of monoquant.
     pub monoquant: String,
-    arithmetic: u32,
+    /// The build of monoquant.
+    build: String,
+    /// How many tensors follow, once they are all there.
+    tensors: Option<usize>,
     /// The start of the system in which files were looked at: after another one, what was not flushed may be lost.
     pub boot: String,
     /// What was looked at on the way.
@@ -41,7 +52,7 @@ pub(super) struct Header {
     /// The weight files that were written.
     pub files: Vec<WrittenFile>,
     /// The files that were carried over.
-    pub copies: Vec<CopiedFile>,
+    pub carried: Vec<CarriedFile>,
 }
 
 /// A weight file of the model.
@@ -58,18 +69,19 @@ pub(super) struct SourceFile {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct WrittenFile {
     pub name: String,
-    /// None while it is being written.
+    /// None while it is being written, or where a later change might not show.
     pub identity: Option<FileIdentity>,
     pub blake3: Option<String>,
 }
 
 /// A file that was carried over.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub(super) struct CopiedFile {
-    pub path: String,
+pub(super) struct CarriedFile {
+    pub file: FileRecord,
     pub source: FileIdentity,
     pub is_settled: bool,
-    pub written: FileIdentity,
+    /// None where a later change might not show.
+    pub written: Option<FileIdentity>,
 }
 
 /// A source tensor that was read, treated, written and measured.
@@ -105,13 +117,14 @@ impl Header {
         Self {
             record_version: VERSION,
             monoquant: env!("CARGO_PKG_VERSION").to_owned(),
-            arithmetic: ARITHMETIC,
+            build: BUILD.to_owned(),
+            tensors: None,
             boot: boot(),
             checks,
             layout,
             sources: Vec::new(),
             files: Vec::new(),
-            copies: Vec::new(),
+            carried: Vec::new(),
         }
     }
 
@@ -128,12 +141,72 @@ fn boot() -> String {
         .unwrap_or_default()
 }
 
+/// The hash over the lines of a record so far.
+#[derive(Debug, Default)]
+struct Seal(String);
+
+impl Seal {
+    fn of(&self, line: &[u8]) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.0.as_bytes());
+        hasher.update(line);
+        hasher.finalize().to_hex()[..DIGITS].to_owned()
+    }
+
+    /// A JSON object as the next line.
+    fn sealed(&mut self, object: &str) -> String {
+        let rest = object.strip_prefix('{').unwrap_or(object);
+        self.0 = self.of(object.as_bytes());
+        format!("{{\"hash\":\"{}\",{rest}\n", self.0)
+    }
+
+    /// The JSON object in the next line; none where it is not the line that was written there.
+    fn opened(&mut self, line: &[u8]) -> Option<Vec<u8>> {
+        let line = line.strip_prefix(b"{\"hash\":\"")?;
+        let (hash, rest) = line.split_at_checked(DIGITS)?;
+        let rest = rest.strip_prefix(b"\",")?.strip_suffix(b"\n")?;
+        let object = [b"{", rest].concat();
+        let found = self.of(&object);
+        (found.as_bytes() == hash).then(|| {
+            self.0 = found;
+            object
+        })
+    }
+}
+
+/// The text of a record with these lines, each a JSON object, hashes and all: for tests of what a record may say.
+#[must_use]
+pub fn sealed(lines: &[String]) -> String {
+    let mut seal = Seal::default();
+    lines.iter().map(|line| seal.sealed(line)).collect()
+}
+
+/// The lines of a record, whatever they say.
+struct Lines(std::io::Take<BufReader<File>>);
+
+impl Lines {
+    fn open(path: &Path) -> Option<Self> {
+        let file = exclusive::open_existing(path).ok()?;
+        Some(Self(BufReader::new(file).take(LONGEST)))
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let mut line = Vec::new();
+        let count = self.0.read_until(b'\n', &mut line).ok()?;
+        (count > 0).then_some(line)
+    }
+}
+
 /// What came of reading a record.
 #[derive(Debug)]
 pub(super) enum Found {
     Nothing,
-    /// It was written by another version, which is named.
-    OfAnotherVersion(String),
+    /// It was written by another version or build, which is named.
+    OfAnother(String),
     Record(Header, Vec<Finished>),
 }
 
@@ -143,22 +216,38 @@ pub(super) fn read(path: &Path) -> Found {
     struct Versions {
         record_version: u32,
         monoquant: String,
-        arithmetic: u32,
+        #[serde(default)]
+        build: String,
     }
-    let Ok(file) = regular::open(path) else { return Found::Nothing };
-    let mut lines = BufReader::new(file).lines().map_while(Result::ok);
+    let Some(mut lines) = Lines::open(path) else { return Found::Nothing };
     let Some(first) = lines.next() else { return Found::Nothing };
-    let Ok(versions) = serde_json::from_str::<Versions>(&first) else { return Found::Nothing };
-    if (versions.record_version, versions.arithmetic) != (VERSION, ARITHMETIC)
-        || versions.monoquant != env!("CARGO_PKG_VERSION")
-    {
-        return Found::OfAnotherVersion(versions.monoquant);
+    let Ok(versions) = serde_json::from_slice::<Versions>(&first) else { return Found::Nothing };
+    if versions.monoquant != env!("CARGO_PKG_VERSION") {
+        return Found::OfAnother(format!("version {}", versions.monoquant));
     }
-    let Ok(header) = serde_json::from_str::<Header>(&first) else { return Found::Nothing };
-    Found::Record(header, lines.map_while(|line| serde_json::from_str(&line).ok()).collect())
+    if (versions.record_version, versions.build.as_str()) != (VERSION, BUILD) {
+        return Found::OfAnother(format!("another build of version {}", versions.monoquant));
+    }
+    let mut seal = Seal::default();
+    let header = seal.opened(&first).and_then(|line| serde_json::from_slice::<Header>(&line).ok());
+    let Some(header) = header else { return Found::Nothing };
+    let (mut finished, mut is_whole) = (Vec::new(), true);
+    for line in lines {
+        match seal.opened(&line).and_then(|line| serde_json::from_slice(&line).ok()) {
+            Some(tensor) => finished.push(tensor),
+            None => {
+                is_whole = false;
+                break;
+            }
+        }
+    }
+    match header.tensors {
+        Some(count) if !is_whole || count != finished.len() => Found::Nothing,
+        _ => Found::Record(header, finished),
+    }
 }
 
-/// Puts a record in its place in one step, and returns it open.
+/// Puts the record of a complete output in its place in one step, and returns it open.
 ///
 /// # Errors
 /// Where it cannot be written.
@@ -168,22 +257,43 @@ pub(super) fn write(
     header: &Header,
     finished: &[Finished],
 ) -> Result<File, Failure> {
+    let header = Header { tensors: Some(finished.len()), ..header.clone() };
+    write_lines(path, temporary, &header, finished).map(|(file, _)| file)
+}
+
+fn write_lines(
+    path: &Path,
+    temporary: &Path,
+    header: &Header,
+    finished: &[Finished],
+) -> Result<(File, Seal), Failure> {
+    let mut seal = Seal::default();
     let write = |file: &mut File| {
         let mut out = BufWriter::new(file);
-        writeln!(out, "{}", serde_json::to_string(header)?)?;
+        out.write_all(seal.sealed(&serde_json::to_string(header)?).as_bytes())?;
         for tensor in finished {
-            writeln!(out, "{}", serde_json::to_string(tensor)?)?;
+            out.write_all(seal.sealed(&serde_json::to_string(tensor)?).as_bytes())?;
         }
         out.flush()
     };
-    exclusive::replace(path, temporary, write).map_err(|error| files::cannot_write("write", path, &error))
+    let file = exclusive::replace(path, temporary, write)
+        .map_err(|error| files::cannot_write("write", path, &error))?;
+    Ok((file, seal))
 }
 
 /// The record of a run that goes on.
 #[derive(Debug)]
 pub(super) struct Journal {
     path: PathBuf,
-    state: Mutex<(File, Vec<Finished>)>,
+    state: Mutex<Written>,
+}
+
+/// What a journal holds.
+#[derive(Debug)]
+struct Written {
+    file: File,
+    seal: Seal,
+    finished: Vec<Finished>,
 }
 
 impl Journal {
@@ -194,8 +304,8 @@ impl Journal {
     pub fn begin(target: &Path, header: &Header) -> Result<Self, Failure> {
         let path = siblings::journal(target);
         // What is added follows what was just written, in the same open file.
-        let file = write(&path, &siblings::new(target), header, &[])?;
-        Ok(Self { path, state: Mutex::new((file, Vec::new())) })
+        let (file, seal) = write_lines(&path, &siblings::new(target), header, &[])?;
+        Ok(Self { path, state: Mutex::new(Written { file, seal, finished: Vec::new() }) })
     }
 
     /// Adds a finished tensor.
@@ -203,15 +313,141 @@ impl Journal {
     /// # Errors
     /// Where it cannot be written.
     pub fn add(&self, finished: Finished) -> Result<(), Failure> {
-        let mut line = serde_json::to_string(&finished).unwrap_or_default();
-        line.push('\n');
+        let object = serde_json::to_string(&finished).unwrap_or_default();
         let mut state = lock(&self.state);
-        state.1.push(finished);
-        state.0.write_all(line.as_bytes()).map_err(|error| files::cannot_write("write", &self.path, &error))
+        let line = state.seal.sealed(&object);
+        state.finished.push(finished);
+        let written = state.file.write_all(line.as_bytes());
+        written.map_err(|error| files::cannot_write("write", &self.path, &error))
     }
 
     /// Everything that was added.
     pub fn finished(&self) -> Vec<Finished> {
-        lock(&self.state).1.clone()
+        lock(&self.state).finished.clone()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tensor(name: &str) -> Finished {
+        Finished {
+            name: name.to_owned(),
+            numbers: fingerprint("1"),
+            output: fingerprint("2"),
+            source: vec![3],
+            pieces: vec![None, Some(Distortion { count: 4, signal: 0.1, ..Distortion::default() })],
+            not_finite: None,
+            parts: vec![WrittenPart { file: 0, offset: 8, bytes: 4, checksum: u64::MAX }],
+        }
+    }
+
+    fn fingerprint(text: &str) -> Fingerprint {
+        serde_json::from_value(text.into()).unwrap()
+    }
+
+    fn made() -> Header {
+        let checks = Checks { finite: true, round_trip: true, measure: true };
+        Header::new(checks, fingerprint("0"))
+    }
+
+    /// A record or a journal of three tensors, as text.
+    fn written(folder: &Path, is_complete: bool) -> (PathBuf, String) {
+        let target = folder.join("out");
+        let tensors = ["a", "b", "c"].map(tensor);
+        let path = if is_complete {
+            let path = siblings::record(&target);
+            write(&path, &siblings::new(&target), &made(), &tensors).unwrap();
+            path
+        } else {
+            let journal = Journal::begin(&target, &made()).unwrap();
+            tensors.iter().try_for_each(|tensor| journal.add(tensor.clone())).unwrap();
+            siblings::journal(&target)
+        };
+        let text = fs::read_to_string(&path).unwrap();
+        (path, text)
+    }
+
+    fn names(path: &Path) -> Option<String> {
+        match read(path) {
+            Found::Record(_, finished) => Some(finished.into_iter().map(|tensor| tensor.name).collect()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_lines_are_json() {
+        let folder = tempfile::tempdir().unwrap();
+        for is_complete in [true, false] {
+            let (path, text) = written(folder.path(), is_complete);
+            let Found::Record(found, finished) = read(&path) else { panic!("it is there") };
+            assert_eq!(finished, ["a", "b", "c"].map(tensor));
+            assert_eq!(found, Header { tensors: is_complete.then_some(3), ..made() });
+            for line in text.lines() {
+                assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["hash"].is_string());
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_with_any_byte_changed_or_line_missing_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, text) = written(folder.path(), true);
+        for at in (0..text.len()).step_by(7) {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            assert_eq!(names(&path), None, "byte {at}");
+        }
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        for left_out in 0..lines.len() {
+            let left: Vec<&str> =
+                lines.iter().enumerate().filter(|(n, _)| *n != left_out).map(|(_, l)| *l).collect();
+            fs::write(&path, left.concat()).unwrap();
+            assert_eq!(names(&path), None, "line {left_out}");
+        }
+        let swapped = [lines[0], lines[2], lines[1], lines[3]].concat();
+        for text in [swapped, format!("{text}{}", lines[1]), text[..text.len() - 1].to_owned()] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(names(&path), None);
+        }
+    }
+
+    #[test]
+    fn a_journal_ends_at_the_first_line_that_is_not_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, text) = written(folder.path(), false);
+        let end = text.find("\n").unwrap() + 1;
+        for cut in end..text.len() {
+            fs::write(&path, &text[..cut]).unwrap();
+            let whole = text[..cut].matches('\n').count() - 1;
+            assert_eq!(names(&path).as_deref(), Some(&"abc"[..whole]), "{cut} bytes");
+        }
+        fs::write(&path, &text[..end - 1]).unwrap();
+        assert_eq!(names(&path), None);
+    }
+
+    #[test]
+    fn another_build_or_version_is_named_and_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
+        let said = |change: fn(&mut Header)| {
+            let mut header = made();
+            change(&mut header);
+            fs::write(&path, sealed(&[serde_json::to_string(&header).unwrap()])).unwrap();
+            match read(&path) {
+                Found::OfAnother(what) => what,
+                found => format!("{found:?}"),
+            }
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            said(|header| header.build = "0".repeat(16)),
+            format!("another build of version {version}")
+        );
+        assert_eq!(said(|header| header.record_version = 1), format!("another build of version {version}"));
+        assert_eq!(said(|header| header.monoquant = "9.9.9".to_owned()), "version 9.9.9");
+        assert!(said(|_| {}).starts_with("Record"));
     }
 }

@@ -5,162 +5,24 @@
 //! reading them and no more.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::path::PathBuf;
 
 use super::cancel::Cancel;
 use super::checksum::{self, Checksum};
-use super::record::{self, Finished, Found, Header, SourceFile, WrittenPart};
+use super::record::{Finished, WrittenPart};
 use super::source::Source;
+use super::store::{Store, Stores, Wanted};
 use super::stream::Checks;
 use super::tiles::Cut;
 use super::workers::Workers;
 use crate::export::staging::FileStart;
-use crate::export::{files, siblings};
 use crate::finding::Failure;
-use crate::fs::exclusive;
-use crate::fs::regular;
-use crate::model::FileIdentity;
 use crate::plan::fingerprint::{self, TensorPrint};
 use crate::plan::{ExportPlan, Plan};
 
 /// Bytes that are read at once where they are summed up.
 const STRETCH: u64 = 1 << 20;
-
-/// A folder with finished tensors.
-#[derive(Debug)]
-pub(super) struct Store {
-    pub header: Header,
-    /// Whether it is the staging folder of a run that did not publish it, laid out as the plan wants it.
-    pub is_staging: bool,
-    finished: HashMap<String, Finished>,
-    files: Vec<StoredFile>,
-}
-
-/// A weight file of a store.
-#[derive(Debug)]
-struct StoredFile {
-    path: PathBuf,
-    len: u64,
-    /// Whether it is as it was written, as far as its identity tells.
-    is_trusted: bool,
-    /// Whether it has another name too, perhaps in a published output: then it must not be written to.
-    is_shared: bool,
-}
-
-impl Store {
-    fn open(root: &Path, header: Header, finished: Vec<Finished>, is_staging: bool) -> Self {
-        let is_of_this_boot = header.is_of_this_boot();
-        let files = header
-            .files
-            .iter()
-            .map(|file| {
-                let path = root.join(&file.name);
-                let metadata = fs::symlink_metadata(&path).ok().filter(fs::Metadata::is_file);
-                let found = metadata.as_ref().map(FileIdentity::of);
-                let is_trusted = is_of_this_boot
-                    && file.identity.zip(found).is_some_and(|(then, now)| now.has_contents_of(&then));
-                let is_shared = metadata.as_ref().is_some_and(is_shared);
-                StoredFile { path, len: found.map_or(0, |found| found.len), is_trusted, is_shared }
-            })
-            .collect();
-        let finished = finished.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-        Self { header, is_staging, finished, files }
-    }
-
-    /// The path of a weight file.
-    pub fn path(&self, file: usize) -> &Path {
-        &self.files[file].path
-    }
-
-    /// Whether a source file is the one that was read for this store.
-    pub fn knows_source(&self, shard: &crate::model::Shard) -> bool {
-        let known = self.header.sources.iter().find(|source| source.name == shard.name);
-        let is_same = |source: &SourceFile| source.is_settled && source.identity == shard.identity;
-        self.header.is_of_this_boot() && known.is_some_and(is_same)
-    }
-
-    /// The hash of a file that is as it was written.
-    pub fn hash_of(&self, path: &Path) -> Option<String> {
-        let at = self.files.iter().position(|file| file.path == path && file.is_trusted)?;
-        self.header.files[at].blake3.clone()
-    }
-
-    /// The tensor, where it is what the plan wants of it and its bytes can be there.
-    fn find(&self, name: &str, print: &TensorPrint, export: usize, checks: Checks) -> Option<&Finished> {
-        let found = self.finished.get(name)?;
-        let fits = found.numbers == print.numbers
-            && found.output == print.outputs[export]
-            && found.parts.len() == print.tensors[export].len()
-            && self.header.checks.cover(checks);
-        let is_there = found.parts.iter().all(|part| {
-            let file = self.files.get(part.file);
-            let ends_in =
-                |file: &StoredFile| part.offset.checked_add(part.bytes).is_some_and(|end| end <= file.len);
-            part.bytes == 0 || file.is_some_and(|file| ends_in(file) && !(self.is_staging && file.is_shared))
-        });
-        (fits && is_there).then_some(found)
-    }
-}
-
-/// Whether a file has more than one name.
-fn is_shared(metadata: &fs::Metadata) -> bool {
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::MetadataExt;
-        metadata.nlink() > 1
-    }
-    #[cfg(not(unix))]
-    {
-        let _ = metadata;
-        true
-    }
-}
-
-/// The stores of an export, the last output first, and what there is to say about those that are of no use.
-#[derive(Debug, Default)]
-pub(super) struct Stores {
-    pub stores: Vec<Store>,
-    pub notes: Vec<String>,
-}
-
-/// Looks for finished tensors of an export. The staging folder of an interrupted run with another layout is moved aside; the
-/// lock of the output must be held.
-///
-/// # Errors
-/// Where that folder cannot be moved.
-pub(super) fn stores(export: &ExportPlan) -> Result<Stores, Failure> {
-    let mut out = Stores::default();
-    match record::read(&siblings::record(&export.path)) {
-        Found::Record(header, finished) if export.path.is_dir() => {
-            out.stores.push(Store::open(&export.path, header, finished, false));
-        }
-        Found::OfAnotherVersion(version) if export.path.is_dir() => {
-            out.notes.push(format!("everything is made anew: the last output is of version {version}"));
-        }
-        _ => {}
-    }
-    let folder = siblings::staging(&export.path);
-    match record::read(&siblings::journal(&export.path)) {
-        Found::Record(header, finished) if folder.is_dir() => {
-            let is_staging = header.layout == fingerprint::layout(export);
-            let root = if is_staging {
-                folder
-            } else {
-                let aside = siblings::interrupted(&export.path);
-                let _ = exclusive::remove_folder(&aside);
-                fs::rename(&folder, &aside).map_err(|error| files::cannot_write("move", &folder, &error))?;
-                aside
-            };
-            out.stores.push(Store::open(&root, header, finished, is_staging));
-        }
-        Found::OfAnotherVersion(version) if folder.is_dir() => {
-            out.notes.push(format!("an interrupted run cannot be taken up: it was of version {version}"));
-        }
-        _ => {}
-    }
-    Ok(out)
-}
 
 /// A tensor that is taken over, for one export.
 #[derive(Debug, Clone, Copy)]
@@ -195,12 +57,16 @@ impl<'s> Reuse<'s> {
         cancel: &Cancel,
     ) -> Result<Self, Failure> {
         let prints = fingerprint::tensors(plan);
-        let mut tensors: Vec<Option<Vec<Taken<'s>>>> = plan
-            .model
-            .tensors
+        let mut pieces = plan.pieces.as_slice();
+        let mut tensors: Vec<Option<Vec<Taken<'s>>>> = prints
             .iter()
-            .zip(&prints)
-            .map(|(tensor, print)| candidate(&tensor.name, print, stores, checks))
+            .enumerate()
+            .map(|(tensor, print)| {
+                let count = pieces.iter().take_while(|piece| piece.tensor == tensor).count();
+                let (own, rest) = pieces.split_at(count);
+                pieces = rest;
+                candidate(&Wanted { plan, tensor, print, pieces: own }, stores, checks)
+            })
             .collect();
         check_sources(plan, source, stores, &mut tensors, workers, cancel)?;
         check_outputs(stores, &mut tensors, workers, cancel)?;
@@ -237,10 +103,13 @@ impl<'s> Reuse<'s> {
         (taken(true), taken(false))
     }
 
-    /// Whether every weight file is there already.
+    /// Whether every weight file is there already, under the name that it is to have.
     pub fn is_everything(&self, plan: &Plan) -> bool {
-        let is_link = |start: &FileStart| matches!(start, FileStart::Linked(_));
-        self.starts.iter().flatten().all(is_link)
+        let is_there = |export: &ExportPlan, starts: &[FileStart]| {
+            let mut files = export.files.iter().zip(starts);
+            files.all(|(file, start)| *start == FileStart::Linked(export.path.join(&file.name)))
+        };
+        plan.exports.iter().zip(&self.starts).all(|(export, starts)| is_there(export, starts))
             && self.pieces_left(plan).iter().all(|&piece| Cut::of(plan, piece).total == 0)
     }
 
@@ -295,10 +164,10 @@ impl<'s> Reuse<'s> {
             }
         }
         let (store, stored) = same?;
-        let stored = &stores[export].stores[store].files[stored];
         let header = &planned.files[file].header;
         let mut found = vec![0; header.len()];
-        let opened = regular::open(&stored.path).ok()?;
+        let opened = stores[export].stores[store].open_file(stored).ok()?;
+        let stored = &stores[export].stores[store].files[stored];
         read_at(&opened, 0, &mut found).ok()?;
         (stored.len == planned.files[file].bytes && found == *header).then(|| stored.path.clone())
     }
@@ -321,16 +190,11 @@ fn tensors_by_file(export: &ExportPlan) -> Vec<Vec<usize>> {
 }
 
 /// What every export has of a tensor, made of the same source bytes.
-fn candidate<'s>(
-    name: &str,
-    print: &TensorPrint,
-    stores: &'s [Stores],
-    checks: Checks,
-) -> Option<Vec<Taken<'s>>> {
+fn candidate<'s>(wanted: &Wanted<'_>, stores: &'s [Stores], checks: Checks) -> Option<Vec<Taken<'s>>> {
     let mut out: Vec<Taken<'s>> = Vec::with_capacity(stores.len());
     for (export, stores) in stores.iter().enumerate() {
         let taken = stores.stores.iter().enumerate().find_map(|(store, found)| {
-            found.find(name, print, export, checks).map(|finished| Taken { store, finished })
+            found.find(wanted, export, checks).map(|finished| Taken { store, finished })
         })?;
         if out.first().is_some_and(|first| first.finished.source != taken.finished.source) {
             return None;
@@ -408,20 +272,20 @@ fn check_outputs(
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
-    let mut doubtful: Vec<(usize, &Path, WrittenPart)> = Vec::new();
+    let mut doubtful: Vec<(usize, &Store, WrittenPart)> = Vec::new();
     for (tensor, taken) in tensors.iter().enumerate() {
         for (export, taken) in taken.iter().flatten().enumerate() {
             let store = &stores[export].stores[taken.store];
             for part in taken.finished.parts.iter().filter(|part| part.bytes > 0) {
                 if !store.files[part.file].is_trusted {
-                    doubtful.push((tensor, store.path(part.file), *part));
+                    doubtful.push((tensor, store, *part));
                 }
             }
         }
     }
     let damaged = std::sync::Mutex::new(Vec::new());
-    workers.each_of(cancel, &doubtful, |&(tensor, path, part), buffer: &mut Vec<u8>| {
-        let sum = regular::open(path).and_then(|file| sum_up(&file, part, buffer, cancel));
+    workers.each_of(cancel, &doubtful, |&(tensor, store, part), buffer: &mut Vec<u8>| {
+        let sum = store.open_file(part.file).and_then(|file| sum_up(&file, part, buffer, cancel));
         if sum.ok() != Some(part.checksum) {
             super::measured::lock(&damaged).push(tensor);
         }

@@ -8,7 +8,8 @@ use super::cancel::Cancel;
 use super::checksum;
 use super::measured::Collector;
 use super::record::{Finished, WrittenPart};
-use super::reuse::{Reuse, Stores};
+use super::reuse::Reuse;
+use super::store::{Store, Stores};
 use super::stream::{Checks, Run};
 use super::workers::Workers;
 use crate::export::files;
@@ -23,7 +24,9 @@ const STRETCH: u64 = 16 << 20;
 /// Bytes that are copied from one file into another.
 struct Stretch<'a> {
     export: usize,
-    from: &'a Path,
+    store: &'a Store,
+    /// The file in the store.
+    from: usize,
     from_offset: u64,
     file: usize,
     offset: u64,
@@ -73,13 +76,16 @@ pub(super) fn take_over(
     let stretches = stretches(plan, reuse, stores);
     let mut opened: HashMap<&Path, File> = HashMap::new();
     for stretch in &stretches {
-        if !opened.contains_key(stretch.from) {
-            opened.insert(stretch.from, files::open_to_read(stretch.from)?);
+        let path = stretch.store.path(stretch.from);
+        if !opened.contains_key(path) {
+            let file = stretch.store.open_file(stretch.from);
+            opened.insert(path, file.map_err(|error| files::cannot_write("open", path, &error))?);
         }
     }
     workers.each_of(cancel, &stretches, |stretch, (): &mut ()| {
         let to = &run.staging[stretch.export].weights[stretch.file];
-        files::copy_range(&opened[stretch.from], stretch.from_offset, to, stretch.offset, stretch.len)
+        let from = &opened[stretch.store.path(stretch.from)];
+        files::copy_range(from, stretch.from_offset, to, stretch.offset, stretch.len)
     })?;
     if run.checks.round_trip {
         read_back(run, reuse, stores, workers, cancel)?;
@@ -121,11 +127,11 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<St
                 // It lies where it belongs.
                 continue;
             }
-            let from = store.path(part.file);
             let (mut from_offset, mut offset, mut left) = (part.offset, tensor.offset, tensor.bytes);
             while left > 0 {
                 let follows = out.last_mut().filter(|last| {
-                    (last.export, last.file, last.from) == (export, tensor.file, from)
+                    (last.export, last.file) == (export, tensor.file)
+                        && last.store.path(last.from) == store.path(part.file)
                         && last.offset + last.len == offset
                         && last.from_offset + last.len == from_offset
                         && last.len < STRETCH
@@ -134,7 +140,15 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<St
                 let len = left.min(room);
                 match follows {
                     Some(last) => last.len += len,
-                    None => out.push(Stretch { export, from, from_offset, file: tensor.file, offset, len }),
+                    None => out.push(Stretch {
+                        export,
+                        store,
+                        from: part.file,
+                        from_offset,
+                        file: tensor.file,
+                        offset,
+                        len,
+                    }),
                 }
                 (from_offset, offset, left) = (from_offset + len, offset + len, left - len);
             }
@@ -182,7 +196,8 @@ fn read_back(
     })
 }
 
-/// What a finished tensor is in the record of an export; none where it was not read back as written.
+/// What a finished tensor is in the record of an export; none where it was not read back as written,
+/// or what was measured cannot be written down.
 pub(super) fn finished(
     plan: &Plan,
     print: &TensorPrint,
@@ -200,12 +215,17 @@ pub(super) fn finished(
             collector.output_checksum(export, output).filter(|_| !collector.is_mismatch(export, output))?;
         Some(WrittenPart { file: planned.file, offset: planned.offset, bytes: planned.bytes, checksum })
     });
+    let distortions: Vec<_> = (first..first + pieces).map(|piece| collector.distortion_of(piece)).collect();
+    // JSON has no numbers that are not finite.
+    if distortions.iter().flatten().any(|distortion| !distortion.is_finite()) {
+        return None;
+    }
     Some(Finished {
         name: info.name.clone(),
         numbers: print.numbers.clone(),
         output: print.outputs[export].clone(),
         source: inputs.map(|input| collector.source_checksum(input)).collect::<Option<_>>()?,
-        pieces: (first..first + pieces).map(|piece| collector.distortion_of(piece)).collect(),
+        pieces: distortions,
         not_finite: collector.not_finite_of(tensor),
         parts: parts.collect::<Option<_>>()?,
     })

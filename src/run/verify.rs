@@ -1,16 +1,22 @@
 //! Does a written output hold what was meant? Sizes and headers against the plan, files against the checksums of their report.
 
-use std::collections::HashMap;
-use std::fs;
-use std::path::Path;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Component, Path};
 
+use super::cancel::Cancel;
 use super::checksum;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::exclusive::{Entry, Folder};
 use crate::fs::regular;
 use crate::model::header;
 use crate::plan::{ExportPlan, OutputTensor};
 use crate::report::{self, FileRecord, OutputRecord, Report};
+
+/// The largest report that is read.
+const LONGEST_REPORT: u64 = 1 << 30;
 
 /// The first file of a folder that has another size than planned, in words.
 #[must_use]
@@ -58,44 +64,152 @@ pub fn headers(export: &ExportPlan, folder: &Path) -> Option<String> {
     })
 }
 
-/// Checks an output directory against its own report: sizes and checksums of all weight files.
+/// What was found to be as it was written.
+#[derive(Debug)]
+pub struct Verified {
+    /// The report.
+    pub report: Report,
+    /// Names of weight files.
+    pub weights: Vec<String>,
+    /// Names of files that were carried over.
+    pub carried: Vec<String>,
+    /// Names of files that were made beside them.
+    pub made: Vec<String>,
+    /// What is in the folder, and the report has no checksum of.
+    pub unchecked: Vec<String>,
+}
+
+/// Checks an output directory against its own report: all files of which that has checksums. Nothing outside of the directory is
+/// read.
 ///
 /// # Errors
-/// [`Exit::OutputDamaged`] with every file that differs; [`Exit::BadModel`] where there is no report.
-pub fn verify(folder: &Path) -> Result<Report, Failure> {
-    let report = report::read(&folder.join(report::FILE_NAME))?;
+/// [`Exit::OutputDamaged`] with everything that is not as it was written, or where the report tells of nothing that was;
+/// [`Exit::BadModel`] where there is no report.
+pub fn verify(folder: &Path) -> Result<Verified, Failure> {
+    let place = folder.join(report::FILE_NAME);
+    let unreadable = |error: io::Error| report::unreadable(&place, &error);
+    let opened = folder.canonicalize().and_then(|folder| Folder::open(&folder)).map_err(unreadable)?;
+    let bytes = opened.open_file(Path::new(report::FILE_NAME), false).and_then(read_report);
+    let bytes = bytes.map_err(unreadable)?;
+    let report = report::parse(&place, &bytes)?;
+    let listed: Vec<&OutputRecord> =
+        report.outputs.iter().filter(|output| !output.files.is_empty()).collect();
+    if listed.is_empty() {
+        return Err(damaged(vec!["the report lists no weight files: nothing can be checked".to_owned()]));
+    }
+    let tree = opened.tree().map_err(|error| unreadable(error))?;
+    let tree: BTreeMap<&Path, &Entry> = tree.iter().map(|entry| (entry.name.as_path(), entry)).collect();
     // The report lists every output of its run, and a folder may have been moved: it is the output whose files it holds. Where
     // it holds none of them, its name tells what it should be.
     let name = name_of(folder);
-    let named = |output: &&OutputRecord| output.path.trim_end_matches('/').ends_with(&name);
-    let damages: Vec<(bool, Vec<Finding>)> =
-        report.outputs.iter().map(|output| (named(&output), damages(folder, output))).collect();
-    if damages.is_empty() || damages.iter().any(|(_, findings)| findings.is_empty()) {
-        return Ok(report);
+    let mut told: Option<Vec<String>> = None;
+    for output in listed {
+        let mut damages = damages(&opened, &tree, output);
+        if damages.is_empty() {
+            damages.extend(contradictions(&bytes, &report, output));
+            return if damages.is_empty() {
+                Ok(sorted(&tree, output, &report))
+            } else {
+                Err(damaged(damages))
+            };
+        }
+        let is_named = output.path.trim_end_matches('/').ends_with(&name);
+        if told.is_none() || is_named {
+            told = Some(damages);
+        }
     }
-    let at = damages.iter().position(|(is_named, _)| *is_named).unwrap_or(0);
-    let findings = damages.into_iter().nth(at).map(|(_, findings)| findings).unwrap_or_default();
-    Err(Failure { exit: Exit::OutputDamaged, findings })
+    Err(damaged(told.unwrap_or_default()))
+}
+
+fn read_report(file: File) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    if file.take(LONGEST_REPORT + 1).read_to_end(&mut bytes)? as u64 > LONGEST_REPORT {
+        return Err(io::ErrorKind::FileTooLarge.into());
+    }
+    Ok(bytes)
 }
 
 /// Every file of an output that is not in the folder as it was written.
-fn damages(folder: &Path, output: &OutputRecord) -> Vec<Finding> {
-    let damage = |file: &FileRecord| {
-        Some(match digest(&folder.join(&file.name), file.blake3.is_some()) {
-            Err(error) => format!("{} cannot be read: {error}", file.name),
-            Ok((len, ..)) if len != file.bytes => {
-                format!("{} has {len} bytes and not {}", file.name, file.bytes)
+fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecord) -> Vec<String> {
+    let wrong = |file: &FileRecord| -> Option<String> {
+        let (name, path) = (&file.name, Path::new(&file.name));
+        if !path.components().all(|part| matches!(part, Component::Normal(_))) {
+            return Some(format!("{name} is no name of a file in the folder, and is not read"));
+        }
+        let Some(entry) = tree.get(path) else {
+            return Some(format!("{name} cannot be read: it is not there"));
+        };
+        if !entry.is_file {
+            return Some(format!("{name} cannot be read: it is a link or no file, and outputs have files"));
+        }
+        let opened = folder.open_file(path, false);
+        let opened = opened.and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
+        let is_hashed = file.blake3.is_some();
+        match opened {
+            Err(error) => Some(format!("{name} cannot be read: {error}")),
+            Ok((_, len)) if len != file.bytes => {
+                Some(format!("{name} has {len} bytes and not {}", file.bytes))
             }
-            Ok((_, crc, hash)) if checksum::text(crc) != file.crc64nvme || hash != file.blake3 => {
-                format!("{} has other bytes than were written", file.name)
-            }
-            Ok(_) => return None,
-        })
+            Ok((opened, _)) => match identify(name, opened, is_hashed, &Cancel::default()) {
+                Err(error) => Some(format!("{name} cannot be read: {error}")),
+                Ok(found) if found != *file => Some(format!("{name} has other bytes than were written")),
+                Ok(_) => None,
+            },
+        }
     };
-    let found = output.files.iter().filter_map(damage);
-    found
-        .map(|text| Finding::error("output::damaged", text).help("Run the recipe again to restore it."))
-        .collect()
+    let mut out: Vec<String> = output.files.iter().chain(&output.others).filter_map(wrong).collect();
+    // Reports of earlier versions have names alone.
+    let is_known = |name: &&String| output.others.iter().any(|file| file.name == **name);
+    let names = output.copied.iter().filter(|name| !is_known(name) && !tree.contains_key(Path::new(name)));
+    out.extend(names.map(|name| format!("{name} cannot be read: it is not there")));
+    out
+}
+
+/// What a report says that cannot be, though all files are as it says.
+fn contradictions(bytes: &[u8], report: &Report, output: &OutputRecord) -> Vec<String> {
+    let mut out = Vec::new();
+    if !std::str::from_utf8(bytes).is_ok_and(|text| report::is_as_written(text, report)) {
+        out.push(format!("{} was edited since it was written", report::FILE_NAME));
+    }
+    if !output.published {
+        out.push("the report is of a run that did not publish this output".to_owned());
+    }
+    let size = report.outputs.iter().position(|other| other == output);
+    let size = size.and_then(|at| report.sizes.outputs.get(at)).copied();
+    let sum = output.files.iter().try_fold(0_u64, |sum, file| sum.checked_add(file.bytes));
+    if sum != size {
+        out.push("the report does not add up: its sizes are not those of its files".to_owned());
+    }
+    out
+}
+
+/// Tells what of a folder was checked, and what was not.
+fn sorted(tree: &BTreeMap<&Path, &Entry>, output: &OutputRecord, report: &Report) -> Verified {
+    let names = |files: &[FileRecord]| files.iter().map(|file| file.name.clone()).collect::<Vec<_>>();
+    let weights = names(&output.files);
+    let (carried, made): (Vec<_>, Vec<_>) =
+        names(&output.others).into_iter().partition(|name| output.copied.contains(name));
+    let known: HashSet<&Path> = [report::FILE_NAME]
+        .into_iter()
+        .chain(weights.iter().chain(&carried).chain(&made).map(String::as_str))
+        .map(Path::new)
+        .collect();
+    let others = tree.values().filter(|entry| !entry.is_folder && !known.contains(entry.name.as_path()));
+    let unchecked = others.map(|entry| entry.name.display().to_string()).collect();
+    Verified { report: report.clone(), weights, carried, made, unchecked }
+}
+
+fn damaged(messages: Vec<String>) -> Failure {
+    let findings = messages
+        .into_iter()
+        .map(|message| {
+            Finding::error("output::damaged", message).help(
+                "Run the recipe again with `--fresh`. Where the folder must not be replaced, or is no longer one of monoquant's, \
+                 move it away first.",
+            )
+        })
+        .collect();
+    Failure { exit: Exit::OutputDamaged, findings }
 }
 
 fn name_of(folder: &Path) -> String {
@@ -103,22 +217,36 @@ fn name_of(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// A file's length and CRC, and its hash where that is wanted.
-pub(super) fn digest(path: &Path, hashed: bool) -> std::io::Result<(u64, u64, Option<String>)> {
-    let mut file = regular::open(path)?;
-    let (mut len, mut crc) = (0, 0);
-    let mut hasher = hashed.then(blake3::Hasher::new);
+/// What identifies the bytes of a file, with its hash where that is wanted.
+///
+/// # Errors
+/// Where they cannot be read, or reading is cancelled.
+pub(super) fn identify(
+    name: &str,
+    mut file: impl Read,
+    is_hashed: bool,
+    cancel: &Cancel,
+) -> io::Result<FileRecord> {
+    let (mut bytes, mut crc) = (0, 0);
+    let mut hasher = is_hashed.then(blake3::Hasher::new);
     let mut buffer = vec![0; 1 << 20];
     loop {
-        match std::io::Read::read(&mut file, &mut buffer)? {
-            0 => return Ok((len, crc, hasher.map(|hasher| hasher.finalize().to_hex().to_string()))),
-            n => {
+        if cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(n) => {
                 crc = checksum::joined(crc, checksum::of(&buffer[..n]), n as u64);
-                len += n as u64;
+                bytes += n as u64;
                 if let Some(hasher) = &mut hasher {
                     hasher.update(&buffer[..n]);
                 }
             }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
         }
     }
+    let blake3 = hasher.map(|hasher| hasher.finalize().to_hex().to_string());
+    Ok(FileRecord { name: name.to_owned(), bytes, crc64nvme: checksum::text(crc), blake3 })
 }

@@ -5,6 +5,8 @@ MQ=${BIN:-$MAIN/target/release/monoquant}
 W=$(mktemp -d)
 trap 'rm -rf "$W"' EXIT
 cd "$W" || exit 2
+# In CI nothing is taken over unless a script asks for it.
+unset CI
 cp -r "$MAIN/examples/tiny-llama" model
 cat > r.yaml <<'R'
 version: 1

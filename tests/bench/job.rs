@@ -250,7 +250,7 @@ fn again(options: &Options, model: &Path) {
         for (name, threshold, layer) in steps {
             fs::write(&recipe, tuned(model, &target, threshold, layer)).expect("a recipe");
             let mut command = Command::new(env!("CARGO_BIN_EXE_monoquant"));
-            command.args(["run", "-q", "--threads", &options.threads.to_string()]).arg(&recipe);
+            command.args(["run", "-q", "--trusted", "--threads", &options.threads.to_string()]).arg(&recipe);
             if name == "from nothing" {
                 command.arg("--fresh");
             }
@@ -258,7 +258,7 @@ fn again(options: &Options, model: &Path) {
         }
     }
     let mut child = Command::new(env!("CARGO_BIN_EXE_monoquant"))
-        .args(["run", "--watch", "--format", "json", "--threads", &options.threads.to_string()])
+        .args(["run", "--watch", "--trusted", "--format", "json", "--threads", &options.threads.to_string()])
         .arg(&recipe)
         .stdout(Stdio::piped())
         .spawn()

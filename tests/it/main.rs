@@ -31,4 +31,6 @@ mod sources;
 mod statistics_files;
 mod streaming;
 mod support;
+mod trust;
+mod verify;
 mod watch;

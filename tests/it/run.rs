@@ -292,7 +292,7 @@ fn verify_finds_a_flipped_byte() {
     let workspace = Workspace::with(&Model::llama());
     workspace.run(&workspace.recipe("  - stage: quantize-int4\n")).exits(0);
     let said = workspace.monoquant(["verify", "out"]).exits(0);
-    assert_eq!(said.stdout, "the weights in out are as they were written: 14 of 21 tensors quantized\n");
+    assert!(said.stdout.starts_with("out is as it was written: 14 of 21 tensors quantized\n"));
     let path = workspace.path("out/model-00002-of-00002.safetensors");
     let mut bytes = fs::read(&path).expect("a weight file");
     *bytes.last_mut().expect("it is not empty") ^= 1;

@@ -77,7 +77,8 @@ impl Workspace {
         self.write("recipe.yaml", format!("version: 1\nname: test\nstages:\n{stages}"))
     }
 
-    /// The binary, in the workspace, with nothing of the caller's environment that could change what it says.
+    /// The binary, in the workspace, with nothing of the caller's environment that could change what it says: not `CI` either,
+    /// which would have it take nothing over.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
         let mut command = Command::new(env!("CARGO_BIN_EXE_monoquant"));
         command.args(args).current_dir(self.root()).env_clear();

@@ -1,0 +1,104 @@
+//! The files that are carried over as they are: what identifies them, and whether an output has them already.
+
+use std::collections::HashMap;
+use std::io;
+use std::path::Path;
+
+use super::cancel::Cancel;
+use super::measured::asks_for_hashes;
+use super::store::Stores;
+use super::verify;
+use crate::exit::Exit;
+use crate::export::Staging;
+use crate::finding::{Failure, Finding};
+use crate::fs::exclusive::Folder;
+use crate::fs::regular;
+use crate::model::{FileIdentity, ModelFolder, code};
+use crate::plan::Plan;
+use crate::report::FileRecord;
+
+/// A file of the model that an export carries over.
+#[derive(Debug, Clone)]
+pub(super) struct Carried {
+    /// What identifies its bytes; its name is its path in the model and in the output.
+    pub file: FileRecord,
+    /// What identified the model's file when it was looked at.
+    pub source: FileIdentity,
+}
+
+/// Looks at all files that each export carries over: what is known of them by the record need not be read.
+///
+/// # Errors
+/// Where one cannot be read, or the run is cancelled.
+pub(super) fn look(plan: &Plan, stores: &[Stores], cancel: &Cancel) -> Result<Vec<Vec<Carried>>, Failure> {
+    let is_hashed = asks_for_hashes(plan);
+    let mut seen: HashMap<usize, Carried> = HashMap::new();
+    let mut out = Vec::with_capacity(plan.exports.len());
+    for export in &plan.exports {
+        for &index in &export.copies {
+            if seen.contains_key(&index) {
+                continue;
+            }
+            let name = &plan.model.others[index].path;
+            let path = plan.model.root.join(name);
+            let failed = |error| cannot_read(&path, &error);
+            let opened = plan.model.open_other(name)?;
+            let source = FileIdentity::of(&opened.metadata().map_err(failed)?);
+            let mut known = stores.iter().flat_map(|stores| &stores.stores);
+            let known = known.find_map(|store| {
+                store.carried(name, &source).filter(|known| known.blake3.is_some() || !is_hashed)
+            });
+            let file = match known {
+                Some(known) => {
+                    FileRecord { blake3: known.blake3.clone().filter(|_| is_hashed), ..known.clone() }
+                }
+                None => {
+                    let identified = verify::identify(name, opened, is_hashed, cancel);
+                    cancel.check()?;
+                    identified.map_err(failed)?
+                }
+            };
+            seen.insert(index, Carried { file, source });
+        }
+        out.push(export.copies.iter().filter_map(|index| seen.get(index).cloned()).collect());
+    }
+    Ok(out)
+}
+
+impl Carried {
+    /// Whether the folder of an output holds the file as it is in the model.
+    pub fn is_in(&self, folder: &Folder, stores: &Stores, cancel: &Cancel) -> bool {
+        let Ok(file) = folder.open_file(Path::new(&self.file.name), false) else { return false };
+        let Ok(found) = file.metadata().map(|metadata| FileIdentity::of(&metadata)) else { return false };
+        let is_known = stores.stores.iter().any(|store| store.has_carried(&self.file, &found));
+        found.len == self.file.bytes
+            && (is_known
+                || verify::identify(&self.file.name, file, self.file.blake3.is_some(), cancel)
+                    .is_ok_and(|found| found == self.file))
+    }
+
+    /// Copies the file into a staging folder, and reads back whether it is the one that the report tells of.
+    ///
+    /// # Errors
+    /// Where it cannot be read or written, or has changed since it was looked at.
+    pub fn copy(&self, model: &ModelFolder, staging: &Staging, cancel: &Cancel) -> Result<(), Failure> {
+        let name = Path::new(&self.file.name);
+        staging.copy(model.open_other(&self.file.name)?, name)?;
+        let path = staging.folder.join(name);
+        let written = regular::open(&path)
+            .and_then(|file| verify::identify(&self.file.name, file, self.file.blake3.is_some(), cancel));
+        cancel.check()?;
+        if written.map_err(|error| cannot_read(&path, &error))? != self.file {
+            let message = format!("`{}` changed while it was read", self.file.name);
+            let finding = Finding::error(code::CHANGED, message)
+                .help("Something else writes to the model's folder; run again when it is done.");
+            return Err(Failure::new(Exit::BadModel, finding));
+        }
+        Ok(())
+    }
+}
+
+fn cannot_read(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("cannot read {}: {error}", path.display());
+    Failure::new(Exit::BadModel, Finding::error(code::IO, message))
+}

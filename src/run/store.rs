@@ -1,0 +1,231 @@
+//! Folders with finished tensors: the last output and what an interrupted run has left, as far as their records hold.
+//!
+//! Nothing in a record is believed that does not fit the plan, and no place in a file that is not in the file's own header.
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+
+use super::record::{self, CarriedFile, Finished, Found, Header, WrittenFile, WrittenPart};
+use super::stream::Checks;
+use crate::export::{files, siblings};
+use crate::finding::Failure;
+use crate::fs::exclusive::{self, Folder};
+use crate::model::{FileIdentity, header};
+use crate::plan::fingerprint::{self, TensorPrint};
+use crate::plan::{ExportPlan, OutputTensor, Piece, Plan};
+use crate::quant::Distortion;
+use crate::report::FileRecord;
+
+/// A folder with finished tensors.
+#[derive(Debug)]
+pub(super) struct Store {
+    pub header: Header,
+    /// Whether it is the staging folder of a run that did not publish it, laid out as the plan wants it.
+    pub is_staging: bool,
+    /// Whether the system is the one that the record was written in: after another start, what was not flushed may be lost.
+    is_of_this_boot: bool,
+    finished: HashMap<String, Finished>,
+    folder: Folder,
+    pub files: Vec<StoredFile>,
+}
+
+/// A weight file of a store.
+#[derive(Debug)]
+pub(super) struct StoredFile {
+    pub path: PathBuf,
+    pub len: u64,
+    /// Where its tensors are, by its own header.
+    tensors: HashMap<String, (u64, u64)>,
+    /// Whether it is as it was written, as far as its identity tells.
+    pub is_trusted: bool,
+    /// Whether it has another name too, perhaps in a published output: then it must not be written to.
+    pub is_shared: bool,
+}
+
+impl StoredFile {
+    /// Looks at a file in a folder; one without tensors where it cannot be understood.
+    fn look(root: &Path, folder: &Folder, file: &WrittenFile, is_of_this_boot: bool) -> Self {
+        let path = root.join(&file.name);
+        let opened = folder.open_file(Path::new(&file.name), false);
+        let Some((metadata, opened)) = opened.ok().and_then(|file| Some((file.metadata().ok()?, file)))
+        else {
+            return Self { path, len: 0, tensors: HashMap::new(), is_trusted: false, is_shared: true };
+        };
+        let found = FileIdentity::of(&metadata);
+        let read = header::read(BufReader::new(opened), found.len, &file.name);
+        let tensors = read.map(|header| header.tensors).unwrap_or_default();
+        Self {
+            path,
+            len: found.len,
+            tensors: tensors.into_iter().map(|tensor| (tensor.name, (tensor.offset, tensor.bytes))).collect(),
+            is_trusted: is_of_this_boot && file.identity == Some(found),
+            is_shared: is_shared(&metadata),
+        }
+    }
+}
+
+impl Store {
+    fn open(root: &Path, header: Header, finished: Vec<Finished>, is_staging: bool) -> Option<Self> {
+        let is_of_this_boot = header.is_of_this_boot();
+        let folder = Folder::open(root).ok()?;
+        let look = |file: &WrittenFile| StoredFile::look(root, &folder, file, is_of_this_boot);
+        let files = header.files.iter().map(look).collect();
+        let finished = finished.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
+        Some(Self { header, is_staging, is_of_this_boot, finished, folder, files })
+    }
+
+    /// The path of a weight file.
+    pub fn path(&self, file: usize) -> &Path {
+        &self.files[file].path
+    }
+
+    /// Opens a weight file.
+    ///
+    /// # Errors
+    /// Where it is not there any more, or is a link.
+    pub fn open_file(&self, file: usize) -> std::io::Result<File> {
+        self.folder.open_file(Path::new(&self.header.files[file].name), false)
+    }
+
+    /// Whether a source file is the one that was read for this store.
+    pub fn knows_source(&self, shard: &crate::model::Shard) -> bool {
+        let known = self.header.sources.iter().find(|source| source.name == shard.name);
+        self.is_of_this_boot
+            && known.is_some_and(|source| source.is_settled && source.identity == shard.identity)
+    }
+
+    /// The hash of a file that is as it was written.
+    pub fn hash_of(&self, path: &Path) -> Option<String> {
+        let at = self.files.iter().position(|file| file.path == path && file.is_trusted)?;
+        self.header.files[at].blake3.clone()
+    }
+
+    /// What is known of a file that is carried over, if the source is the file that was looked at then.
+    pub fn carried(&self, name: &str, source: &FileIdentity) -> Option<&FileRecord> {
+        let is_it = |carried: &&CarriedFile| {
+            carried.file.name == name && carried.source == *source && carried.is_settled
+        };
+        let known = self.header.carried.iter().find(is_it).filter(|_| self.is_of_this_boot)?;
+        (known.file.bytes == source.len).then_some(&known.file)
+    }
+
+    /// Whether a file that was found in the published output is this one, as it was carried over then.
+    pub fn has_carried(&self, file: &FileRecord, found: &FileIdentity) -> bool {
+        let is_it = |carried: &CarriedFile| {
+            (&carried.file.name, &carried.file.crc64nvme) == (&file.name, &file.crc64nvme)
+                && carried.written == Some(*found)
+        };
+        self.is_of_this_boot && !self.is_staging && self.header.carried.iter().any(is_it)
+    }
+
+    /// The tensor, where what is recorded of it is what the plan wants of it and its bytes can be there.
+    pub fn find(&self, wanted: &Wanted<'_>, export: usize, checks: Checks) -> Option<&Finished> {
+        let found = self.finished.get(&wanted.plan.model.tensors[wanted.tensor].name)?;
+        let print = wanted.print;
+        let planned =
+            print.tensors[export].iter().map(|&output| &wanted.plan.exports[export].tensors[output]);
+        let is_there = |(planned, part): (&OutputTensor, &WrittenPart)| {
+            let is_in = |file: &StoredFile| {
+                file.tensors.get(&planned.name) == Some(&(part.offset, part.bytes))
+                    && !(self.is_staging && file.is_shared)
+            };
+            part.bytes == planned.bytes && (part.bytes == 0 || self.files.get(part.file).is_some_and(is_in))
+        };
+        let fits = found.numbers == print.numbers
+            && found.output == print.outputs[export]
+            && self.header.checks.cover(checks)
+            && found.parts.len() == planned.len()
+            && wanted.is_measured_by(found, checks)
+            && planned.zip(&found.parts).all(is_there);
+        fits.then_some(found)
+    }
+}
+
+/// A source tensor that is wanted as a plan has it.
+pub(super) struct Wanted<'a> {
+    pub plan: &'a Plan,
+    pub tensor: usize,
+    pub print: &'a TensorPrint,
+    /// Its pieces.
+    pub pieces: &'a [Piece],
+}
+
+impl Wanted<'_> {
+    /// Whether what was measured can be of this tensor.
+    fn is_measured_by(&self, found: &Finished, checks: Checks) -> bool {
+        let tensor = &self.plan.model.tensors[self.tensor];
+        let inputs = 1 + usize::from(tensor.fp8.is_some());
+        let is_quantized = self.plan.decisions[self.tensor].treatment().is_some();
+        let is_of = |(piece, distortion): (&Piece, &Option<Distortion>)| match (piece.matrix, distortion) {
+            (Some(view), Some(distortion)) => is_quantized && distortion.is_of(view.rows, view.cols),
+            (None, Some(_)) => false,
+            (Some(view), None) => !is_quantized || !checks.measure || view.rows == 0 || view.cols == 0,
+            (None, None) => true,
+        };
+        found.source.len() == inputs
+            && found.not_finite.is_none_or(|element| element < tensor.elements())
+            && found.pieces.len() == self.pieces.len()
+            && self.pieces.iter().zip(&found.pieces).all(is_of)
+    }
+}
+
+/// Whether a file has more than one name.
+fn is_shared(metadata: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        metadata.nlink() > 1
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        true
+    }
+}
+
+/// The stores of an export, the last output first, and what there is to say about those that are of no use.
+#[derive(Debug, Default)]
+pub(super) struct Stores {
+    pub stores: Vec<Store>,
+    pub notes: Vec<String>,
+}
+
+/// Looks for finished tensors of an export. The staging folder of an interrupted run with another layout is moved aside; the
+/// lock of the output must be held.
+///
+/// # Errors
+/// Where that folder cannot be moved.
+pub(super) fn stores(export: &ExportPlan) -> Result<Stores, Failure> {
+    let mut out = Stores::default();
+    match record::read(&siblings::record(&export.path)) {
+        Found::Record(header, finished) if export.path.is_dir() => {
+            out.stores.extend(Store::open(&export.path, header, finished, false));
+        }
+        Found::OfAnother(which) if export.path.is_dir() => {
+            out.notes.push(format!("everything is made anew: the last output is of {which}"));
+        }
+        _ => {}
+    }
+    let folder = siblings::staging(&export.path);
+    match record::read(&siblings::journal(&export.path)) {
+        Found::Record(header, finished) if folder.is_dir() => {
+            let is_staging = header.layout == fingerprint::layout(export);
+            let root = if is_staging {
+                folder
+            } else {
+                let aside = siblings::interrupted(&export.path);
+                let _ = exclusive::remove_folder(&aside);
+                fs::rename(&folder, &aside).map_err(|error| files::cannot_write("move", &folder, &error))?;
+                aside
+            };
+            out.stores.extend(Store::open(&root, header, finished, is_staging));
+        }
+        Found::OfAnother(which) if folder.is_dir() => {
+            out.notes.push(format!("an interrupted run cannot be taken up: it was of {which}"));
+        }
+        _ => {}
+    }
+    Ok(out)
+}
