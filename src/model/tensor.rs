@@ -129,13 +129,6 @@ const COARSE_TICK_NS: i128 = 2_000_000_000;
 const TICK_NS: i128 = 20_000_000;
 
 impl FileIdentity {
-    /// Whether this is the same file with the same contents, as far as times tell that anybody can set. Where a new link or a
-    /// permission may have changed the time of the last change, this is all there is to go by.
-    #[must_use]
-    pub fn has_contents_of(&self, other: &Self) -> bool {
-        Self { ctime_ns: other.ctime_ns, ..*self } == *other
-    }
-
     /// Whether the file had been left alone for long enough, now that it was looked at, that any later change shows in its
     /// times, even on file systems that count in seconds.
     #[must_use]

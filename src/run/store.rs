@@ -128,8 +128,9 @@ impl Store {
             print.tensors[export].iter().map(|&output| &wanted.plan.exports[export].tensors[output]);
         let is_there = |(planned, part): (&OutputTensor, &WrittenPart)| {
             let is_in = |file: &StoredFile| {
+                let is_in_place = (part.file, part.offset) == (planned.file, planned.offset);
                 file.tensors.get(&planned.name) == Some(&(part.offset, part.bytes))
-                    && !(self.is_staging && file.is_shared)
+                    && (!self.is_staging || is_in_place && !file.is_shared)
             };
             part.bytes == planned.bytes && (part.bytes == 0 || self.files.get(part.file).is_some_and(is_in))
         };

@@ -142,8 +142,7 @@ fn look(watched: &Watched) -> Seen {
 fn look_below(path: &Path, depth: usize, outputs: &[PathBuf], files: &mut BTreeMap<PathBuf, FileIdentity>) {
     let Ok(metadata) = fs::metadata(path) else { return };
     if metadata.is_file() {
-        // A new link or a permission changes no contents.
-        files.insert(path.to_owned(), FileIdentity { ctime_ns: 0, ..FileIdentity::of(&metadata) });
+        files.insert(path.to_owned(), FileIdentity::of(&metadata));
         return;
     }
     for entry in fs::read_dir(path).into_iter().flatten().flatten() {
