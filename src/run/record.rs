@@ -329,6 +329,8 @@ impl Journal {
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
 
     fn tensor(name: &str) -> Finished {
