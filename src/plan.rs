@@ -33,6 +33,8 @@ mod unmatched;
 
 pub use budget::Budget;
 pub use draft::{Draft, draft};
+pub use engines::parallel::{Limit, Parallel};
+pub use engines::served::{KernelUse, Served, Server};
 pub use explain::{Explanation, explain};
 pub use layout::{ExportPlan, OutputFile, OutputTensor, Part, Piece, PieceOutput};
 pub use select::{Action, Decision, Rule, Treatment};
@@ -67,6 +69,8 @@ pub struct Plan {
     pub siblings: Vec<Siblings>,
     /// The exports, laid out.
     pub exports: Vec<ExportPlan>,
+    /// What engines that compute with codes make of the exports.
+    pub served: Vec<Served>,
     /// What activation statistics say about the columns of the pieces.
     pub weighing: Weighing,
     /// The memory bound.
@@ -166,7 +170,11 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     for export in &exports {
         findings.extend(engines::check(&loaded, &model, &classes, &decisions, &siblings, export));
         findings.extend(engines::kept_experts::check(&loaded, &model, &classes, &decisions, export));
+        findings.extend(engines::unbuilt(&loaded, &model, export));
     }
+    let outlook =
+        engines::served::look_at(&loaded, &model, &classes, &decisions, &pieces, &siblings, &exports);
+    findings.extend(outlook.findings);
     findings.extend(reach::check(&loaded, &decisions, &pieces, &weighing));
     stop_on_errors(&findings)?;
 
@@ -182,6 +190,7 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         })?;
     let mut notes = engines::notes(&model, &pieces, &decisions, &exports);
     notes.extend(copies::stale_declarations(&model));
+    notes.extend(outlook.notes);
     Ok(Plan {
         loaded,
         model,
@@ -191,6 +200,7 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         pieces,
         siblings,
         exports,
+        served: outlook.served,
         weighing,
         budget,
         warnings: findings,
@@ -408,7 +418,7 @@ fn split_findings(
             let pointer = decisions[index].rule.pointer.as_deref();
             finding = finding.at_opt(pointer.and_then(|pointer| loaded.place(pointer)), part.clone());
         }
-        let who = if group.are_experts() { "vLLM and transformers make" } else { "vLLM makes" };
+        let who = if group.are_experts() { "vLLM and transformers make" } else { engines::fuser(loaded) };
         finding = finding.help(format!(
             "{}. {who} one module of them, so they must share one scheme or all be left alone.",
             parts.join(", ")

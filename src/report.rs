@@ -11,6 +11,7 @@ use crate::fs::regular::{self, limit};
 pub use crate::plan::copies::Left;
 
 pub mod cycle;
+pub mod engines;
 pub mod files_text;
 pub mod ledger;
 pub mod plan_text;
@@ -105,6 +106,9 @@ pub struct OutputRecord {
     /// What of the source was left behind, and why.
     #[serde(default)]
     pub left: Vec<Left>,
+    /// What vLLM and SGLang make of it, as far as it is for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub engines: Vec<engines::EngineRecord>,
 }
 
 /// Sizes of the whole, in bytes.

@@ -1,8 +1,9 @@
-//! What engines can load: every rule of transformers and vLLM that would otherwise be found out after publishing.
+//! What engines can load: every rule of transformers, vLLM and SGLang that would otherwise be found out after publishing.
 //!
 //! One rule a function. What only the named engine refuses is an error under `target: <engine>`, a warning under `any`, and
 //! nothing under the other engine's name. What an engine does not refuse but loads as noise is an error under `any` too.
-//! `tests/interop/check_rules.py` tries each rule on the engines themselves, both ways.
+//! `tests/interop/check_rules.py` tries each rule on the engines themselves, both ways, but for SGLang's, which were read in its
+//! source (`tests/interop/README.md` says where).
 
 use std::collections::HashSet;
 
@@ -12,25 +13,34 @@ use super::siblings::Siblings;
 use crate::finding::{Finding, Severity};
 use crate::layer::LayerType;
 use crate::model::{Dtype, LayerClass, ModelFolder};
-use crate::quant::Scheme;
+use crate::quant::{Scheme, Storage};
 use crate::recipe::Loaded;
-use crate::stage::ActivationScheme;
 use crate::stage::export::{Format, Target};
+use crate::stage::{ActivationScheme, Stage};
 
 mod experts;
 pub(super) mod kept_experts;
+mod kernels;
 mod modules;
 mod notes;
+pub mod parallel;
 mod schemes;
+pub mod served;
+mod sglang;
+mod unbuilt;
 
 pub(super) use experts::{leave_unloadable_experts, splits_kept_experts};
 pub(super) use notes::notes;
+pub(super) use unbuilt::unbuilt;
 
 /// An engine, or several.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Engine {
     Vllm,
     Transformers,
+    Sglang,
+    /// vLLM and SGLang.
+    Servers,
     All,
 }
 
@@ -39,7 +49,8 @@ impl Engine {
     fn severity(self, target: Target) -> Option<Severity> {
         match (self, target) {
             (Engine::All, _)
-            | (Engine::Vllm, Target::Vllm)
+            | (Engine::Vllm | Engine::Servers, Target::Vllm)
+            | (Engine::Sglang | Engine::Servers, Target::Sglang)
             | (Engine::Transformers, Target::Transformers) => Some(Severity::Error),
             (_, Target::Any) => Some(Severity::Warning),
             _ => None,
@@ -81,6 +92,9 @@ struct Subject<'a> {
     /// Whether an engine makes one module of it and others.
     is_fused: bool,
     model_type: &'a str,
+    target: Target,
+    /// Whether the export has packed codes and plain ones.
+    has_both_storages: bool,
 }
 
 /// Findings for everything in an export that an engine cannot load.
@@ -98,6 +112,12 @@ pub(super) fn check(
     // The first tensor of each (stage, rule) carries the finding; the others are counted.
     let mut found: Vec<(usize, Refusal, Vec<&str>)> = Vec::new();
     let model_type = model.config.model_type().unwrap_or_default();
+    let has = |storage: Storage| {
+        let mut treatments =
+            decisions.iter().filter_map(|decision| super::layout::treatment_at(decision, export.stage));
+        treatments.any(|treatment| treatment.scheme.storage == storage)
+    };
+    let has_both_storages = has(Storage::Packed) && has(Storage::Plain);
     let mut known_schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
     let mut expert_schemes = Vec::new();
     let fused: HashSet<usize> = groups.iter().flat_map(|group| group.members.iter().copied()).collect();
@@ -108,8 +128,18 @@ pub(super) fn check(
         let name = super::select::subject(tensor);
         let LayerClass { kind, role, .. } = classes[index];
         let is_fused = fused.contains(&index);
-        let subject =
-            Subject { name, kind, role, source: tensor.dtype, treatment, rows, is_fused, model_type };
+        let subject = Subject {
+            name,
+            kind,
+            role,
+            source: tensor.dtype,
+            treatment,
+            rows,
+            is_fused,
+            model_type,
+            target: export.target,
+            has_both_storages,
+        };
         let scheme = (treatment.scheme, treatment.activations);
         let mut refusals: Vec<Refusal> = RULES.iter().filter_map(|rule| rule(&subject)).collect();
         if is_new(&mut known_schemes, scheme) {
@@ -171,6 +201,7 @@ fn target_name(target: Target) -> &'static str {
     match target {
         Target::Vllm => "vllm",
         Target::Transformers => "transformers",
+        Target::Sglang => "sglang",
         Target::Any => "any engine",
     }
 }
@@ -190,7 +221,29 @@ const RULES: &[fn(&Subject<'_>) -> Option<Refusal>] = &[
     schemes::rounded_scales,
     experts::experts_with_zero_points_or_activations,
     experts::stacked_experts,
+    sglang::experts_with_activations,
+    sglang::experts_with_zero_points,
+    sglang::experts_beside_plain_codes,
+    sglang::tensor_scale_with_activations,
 ];
+
+/// What vLLM and SGLang do with a thing, of those that a target is about: `vLLM does not load …`.
+fn servers_do_not(target: Target, verb: &str) -> String {
+    match target {
+        Target::Vllm => format!("vLLM does not {verb}"),
+        Target::Sglang => format!("SGLang does not {verb}"),
+        _ => format!("vLLM and SGLang do not {verb}"),
+    }
+}
+
+/// Who fuses modules, of the engines that the exports are for.
+pub(super) fn fuser(loaded: &Loaded) -> &'static str {
+    let mut exports = loaded.recipe.stages.iter().filter_map(|stage| match stage {
+        Stage::Export(export) => Some(export.target),
+        _ => None,
+    });
+    if exports.all(|target| target == Target::Sglang) { "SGLang makes" } else { "vLLM makes" }
+}
 
 fn is_expert(subject: &Subject<'_>) -> bool {
     subject.kind == LayerType::Experts || super::siblings::experts_parent(subject.name).is_some()

@@ -4,7 +4,7 @@ use super::tree::Node;
 use crate::finding::Finding;
 use crate::recipe::Recipe;
 use crate::stage::check_warnings::FailOn;
-use crate::stage::export::{Format, Target};
+use crate::stage::export::{Export, Format, Target};
 use crate::stage::resolve_skips::SkipDefaults;
 use crate::stage::{
     ActivationScheme, CheckWarnings, GranularityChoice, Indivisible, ObserverChoice, OnFailure, Quantize,
@@ -27,11 +27,12 @@ pub(super) fn idle(stage: &Stage) -> Vec<Idle> {
         Stage::Validate(stage) => idle_of_validate(stage),
         Stage::CheckWarnings(stage) => idle_of_check(stage),
         Stage::Export(stage) if stage.format == Format::Dequantized => {
-            vec![Idle {
-                key: "target",
-                why: "any tool loads `dequantized`",
-                is_default: stage.target == Target::Any,
-            }]
+            let why = "any tool loads `dequantized`";
+            let is_default = stage.target == Target::Any;
+            vec![Idle { key: "target", why, is_default }, unsplit(stage, why)]
+        }
+        Stage::Export(stage) if stage.target == Target::Transformers => {
+            vec![unsplit(stage, "it is about vLLM and SGLang")]
         }
         Stage::ResolveSkips(stage) if stage.defaults == SkipDefaults::None => {
             let is_default = stage.quantize_anyway.is_empty();
@@ -43,6 +44,10 @@ pub(super) fn idle(stage: &Stage) -> Vec<Idle> {
         }
         _ => Vec::new(),
     }
+}
+
+fn unsplit(stage: &Export, why: &'static str) -> Idle {
+    Idle { key: "tensor_parallel", why, is_default: stage.tensor_parallel.is_none() }
 }
 
 fn idle_of_quantize(stage: &dyn Quantize) -> Vec<Idle> {

@@ -77,6 +77,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
             copied: export.copies.iter().map(|&index| plan.model.others[index].path.clone()).collect(),
             others,
             left: export.left.clone(),
+            engines: super::engines::of(plan, export.stage),
         })
         .collect();
     let mut warnings: Vec<WarningRecord> =

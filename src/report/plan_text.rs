@@ -158,6 +158,7 @@ pub fn text(plan: &Plan) -> String {
             bytes(disk_needed(plan, export)),
             free.map_or_else(String::new, |free| format!("of {} free", bytes(free))),
         ]);
+        rows.extend(super::engines::rows(plan, export.stage));
     }
     let budget = plan.budget;
     rows.push(vec![
@@ -205,6 +206,7 @@ pub fn json(plan: &Plan) -> Value {
                 "disk_free": free_space(Path::new(&export.path)),
                 "carried": files_text::carried_json(plan, export),
                 "left": export.left,
+                "engines": super::engines::of(plan, export.stage),
                 "files": export.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect::<Vec<_>>(),
                 "tensors": export.tensors.iter().map(|tensor| json!({
                     "name": tensor.name,

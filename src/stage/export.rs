@@ -1,5 +1,7 @@
 //! `export`: writes the quantized model as a directory.
 
+use std::num::NonZeroU64;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -26,6 +28,8 @@ pub enum Target {
     Vllm,
     /// What transformers cannot load is an error.
     Transformers,
+    /// What SGLang cannot load is an error.
+    Sglang,
     /// What some engine refuses to load is a warning that names it; what one would load as noise is an error here too.
     #[default]
     Any,
@@ -66,6 +70,11 @@ pub struct Export {
     /// Whose loading rules are errors in the plan.
     #[serde(default)]
     pub target: Target,
+    /// The number of GPUs that the output must be cut between by tensor parallelism: what cannot be is an error. `plan` says up
+    /// to how many it can be without this.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u64", range(min = 1))]
+    pub tensor_parallel: Option<NonZeroU64>,
     /// What to do with a directory that is already at `path`.
     #[serde(default)]
     pub overwrite: Overwrite,

@@ -72,7 +72,8 @@ fn the_table_of_rules_is_whole() {
     let read = |path: &str| std::fs::read_to_string(root().join(path)).expect("a file of the repository");
     let table = read("tests/interop/README.md");
     let cases = read("tests/interop/check_rules.py");
-    let tests = read("tests/it/engine_rules.rs") + &read("tests/it/plan_errors.rs");
+    let tests =
+        ["engine_rules", "plan_errors", "served"].map(|name| read(&format!("tests/it/{name}.rs"))).concat();
     let quoted =
         |cell: &str| -> Vec<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
     let mut codes = BTreeSet::new();
@@ -120,7 +121,7 @@ fn one_scale_a_tensor_needs_activations_in_vllm() {
     let tensor = "    granularity: tensor\n";
     check("llama", &format!("{INT4}{tensor}"), "", "!vllm-tensor-scale", "vllm-tensor-scale");
     check("llama", &format!("{INT8}{tensor}"), "", "!vllm-tensor-scale", "vllm-tensor-scale");
-    check("llama", &format!("{W8A8}{tensor}"), "", "", "");
+    check("llama", &format!("{W8A8}{tensor}"), "", "", "sglang-w8a8-tensor");
 }
 
 #[test]
@@ -214,6 +215,9 @@ fn zero_points_of_fused_modules_fill_whole_words() {
             let planned = plan_of(target, &model, &stages);
             assert_eq!(said(&planned), expected, "{modules:?} of {rows} rows, target {target}\n{stages}");
         }
+        let planned = said(&plan_of("sglang", &model, &stages));
+        let is_told = planned.contains("sglang-zero-point-words");
+        assert_eq!(is_told, expected[1].contains(code), "{modules:?} of {rows} rows: {planned}");
     }
 }
 
@@ -221,8 +225,9 @@ fn zero_points_of_fused_modules_fill_whole_words() {
 fn transformers_wants_experts_packed_symmetric_and_alike() {
     let (refused, warned) = ("!transformers-experts-scheme", "transformers-experts-scheme");
     check("mixtral", INT4, "", "", "");
-    check("mixtral", &format!("{INT4}    symmetric: false\n"), refused, "", warned);
-    check("mixtral", W8A8, refused, "", warned);
+    let warned_of_two = format!("sglang-experts-asymmetric {warned}");
+    check("mixtral", &format!("{INT4}    symmetric: false\n"), refused, "", &warned_of_two);
+    check("mixtral", W8A8, refused, "", &format!("sglang-experts-activations {warned}"));
     check("mixtral", FIRST_LAYER_INT8, "!several-expert-schemes", "", "several-expert-schemes");
     let attention = "  - stage: quantize-int8\n    targets: [self_attn]\n  - stage: quantize-int4\n";
     check("mixtral", attention, "", "", "");

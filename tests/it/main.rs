@@ -26,6 +26,7 @@ mod run;
 mod schema;
 mod security_page;
 mod siblings;
+mod served;
 mod skips;
 mod sources;
 mod statistics_files;

@@ -186,9 +186,9 @@ fn engines_one_scale_a_tensor() {
     let workspace = Workspace::with(&Model::llama());
     let stages = stage("quantize-int8", &["granularity: tensor"]);
     assert_refused(&workspace, &stages, &["plan::vllm-tensor-scale"], &["plan::vllm-tensor-scale!"], &[]);
-    // With activations vLLM takes it.
+    // With activations vLLM takes it, and SGLang does not.
     let stages = stage("quantize-int8", &["granularity: tensor", "activations: dynamic-token"]);
-    assert_refused(&workspace, &stages, &[], &[], &[]);
+    assert_refused(&workspace, &stages, &["plan::sglang-w8a8-tensor"], &[], &[]);
 }
 
 #[test]
@@ -300,9 +300,21 @@ fn engines_experts_with_zero_points_or_activations() {
     let workspace = experts("qwen3_moe", false);
     let code = "plan::transformers-experts-scheme";
     let stages = stage("quantize-int4", &["symmetric: false"]);
-    assert_refused(&workspace, &stages, &[code], &[], &[&format!("{code}!")]);
+    assert_refused(
+        &workspace,
+        &stages,
+        &[code, "plan::sglang-experts-asymmetric"],
+        &[],
+        &[&format!("{code}!")],
+    );
     let stages = stage("quantize-int8", &["activations: dynamic-token"]);
-    assert_refused(&workspace, &stages, &[code], &[], &[&format!("{code}!")]);
+    assert_refused(
+        &workspace,
+        &stages,
+        &[code, "plan::sglang-experts-activations"],
+        &[],
+        &[&format!("{code}!")],
+    );
     assert_refused(&workspace, &stage("quantize-int4", &[]), &[], &[], &[]);
 }
 

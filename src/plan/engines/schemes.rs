@@ -1,10 +1,11 @@
 //! Rules about schemes: which combinations of bits, granularity, zero points and activations the engines read.
 
-use super::{Engine, Manner, Refusal, Subject};
+use super::{Engine, Manner, Refusal, Subject, servers_do_not};
 use crate::layer::LayerType;
 use crate::model::Dtype;
 use crate::quant::{Bits, FloatType, Granularity, Storage};
 use crate::stage::ActivationScheme;
+use crate::stage::export::Target;
 
 /// Several schemes need targets by name, and in these families transformers renames the last part of names, or fuses modules:
 /// nothing would be targeted and the weights be random.
@@ -46,45 +47,53 @@ pub(super) fn rounded_scales(subject: &Subject<'_>) -> Option<Refusal> {
     })
 }
 
-/// vLLM has one scale a tensor for W8A8 alone ("No compressed-tensors compatible scheme").
+/// A rule's code where SGLang is the target, and everywhere else.
+fn code(subject: &Subject<'_>, vllm: &'static str, sglang: &'static str) -> &'static str {
+    if subject.target == Target::Sglang { sglang } else { vllm }
+}
+
+/// vLLM and SGLang have one scale a tensor for W8A8 alone ("No compressed-tensors compatible scheme").
 pub(super) fn tensor_scale(subject: &Subject<'_>) -> Option<Refusal> {
     let scheme = &subject.treatment.scheme;
     let is_w8a8 = !weights_only(subject) && scheme.bits == Bits::Eight;
     (!is_w8a8 && scheme.granularity == Granularity::Tensor).then(|| Refusal {
-        engine: Engine::Vllm,
-        code: "plan::vllm-tensor-scale",
-        message: match weights_only(subject) {
-            true => "vLLM does not load weights-only integers with one scale a tensor".to_owned(),
-            false => "vLLM does not load int4 weights with one scale a tensor".to_owned(),
-        },
+        engine: Engine::Servers,
+        code: code(subject, "plan::vllm-tensor-scale", "plan::sglang-tensor-scale"),
+        message: servers_do_not(
+            subject.target,
+            match weights_only(subject) {
+                true => "load weights-only integers with one scale a tensor",
+                false => "load int4 weights with one scale a tensor",
+            },
+        ),
         key: "granularity",
         help: "Use `granularity: channel` or `group`.".to_owned(),
         manner: Manner::Loudly,
     })
 }
 
-/// vLLM's W8A8 takes a scale a channel or a tensor.
+/// W8A8 takes a scale a channel or a tensor.
 pub(super) fn activations_with_groups(subject: &Subject<'_>) -> Option<Refusal> {
     let scheme = &subject.treatment.scheme;
     let grouped = matches!(scheme.granularity, Granularity::Group(_));
     (!weights_only(subject) && scheme.bits == Bits::Eight && grouped).then(|| Refusal {
-        engine: Engine::Vllm,
-        code: "plan::vllm-w8a8-groups",
-        message: "vLLM does not load int8 weights in groups together with int8 activations".to_owned(),
+        engine: Engine::Servers,
+        code: code(subject, "plan::vllm-w8a8-groups", "plan::sglang-w8a8-groups"),
+        message: servers_do_not(subject.target, "load int8 weights in groups together with int8 activations"),
         key: "granularity",
         help: "Use `granularity: channel` or `tensor`, or drop `activations`.".to_owned(),
         manner: Manner::Loudly,
     })
 }
 
-/// vLLM's W8A8 has no zero points for weights.
+/// W8A8 has no zero points for weights.
 pub(super) fn activations_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
     // Without activations asymmetric int8 runs on few GPUs, so that is no way out.
     let way_out = if is_w4a8(subject) { ", or drop `activations`" } else { "" };
     (!weights_only(subject) && !subject.treatment.scheme.symmetric).then(|| Refusal {
-        engine: Engine::Vllm,
-        code: "plan::vllm-w8a8-asymmetric",
-        message: "vLLM does not load asymmetric weights together with int8 activations".to_owned(),
+        engine: Engine::Servers,
+        code: code(subject, "plan::vllm-w8a8-asymmetric", "plan::sglang-w8a8-asymmetric"),
+        message: servers_do_not(subject.target, "load asymmetric weights together with int8 activations"),
         key: "symmetric",
         help: format!("Use `symmetric: true`{way_out}."),
         manner: Manner::Loudly,
@@ -93,17 +102,33 @@ pub(super) fn activations_with_zero_points(subject: &Subject<'_>) -> Option<Refu
 
 /// vLLM has kernels of int4 weights with int8 activations for CPUs and XPUs alone. On x86 it computes right, but its attention
 /// uses AMX tiles that nothing has asked the system for in such a model, and ends in an illegal instruction where there are any.
+/// SGLang has no such scheme for linear layers ("No compressed-tensors compatible scheme").
 pub(super) fn int4_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
     is_w4a8(subject).then(|| Refusal {
-        engine: Engine::Vllm,
-        code: "plan::vllm-w4a8",
-        message: "vLLM runs int4 weights with int8 activations on XPUs and on CPUs without AMX only"
-            .to_owned(),
+        engine: Engine::Servers,
+        code: code(subject, "plan::vllm-w4a8", "plan::sglang-w4a8"),
+        message: match subject.target {
+            Target::Sglang => "SGLang does not load int4 weights together with int8 activations".to_owned(),
+            target => format!(
+                "vLLM runs int4 weights with int8 activations on XPUs and on CPUs without AMX only{}",
+                sglang_never(target)
+            ),
+        },
         key: "activations",
         help: "Use `quantize-int8` with `activations: dynamic-token`: it is as small, one byte a code."
             .to_owned(),
-        manner: Manner::Sometimes,
+        manner: sometimes_but_in_sglang(subject),
     })
+}
+
+/// What only vLLM's rarer machines run, SGLang refuses.
+fn sometimes_but_in_sglang(subject: &Subject<'_>) -> Manner {
+    if subject.target == Target::Sglang { Manner::Loudly } else { Manner::Sometimes }
+}
+
+/// The end of a sentence about vLLM that ends otherwise for SGLang.
+fn sglang_never(target: Target) -> &'static str {
+    if target == Target::Any { ", SGLang nowhere" } else { "" }
 }
 
 /// Both of these kernels take groups in multiples of 32 ("Group size should be multiple of 32").
@@ -121,45 +146,57 @@ pub(super) fn int4_groups_with_activations(subject: &Subject<'_>) -> Option<Refu
     })
 }
 
-/// Asymmetric weights-only int8 needs Machete (Hopper) or an extra package.
+/// Asymmetric weights-only int8 needs Machete (Hopper) or an extra package in vLLM. SGLang's Marlin has no kernel of it.
 pub(super) fn int8_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
     let scheme = &subject.treatment.scheme;
     (weights_only(subject) && scheme.bits == Bits::Eight && !scheme.symmetric).then(|| Refusal {
-        engine: Engine::Vllm,
-        code: "plan::vllm-int8-asymmetric",
-        message: "vLLM runs asymmetric weights-only int8 on Hopper GPUs or with an extra package only"
-            .to_owned(),
+        engine: Engine::Servers,
+        code: code(subject, "plan::vllm-int8-asymmetric", "plan::sglang-int8-asymmetric"),
+        message: match subject.target {
+            Target::Sglang => "SGLang has no kernel of asymmetric weights-only int8".to_owned(),
+            target => format!(
+                "vLLM runs asymmetric weights-only int8 on Hopper GPUs or with an extra package only{}",
+                sglang_never(target)
+            ),
+        },
         key: "symmetric",
         help: "Use `symmetric: true`; at 8 bits the difference is below 0.5 dB.".to_owned(),
-        manner: Manner::Sometimes,
+        manner: sometimes_but_in_sglang(subject),
     })
 }
 
-/// Group sizes that every WNA16 kernel takes are 32, 64 and 128.
+/// Group sizes that every WNA16 kernel takes are 32, 64 and 128; SGLang has kernels of these alone.
 pub(super) fn unusual_group(subject: &Subject<'_>) -> Option<Refusal> {
     let Granularity::Group(size) = subject.treatment.scheme.granularity else { return None };
     (weights_only(subject) && !matches!(size, 32 | 64 | 128)).then(|| Refusal {
-        engine: Engine::Vllm,
-        code: "plan::vllm-group-size",
-        message: format!("vLLM's fastest kernels do not take groups of {size}"),
+        engine: Engine::Servers,
+        code: code(subject, "plan::vllm-group-size", "plan::sglang-group-size"),
+        message: match subject.target {
+            Target::Sglang => format!("SGLang has no kernel that takes groups of {size}"),
+            Target::Any => {
+                format!("vLLM's fastest kernels do not take groups of {size}, nor do any of SGLang's")
+            }
+            _ => format!("vLLM's fastest kernels do not take groups of {size}"),
+        },
         key: "group_size",
         help: "Groups of 32, 64 and 128 run on every kernel.".to_owned(),
-        manner: Manner::Sometimes,
+        manner: sometimes_but_in_sglang(subject),
     })
 }
 
-/// Of modules that it fuses, and of the slices of tensor parallelism, vLLM takes whole words of zero points, rounded down: what
-/// comes after a part whose rows do not fill its last word gets zero points of other rows, without an error.
+/// Of modules that they fuse, and of the slices of tensor parallelism, vLLM and SGLang take whole words of zero points, rounded
+/// down: what comes after a part whose rows do not fill its last word gets zero points of other rows, without an error.
 pub(super) fn zero_point_words(subject: &Subject<'_>) -> Option<Refusal> {
     let scheme = &subject.treatment.scheme;
     let a_word = 32 / scheme.bits.count() as u64;
     let packed =
         !scheme.symmetric && scheme.storage == Storage::Packed && scheme.granularity != Granularity::Tensor;
     (packed && subject.kind == LayerType::Linear && !subject.rows.is_multiple_of(a_word)).then(|| Refusal {
-        engine: Engine::Vllm,
-        code: "plan::vllm-zero-point-words",
+        engine: Engine::Servers,
+        code: code(subject, "plan::vllm-zero-point-words", "plan::sglang-zero-point-words"),
         message: format!(
-            "vLLM would misread the zero points of `{}`{}: {} rows are no multiple of {a_word}",
+            "{} would misread the zero points of `{}`{}: {} rows are no multiple of {a_word}",
+            if subject.target == Target::Sglang { "SGLang" } else { "vLLM" },
             subject.name,
             if subject.is_fused { "" } else { " on several GPUs" },
             subject.rows

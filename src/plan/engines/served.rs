@@ -1,0 +1,297 @@
+//! What the engines that compute with codes make of an export: which kernels take its matrices, and between how many GPUs it can be
+//! cut.
+
+pub use super::kernels::Server;
+use super::kernels::{KERNELS, Kernel, Unfit};
+use super::parallel::{self, Cut, Heads, Limit, MOST, Parallel, Unit};
+use crate::finding::Finding;
+use crate::layer::LayerType;
+use crate::model::{LayerClass, ModelFolder};
+use crate::plan::layout::{ExportPlan, Piece, treatment_at};
+use crate::plan::select::Decision;
+use crate::plan::siblings::{Siblings, experts_parent};
+use crate::recipe::Loaded;
+use crate::stage::export::{Format, Target};
+use crate::stage::{ActivationScheme, Stage};
+
+/// How many modules a message names.
+const NAMED: usize = 5;
+
+/// What one engine makes of one export.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Served {
+    /// Index of the `export` stage.
+    pub stage: usize,
+    /// The engine.
+    pub server: Server,
+    /// Its kernels that are for the schemes of the export.
+    pub kernels: Vec<KernelUse>,
+    /// Between how many GPUs it can cut the output.
+    pub parallel: Parallel,
+}
+
+/// How far a kernel takes the matrices of an export, fused as the engine fuses them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct KernelUse {
+    /// Its name.
+    pub name: &'static str,
+    /// The machines that it runs on.
+    pub machines: &'static str,
+    /// The shapes that it takes.
+    pub needs: &'static str,
+    /// How many matrices it takes, of those whose scheme it is for.
+    pub takes: usize,
+    /// How many there are in all.
+    pub of: usize,
+    /// The first matrix whose shape it does not take, and why.
+    pub refused: Option<(String, String)>,
+}
+
+/// What the plan says of engines beside the rules.
+#[derive(Debug, Default)]
+pub(in crate::plan) struct Outlook {
+    pub served: Vec<Served>,
+    pub findings: Vec<Finding>,
+    pub notes: Vec<String>,
+}
+
+/// Looks at every export that is for vLLM or SGLang.
+pub(in crate::plan) fn look_at(
+    loaded: &Loaded,
+    model: &ModelFolder,
+    classes: &[LayerClass],
+    decisions: &[Decision],
+    pieces: &[Piece],
+    groups: &[Siblings],
+    exports: &[ExportPlan],
+) -> Outlook {
+    let mut outlook = Outlook::default();
+    for export in exports.iter().filter(|export| export.format == Format::CompressedTensors) {
+        let servers: &[Server] = match export.target {
+            Target::Vllm => &[Server::Vllm],
+            Target::Sglang => &[Server::Sglang],
+            Target::Any => &[Server::Vllm, Server::Sglang],
+            Target::Transformers => continue,
+        };
+        let units = units(model, classes, decisions, pieces, groups, export.stage);
+        if units.is_empty() {
+            continue;
+        }
+        let heads = Heads::of(&model.config, units.iter().any(|unit| unit.is_expert));
+        for &server in servers {
+            outlook.served.push(Served {
+                stage: export.stage,
+                server,
+                kernels: kernels(server, &units),
+                parallel: parallel::parallel(server, &units, &heads),
+            });
+        }
+        outlook.findings.extend(shapes_without_kernel(loaded, export, &units));
+        outlook.findings.extend(asked_for(loaded, export, servers, &units, &heads));
+        outlook.notes.extend(unusual_shape(servers, &units));
+    }
+    outlook.notes.dedup();
+    outlook
+}
+
+/// The modules that an engine makes of the quantized matrices of an export: those alike once.
+fn units(
+    model: &ModelFolder,
+    classes: &[LayerClass],
+    decisions: &[Decision],
+    pieces: &[Piece],
+    groups: &[Siblings],
+    stage: usize,
+) -> Vec<Unit> {
+    let hidden = model.config.hidden_size();
+    let mut group_of: Vec<Option<usize>> = vec![None; model.tensors.len()];
+    for (index, group) in groups.iter().enumerate().filter(|(_, group)| !group.are_experts()) {
+        for &member in &group.members {
+            group_of[member] = Some(index);
+        }
+    }
+    let mut fused: Vec<Option<Unit>> = vec![None; groups.len()];
+    let mut units: Vec<Unit> = Vec::new();
+    let mut add = |unit: Unit| match units.iter_mut().find(|known| known.is_like(&unit)) {
+        Some(known) => known.count += 1,
+        None => units.push(unit),
+    };
+    for piece in pieces {
+        let Some(treatment) = treatment_at(&decisions[piece.tensor], stage) else { continue };
+        let Some(view) = piece.matrix else { continue };
+        let LayerClass { kind, role, .. } = classes[piece.tensor];
+        let is_expert = kind == LayerType::Experts || experts_parent(&piece.module).is_some();
+        let name = piece.module.clone();
+        let last = parallel::last_part(&name);
+        // The head's rows are filled up to what the GPUs share; towers and the like are whole on each.
+        let cut = if role.is_some() && !is_expert {
+            Cut::Not
+        } else {
+            parallel::cut(&name, view.rows, view.cols, hidden)
+        };
+        let parts = match last {
+            // Engines make one matrix of them.
+            "gate_proj" | "up_proj" | "w1" | "w3" if is_expert => {
+                ["gate_proj", "up_proj"].map(|last| (last.to_owned(), view.rows)).to_vec()
+            }
+            _ if is_expert => vec![("down_proj".to_owned(), view.rows)],
+            _ => vec![(last.to_owned(), view.rows)],
+        };
+        let unit = Unit {
+            name,
+            parts,
+            cols: view.cols,
+            scheme: treatment.scheme,
+            activations: treatment.activations,
+            cut,
+            is_expert,
+            count: 1,
+        };
+        match group_of[piece.tensor] {
+            None => add(unit),
+            Some(group) => match &mut fused[group] {
+                Some(known) => known.parts.extend(unit.parts),
+                empty => *empty = Some(unit),
+            },
+        }
+    }
+    for mut unit in fused.into_iter().flatten() {
+        unit.parts.sort();
+        add(unit);
+    }
+    units
+}
+
+fn kernels(server: Server, units: &[Unit]) -> Vec<KernelUse> {
+    let of = units.iter().map(|unit| unit.count).sum();
+    let use_of = |kernel: &Kernel| {
+        let mut of_this = KernelUse {
+            name: kernel.name,
+            machines: kernel.machines,
+            needs: kernel.needs,
+            takes: 0,
+            of,
+            refused: None,
+        };
+        let mut is_for_any = false;
+        for unit in units {
+            match (kernel.takes)(&unit.matrix()) {
+                Ok(()) => {
+                    of_this.takes += unit.count;
+                    is_for_any = true;
+                }
+                Err(Unfit::Scheme) => {}
+                Err(Unfit::Shape(why)) => {
+                    of_this.refused.get_or_insert((unit.name.clone(), why));
+                    is_for_any = true;
+                }
+            }
+        }
+        is_for_any.then_some(of_this)
+    };
+    KERNELS.iter().filter(|kernel| kernel.server == server).filter_map(use_of).collect()
+}
+
+/// Shapes that no kernel of SGLang takes even on one GPU: the model loads and its first matmul fails. vLLM pads.
+fn shapes_without_kernel(loaded: &Loaded, export: &ExportPlan, units: &[Unit]) -> Option<Finding> {
+    if export.target != Target::Sglang {
+        return None;
+    }
+    let refused: Vec<(&Unit, String)> = units
+        .iter()
+        .filter_map(|unit| Some((unit, parallel::refused_by_all(Server::Sglang, &unit.matrix())?)))
+        .collect();
+    let (first, why) = refused.first()?;
+    let count: usize = refused.iter().map(|(unit, _)| unit.count).sum();
+    let more = if count > 1 { format!(" and {} more", count - 1) } else { String::new() };
+    Some(
+        Finding::error(
+            "plan::sglang-shape",
+            format!("no kernel of SGLang takes `{}`{more}: {why}", first.name),
+        )
+        .at_opt(loaded.stage_place(export.stage), "exported for sglang")
+        .help("Leave it alone with `modules_to_not_convert`, or export with `target: vllm`, which pads."),
+    )
+}
+
+/// Whether the output can be cut as the recipe asks.
+fn asked_for(
+    loaded: &Loaded,
+    export: &ExportPlan,
+    servers: &[Server],
+    units: &[Unit],
+    heads: &Heads,
+) -> Vec<Finding> {
+    let Stage::Export(stage) = &loaded.recipe.stages[export.stage] else { return Vec::new() };
+    let Some(gpus) = stage.tensor_parallel.map(std::num::NonZeroU64::get) else { return Vec::new() };
+    let place = loaded.place(&format!("/stages/{}/tensor_parallel", export.stage));
+    let refused: Vec<(Server, Vec<Limit>)> = servers
+        .iter()
+        .map(|&server| (server, parallel::limits(server, units, heads, gpus).collect::<Vec<_>>()))
+        .filter(|(_, limits)| !limits.is_empty())
+        .collect();
+    // The same is in the way of both, mostly.
+    let alike = refused.windows(2).all(|pair| pair[0].1 == pair[1].1);
+    let told = if alike { refused.len().min(1) } else { refused.len() };
+    let finding = |(server, limits): &(Server, Vec<Limit>)| {
+        let message = match refused.len() {
+            2 if alike => format!("neither vLLM nor SGLang can cut the output between {gpus} GPUs"),
+            _ => format!("{} cannot cut the output between {gpus} GPUs", server.name()),
+        };
+        // With any engine for a target, one that can is enough.
+        let finding = match refused.len() == servers.len() {
+            true => Finding::error("plan::tensor-parallel", message),
+            false => Finding::warning("plan::tensor-parallel", message),
+        };
+        let mut helps: Vec<&str> = limits.iter().map(|limit| limit.help).collect();
+        helps.dedup();
+        let sizes = parallel::parallel(*server, units, heads).sizes;
+        let sizes: Vec<String> = sizes.iter().map(u64::to_string).collect();
+        let numbers = match sizes.is_empty() {
+            true => format!("No number up to {MOST} works."),
+            false => format!("Numbers that work: {}.", sizes.join(", ")),
+        };
+        let more = limits.len().saturating_sub(NAMED);
+        let more = (more > 0).then(|| format!("  and {more} more kinds"));
+        finding
+            .at_opt(place.clone(), "asked for here")
+            .help("In the way:")
+            .help_lines(limits.iter().take(NAMED).map(|limit| format!("  {limit}")).chain(more))
+            .help_lines(helps.into_iter().take(NAMED).map(str::to_owned).chain([numbers]))
+    };
+    refused.iter().take(told).map(finding).collect()
+}
+
+/// A shape that kernels do not take as it is: which of them do.
+fn unusual_shape(servers: &[Server], units: &[Unit]) -> Option<String> {
+    let is_unusual = |unit: &&Unit| {
+        let matrix = unit.matrix();
+        let is_even = matrix.cols.is_multiple_of(128) && matrix.rows.is_multiple_of(64);
+        unit.activations == ActivationScheme::None && !is_even
+    };
+    let mut unusual = units.iter().filter(is_unusual);
+    let (first, others) = (unusual.next()?, unusual.count());
+    let matrix = first.matrix();
+    let takers: Vec<String> = servers
+        .iter()
+        .map(|&server| {
+            let takes = |kernel: &&Kernel| kernel.server == server && (kernel.takes)(&matrix).is_ok();
+            let names: Vec<&str> = KERNELS.iter().filter(takes).map(|kernel| kernel.name).collect();
+            match names.is_empty() {
+                true => format!("none of {}'s", server.name()),
+                false => format!("{}'s {}", server.name(), names.join(", ")),
+            }
+        })
+        .collect();
+    let takers = takers.join("; ");
+    let fused = if first.parts.len() > 1 { " with what is fused with it" } else { "" };
+    let others = match others {
+        0 => String::new(),
+        1 => ", and there is 1 more such shape".to_owned(),
+        count => format!(", and there are {count} more such shapes"),
+    };
+    Some(format!(
+        "`{}` has {} rows{fused} and {} columns, no multiples of 64 and 128; kernels that take it: {takers}{others}",
+        first.name, matrix.rows, matrix.cols
+    ))
+}

@@ -1,0 +1,66 @@
+//! Rules of SGLang alone, read in its source.
+
+use super::{Engine, Manner, Refusal, Subject, is_expert};
+use crate::quant::{Bits, Granularity, Storage};
+use crate::stage::ActivationScheme;
+
+/// Experts with int8 activations are implemented for Ascend NPUs; on anything else the model's construction ends in an error.
+pub(super) fn experts_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
+    (is_expert(subject) && subject.treatment.activations != ActivationScheme::None).then(|| Refusal {
+        engine: Engine::Sglang,
+        code: "plan::sglang-experts-activations",
+        message: "SGLang runs quantized experts with int8 activations on Ascend NPUs only".to_owned(),
+        key: "activations",
+        help: "Leave `activations` out for the experts, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// The zero points of experts are taken out of AWQ's interleaved order, in which compressed-tensors does not store them: those of
+/// eight rows change places.
+pub(super) fn experts_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
+    let scheme = &subject.treatment.scheme;
+    let is_refused = is_expert(subject)
+        && scheme.bits == Bits::Four
+        && !scheme.symmetric
+        && scheme.storage == Storage::Packed;
+    is_refused.then(|| Refusal {
+        engine: Engine::Sglang,
+        code: "plan::sglang-experts-asymmetric",
+        message: "SGLang misreads the zero points of quantized experts".to_owned(),
+        key: "symmetric",
+        help: "Use `symmetric: true` for the experts, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// Experts are taken as packed where the format of the whole config says so, which is `mixed-precision` as soon as other layers
+/// have activations.
+pub(super) fn experts_beside_plain_codes(subject: &Subject<'_>) -> Option<Refusal> {
+    let is_packed = subject.treatment.scheme.storage == Storage::Packed;
+    (is_expert(subject) && is_packed && subject.has_both_storages).then(|| Refusal {
+        engine: Engine::Sglang,
+        code: "plan::sglang-mixed-experts",
+        message: "SGLang does not load packed experts beside layers with int8 activations".to_owned(),
+        key: "targets",
+        help: "Leave `activations` out for the other layers, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// One scale for all rows is left a single number, and the product wants one a row ("size of scales_b is not matched").
+pub(super) fn tensor_scale_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
+    let treatment = subject.treatment;
+    let is_refused = treatment.activations != ActivationScheme::None
+        && treatment.scheme.bits == Bits::Eight
+        && treatment.scheme.granularity == Granularity::Tensor;
+    is_refused.then(|| Refusal {
+        engine: Engine::Sglang,
+        code: "plan::sglang-w8a8-tensor",
+        message: "SGLang does not run int8 weights with one scale a tensor together with int8 activations"
+            .to_owned(),
+        key: "granularity",
+        help: "Use `granularity: channel`, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
