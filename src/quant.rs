@@ -15,6 +15,7 @@
 
 mod distortion;
 mod expected;
+mod faint;
 mod float_type;
 mod importance;
 mod isa;

@@ -43,6 +43,9 @@ pub struct Distortion {
     pub noise: f64,
     /// Σw·e.
     pub cross: f64,
+    /// Σw² of weights whose scale is too small for its type ([`super::Quantizer::faint_signal`]).
+    #[serde(default)]
+    pub faint: f64,
     /// Σ importance·w², where columns have an importance; else 0.
     pub weighted_signal: f64,
     /// Σ importance·e².
@@ -129,6 +132,7 @@ impl Distortion {
         self.signal += other.signal;
         self.noise += other.noise;
         self.cross += other.cross;
+        self.faint += other.faint;
         self.weighted_signal += other.weighted_signal;
         self.weighted_noise += other.weighted_noise;
         self.clipped += other.clipped;

@@ -353,7 +353,8 @@ impl Pass<'_> {
             let meant = quantizer.measure(weights, quantized.view(), rows, scratch);
             check_measured(&self.plan.model.tensors[piece.tensor].name, &measured, &meant)?;
         }
-        Ok(Some(measured))
+        let faint = quantizer.faint_signal(weights, quantized.view(), rows);
+        Ok(Some(Distortion { faint, ..measured }))
     }
 
     /// The first byte of a tile's rows in the tensor as it is delivered and written.

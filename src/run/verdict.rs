@@ -15,6 +15,9 @@ use crate::stage::check_warnings::{FailOn, Scope, SqnrOf};
 use crate::stage::validate::Check;
 use crate::stage::{CheckWarnings, OnFailure, Stage, Validate};
 
+mod calibration;
+mod signal;
+
 /// How many tensors a message names.
 const NAMED: usize = 5;
 
@@ -133,6 +136,10 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
         }
         judgement.complaints.extend(gate.complaints);
     }
+    if let Some(finding) = signal::dominant_tensor(plan, &tensors) {
+        judgement.shown.push(finding.clone());
+        judgement.complaints.push(Complaint { is_critical: false, finding });
+    }
     judgement
 }
 
@@ -218,6 +225,9 @@ fn validate_complaints(
                         let message = format!("`{}` has no finite error", name(plan, tensor));
                         complain("checks", Finding::error("check::not-finite", message));
                     }
+                }
+                if let Some(finding) = signal::faint_scales(plan, tensors, stage) {
+                    complain("checks", finding);
                 }
             }
             Check::WeightRange => {
@@ -368,7 +378,7 @@ fn check_complaints(
         out.push(Complaint { is_critical: critical, finding });
     }
     if check.low_calibration_warning {
-        out.extend(low_calibration(plan, stage, check.min_calibration_samples));
+        out.extend(calibration::low(plan, stage, check.min_calibration_samples));
     }
     if check.all_layers_quantized_warning && int4_without_skips(plan, stage) {
         let finding = Finding::warning("check::nothing-skipped", "an int4 run skipped nothing")
@@ -377,45 +387,6 @@ fn check_complaints(
         out.push(Complaint { is_critical: false, finding });
     }
     out
-}
-
-/// What is too little in the statistics of the quantize stages before a stage: samples, or tokens of single modules.
-fn low_calibration(plan: &Plan, stage: usize, least: u64) -> Vec<Complaint> {
-    let mut out = Vec::new();
-    for used in plan.weighing.stages.iter().filter(|used| used.stage < stage) {
-        let place = || place_of(plan, stage, "min_calibration_samples");
-        let few = match used.samples {
-            None => Some(format!("`{}` does not say how many samples it is made of", used.file)),
-            Some(samples) if samples < least => Some(format!(
-                "`{}` is made of {}, fewer than {least}",
-                used.file,
-                counted(samples as usize, "sample")
-            )),
-            Some(_) => None,
-        };
-        if let Some(message) = few {
-            let finding = Finding::warning("check::low-calibration", message)
-                .at_opt(place(), "asked for here")
-                .help("Few samples give every layer the taste of their text. Run more of them.");
-            out.push(Complaint { is_critical: false, finding });
-        }
-        if !used.thin.is_empty() {
-            let message = format!("{} hardly any of the tokens of `{}`", saw(used.thin.len()), used.file);
-            let lines = used.thin.iter().take(NAMED).map(|(module, tokens)| format!("{tokens:>8}  {module}"));
-            let finding = Finding::warning("check::thin-statistics", message)
-                .at_opt(place(), "asked for here")
-                .help("Tokens:")
-                .help_lines(lines)
-                .help("Their numbers are noise; run more text, or other text.");
-            out.push(Complaint { is_critical: false, finding });
-        }
-    }
-    out
-}
-
-/// `1 module saw`, `3 modules saw`.
-fn saw(count: usize) -> String {
-    format!("{} saw", counted(count, "module"))
 }
 
 /// `1 layer is`, `3 layers are`.

@@ -9,7 +9,7 @@ use super::OnFailure;
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Check {
-    /// Every weight and every scale is a finite number.
+    /// Every weight and every scale is a finite number, and no scale is too small for its type to hold.
     Finite,
     /// No dequantized weight is larger in magnitude than `max_abs_weight`.
     WeightRange,

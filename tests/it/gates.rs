@@ -304,3 +304,84 @@ fn a_failure_is_said_even_where_only_what_is_wrong_is_wanted() {
     assert_eq!(quiet("ignore").exits(0).stderr, "");
     assert_ne!(quiet("error").exits(1).stderr, "");
 }
+
+/// A Llama in F16 in which some matrices are so small that F16 holds no scales for them.
+fn faint(modules: &[&str]) -> Model {
+    let small = |model: Model, module: &&str| model.scaled(&format!("{module}.weight"), 2e-6);
+    modules.iter().fold(Model::llama(), small).in_f16()
+}
+
+#[test]
+fn scales_that_vanish_in_f16_are_named() {
+    let (down, up) = ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj");
+    let workspace = Workspace::with(&faint(&[down, up]));
+    let (exit, report, drawn) = run(&workspace, "  - stage: validate\n");
+    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::vanished-scales", "critical")]));
+    assert!(!report.outputs[0].published);
+    for word in [down, up, "too small for F16", "100 %"] {
+        assert!(drawn.contains(word), "{word}: {drawn}");
+    }
+    insta::assert_snapshot!("vanished-scales", drawn);
+    let (exit, report, _) = run(&workspace, "  - stage: validate\n    on_failure: warn\n");
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![("check::vanished-scales", "critical")]));
+    let (exit, report, _) = run(&workspace, "  - stage: validate\n    checks: [size]\n");
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
+    // Every scheme that engines read, and a run that takes over what the last one measured.
+    for stage in [
+        "  - stage: quantize-int4\n    symmetric: false\n",
+        "  - stage: quantize-int4\n    granularity: channel\n    observer: mse\n",
+        "  - stage: quantize-int8\n    activations: dynamic-token\n",
+        "  - stage: quantize-int8\n    activations: dynamic-token\n",
+    ] {
+        let recipe = workspace.recipe(&format!("{stage}  - stage: validate\n    on_failure: warn\n"));
+        let outcome = workspace.run_in_process(&recipe).unwrap_or_else(|failure| panic!("{failure}"));
+        let found = codes(&outcome.report);
+        assert!(found.contains(&("check::vanished-scales", "critical")), "{stage}: {found:?}");
+    }
+    // The same numbers in BF16 have scales.
+    let model = Model::llama().scaled(&format!("{down}.weight"), 2e-6);
+    let (exit, report, _) = run(&Workspace::with(&model), "  - stage: validate\n");
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
+}
+
+#[test]
+fn rows_of_zeros_and_a_few_faint_ones_are_legal() {
+    let name = "model.layers.0.mlp.down_proj.weight";
+    let row = |model: Model, (row, value): (usize, f32)| {
+        (256 * row..256 * (row + 1)).fold(model, |model, element| model.with_value(name, element, value))
+    };
+    let model = [(0, 0.0), (1, 1e-7)].into_iter().fold(Model::llama(), row);
+    for model in [model, Model::llama().scaled(name, 0.0)] {
+        let (exit, report, _) = run(&Workspace::with(&model.in_f16()), "  - stage: validate\n");
+        assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
+    }
+}
+
+#[test]
+fn a_tensor_that_holds_most_of_the_signal_is_named() {
+    let name = "model.layers.1.self_attn.q_proj";
+    let workspace = Workspace::with(&Model::llama().scaled(&format!("{name}.weight"), 100.0));
+    for gates in [
+        "  - stage: validate\n    max_abs_weight: 1000\n",
+        "  - stage: check-warnings\n    fail_on: warning\n    sqnr_warning_threshold: 5\n    sqnr_error_threshold: 1\n",
+    ] {
+        let (exit, report, drawn) = run(&workspace, gates);
+        assert_eq!(
+            (exit, codes(&report)),
+            (Exit::Done, vec![("check::dominant-tensor", "warning")]),
+            "{drawn}"
+        );
+        assert!(drawn.contains(&format!("`{name}.weight` holds over 9")), "{drawn}");
+        assert!(drawn.contains("13 tensors"), "{drawn}");
+    }
+    let (_, report, _) = run(&Workspace::with(&Model::llama()), "  - stage: validate\n");
+    assert_eq!(codes(&report), vec![]);
+    // One alone has no others, of two like ones neither dominates.
+    for target in ["model.layers.0.self_attn.o_proj", "o_proj"] {
+        let workspace = Workspace::with(&Model::llama());
+        let stages = format!("  - stage: quantize-int4\n    targets: [{target}]\n  - stage: validate\n");
+        let outcome = workspace.run_in_process(&workspace.recipe(&stages));
+        let report = outcome.unwrap_or_else(|failure| panic!("{failure}")).report;
+        assert_eq!(codes(&report), vec![], "{target}");
+    }
+}

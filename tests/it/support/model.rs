@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::Path;
 
-use half::bf16;
+use half::{bf16, f16};
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Map, Value, json};
 
@@ -118,6 +118,27 @@ impl Model {
             tensor.dtype = Dtype::F32;
         }
         self.config.insert("dtype".to_owned(), json!("float32"));
+        self
+    }
+
+    /// The model with the same weights in F16, as far as it holds them.
+    pub fn in_f16(mut self) -> Self {
+        for tensor in &mut self.tensors {
+            let values = tensor.bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f32());
+            tensor.bytes = values.flat_map(|value| f16::from_f32(value).to_le_bytes()).collect();
+            tensor.dtype = Dtype::F16;
+        }
+        self.config.insert("dtype".to_owned(), json!("float16"));
+        self
+    }
+
+    /// The model with the values of a BF16 tensor multiplied.
+    pub fn scaled(mut self, name: &str, by: f32) -> Self {
+        let tensor = self.tensors.iter_mut().find(|tensor| tensor.name == name).expect("the tensor is there");
+        for bytes in tensor.bytes.chunks_exact_mut(2) {
+            let value = bf16::from_le_bytes([bytes[0], bytes[1]]).to_f32();
+            bytes.copy_from_slice(&bf16::from_f32(value * by).to_le_bytes());
+        }
         self
     }
 
