@@ -97,7 +97,7 @@ pub fn verify(folder: &Path) -> Result<Verified, Failure> {
     if listed.is_empty() {
         return Err(damaged(vec!["the report lists no weight files: nothing can be checked".to_owned()]));
     }
-    let tree = opened.tree().map_err(|error| unreadable(error))?;
+    let tree = opened.tree().map_err(unreadable)?;
     let tree: BTreeMap<&Path, &Entry> = tree.iter().map(|entry| (entry.name.as_path(), entry)).collect();
     // The report lists every output of its run, and a folder may have been moved: it is the output whose files it holds. Where
     // it holds none of them, its name tells what it should be.

@@ -14,7 +14,7 @@ pub const MOST: u64 = 64;
 /// Up to how many GPUs an engine can cut an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Parallel {
-    /// All numbers of GPUs that work, up to [`MOST`].
+    /// All numbers of GPUs that work, up to 64.
     pub sizes: Vec<u64>,
     /// The greatest power of two among them.
     pub up_to: Option<u64>,
@@ -286,7 +286,7 @@ pub(super) fn limits<'a>(
 pub(super) fn parallel(server: Server, units: &[Unit], heads: &Heads) -> Parallel {
     let works = |gpus: u64| limits(server, units, heads, gpus).next().is_none();
     let sizes: Vec<u64> = (1..=MOST).filter(|gpus| works(*gpus)).collect();
-    let up_to = sizes.iter().copied().filter(|size| size.is_power_of_two()).next_back();
+    let up_to = sizes.iter().copied().rfind(|size| size.is_power_of_two());
     let powers = std::iter::successors(Some(1), |size| Some(2 * size)).take_while(|size| *size <= MOST);
     let limit = powers.into_iter().find_map(|gpus| limits(server, units, heads, gpus).next());
     Parallel { sizes, up_to, limit }
