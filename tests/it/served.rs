@@ -174,7 +174,7 @@ fn a_shape_that_no_kernel_takes_is_told() {
 
     // Neither 64 and 128 nor 128 and 64.
     let workspace = llama(192, 320, 3, 3);
-    let refused = plan_of(&workspace, &stages, "    target: sglang\n").err().expect("no kernel takes it");
+    let refused = plan_of(&workspace, &stages, "    target: sglang\n").expect_err("no kernel takes it");
     let finding = &refused.findings[0];
     assert_eq!(finding.code, "plan::sglang-shape");
     let message =
@@ -222,7 +222,7 @@ fn a_number_of_gpus_is_a_rule_where_the_recipe_asks() {
         let export = |gpus: u64| format!("    target: {target}\n    tensor_parallel: {gpus}\n");
         let codes = said(&plan_of(&workspace, INT4, &export(4)));
         assert_eq!(codes, Vec::<String>::new(), "{target}");
-        let failure = plan_of(&workspace, INT4, &export(8)).err().expect("no whole groups");
+        let failure = plan_of(&workspace, INT4, &export(8)).expect_err("no whole groups");
         let drawn = workspace.drawn(&failure.findings);
         assert_eq!(failure.findings.len(), 1, "{drawn}");
         assert_eq!(failure.findings[0].code, "plan::tensor-parallel");
@@ -233,7 +233,7 @@ fn a_number_of_gpus_is_a_rule_where_the_recipe_asks() {
         }
     }
     // All that is in the way is named, not only the first.
-    let failure = plan_of(&workspace, INT4, "    tensor_parallel: 16\n").err().expect("8 heads");
+    let failure = plan_of(&workspace, INT4, "    tensor_parallel: 16\n").expect_err("8 heads");
     let help = failure.findings[0].help_text().expect("help");
     assert!(
         help.contains("8 attention heads") && help.contains("o_proj") && help.contains("down_proj"),

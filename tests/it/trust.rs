@@ -142,8 +142,11 @@ fn a_record_that_was_edited_counts_for_nothing() {
     }
 }
 
+/// A pointer into a line, and what makes the lie that is put there.
+type Lie = (&'static str, fn() -> Value);
+
 /// What a record could say though its hashes are right: numbers of its lines, by pointer.
-const LIES: &[(&str, fn() -> Value)] = &[
+const LIES: &[Lie] = &[
     ("/parts/0/file", || json!(999)),
     ("/parts/0/file", || json!(1)),
     ("/parts/0/offset", || json!(0)),

@@ -100,7 +100,8 @@ fn every_damage_is_found_and_its_advice_mends() {
 
 #[test]
 fn a_report_with_nothing_in_it_proves_nothing() {
-    let changes: [(&str, fn(&mut Value)); 6] = [
+    type Change = (&'static str, fn(&mut Value));
+    let changes: [Change; 6] = [
         ("no weight files", |report| report["outputs"] = json!([])),
         ("no weight files", |report| report["outputs"][0]["files"] = json!([])),
         ("no weight files", |report| {
