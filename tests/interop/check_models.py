@@ -1,6 +1,6 @@
 """Every small model, quantized by one short recipe, opens unmodified in transformers and computes what it should.
 
-usage: check_models.py MONOQUANT MODELS OUT [NAME...] [--recipe FILE] [--skip TYPE] [--set KEY=VALUE]...
+usage: check_models.py MONOQUANT MODELS OUT [NAME...] [--recipe FILE] [--skip TYPE] [--skip-modules PATTERN] [--target PATTERN] [--set KEY=VALUE]...
 
 MODELS is what make_small_models.py wrote. Each is quantized twice by the recipe below, as it stands and with `format: dequantized`. Held against
 each other, by transformers' own classes:
@@ -9,7 +9,9 @@ each other, by transformers' own classes:
   keys      nothing missing, mismatched or unexpected, but what the original has unexpected too (extra prediction layers)
   modules   the quantized modules are those whose weights differ between the original and the dequantized model
   weights   every parameter, once unpacked, is bit for bit that of the dequantized model
-  logits    so are the logits of one forward pass
+  logits    so are the outputs of one forward pass, of each stack that has one
+  skipped   nothing that --skip-modules names is quantized, and something is that it does not name
+  files     what is not weights is there
 
 One JSON line a model; exit status 1 where one fails that EXCEPTIONS does not name, and where one passes that it does.
 """
@@ -39,6 +41,7 @@ stages:
 # What does not hold, and why. `refused`: monoquant's plan says so. `forward`: this version of transformers cannot run the original either.
 EXCEPTIONS = {
     "gpt2": ("refused", "GPT-2's Conv1D is no Linear: no engine has a quantized form of it"),
+    "qwen3-omni": ("refused", "transformers has no plain experts beside quantized layers, so the talker's are wanted too (--target)"),
     "deepseek-v4": ("forward", "F32 and BF16 mixed in the class's own forward pass"),
     "qwen4-exp": ("forward", "the class's own forward pass fails with the small config"),
 }
@@ -63,24 +66,46 @@ def differing(a, b):
 def load(path):
     config = transformers.AutoConfig.from_pretrained(path)
     klass = getattr(transformers, config.architectures[0])
-    model, info = klass.from_pretrained(path, dtype="auto", output_loading_info=True)
+    # The class's own method where it has one (Qwen2.5-Omni) gives no information about loading.
+    model, info = transformers.PreTrainedModel.from_pretrained.__func__(klass, path, dtype="auto", output_loading_info=True)
     return model.eval(), {k: sorted(map(str, v)) for k, v in info.items() if v}
 
 
-def inputs(model):
-    text = model.config.get_text_config()
+def noise(model, *shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(model.dtype)
+
+
+def outputs(model):
+    """What a model computes, from inputs that are always the same: one tensor for each of its stacks that can be asked alone."""
+    config, text = model.config, model.config.get_text_config()
     ids = torch.arange(3, 35)[None] % text.vocab_size
-    if model.config.model_type == "whisper":
-        dtype = next(model.parameters()).dtype
-        frames = torch.randn(1, model.config.num_mel_bins, 2 * model.config.max_source_positions, generator=torch.Generator().manual_seed(0))
-        return {"input_features": frames.to(dtype), "decoder_input_ids": ids}
-    return {"input_ids": ids}
+    if config.model_type == "whisper":
+        frames = noise(model, 1, config.num_mel_bins, 2 * config.max_source_positions)
+        return [model(input_features=frames, decoder_input_ids=ids).logits]
+    if config.model_type == "clip":
+        size = config.vision_config.image_size
+        out = model(input_ids=ids, pixel_values=noise(model, 1, 3, size, size))
+        return [out.text_embeds, out.image_embeds]
+    if "omni" in config.model_type and getattr(model, "hf_quantizer", None):
+        # Omni has no pass of the whole, the first of which unpacks codes elsewhere. `dequantize=True` does this while loading.
+        model.hf_quantizer.compressor.decompress_model(model=model)
+    if config.model_type == "qwen2_5_omni":
+        talker = config.talker_config
+        reply = noise(model, 1, 32, talker.embedding_size)
+        return [model.thinker(input_ids=ids).logits, model.talker(input_ids=ids % talker.vocab_size, thinker_reply_part=reply).logits]
+    if config.model_type == "qwen3_omni_moe":
+        hidden = noise(model, 1, 32, config.talker_config.text_config.hidden_size)
+        positions = torch.arange(32)[None, None].expand(3, 1, -1)
+        codes = noise(model, 1, 2, config.talker_config.code_predictor_config.hidden_size)
+        return [model.thinker(input_ids=ids).logits, model.talker(inputs_embeds=hidden, position_ids=positions).logits,
+                model.talker.code_predictor(inputs_embeds=codes).logits]
+    return [model(input_ids=ids).logits]
 
 
 def logits(model):
     torch.manual_seed(0)
     with torch.no_grad():
-        return model(**inputs(model)).logits
+        return torch.cat([out.flatten().float() for out in outputs(model)])
 
 
 def stack_experts(found, wanted):
@@ -95,7 +120,7 @@ def stack_experts(found, wanted):
             found[name] = torch.stack([torch.cat([found[n].T for n in expert], 1) for expert in names])
 
 
-def check(name, original, packed, plain, report):
+def check(original, packed, plain, report, skipped):
     """Three models of one origin: as published, quantized, and quantized then written as plain weights. Gives what does not hold."""
     problems, facts = [], {}
     ref, ref_info = load(original)
@@ -120,6 +145,13 @@ def check(name, original, packed, plain, report):
         problems.append(f"modules: not quantized {sorted(want - linear)[:3]}, quantized and unchanged {sorted(linear - want)[:3]}")
     reported, changed = {t["name"] for t in report["tensors"] if t["action"] == "quantized"}, differing(original, plain)
     facts["reported"] = len(reported)
+    if skipped:
+        hit = sorted(name for name in reported if re.match(skipped.removeprefix("re:"), name))
+        if hit or not reported:
+            problems.append(f"skipped: {len(hit)} of {len(reported)} quantized tensors are named by {skipped}, {hit[:3]}")
+    left = {file for file in os.listdir(original) if ".safetensors" not in file} - set(os.listdir(packed))
+    if left:
+        problems.append(f"files: {sorted(left)} are not carried over")
     if reported != changed:
         problems.append(f"report: {sorted(reported ^ changed)[:3]} in the report or changed, not both")
 
@@ -155,14 +187,20 @@ def main():
     ap.add_argument("names", nargs="*")
     ap.add_argument("--recipe", help="another recipe, with ${MODEL} and ${OUT} in it")
     ap.add_argument("--skip", help="a layer type that is left alone")
+    ap.add_argument("--skip-modules", help="modules that are left alone: a regular expression that begins with re:")
+    ap.add_argument("--target", help="modules that are asked for beside Linear, such as a part beside the language model")
     ap.add_argument("--set", action="append", default=[])
     a = ap.parse_intermixed_args()
     os.makedirs(a.out, exist_ok=True)
     recipe = os.path.join(a.out, "recipe.yaml")
     with open(recipe, "w") as f:
         text = open(a.recipe).read() if a.recipe else RECIPE
-        if a.skip:
-            text = text.replace("  - stage: quant", f"  - stage: resolve-skips\n    skip_layer_types: [{a.skip}]\n  - stage: quant", 1)
+        entries = {"skip_layer_types": a.skip, "modules_to_not_convert": a.skip_modules}
+        lines = "".join(f"    {key}: [{json.dumps(entry)}]\n" for key, entry in entries.items() if entry)
+        if lines:
+            text = text.replace("  - stage: quant", f"  - stage: resolve-skips\n{lines}  - stage: quant", 1)
+        if a.target:
+            text = text.replace("    group_size: 32\n", f"    group_size: 32\n    targets: [Linear, {json.dumps(a.target)}]\n", 1)
         f.write(text)
     options = [word for value in a.set for word in ("--set", value)]
     failed = 0
@@ -170,7 +208,7 @@ def main():
         original = os.path.join(a.models, name)
         packed, plain = os.path.join(a.out, name), os.path.join(a.out, name + "-plain")
         line = {"name": name}
-        expected = EXCEPTIONS.get(name, (None, None))
+        expected = EXCEPTIONS.get(name, (None, None)) if not a.target else (None, None)
         done = quantize(a.monoquant, original, packed, recipe, options)
         if done.returncode:
             line["refused"] = re.sub(r"\s+", " ", done.stdout + done.stderr).strip()[:300]
@@ -184,7 +222,7 @@ def main():
                 with open(os.path.join(packed, "monoquant-report.json")) as f:
                     report = json.load(f)
                 try:
-                    facts, problems = check(name, original, packed, plain, report)
+                    facts, problems = check(original, packed, plain, report, a.skip_modules)
                 except Exception as error:
                     facts, problems = {}, [f"{type(error).__name__}: {error}"[:500]]
                 line.update(facts, problems=problems)

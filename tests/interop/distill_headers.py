@@ -13,6 +13,7 @@ import glob, json, os, sys
 os.environ["HF_HUB_OFFLINE"] = "1"
 import torch
 import transformers
+from make_small_models import STACKS
 from safetensors import safe_open
 
 transformers.logging.set_verbosity_error()
@@ -65,7 +66,7 @@ def distil(path):
 def main():
     source, out, names = sys.argv[1], sys.argv[2], sys.argv[3:]
     os.makedirs(out, exist_ok=True)
-    for name in names or sorted(os.listdir(source)):
+    for name in names or sorted(name for name in os.listdir(source) if os.path.isdir(os.path.join(source, name)) and name not in STACKS):
         data = distil(os.path.join(source, name))
         with open(os.path.join(out, name + ".json"), "w") as f:
             # One tensor a line, so that a change of one is a change of one line.
