@@ -214,7 +214,7 @@ const KINDS: &[Rule] = &[
     // `hc_*_fn`, `ape`, position tables, expert biases, `in_proj_weight`: no engine has a quantized form of
     // them.
     Rule { kind: LayerType::Other, words: "two axes and not named `weight`", test: |t, _| !t.is_weight() },
-    Rule { kind: LayerType::Embedding, words: "named as a lookup table", test: |t, _| is_table(t) },
+    Rule { kind: LayerType::Embedding, words: "named as a lookup table", test: is_table },
     Rule {
         kind: LayerType::Router,
         words: "named as a router, rows = experts",
@@ -271,12 +271,16 @@ fn is_stack(t: &TensorFacts<'_>, m: &ModelFacts<'_>) -> bool {
 }
 
 /// `embedding_projection` and `patch_embedding.linear` are linear layers; GPT-NeoX's `embed_out` is the
-/// output head.
-fn is_table(t: &TensorFacts<'_>) -> bool {
-    let is_shard = t.last.strip_prefix("shard_").is_some_and(|n| n.bytes().all(|b| b.is_ascii_digit()));
-    let is_embedding = contains_ignoring_case(t.last, "embed")
-        && t.last != "embed_out"
-        && !["proj", "linear", "dense"].iter().any(|word| contains_ignoring_case(t.last, word));
+/// output head. One of a list of tables (`codec_embedding.0`) is called by its number; `time_embedding.0` is such
+/// a name too, of a linear layer, which has a bias.
+fn is_table(t: &TensorFacts<'_>, m: &ModelFacts<'_>) -> bool {
+    let is_number = |word: &str| !word.is_empty() && word.bytes().all(|b| b.is_ascii_digit());
+    let is_listed = is_number(t.last) && m.folder.parameter_of(t.info.module(), "bias").is_none();
+    let name = if is_listed { t.parent } else { t.last };
+    let is_shard = t.last.strip_prefix("shard_").is_some_and(is_number);
+    let is_embedding = contains_ignoring_case(name, "embed")
+        && name != "embed_out"
+        && !["proj", "linear", "dense"].iter().any(|word| contains_ignoring_case(name, word));
     is_embedding || is_shard || matches!(t.last, "wte" | "wpe" | "shared" | "relative_attention_bias")
 }
 

@@ -45,6 +45,19 @@ fn gpt2_is_transposed_unless_its_shapes_say_otherwise() {
 }
 
 #[test]
+fn a_list_of_tables_is_told_from_a_chain_of_layers() {
+    let tensors: &[(&str, &[u64])] = &[
+        ("talker.codec_embedding.0.weight", &[416, 128]),
+        ("talker.codec_embedding.1.weight", &[416, 128]),
+        ("talker.lm_head.0.weight", &[416, 128]),
+        ("time_embedding.0.weight", &[128, 64]),
+        ("time_embedding.0.bias", &[128]),
+    ];
+    let (table, linear) = (LayerType::Embedding, LayerType::Linear);
+    assert_eq!(kinds(json!({}), tensors)[..4], [table, table, linear, linear]);
+}
+
+#[test]
 fn a_gate_is_a_router_by_name_and_shape() {
     let moe = || json!({"num_experts": 8});
     let gate: (&str, &[u64]) = ("l.0.mlp.gate.weight", &[8, 64]);
