@@ -108,7 +108,8 @@ impl Inputs {
     fn folders(&self) -> Vec<PathBuf> {
         let watched = self.watched();
         let parent = |path: &PathBuf| path.parent().map(Path::to_owned).unwrap_or_default();
-        let mut out: Vec<PathBuf> = watched.texts.iter().chain(&watched.others).map(parent).collect();
+        let files = watched.texts.iter().chain(&watched.others);
+        let mut out: Vec<PathBuf> = files.flat_map(|path| links(path)).map(|path| parent(&path)).collect();
         if let Some(model) = &watched.model {
             out.push(parent(model));
             out.push(model.clone());
@@ -126,6 +127,22 @@ impl Inputs {
         out.retain(|path| path.is_dir());
         out
     }
+}
+
+/// A path, and what it leads to link by link: any of the links may be switched, and what is at their end edited.
+fn links(path: &Path) -> Vec<PathBuf> {
+    let mut out = vec![path.to_owned()];
+    // The system follows no more than forty.
+    while out.len() <= 40
+        && let Some(last) = out.last()
+        && let Ok(target) = fs::read_link(last)
+    {
+        let next = last.parent().unwrap_or(Path::new("")).join(target);
+        out.push(next);
+    }
+    // A folder on the way may be a link as well.
+    out.extend(path.canonicalize());
+    out
 }
 
 fn look(watched: &Watched) -> Seen {

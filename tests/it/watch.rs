@@ -110,6 +110,34 @@ fn edit(workspace: &Workspace, from: &str, to: &str) {
     save(&path, &text.replace(from, to));
 }
 
+#[cfg(unix)]
+#[test]
+fn a_recipe_behind_links_is_followed() {
+    use std::os::unix::fs::symlink;
+    let workspace = Workspace::with(&Model::llama());
+    let recipe = workspace.recipe(INT4);
+    let text = fs::read_to_string(&recipe).expect("the recipe");
+    // A link to a link to a file, in folders of their own; what is named in it is named from the link's folder.
+    for folder in ["first", "second", "links"] {
+        fs::create_dir(workspace.path(folder)).expect("a folder");
+    }
+    let (first, second) = (workspace.path("first/recipe.yaml"), workspace.path("second/recipe.yaml"));
+    fs::write(&first, &text).expect("a recipe");
+    fs::write(&second, text.replace("quantize-int4", "quantize-int4\n    group_size: 64")).expect("a recipe");
+    symlink("../first/recipe.yaml", workspace.path("links/current")).expect("a link");
+    fs::remove_file(&recipe).expect("the recipe");
+    symlink("links/current", &recipe).expect("a link");
+    let mut watching = Watching::start(&workspace, &[]);
+    assert!(watching.wait_for("cycle 1").contains("✓ passed"));
+    save(&first, &text.replace("quantize-int4", "quantize-int4\n    group_size: 16"));
+    assert!(watching.wait_for("cycle 2").contains("✓ passed"), "the file is edited");
+    symlink("../second/recipe.yaml", workspace.path("links/new")).expect("a link");
+    fs::rename(workspace.path("links/new"), workspace.path("links/current")).expect("a link");
+    assert!(watching.wait_for("cycle 3").contains("✓ passed"), "a link is switched");
+    save(&second, &text.replace("quantize-int4", "quantize-int4\n    group_size: 32"));
+    assert!(watching.wait_for("cycle 4").contains("✓ passed"), "the new file is edited");
+}
+
 #[test]
 fn a_saved_recipe_runs_again_and_an_unchanged_one_does_not() {
     let workspace = Workspace::with(&Model::llama());
