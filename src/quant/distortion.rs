@@ -106,17 +106,19 @@ impl Distortion {
     /// Whether no sum or extreme is infinite or undefined.
     #[must_use]
     pub fn is_finite(&self) -> bool {
-        let sums = [self.signal, self.noise, self.cross, self.weighted_signal, self.weighted_noise];
+        let weighted = [self.weighted_signal, self.weighted_noise];
+        let sums = [self.signal, self.noise, self.cross, self.faint];
         let extremes = [self.max_abs_error, self.max_abs_weight];
         let worst = self.worst_group.map_or([0.0; 2], |worst| [worst.signal, worst.noise]);
-        sums.iter().chain(&worst).all(|sum| sum.is_finite()) && extremes.iter().all(|value| value.is_finite())
+        sums.iter().chain(&weighted).chain(&worst).all(|sum| sum.is_finite())
+            && extremes.iter().all(|value| value.is_finite())
     }
 
     /// Whether this can be the distortion of a matrix of so many rows and columns.
     #[must_use]
     pub fn is_of(&self, rows: u64, columns: u64) -> bool {
         let is_in = |at: (usize, usize)| (at.0 as u64) < rows.max(1) && (at.1 as u64) < columns.max(1);
-        let energies = [self.signal, self.noise, self.weighted_signal, self.weighted_noise];
+        let energies = [self.signal, self.noise, self.faint, self.weighted_signal, self.weighted_noise];
         Some(self.count) == rows.checked_mul(columns)
             && self.clipped <= self.count
             && self.is_finite()
