@@ -4,6 +4,7 @@ use std::fs;
 use std::path::Path;
 
 /// The nearest folder of a path that exists.
+#[cfg(unix)]
 fn existing(path: &Path) -> &Path {
     let mut existing = path;
     while !existing.exists() {
