@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 
 use serde::Deserialize;
@@ -12,11 +12,9 @@ use super::files::cannot_write;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder, Kind};
+use crate::fs::regular::{self, limit};
 use crate::report::{self, OutputRecord, Report};
 use crate::stage::export::Overwrite;
-
-/// The largest report or index that is read.
-const LONGEST: u64 = 1 << 30;
 
 /// Names that are told; more are counted.
 const TOLD: usize = 5;
@@ -149,12 +147,8 @@ fn read(folder: &Folder, name: &Path) -> io::Result<Vec<u8>> {
 }
 
 fn bytes_of(file: File) -> io::Result<Vec<u8>> {
-    if file.metadata()?.len() > LONGEST {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    let mut bytes = Vec::new();
-    file.take(LONGEST).read_to_end(&mut bytes)?;
-    Ok(bytes)
+    let metadata = file.metadata()?;
+    regular::read_open(file, &metadata, limit::REPORT)
 }
 
 /// Names in an output of monoquant that its report does not know, at any depth.
