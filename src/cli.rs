@@ -263,8 +263,15 @@ struct CompletionsArgs {
 /// Runs the command of the process's arguments.
 #[must_use]
 pub fn main() -> Exit {
+    as_process(|| run_with(std::env::args_os()))
+}
+
+/// Does all the work of a process, and says how it ends: a panic is told as the bug that it is, and neither it nor a file that is
+/// too long ends the process on the spot.
+pub fn as_process(work: impl FnOnce() -> Exit) -> Exit {
     std::panic::set_hook(Box::new(output::panicked));
-    shielded(|| run_with(std::env::args_os()))
+    crate::fs::limits::outlive_long_files();
+    shielded(work)
 }
 
 /// A panic is a bug in monoquant, and its exit status says so. What was staged is gone by then, as after any failure.

@@ -12,7 +12,7 @@ pub enum Exit {
     BadRecipe = 2,
     /// The input model is wrong or damaged.
     BadModel = 3,
-    /// The output cannot be written: no space, no permission, locked, or not ours to replace.
+    /// The output cannot be written: no space, no permission, locked, not ours to replace, or beyond a limit of the process.
     CannotWrite = 4,
     /// The written output failed its own check.
     OutputDamaged = 5,

@@ -3,4 +3,6 @@
 //! Errors are `std::io::Error`s here; callers make findings of them.
 
 pub mod exclusive;
+pub mod handles;
+pub mod limits;
 pub mod regular;

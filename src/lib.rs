@@ -39,3 +39,4 @@ pub mod report;
 pub mod run;
 pub mod stage;
 pub mod text;
+mod threads;

@@ -150,10 +150,15 @@ fn cancel_on_signals(cancel: &Cancel) -> Result<(), Failure> {
         }
         cancel.cancel();
     })
-    .map_err(|error| {
-        let finding = Finding::error("cli::signals", format!("cannot listen for signals: {error}"));
-        Failure::new(Exit::Internal, finding)
-    })
+    .map_err(|error| no_listener(&error))
+}
+
+/// What is said where the system starts no thread that listens for Ctrl-C: without one nothing is begun.
+pub(super) fn no_listener(error: &ctrlc::Error) -> Failure {
+    let finding = Finding::error("cli::signals", format!("cannot listen for signals: {error}"));
+    let help = "A thread is to listen for Ctrl-C, and the system starts none: allow more processes (`ulimit -u`) or more \
+                memory (`ulimit -v`), or unset RUST_MIN_STACK.";
+    Failure::new(Exit::CannotWrite, finding.help(help))
 }
 
 #[cfg(test)]

@@ -5,12 +5,12 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::output::Output;
-use super::run::{Trust, instruction_set, limits, loaded, tell_failed_reports};
+use super::run::{Trust, instruction_set, limits, loaded, no_listener, tell_failed_reports};
 use super::{Format, RunArgs};
 use crate::exit::Exit;
 use crate::export::lock::Lock;
 use crate::export::staging;
-use crate::finding::{Failure, Finding};
+use crate::finding::Failure;
 use crate::model;
 use crate::plan::Plan;
 use crate::quant::Isa;
@@ -165,8 +165,5 @@ fn interrupt_on_signals(interrupt: Interrupt<Ended>) -> Result<(), Failure> {
         }
         interrupt.interrupt();
     })
-    .map_err(|error| {
-        let finding = Finding::error("cli::signals", format!("cannot listen for signals: {error}"));
-        Failure::new(Exit::Internal, finding)
-    })
+    .map_err(|error| no_listener(&error))
 }

@@ -6,26 +6,45 @@ use std::path::Path;
 
 #[cfg(unix)]
 use super::disk;
+use super::staging::StagedFile;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Folder};
-use crate::fs::regular;
+use crate::fs::handles::Handle;
+use crate::fs::{limits, regular};
+
+/// Codes of findings about files that cannot be written.
+pub mod code {
+    /// The system does not write a file.
+    pub const CANNOT_WRITE: &str = "export::cannot-write";
+    /// A file is longer than may be written.
+    pub const FILE_SIZE: &str = "export::file-size";
+}
 
 /// A failure to write, with the path and what to do.
 #[must_use]
 pub fn cannot_write(what: &str, path: &Path, error: &io::Error) -> Failure {
-    let finding =
-        Finding::error("export::cannot-write", format!("cannot {what} {}: {}", path.display(), plain(error)));
-    let help = match error.kind() {
-        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
-            "Free some space, or choose another `path`. What was there before is untouched."
+    let (code, help) = match error.kind() {
+        io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
+            code::CANNOT_WRITE,
+            "Free some space, or choose another `path`. What was there before is untouched.",
+        ),
+        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (
+            code::CANNOT_WRITE,
+            "Choose a `path` that you may write to, or change its permissions. What was there before is untouched.",
+        ),
+        io::ErrorKind::FileTooLarge => (
+            code::FILE_SIZE,
+            "No longer file may be written: raise the limit (`ulimit -f`; a file system may have one too). What was there \
+             before is untouched.",
+        ),
+        _ if limits::is_out_of_files(error) => {
+            (code::CANNOT_WRITE, "Allow more open files (`ulimit -n`). What was there before is untouched.")
         }
-        io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => {
-            "Choose a `path` that you may write to, or change its permissions. What was there before is untouched."
-        }
-        _ => "What was there before is untouched.",
+        _ => (code::CANNOT_WRITE, "What was there before is untouched."),
     };
-    Failure::new(Exit::CannotWrite, finding.help(help))
+    let message = format!("cannot {what} {}: {}", path.display(), plain(error));
+    Failure::new(Exit::CannotWrite, Finding::error(code, message).help(help))
 }
 
 /// The text of an error without the number that the standard library puts behind it.
@@ -59,9 +78,9 @@ pub fn open_to_read(path: &Path) -> Result<File, Failure> {
 /// # Errors
 /// Where they cannot be read or written.
 pub fn copy_range(
-    from: &File,
+    from: &Handle,
     from_offset: u64,
-    to: &super::staging::StagedFile,
+    to: &StagedFile,
     to_offset: u64,
     len: u64,
 ) -> Result<(), Failure> {
@@ -70,7 +89,10 @@ pub fn copy_range(
     while done < len {
         let (mut at, mut into) = (from_offset + done, to_offset + done);
         let count = usize::try_from(len - done).unwrap_or(usize::MAX).min(1 << 24);
-        match rustix::fs::copy_file_range(from, Some(&mut at), &to.file, Some(&mut into), count) {
+        let copied = Handle::with_both(from, &to.file, |from, to| {
+            Ok(rustix::fs::copy_file_range(from, Some(&mut at), to, Some(&mut into), count)?)
+        });
+        match copied {
             Ok(copied) if copied > 0 => done += copied as u64,
             // Not on these file systems, or past the end: then reading tells.
             _ => break,
@@ -79,9 +101,9 @@ pub fn copy_range(
     let mut buffer = Vec::new();
     while done < len {
         buffer.resize((len - done).min(1 << 20) as usize, 0);
-        crate::model::read::read_exact_at(from, &mut buffer, from_offset + done)
+        from.with(|from| crate::model::read::read_exact_at(from, &mut buffer, from_offset + done))
             .map_err(|error| cannot_write("copy to", &to.path, &error))?;
-        write_at(&to.file, &to.path, to_offset + done, &buffer)?;
+        write_at(to, to_offset + done, &buffer)?;
         done += buffer.len() as u64;
     }
     Ok(())
@@ -97,29 +119,31 @@ pub fn replace(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<File, Fail
         .map_err(|error| cannot_write("write", path, &error))
 }
 
-/// Writes bytes at a position.
+/// Writes bytes at a position of a staged file.
 ///
 /// # Errors
 /// Where they cannot be written.
-pub fn write_at(file: &File, path: &Path, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-    #[cfg(unix)]
-    let done = std::os::unix::fs::FileExt::write_all_at(file, bytes, offset);
-    #[cfg(windows)]
-    let done = {
-        use std::os::windows::fs::FileExt;
-        let mut written = 0;
-        loop {
-            if written == bytes.len() {
-                break Ok(());
-            }
-            match file.seek_write(&bytes[written..], offset + written as u64) {
-                Ok(0) => break Err(io::ErrorKind::WriteZero.into()),
-                Ok(n) => written += n,
-                Err(error) => break Err(error),
-            }
+pub fn write_at(staged: &StagedFile, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+    let written = staged.file.with(|file| write_all_at(file, offset, bytes));
+    written.map_err(|error| cannot_write("write", &staged.path, &error))
+}
+
+#[cfg(unix)]
+fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
+}
+
+#[cfg(windows)]
+fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
+    use std::os::windows::fs::FileExt;
+    let mut written = 0;
+    while written < bytes.len() {
+        match file.seek_write(&bytes[written..], offset + written as u64)? {
+            0 => return Err(io::ErrorKind::WriteZero.into()),
+            n => written += n,
         }
-    };
-    done.map_err(|error| cannot_write("write", path, &error))
+    }
+    Ok(())
 }
 
 /// Makes a file that is complete survive a power cut.
@@ -177,7 +201,7 @@ const READ_BACK_BYTES: usize = 1 << 16;
 /// # Errors
 /// Where it cannot be read.
 pub fn holds(
-    staged: &super::staging::StagedFile,
+    staged: &StagedFile,
     mut offset: u64,
     meant: &[u8],
     buffer: &mut Vec<u8>,
@@ -197,30 +221,14 @@ pub fn holds(
 ///
 /// # Errors
 /// Where they cannot be read.
-pub fn read_at(staged: &super::staging::StagedFile, offset: u64, out: &mut [u8]) -> Result<(), Failure> {
-    #[cfg(unix)]
-    let done = std::os::unix::fs::FileExt::read_exact_at(&staged.file, out, offset);
-    #[cfg(windows)]
-    let done = {
-        use std::os::windows::fs::FileExt;
-        let mut filled = 0;
-        loop {
-            if filled == out.len() {
-                break Ok(());
-            }
-            match staged.file.seek_read(&mut out[filled..], offset + filled as u64) {
-                Ok(0) => break Err(io::ErrorKind::UnexpectedEof.into()),
-                Ok(n) => filled += n,
-                Err(error) => break Err(error),
-            }
-        }
-    };
-    done.map_err(|error| cannot_write("read back", &staged.path, &error))
+pub fn read_at(staged: &StagedFile, offset: u64, out: &mut [u8]) -> Result<(), Failure> {
+    let read = staged.file.with(|file| crate::model::read::read_exact_at(file, out, offset));
+    read.map_err(|error| cannot_write("read back", &staged.path, &error))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::staging::StagedFile;
+    use super::StagedFile;
     use super::*;
 
     #[test]
@@ -228,18 +236,19 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("staged");
         let file = File::options().read(true).write(true).create_new(true).open(&path).unwrap();
+        let file = Handle::new(file, || Err(io::ErrorKind::NotFound.into())).unwrap();
         let staged = StagedFile { file, path };
         let mut buffer = vec![7; 3 * READ_BACK_BYTES];
         for len in [0, 1, READ_BACK_BYTES, READ_BACK_BYTES + 1, 2 * READ_BACK_BYTES + 100] {
             let meant: Vec<u8> = (0..len).map(|i| (i * 131 % 251) as u8).collect();
             let offset = 5;
-            write_at(&staged.file, &staged.path, offset, &meant).unwrap();
+            write_at(&staged, offset, &meant).unwrap();
             assert!(holds(&staged, offset, &meant, &mut buffer).unwrap());
             let places = [0, READ_BACK_BYTES - 1, READ_BACK_BYTES, len.saturating_sub(1)];
             for place in places.into_iter().filter(|place| *place < len) {
-                write_at(&staged.file, &staged.path, offset + place as u64, &[!meant[place]]).unwrap();
+                write_at(&staged, offset + place as u64, &[!meant[place]]).unwrap();
                 assert!(!holds(&staged, offset, &meant, &mut buffer).unwrap(), "byte {place} of {len}");
-                write_at(&staged.file, &staged.path, offset + place as u64, &[meant[place]]).unwrap();
+                write_at(&staged, offset + place as u64, &[meant[place]]).unwrap();
             }
         }
         assert!(holds(&staged, 1 << 30, &[0], &mut buffer).is_err(), "past the end");

@@ -22,10 +22,10 @@ pub fn while_flushing<T>(
 ) -> Result<T, Failure> {
     let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let flusher = scope.spawn(|| {
+        let flush = || {
             while !is_over.load(Ordering::Relaxed) {
                 for staged in staging.iter().flat_map(|staging| &staging.weights) {
-                    let synced = staged.file.sync_data();
+                    let synced = staged.file.with(std::fs::File::sync_data);
                     synced.map_err(|error| files::cannot_write("flush", &staged.path, &error))?;
                     if is_over.load(Ordering::Relaxed) {
                         break;
@@ -34,7 +34,9 @@ pub fn while_flushing<T>(
                 std::thread::park_timeout(PAUSE);
             }
             Ok(())
-        });
+        };
+        // Without another thread all of it is written to the disk at the end.
+        let Ok(flusher) = std::thread::Builder::new().spawn_scoped(scope, flush) else { return work() };
         let end = End(&is_over, flusher.thread());
         let result = work();
         drop(end);

@@ -4,18 +4,20 @@
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::files::{self, cannot_write};
 use super::siblings;
 use crate::finding::Failure;
 use crate::fs::exclusive::{self, Folder};
-use crate::plan::ExportPlan;
+use crate::fs::handles::Handle;
+use crate::plan::{ExportPlan, OutputFile};
 
-/// A weight file of the output, open for positioned writes and reads.
+/// A weight file of the output, for positioned writes and reads.
 #[derive(Debug)]
 pub struct StagedFile {
-    /// The open file.
-    pub file: File,
+    /// The file.
+    pub file: Handle,
     /// Its path.
     pub path: PathBuf,
 }
@@ -30,7 +32,7 @@ pub struct Staging {
     /// The weight files, as the plan numbers them.
     pub weights: Vec<StagedFile>,
     /// The folder, held open: all that is made in it is made from here.
-    root: Folder,
+    root: Arc<Folder>,
     end: End,
 }
 
@@ -72,7 +74,7 @@ impl Staging {
     pub fn create(export: &ExportPlan, starts: &[FileStart]) -> Result<Self, Failure> {
         let folder = siblings::staging(&export.path);
         let failed = |error: io::Error| cannot_write("make", &folder, &error);
-        let root = Folder::open_or_create(&folder).map_err(failed)?;
+        let root = Arc::new(Folder::open_or_create(&folder).map_err(failed)?);
         let mut staging = Self {
             folder: folder.clone(),
             target: export.path.clone(),
@@ -97,14 +99,25 @@ impl Staging {
                 FileStart::Linked(from) => {
                     staging.link(from, name)?;
                     let file = staging.root.open_file(name, false).map_err(failed)?;
-                    staging.weights.push(StagedFile { file, path });
+                    let staged = staging.held(file, planned, false)?;
+                    staging.weights.push(staged);
                     continue;
                 }
             };
-            files::write_at(&file, &path, 0, &planned.header)?;
-            staging.weights.push(StagedFile { file, path });
+            let staged = staging.held(file, planned, true)?;
+            files::write_at(&staged, 0, &planned.header)?;
+            staging.weights.push(staged);
         }
         Ok(staging)
+    }
+
+    /// An open weight file. Where it has to be opened again, that is from the folder that is held open.
+    fn held(&self, file: File, planned: &OutputFile, is_written: bool) -> Result<StagedFile, Failure> {
+        let (root, name) = (Arc::clone(&self.root), PathBuf::from(&planned.name));
+        let path = self.folder.join(&name);
+        let file = Handle::new(file, move || root.open_file(&name, is_written))
+            .map_err(|error| cannot_write("open", &path, &error))?;
+        Ok(StagedFile { file, path })
     }
 
     /// Of an interrupted run only the files that are kept stay.

@@ -4,8 +4,6 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rayon::prelude::*;
-
 use super::code;
 use super::config::Config;
 use super::header::{self, Header};
@@ -15,6 +13,7 @@ use super::tensor::{FileIdentity, Shard, TensorInfo};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::regular::limit;
+use crate::threads;
 
 use checks::{check_copies, check_duplicates, check_index};
 use complaints::{absent, adapter, io, no_config, no_weights, not_safetensors, pointer};
@@ -143,7 +142,7 @@ pub(super) struct NameIndex(Vec<usize>);
 impl NameIndex {
     fn of(tensors: &[TensorInfo]) -> Self {
         let mut order: Vec<usize> = (0..tensors.len()).collect();
-        order.par_sort_by(|&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        threads::sort_by(&mut order, |&a, &b| tensors[a].name.cmp(&tensors[b].name));
         Self(order)
     }
 
@@ -312,7 +311,7 @@ fn read_headers(
     findings: &mut Vec<Finding>,
 ) -> (Vec<Shard>, Vec<TensorInfo>) {
     let read: Vec<Result<(Shard, Header), Vec<Finding>>> =
-        chosen.par_iter().map(|file| read_shard(root, &file.path)).collect();
+        threads::map_each(chosen, |file| read_shard(root, &file.path));
     let (mut shards, mut tensors) = (Vec::new(), Vec::new());
     for result in read {
         match result {

@@ -14,20 +14,21 @@ use super::tensor::{FileIdentity, Shard, TensorInfo};
 use super::widen::{self, ScaleGrid};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::handles::{Handle, Replaced};
 use crate::fs::regular;
 
 /// Bytes of source rows that are collected before they are transposed, so that both sides stay in the cache.
 const TRANSPOSE_BYTES: u64 = 256 * 1024;
 
-/// A weight file, open for reading.
+/// A weight file, to be read at positions.
 #[derive(Debug)]
 pub struct WeightFile {
-    file: File,
+    file: Handle,
     name: String,
 }
 
 impl WeightFile {
-    /// Opens a shard.
+    /// Opens a shard. Where a process may not have all files open, it is opened again when it is read.
     ///
     /// # Errors
     /// It cannot be opened, or is not the file whose header was read.
@@ -36,7 +37,12 @@ impl WeightFile {
         let failed =
             |e: std::io::Error| fail(code::IO, format!("cannot open `{}`: {e}", shard.path.display()));
         let file = regular::open(&shard.path).map_err(failed)?;
-        let opened = Self { file, name };
+        let (path, identity) = (shard.path.clone(), shard.identity);
+        let again = move || {
+            let (file, metadata) = regular::open_with_metadata(&path)?;
+            if FileIdentity::of(&metadata) == identity { Ok(file) } else { Err(Replaced.into()) }
+        };
+        let opened = Self { file: Handle::new(file, again).map_err(failed)?, name };
         opened.check_unchanged(shard)?;
         Ok(opened)
     }
@@ -47,17 +53,18 @@ impl WeightFile {
     /// # Errors
     /// Where it is not.
     pub fn check_unchanged(&self, shard: &Shard) -> Result<(), Failure> {
-        let name = &self.name;
-        let metadata = self.file.metadata();
-        let metadata = metadata.map_err(|e| fail(code::IO, format!("cannot read `{name}`: {e}")))?;
-        if FileIdentity::of(&metadata) != shard.identity {
-            return Err(Failure::new(
-                Exit::BadModel,
-                Finding::error(code::CHANGED, format!("`{name}` changed after its header was read"))
-                    .help("Something else writes to the model's folder; run again when it is done."),
-            ));
+        match self.file.with(File::metadata) {
+            Ok(metadata) if FileIdentity::of(&metadata) == shard.identity => Ok(()),
+            Ok(_) => Err(self.changed()),
+            Err(e) if Replaced::is(&e) => Err(self.changed()),
+            Err(e) => Err(fail(code::IO, format!("cannot read `{}`: {e}", self.name))),
         }
-        Ok(())
+    }
+
+    fn changed(&self) -> Failure {
+        let message = format!("`{}` changed after its header was read", self.name);
+        let help = "Something else writes to the model's folder; run again when it is done.";
+        Failure::new(Exit::BadModel, Finding::error(code::CHANGED, message).help(help))
     }
 
     /// Its name in messages.
@@ -71,9 +78,11 @@ impl WeightFile {
     /// # Errors
     /// The file ends before, or the system cannot read it.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
-        read_exact_at(&self.file, buffer, offset).map_err(|e| {
+        self.file.with(|file| read_exact_at(file, buffer, offset)).map_err(|e| {
             let bytes = buffer.len();
-            if e.kind() == std::io::ErrorKind::UnexpectedEof {
+            if Replaced::is(&e) {
+                self.changed()
+            } else if e.kind() == std::io::ErrorKind::UnexpectedEof {
                 let message = format!(
                     "`{}` ends before the {bytes} bytes at {offset} that its header promises",
                     self.name

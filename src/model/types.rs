@@ -6,14 +6,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use rayon::prelude::*;
-
 use super::code;
 use super::folder::ModelFolder;
 use super::roles::{self, Surroundings};
 use super::tensor::TensorInfo;
 use crate::finding::Finding;
 use crate::layer::LayerType;
+use crate::threads;
 
 /// What is inferred of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,22 +42,19 @@ pub struct Classified {
 #[must_use]
 pub fn classify(folder: &ModelFolder) -> Classified {
     let model = ModelFacts::of(folder);
-    let facts: Vec<TensorFacts<'_>> = folder.tensors.par_iter().map(TensorFacts::of).collect();
-    let kinds: Vec<&Rule> = facts.par_iter().map(|tensor| kind(tensor, &model)).collect();
+    let facts: Vec<TensorFacts<'_>> = threads::map(&folder.tensors, TensorFacts::of);
+    let kinds: Vec<&Rule> = threads::map(&facts, |tensor| kind(tensor, &model));
     let surroundings = Surroundings::of(folder, &facts, &kinds.iter().map(|r| r.kind).collect::<Vec<_>>());
-    let classes: Vec<LayerClass> = facts
-        .par_iter()
-        .zip(&kinds)
-        .map(|(tensor, rule)| {
-            let role = roles::role(tensor, rule.kind, &surroundings);
-            LayerClass {
-                kind: rule.kind,
-                kind_rule: rule.words,
-                role: role.map(|(role, _)| role),
-                role_rule: role.map(|(_, words)| words),
-            }
-        })
-        .collect();
+    let known: Vec<_> = facts.iter().zip(&kinds).collect();
+    let classes: Vec<LayerClass> = threads::map(&known, |(tensor, rule)| {
+        let role = roles::role(tensor, rule.kind, &surroundings);
+        LayerClass {
+            kind: rule.kind,
+            kind_rule: rule.words,
+            role: role.map(|(role, _)| role),
+            role_rule: role.map(|(_, words)| words),
+        }
+    });
     let unsure: Vec<&str> = facts
         .iter()
         .zip(&kinds)

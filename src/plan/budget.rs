@@ -36,6 +36,19 @@ pub struct Budget {
     pub bound: u64,
 }
 
+impl Budget {
+    /// Bytes of a worker's buffers.
+    #[must_use]
+    pub fn worker_bytes(&self) -> u64 {
+        worker_bytes(self.tile_bytes)
+    }
+}
+
+/// Bytes of the buffers of a worker, by those of the largest tile.
+fn worker_bytes(tile_bytes: u64) -> u64 {
+    (tile_bytes * BYTES_PER_TILE_BYTE).max(1)
+}
+
 /// Rows of a tile of a matrix: about [`TILE_BYTES`], a multiple of what the scheme packs together, at least one multiple.
 #[must_use]
 pub fn tile_rows(columns: u64, bytes_per_weight: u64, row_multiple: u64) -> u64 {
@@ -76,7 +89,7 @@ pub(super) fn budget(
         };
         tile_bytes = tile_bytes.max(bytes);
     }
-    let a_worker = (tile_bytes * BYTES_PER_TILE_BYTE).max(1);
+    let a_worker = worker_bytes(tile_bytes);
     let outputs: usize = exports.iter().map(|export| export.tensors.len()).sum();
     let headers: usize = exports.iter().flat_map(|export| &export.files).map(|file| file.header.len()).sum();
     let base = BASE_BYTES

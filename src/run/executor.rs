@@ -15,9 +15,10 @@ use super::workers::Workers;
 use super::{carried, hashes, take_over, verdict};
 use crate::exit::Exit;
 use crate::export::lock::Lock;
-use crate::export::{Staging, disk, flush, occupant, publish, siblings, staging};
+use crate::export::{Staging, disk, files, flush, occupant, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Kind};
+use crate::fs::limits;
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::{Distortion, Isa};
 use crate::recipe::Loaded;
@@ -52,7 +53,7 @@ pub struct Outcome {
     pub published: Vec<PathBuf>,
     /// The distortion of each source tensor.
     pub distortions: Vec<Option<Distortion>>,
-    /// What the gates have to say, failures and warnings.
+    /// What the gates have to say, failures and warnings, and what a limit of the system slowed down.
     pub findings: Vec<Finding>,
     /// The exit status.
     pub exit: Exit,
@@ -87,7 +88,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         occupants.push(occupant::check(&export.path, export.overwrite)?);
     }
     let (checks, cancel) = (checks(plan), &options.cancel);
-    let workers = Workers::start(plan.budget.workers)?;
+    let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes())?;
     let source = Source::open(plan)?;
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
     let mut stores = Vec::with_capacity(plan.exports.len());
@@ -169,7 +170,9 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             summary: gate.summary.clone(),
         });
     }
-    job.finish(&measured, &carried, judgement, built, Work { taken_over, redone })
+    let mut outcome = job.finish(&measured, &carried, judgement, built, Work { taken_over, redone })?;
+    outcome.findings.extend(workers.warning());
+    Ok(outcome)
 }
 
 /// What a run had to do.
@@ -189,7 +192,8 @@ pub fn preflight(plan: &Plan) -> Result<(), Failure> {
     let looked_at = plan.exports.iter().try_for_each(|export| {
         let checked = siblings::check(&export.path)
             .and_then(|()| occupant::check(&export.path, export.overwrite).map(drop))
-            .and_then(|()| check_failed_report(&export.path));
+            .and_then(|()| check_failed_report(&export.path))
+            .and_then(|()| check_lengths(plan, export));
         checked.map_err(|mut failure| {
             // What is wrong with the path itself is shown where it is written.
             if failure.exit == Exit::BadRecipe {
@@ -262,6 +266,27 @@ fn check_space(plan: &Plan) -> Result<(), Failure> {
         }
     }
     Ok(())
+}
+
+/// Looks whether files as long as those of an export may be written, as far as lengths are known before the work.
+fn check_lengths(plan: &Plan, export: &ExportPlan) -> Result<(), Failure> {
+    let Some(limit) = limits::longest_file() else { return Ok(()) };
+    let weights = export.files.iter().map(|file| (file.name.as_str(), file.bytes));
+    let copies = export.copies.iter().map(|&copy| &plan.model.others[copy]);
+    let config = export.config.as_ref().map(|config| ("config.json", config.len() as u64));
+    let mut all = weights.chain(copies.map(|other| (other.path.as_str(), other.len))).chain(config);
+    let Some((name, len)) = all.find(|(_, len)| *len > limit) else { return Ok(()) };
+    let message = format!(
+        "{name} is to have {} and no file of this process may be longer than {}",
+        units::bytes(len),
+        units::bytes(limit)
+    );
+    let finding = Finding::error(files::code::FILE_SIZE, message)
+        .at_opt(plan.loaded.place(&format!("/stages/{}/path", export.stage)), "written here")
+        .help(
+            "Raise the limit (`ulimit -f`); weights can be cut into shorter files by `shards` of `export`.",
+        );
+    Err(Failure::new(Exit::CannotWrite, finding))
 }
 
 /// Bytes that an export takes on its disk, but for the report, the recipe and the index.

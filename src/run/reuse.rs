@@ -5,7 +5,6 @@
 //! reading them and no more.
 
 use std::collections::HashMap;
-use std::fs::File;
 use std::path::PathBuf;
 
 use super::cancel::Cancel;
@@ -18,6 +17,7 @@ use super::tiles::Cut;
 use super::workers::Workers;
 use crate::export::staging::FileStart;
 use crate::finding::Failure;
+use crate::fs::handles::Handle;
 use crate::plan::fingerprint::{self, TensorPrint};
 use crate::plan::{ExportPlan, Plan};
 
@@ -166,9 +166,9 @@ impl<'s> Reuse<'s> {
         let (store, stored) = same?;
         let header = &planned.files[file].header;
         let mut found = vec![0; header.len()];
-        let opened = stores[export].stores[store].open_file(stored).ok()?;
+        let holds = stores[export].stores[store].file(stored).ok()?;
         let stored = &stores[export].stores[store].files[stored];
-        read_at(&opened, 0, &mut found).ok()?;
+        read_at(holds, 0, &mut found).ok()?;
         (stored.len == planned.files[file].bytes && found == *header).then(|| stored.path.clone())
     }
 
@@ -285,7 +285,7 @@ fn check_outputs(
     }
     let damaged = std::sync::Mutex::new(Vec::new());
     workers.each_of(cancel, &doubtful, |&(tensor, store, part), buffer: &mut Vec<u8>| {
-        let sum = store.open_file(part.file).and_then(|file| sum_up(&file, part, buffer, cancel));
+        let sum = store.file(part.file).and_then(|file| sum_up(file, part, buffer, cancel));
         if sum.ok() != Some(part.checksum) {
             super::measured::lock(&damaged).push(tensor);
         }
@@ -298,7 +298,7 @@ fn check_outputs(
 }
 
 /// The checksum of a part of a file; of less, where the run is cancelled.
-fn sum_up(file: &File, part: WrittenPart, buffer: &mut Vec<u8>, cancel: &Cancel) -> std::io::Result<u64> {
+fn sum_up(file: &Handle, part: WrittenPart, buffer: &mut Vec<u8>, cancel: &Cancel) -> std::io::Result<u64> {
     let (mut crc, mut start) = (0, 0);
     while start < part.bytes && !cancel.is_cancelled() {
         let count = STRETCH.min(part.bytes - start);
@@ -310,6 +310,6 @@ fn sum_up(file: &File, part: WrittenPart, buffer: &mut Vec<u8>, cancel: &Cancel)
     Ok(crc)
 }
 
-fn read_at(file: &File, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-    crate::model::read::read_exact_at(file, out, offset)
+fn read_at(file: &Handle, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+    file.with(|file| crate::model::read::read_exact_at(file, out, offset))
 }

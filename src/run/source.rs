@@ -1,4 +1,4 @@
-//! The model's weight files, open for the whole run: tiles of weights in a type that can be quantized, and their checksums.
+//! The model's weight files, for the whole run: tiles of weights in a type that can be quantized, and their checksums.
 
 use super::cancel::Cancel;
 use super::checksum;
@@ -10,7 +10,7 @@ use crate::model::widen::ScaleGrid;
 use crate::model::{MatrixView, TensorInfo};
 use crate::plan::{Piece, Plan};
 
-/// Every weight file of the model, open.
+/// Every weight file of the model.
 #[derive(Debug)]
 pub(super) struct Source<'p> {
     plan: &'p Plan,

@@ -3,15 +3,17 @@
 //! Nothing in a record is believed that does not fit the plan, and no place in a file that is not in the file's own header.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs;
 use std::io::BufReader;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::record::{self, CarriedFile, Finished, Found, Header, WrittenFile, WrittenPart};
 use super::stream::Checks;
 use crate::export::{files, siblings};
 use crate::finding::Failure;
 use crate::fs::exclusive::{self, Folder};
+use crate::fs::handles::Handle;
 use crate::model::{FileIdentity, header};
 use crate::plan::fingerprint::{self, TensorPrint};
 use crate::plan::{ExportPlan, OutputTensor, Piece, Plan};
@@ -27,7 +29,6 @@ pub(super) struct Store {
     /// Whether the system is the one that the record was written in: after another start, what was not flushed may be lost.
     is_of_this_boot: bool,
     finished: HashMap<String, Finished>,
-    folder: Folder,
     pub files: Vec<StoredFile>,
 }
 
@@ -36,6 +37,8 @@ pub(super) struct Store {
 pub(super) struct StoredFile {
     pub path: PathBuf,
     pub len: u64,
+    /// None where it could not be opened, or is a link.
+    file: Option<Handle>,
     /// Where its tensors are, by its own header.
     tensors: HashMap<String, (u64, u64)>,
     /// Whether it is as it was written, as far as its identity tells.
@@ -46,19 +49,22 @@ pub(super) struct StoredFile {
 
 impl StoredFile {
     /// Looks at a file in a folder; one without tensors where it cannot be understood.
-    fn look(root: &Path, folder: &Folder, file: &WrittenFile, is_of_this_boot: bool) -> Self {
+    fn look(root: &Path, folder: &Arc<Folder>, file: &WrittenFile, is_of_this_boot: bool) -> Self {
         let path = root.join(&file.name);
-        let opened = folder.open_file(Path::new(&file.name), false);
-        let Some((metadata, opened)) = opened.ok().and_then(|file| Some((file.metadata().ok()?, file)))
+        let (folder, name) = (Arc::clone(folder), PathBuf::from(&file.name));
+        let open = move || folder.open_file(&name, false);
+        let Some((metadata, opened)) = open().ok().and_then(|file| Some((file.metadata().ok()?, file)))
         else {
-            return Self { path, len: 0, tensors: HashMap::new(), is_trusted: false, is_shared: true };
+            let tensors = HashMap::new();
+            return Self { path, len: 0, file: None, tensors, is_trusted: false, is_shared: true };
         };
         let found = FileIdentity::of(&metadata);
-        let read = header::read(BufReader::new(opened), found.len, &file.name);
+        let read = header::read(BufReader::new(&opened), found.len, &file.name);
         let tensors = read.map(|header| header.tensors).unwrap_or_default();
         Self {
             path,
             len: found.len,
+            file: Handle::new(opened, open).ok(),
             tensors: tensors.into_iter().map(|tensor| (tensor.name, (tensor.offset, tensor.bytes))).collect(),
             is_trusted: is_of_this_boot && file.identity == Some(found),
             is_shared: is_shared(&metadata),
@@ -69,11 +75,11 @@ impl StoredFile {
 impl Store {
     fn open(root: &Path, header: Header, finished: Vec<Finished>, is_staging: bool) -> Option<Self> {
         let is_of_this_boot = header.is_of_this_boot();
-        let folder = Folder::open(root).ok()?;
+        let folder = Arc::new(Folder::open(root).ok()?);
         let look = |file: &WrittenFile| StoredFile::look(root, &folder, file, is_of_this_boot);
         let files = header.files.iter().map(look).collect();
         let finished = finished.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-        Some(Self { header, is_staging, is_of_this_boot, finished, folder, files })
+        Some(Self { header, is_staging, is_of_this_boot, finished, files })
     }
 
     /// The path of a weight file.
@@ -81,12 +87,12 @@ impl Store {
         &self.files[file].path
     }
 
-    /// Opens a weight file.
+    /// A weight file.
     ///
     /// # Errors
-    /// Where it is not there any more, or is a link.
-    pub fn open_file(&self, file: usize) -> std::io::Result<File> {
-        self.folder.open_file(Path::new(&self.header.files[file].name), false)
+    /// Where it could not be opened, or is a link.
+    pub fn file(&self, file: usize) -> std::io::Result<&Handle> {
+        self.files[file].file.as_ref().ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 
     /// Whether a source file is the one that was read for this store.

@@ -437,7 +437,7 @@ impl Pass<'_> {
         let planned = &self.plan.exports[export].tensors[tensor];
         let staged = &self.staging[export].weights[planned.file];
         let offset = planned.offset + start;
-        files::write_at(&staged.file, &staged.path, offset, bytes)?;
+        files::write_at(staged, offset, bytes)?;
         self.collector.output(export, tensor, start, bytes);
         Ok(())
     }

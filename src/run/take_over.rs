@@ -1,9 +1,5 @@
 //! Puts what need not be done again into the staging folders, and into the record of the run.
 
-use std::collections::HashMap;
-use std::fs::File;
-use std::path::Path;
-
 use super::cancel::Cancel;
 use super::checksum;
 use super::measured::Collector;
@@ -74,17 +70,11 @@ pub(super) fn take_over(
 ) -> Result<(), Failure> {
     let plan = run.plan;
     let stretches = stretches(plan, reuse, stores);
-    let mut opened: HashMap<&Path, File> = HashMap::new();
-    for stretch in &stretches {
-        let path = stretch.store.path(stretch.from);
-        if !opened.contains_key(path) {
-            let file = stretch.store.open_file(stretch.from);
-            opened.insert(path, file.map_err(|error| files::cannot_write("open", path, &error))?);
-        }
-    }
     workers.each_of(cancel, &stretches, |stretch, (): &mut ()| {
         let to = &run.staging[stretch.export].weights[stretch.file];
-        let from = &opened[stretch.store.path(stretch.from)];
+        let from = stretch.store.file(stretch.from);
+        let from =
+            from.map_err(|error| files::cannot_write("open", stretch.store.path(stretch.from), &error))?;
         files::copy_range(from, stretch.from_offset, to, stretch.offset, stretch.len)
     })?;
     if run.checks.round_trip {

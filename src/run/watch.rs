@@ -241,7 +241,7 @@ impl<T: Send + 'static> Watch<T> {
             follow(&inputs);
             let (cancel, start) = (Cancel::default(), Instant::now());
             let ended = std::thread::scope(|scope| {
-                scope.spawn(|| {
+                let cycle = || {
                     // Should the cycle panic, the loop must not wait for it for ever.
                     let done =
                         std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cycle(&inputs, &cancel)));
@@ -252,9 +252,10 @@ impl<T: Send + 'static> Watch<T> {
                             std::panic::resume_unwind(panic);
                         }
                     };
-                });
-                self.wait_for_the_cycle(&inputs, &cancel)
-            });
+                };
+                std::thread::Builder::new().spawn_scoped(scope, cycle).map_err(|error| no_thread(&error))?;
+                Ok(self.wait_for_the_cycle(&inputs, &cancel))
+            })?;
             follow(&inputs);
             match ended {
                 Ended::Interrupted => return Ok(()),
@@ -356,6 +357,13 @@ enum Settled<T> {
     Quiet,
     Done(T),
     Interrupted,
+}
+
+/// Without a thread beside the one that waits there is no cycle.
+fn no_thread(error: &std::io::Error) -> Failure {
+    let finding = Finding::error("watch::unavailable", format!("cannot start a thread: {error}"))
+        .help("Allow more processes (`ulimit -u`) or more memory (`ulimit -v`), or run without `--watch`.");
+    Failure::new(Exit::CannotWrite, finding)
 }
 
 /// The system's watcher, and the folders that it watches.

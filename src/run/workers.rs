@@ -7,10 +7,13 @@ use super::cancel::Cancel;
 use super::measured::lock;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::report::units;
+use crate::threads::{self, Pool};
 
 /// Threads that take one thing at a time.
 pub(super) struct Workers {
-    pool: rayon::ThreadPool,
+    pool: Pool,
+    wanted: usize,
 }
 
 /// The first failure in the order in which things are handed out. All before the one that failed were handed out before it,
@@ -35,16 +38,32 @@ impl FirstFailure {
 }
 
 impl Workers {
-    /// Starts so many threads.
+    /// Starts so many threads, or as many as the system lets start. Each needs `bytes` of memory; where there is no thread, the
+    /// calling one does the work.
     ///
     /// # Errors
-    /// Where the system has none left.
-    pub fn start(threads: usize) -> Result<Self, Failure> {
-        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().map_err(|error| {
-            let finding = Finding::error("run::threads", format!("cannot start threads: {error}"));
-            Failure::new(Exit::Internal, finding)
-        })?;
-        Ok(Self { pool })
+    /// Where there is not even memory for that one.
+    pub fn start(threads: usize, bytes: u64) -> Result<Self, Failure> {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        let pool = Pool::start(threads, bytes);
+        if pool.threads() == 0 && !threads::has_room(bytes) {
+            let message = "the system gives too little memory to work on this model";
+            let help = format!(
+                "It takes {} that are free: raise the limit of the process (`ulimit -v`), or use a larger machine.",
+                units::bytes(threads::with_the_rest(bytes) as u64)
+            );
+            return Err(Failure::new(Exit::CannotWrite, Finding::error("run::memory", message).help(help)));
+        }
+        Ok(Self { pool, wanted: threads })
+    }
+
+    /// What there is to say where there are fewer threads than were wanted.
+    pub fn warning(&self) -> Option<Finding> {
+        let (started, wanted) = (self.pool.threads(), self.wanted);
+        let why = "limits of processes (`ulimit -u`) or memory (`ulimit -v`) allow no more";
+        (started < wanted).then(|| {
+            Finding::warning("run::threads", format!("{started} of {wanted} threads could be started: {why}"))
+        })
     }
 
     /// Works on what `next` hands out, each with its number in order, until there is nothing more. Every thread has memory
@@ -60,7 +79,7 @@ impl Workers {
     ) -> Result<(), Failure> {
         let first = FirstFailure::default();
         let has_failed = AtomicBool::new(false);
-        self.pool.broadcast(|_| {
+        self.pool.on_each(|| {
             let mut memory = Memory::default();
             while !has_failed.load(Ordering::Relaxed)
                 && let Some((at, thing)) = next()

@@ -4,10 +4,12 @@ use std::fs;
 use std::path::Path;
 
 use monoquant::exit::Exit;
+use monoquant::plan::Limits;
+use monoquant::recipe::Overrides;
 use monoquant::run::{Cancel, Event, Options, run};
 
 use crate::support::headers::{FixtureTensor, write_sparse};
-use crate::support::{Model, Workspace};
+use crate::support::{Model, Workspace, folder_of_the_first, plan_with};
 
 const INT4: &str = "  - stage: quantize-int4\n";
 
@@ -157,19 +159,31 @@ fn an_output_that_fails_its_own_check_is_5() {
     }
 }
 
-/// Without threads nothing can be done, and no recipe or model is to blame.
-#[cfg(target_os = "linux")]
+/// A bug: what listens to a run panics. The process that this ends is this program, run once more.
+#[cfg(unix)]
 #[test]
 fn what_nobody_reckoned_with_is_70() {
-    let workspace = Workspace::with(&Model::llama());
-    workspace.recipe(INT4);
-    // A stack that is larger than the address space, so that the system refuses every thread.
-    let mut command = workspace.command(["run", "recipe.yaml"]);
-    let output = command.env("RUST_MIN_STACK", (1_u64 << 50).to_string()).output().expect("the binary runs");
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    assert_eq!(output.status.code(), Some(70), "{stderr}");
-    assert!(stderr.contains("bug in monoquant") || stderr.contains("cannot start threads"), "{stderr}");
-    assert_eq!(workspace.names(), ["model", "recipe.yaml"]);
+    let Some(root) = folder_of_the_first() else {
+        let workspace = Workspace::with(&Model::llama());
+        workspace.recipe(INT4);
+        let output = workspace.again("exit_codes::what_nobody_reckoned_with_is_70", ":");
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(output.status.code(), Some(70), "{stderr}");
+        assert!(
+            stderr.contains("a bug on purpose") && stderr.contains("This is a bug in monoquant"),
+            "{stderr}"
+        );
+        assert_eq!(workspace.names(), ["model", "recipe.yaml"]);
+        return;
+    };
+    let exit = monoquant::cli::as_process(|| {
+        let plan =
+            plan_with(&root.join("recipe.yaml"), &Overrides::default(), Limits::default()).expect("a plan");
+        let listener = |event: &Event| assert!(!matches!(event, Event::Tile { .. }), "a bug on purpose");
+        run(&plan, &Options::default(), &listener).map_or_else(|failure| failure.exit, |outcome| outcome.exit)
+    });
+    #[expect(clippy::exit, reason = "the status of this process is what is looked at")]
+    std::process::exit(exit.code().into());
 }
 
 #[test]

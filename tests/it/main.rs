@@ -18,6 +18,8 @@ mod layers;
 mod layouts;
 mod left_behind;
 mod library;
+#[cfg(unix)]
+mod limits;
 mod peer;
 mod plan_errors;
 mod publish;

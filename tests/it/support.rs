@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, Output, Stdio};
 
 use monoquant::finding::Failure;
 use monoquant::plan::{Limits, Plan};
@@ -31,6 +31,16 @@ pub fn root() -> &'static Path {
 pub fn rounds(quick: usize) -> usize {
     let times = std::env::var("MONOQUANT_ROUNDS").ok();
     quick * times.map_or(1, |times| times.parse().expect("MONOQUANT_ROUNDS is a number"))
+}
+
+/// Tells a test that is run by another one where that one works.
+#[cfg(unix)]
+const AGAIN: &str = "MONOQUANT_TEST_AGAIN";
+
+/// The workspace of the test that has run this one by [`Workspace::again`], where one has.
+#[cfg(unix)]
+pub fn folder_of_the_first() -> Option<PathBuf> {
+    std::env::var_os(AGAIN).map(PathBuf::from)
 }
 
 /// A temporary folder in which a test works.
@@ -80,15 +90,36 @@ impl Workspace {
     /// The binary, in the workspace, with nothing of the caller's environment that could change what it says: not `CI` either,
     /// which would have it take nothing over.
     pub fn command<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Command {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_monoquant"));
-        command.args(args).current_dir(self.root()).env_clear();
+        let mut command = self.program(env!("CARGO_BIN_EXE_monoquant"));
+        command.args(args);
+        command
+    }
+
+    /// Any program, as [`Workspace::command`].
+    pub fn program(&self, name: impl AsRef<OsStr>) -> Command {
+        let mut command = Command::new(name);
+        command.current_dir(self.root()).env_clear();
         command.env("COLUMNS", "100").env("NO_COLOR", "1").stdin(Stdio::null());
         command
     }
 
     /// Runs the binary.
     pub fn monoquant<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Ended {
-        let output = self.command(args).output().expect("the binary runs");
+        self.ended(self.command(args).output().expect("the binary runs"))
+    }
+
+    /// Runs a test once more, as the only one of a process, which begins in this workspace: see [`folder_of_the_first`]. A shell
+    /// sets limits first.
+    #[cfg(unix)]
+    pub fn again(&self, test: &str, limits: &str) -> Output {
+        let mut command = self.program("sh");
+        command.args(["-c", &format!("{limits} || exit 99; exec \"$0\" \"$@\"")]);
+        command.arg(std::env::current_exe().expect("this program")).args(["--exact", test, "--nocapture"]);
+        command.env(AGAIN, self.root()).output().expect("a shell")
+    }
+
+    /// What a process said.
+    pub fn ended(&self, output: Output) -> Ended {
         let text = |bytes: Vec<u8>| self.filtered(&String::from_utf8(bytes).expect("output is UTF-8"));
         Ended { status: output.status.code(), stdout: text(output.stdout), stderr: text(output.stderr) }
     }
