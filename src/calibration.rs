@@ -162,6 +162,9 @@ impl ModuleStatistics {
     }
 }
 
+/// What a recipe can give.
+const NAMES: &str = "`calibration` names a file of activation statistics.";
+
 /// Reads a file of statistics.
 ///
 /// # Errors
@@ -170,13 +173,14 @@ pub fn read(path: &Path) -> Result<Statistics, Failure> {
     let shown = path.display();
     let cannot = |error: std::io::Error| {
         let finding = Finding::error("calibration::unreadable", format!("cannot read {shown}: {error}"));
-        Failure::new(Exit::BadModel, finding.help("`calibration` names a file of activation statistics."))
+        Failure::new(Exit::BadModel, finding.help(NAMES))
     };
     let (file, metadata) = regular::open_with_metadata(path).map_err(cannot)?;
     if metadata.len() > LARGEST {
         let mib = metadata.len() >> 20;
         let message = format!("{shown} is too large for activation statistics ({mib} MiB)");
-        return Err(Failure::new(Exit::BadModel, Finding::error("calibration::unknown-format", message)));
+        let finding = Finding::error("calibration::unknown-format", message);
+        return Err(Failure::new(Exit::BadModel, finding.help(NAMES)));
     }
     let bytes = regular::read_open(file, &metadata, LARGEST).map_err(cannot)?;
     parse(&bytes).map_err(|finding| {

@@ -17,10 +17,12 @@ mod inspect;
 mod output;
 mod plan;
 mod run;
+mod signals;
 mod verify;
 mod watch;
 
 use output::Output;
+use signals::Signals;
 
 /// Runs recipes: a YAML file says how a Hugging Face model directory is quantized to INT4 or INT8, one command does it.
 #[derive(Debug, Parser)]
@@ -291,8 +293,9 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         }
     };
     let output = Output::new(&cli.terminal);
+    let signals = Signals::listen(Output::new(&cli.terminal));
     let done = match &cli.command {
-        Command::Run(args) => run::run(args, &output),
+        Command::Run(args) => run::run(args, &output, &signals),
         Command::Plan(args) => plan::plan(&args.recipe, args.json, &output),
         Command::Explain(args) => explain::explain(args, &output),
         Command::Check(args) => check::check(args, &output),

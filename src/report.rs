@@ -54,7 +54,8 @@ pub struct Report {
     pub tensors: Vec<TensorRecord>,
     /// Whether bytes in and out add up.
     pub balance: Balance,
-    /// The BLAKE3 hash in hexadecimal of this file with nothing between these quotes: a report that was edited is known by it.
+    /// The BLAKE3 hash in hexadecimal of this file with nothing between these quotes: a report that was edited is known by it, and
+    /// one without it is not believed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub digest: Option<String>,
 }
@@ -305,15 +306,21 @@ pub fn sealed(report: &mut Report) -> String {
     text(report)
 }
 
-/// Whether the text of a report is as it was written. One without a digest was written before there were any, and is believed.
+/// What tells that the text of a report is not as it was written, to follow the name of its file. There is no version that wrote
+/// reports without a digest.
 #[must_use]
-pub fn is_as_written(text: &str, report: &Report) -> bool {
-    let Some(digest) = &report.digest else { return true };
-    let Some(start) = text.rfind(DIGEST).map(|at| at + DIGEST.len()) else { return false };
-    let Some(rest) = text[start..].strip_prefix(digest.as_str()) else { return false };
-    let mut hasher = blake3::Hasher::new();
-    hasher.update(&text.as_bytes()[..start]).update(rest.as_bytes());
-    hasher.finalize().to_hex().as_str() == digest
+pub fn edited(text: &str, report: &Report) -> Option<&'static str> {
+    let Some(digest) = &report.digest else {
+        return Some("was edited since it was written: it has no digest of itself");
+    };
+    let is_as_written = text.rfind(DIGEST).map(|at| at + DIGEST.len()).is_some_and(|start| {
+        text[start..].strip_prefix(digest.as_str()).is_some_and(|rest| {
+            let mut hasher = blake3::Hasher::new();
+            hasher.update(&text.as_bytes()[..start]).update(rest.as_bytes());
+            hasher.finalize().to_hex().as_str() == digest
+        })
+    });
+    (!is_as_written).then_some("was edited since it was written")
 }
 
 /// The report that a text is, where it was written by this monoquant or an older one and not changed since.
@@ -338,10 +345,7 @@ pub fn ours(bytes: &[u8]) -> Result<Report, String> {
     if report.report_version != VERSION {
         return Err("has no version that there was".to_owned());
     }
-    if !is_as_written(text, &report) {
-        return Err("was edited".to_owned());
-    }
-    Ok(report)
+    edited(text, &report).map_or(Ok(report), |why| Err(why.to_owned()))
 }
 
 /// Reads a report.

@@ -10,6 +10,7 @@ mod executor;
 pub mod file_hash;
 mod finish;
 mod hashes;
+mod made;
 mod measured;
 mod quantizers;
 mod record;

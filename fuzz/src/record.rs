@@ -10,7 +10,7 @@ use serde_json::Value;
 use super::folder::Folder;
 use super::{Target, findings};
 
-/// A record as a whole (where the input begins with `{`), or changes of the record of a real run: a line each, `LINE POINTER JSON`
+/// A record as a whole (where the input begins with `{`), of whatever build, or changes of the record of a real run: a line each, `LINE POINTER JSON`
 /// or `LINE`, which leaves that line out. The next run makes the same weights whatever the record says.
 pub struct Record {
     folder: Folder,
@@ -58,7 +58,7 @@ impl Target for Record {
     }
 
     fn try_on(&self, input: &[u8]) {
-        let record = if input.first() == Some(&b'{') { input.to_vec() } else { self.changed(input) };
+        let record = if input.first() == Some(&b'{') { self.whole(input) } else { self.changed(input) };
         fs::write(siblings::record(&self.folder.path("out")), record).expect("a record");
         match run::run(&self.plan, &Options::default(), &Silent) {
             Ok(outcome) => findings::check(&outcome.findings),
@@ -70,6 +70,28 @@ impl Target for Record {
 }
 
 impl Record {
+    /// A whole record as if this build had written it just now, or nothing of it would be believed; as it is where its lines are
+    /// no objects.
+    fn whole(&self, input: &[u8]) -> Vec<u8> {
+        let lines = input.split(|byte| *byte == b'\n').filter(|line| !line.is_empty());
+        let lines: Result<Vec<Value>, _> = lines.map(serde_json::from_slice).collect();
+        let Ok(mut lines) = lines else { return input.to_vec() };
+        if !lines.iter().all(Value::is_object) {
+            return input.to_vec();
+        }
+        for name in ["record_version", "monoquant", "build", "boot"] {
+            lines[0][name] = self.record[0][name].clone();
+        }
+        let lines: Vec<String> = lines
+            .iter_mut()
+            .map(|line| {
+                line.as_object_mut().expect("an object").remove("hash");
+                line.to_string()
+            })
+            .collect();
+        run::sealed_record(&lines).into_bytes()
+    }
+
     fn changed(&self, edits: &[u8]) -> Vec<u8> {
         let mut lines: Vec<Option<Value>> = self.record.iter().cloned().map(Some).collect();
         if let Some(Some(header)) = lines.first_mut() {

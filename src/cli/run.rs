@@ -4,6 +4,7 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use super::output::Output;
+use super::signals::Signals;
 use super::{Format, RecipeArgs, RunArgs};
 use crate::exit::Exit;
 use crate::export::siblings;
@@ -70,15 +71,16 @@ impl Trust {
     }
 }
 
-pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
+pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<Exit, Failure> {
     if args.dry_run {
         return super::plan::plan(&args.recipe, false, output);
     }
     if args.watch {
-        return super::watch::watch(args, output);
+        return super::watch::watch(args, output, signals);
     }
     let loaded = loaded(&args.recipe)?;
-    crate::run::restore(&loaded)?;
+    let cancel = Cancel::default();
+    restore(&loaded, &cancel, signals)?;
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     // As JSON there is one result, the report, and it holds every warning.
@@ -91,8 +93,7 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
         output.say(note);
     }
     let fresh = args.fresh || trust != Trust::Trusted;
-    let options = Options { isa, durable: args.durable, fresh, ..Options::default() };
-    cancel_on_signals(&options.cancel)?;
+    let options = Options { isa, cancel, durable: args.durable, fresh, ..Options::default() };
     let listener: Box<dyn Listener> = if output.is_quiet() || output.format() != Format::Human {
         Box::new(Silent)
     } else if output.is_interactive() {
@@ -100,8 +101,10 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
     } else {
         Box::new(Lines::new(output.is_verbose()))
     };
+    let running = signals.running(&options.cancel);
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     drop(listener);
+    drop(running);
     if is_json {
         tell_failed_reports(&plan, &outcome, output);
         output.json(&outcome.report);
@@ -115,6 +118,12 @@ pub(super) fn run(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
         output.result(&summary(&plan, &outcome));
     }
     Ok(outcome.exit)
+}
+
+/// Puts back outputs that a run had moved aside when it was killed.
+fn restore(loaded: &Loaded, cancel: &Cancel, signals: &Signals) -> Result<(), Failure> {
+    let _running = signals.running(cancel);
+    cancel.whole(|| crate::run::restore(loaded))
 }
 
 /// Says where the reports are kept of outputs that were not let out, beside what is wrong with them.
@@ -138,27 +147,6 @@ pub(super) fn instruction_set(name: &str) -> Result<Isa, Failure> {
             Err(Failure::new(Exit::BadRecipe, finding))
         }
     }
-}
-
-/// The first signal asks the run to end at the next tile, which removes what was staged; the second ends the process.
-fn cancel_on_signals(cancel: &Cancel) -> Result<(), Failure> {
-    let cancel = cancel.clone();
-    ctrlc::set_handler(move || {
-        if cancel.is_cancelled() {
-            #[expect(clippy::exit, reason = "the person insists; staging is cleared by the next run")]
-            std::process::exit(Exit::Interrupted.code().into());
-        }
-        cancel.cancel();
-    })
-    .map_err(|error| no_listener(&error))
-}
-
-/// What is said where the system starts no thread that listens for Ctrl-C: without one nothing is begun.
-pub(super) fn no_listener(error: &ctrlc::Error) -> Failure {
-    let finding = Finding::error("cli::signals", format!("cannot listen for signals: {error}"));
-    let help = "A thread is to listen for Ctrl-C, and the system starts none: allow more processes (`ulimit -u`) or more \
-                memory (`ulimit -v`), or unset RUST_MIN_STACK.";
-    Failure::new(Exit::CannotWrite, finding.help(help))
 }
 
 #[cfg(test)]

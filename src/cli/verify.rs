@@ -53,9 +53,7 @@ fn text(directory: &Path, found: &Verified) -> String {
     for (kind, names) in kinds.iter().filter(|(_, names)| !names.is_empty()) {
         let _ = write!(out, "\n  {kind}  {} with the checksums of the report", counted(names.len(), "file"));
     }
-    let digest =
-        if found.report.digest.is_some() { "its own digest" } else { "no digest of its own, as older ones" };
-    let _ = write!(out, "\n  report  with {digest}");
+    out.push_str("\n  report  with its own digest");
     if !found.unchecked.is_empty() {
         let names: Vec<_> = found.unchecked.iter().take(NAMED).map(|name| visible(name)).collect();
         let more = found.unchecked.len() - names.len();

@@ -5,7 +5,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::output::Output;
-use super::run::{Trust, instruction_set, limits, loaded, no_listener, tell_failed_reports};
+use super::run::{Trust, instruction_set, limits, loaded, tell_failed_reports};
+use super::signals::Signals;
 use super::{Format, RunArgs};
 use crate::exit::Exit;
 use crate::export::lock::Lock;
@@ -18,7 +19,7 @@ use crate::recipe::{self, Loaded};
 use crate::report::cycle::{Cycle, Cycles};
 use crate::report::progress::Bar;
 use crate::report::summary::summary;
-use crate::run::watch::{Inputs, Interrupt, Watch};
+use crate::run::watch::{Inputs, Watch};
 use crate::run::{Cancel, Listener, Options, Outcome, Silent};
 use crate::stage::Stage;
 
@@ -29,15 +30,17 @@ struct Ended {
     result: Result<(Plan, Outcome), Failure>,
 }
 
-pub(super) fn watch(args: &RunArgs, output: &Output) -> Result<Exit, Failure> {
+pub(super) fn watch(args: &RunArgs, output: &Output, signals: &Signals) -> Result<Exit, Failure> {
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let poll = args.poll.map(|seconds| Duration::from_secs(seconds.into()));
     let watch = Watch::new(poll);
-    interrupt_on_signals(watch.interrupt())?;
+    let interrupt = watch.interrupt();
+    signals.tell(move || interrupt.interrupt());
     let is_first = AtomicBool::new(true);
     let cycle = |inputs: &Inputs, cancel: &Cancel| {
         let text = recipe::text_of(&args.recipe.recipe);
         let is_first = is_first.swap(false, Ordering::Relaxed);
+        let _running = signals.running(cancel);
         let result = carry_out(args, output, inputs, cancel, isa, is_first);
         Ended { text, result }
     };
@@ -78,7 +81,7 @@ fn carry_out(
 ) -> Result<(Plan, Outcome), Failure> {
     let loaded = loaded(&args.recipe)?;
     tell_inputs(&loaded, inputs);
-    crate::run::restore(&loaded)?;
+    cancel.whole(|| crate::run::restore(&loaded))?;
     let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     let listener: Box<dyn Listener> =
         if output.is_interactive() { Box::new(Bar::new()) } else { Box::new(Silent) };
@@ -153,17 +156,4 @@ fn show(
     }
     output.result(&cycle.text());
     output.result("waiting for a change of the recipe or the model; Ctrl-C ends");
-}
-
-/// The first signal ends the watch, the second the process.
-fn interrupt_on_signals(interrupt: Interrupt<Ended>) -> Result<(), Failure> {
-    let asked = AtomicBool::new(false);
-    ctrlc::set_handler(move || {
-        if asked.swap(true, Ordering::Relaxed) {
-            #[expect(clippy::exit, reason = "the person insists; the next run takes up what is finished")]
-            std::process::exit(Exit::Interrupted.code().into());
-        }
-        interrupt.interrupt();
-    })
-    .map_err(|error| no_listener(&error))
 }

@@ -123,8 +123,10 @@ pub fn check(path: &Path, overwrite: Overwrite) -> Result<Occupant, Failure> {
 
 /// The report of an output; otherwise what makes the folder foreign, to follow "exists and".
 fn report_in(folder: &Folder) -> Result<Report, String> {
-    let bytes =
-        read(folder, Path::new(report::FILE_NAME)).map_err(|_| "was not written by monoquant".to_owned())?;
+    let bytes = read(folder, Path::new(report::FILE_NAME)).map_err(|error| match error.kind() {
+        io::ErrorKind::NotFound => "was not written by monoquant".to_owned(),
+        _ => format!("was not written by monoquant: its {} cannot be read: {error}", report::FILE_NAME),
+    })?;
     let report = report::ours(&bytes).map_err(|why| format!("its {} {why}", report::FILE_NAME))?;
     if report.outputs.iter().all(|output| output.files.is_empty()) {
         return Err(format!("its {} lists no weight files", report::FILE_NAME));
@@ -137,7 +139,7 @@ fn report_in(folder: &Folder) -> Result<Report, String> {
 /// # Errors
 /// What is wrong with it, to follow its path: then it is not replaced.
 pub fn read_report(path: &Path) -> Result<Report, String> {
-    let failed = |_| "was not written by monoquant".to_owned();
+    let failed = |error: io::Error| format!("was not written by monoquant, or cannot be read: {error}");
     let file = exclusive::open_existing(path).map_err(failed)?;
     report::ours(&bytes_of(file).map_err(failed)?)
 }

@@ -26,7 +26,7 @@ pub struct Published {
 }
 
 /// Moves a staged output to its place. What was there is replaced in the same step and removed afterwards. With `durable`
-/// everything is on the disk before it is moved; otherwise the system writes it back when it likes, as after any copy.
+/// the move is on the disk afterwards, as what is moved must be before ([`Staging::sync`]).
 ///
 /// # Errors
 /// Where something foreign has appeared there, what was there `at_first` has changed, or the move fails; what was there is then
@@ -38,9 +38,6 @@ pub fn publish(
     at_first: &Occupant,
 ) -> Result<Published, Failure> {
     let path = staging.target.clone();
-    if durable {
-        staging.sync()?;
-    }
     let found = look_again(&path, overwrite, at_first)?;
     let failed = |error: io::Error| cannot_write("publish", &path, &error);
     let aside = match &found {

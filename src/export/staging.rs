@@ -2,7 +2,7 @@
 //! has finished stays there, for the next one. The lock of the output must be held as long as there is one.
 
 use std::fs::{self, File};
-use std::io;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -12,6 +12,12 @@ use crate::finding::Failure;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
 use crate::plan::{ExportPlan, OutputFile};
+
+/// Bytes that are copied at once.
+const STRETCH: u64 = 16 << 20;
+
+/// Asks whether to go on with what takes long: an error where not.
+pub type GoOn<'a> = &'a dyn Fn() -> Result<(), Failure>;
 
 /// A weight file of the output, for positioned writes and reads.
 #[derive(Debug)]
@@ -71,7 +77,7 @@ impl Staging {
     ///
     /// # Errors
     /// Where the folder cannot be written.
-    pub fn create(export: &ExportPlan, starts: &[FileStart]) -> Result<Self, Failure> {
+    pub fn create(export: &ExportPlan, starts: &[FileStart], go_on: GoOn<'_>) -> Result<Self, Failure> {
         let folder = siblings::staging(&export.path);
         let failed = |error: io::Error| cannot_write("make", &folder, &error);
         let root = Arc::new(Folder::open_or_create(&folder).map_err(failed)?);
@@ -97,7 +103,7 @@ impl Staging {
                 }
                 FileStart::Kept => staging.root.open_file(name, true).map_err(failed)?,
                 FileStart::Linked(from) => {
-                    staging.link(from, name)?;
+                    staging.link(from, name, go_on)?;
                     let file = staging.root.open_file(name, false).map_err(failed)?;
                     let staged = staging.held(file, planned, false)?;
                     staging.weights.push(staged);
@@ -133,21 +139,29 @@ impl Staging {
     ///
     /// # Errors
     /// Where neither can be done.
-    pub fn link(&self, from: &Path, name: &Path) -> Result<(), Failure> {
+    pub fn link(&self, from: &Path, name: &Path, go_on: GoOn<'_>) -> Result<(), Failure> {
         match self.root.link_file(from, name) {
             Ok(true) => Ok(()),
-            Ok(false) => self.copy(files::open_to_read(from)?, name),
+            Ok(false) => self.copy(files::open_to_read(from)?, name, go_on),
             Err(error) => Err(cannot_write("make", &self.folder.join(name), &error)),
         }
     }
 
-    /// Writes the whole of an open file into the folder. The umask decides about permissions, as for every file that is written.
+    /// Writes the whole of an open file into the folder, a stretch at a time, and asks before each whether to go on. The umask
+    /// decides about permissions, as for every file that is written.
     ///
     /// # Errors
-    /// Where it cannot be read or written.
-    pub fn copy(&self, mut from: File, name: &Path) -> Result<(), Failure> {
-        let copied = self.root.create_file(name).and_then(|mut to| io::copy(&mut from, &mut to));
-        copied.map(drop).map_err(|error| cannot_write("copy to", &self.folder.join(name), &error))
+    /// Where it cannot be read or written, or is not to go on.
+    pub fn copy(&self, from: File, name: &Path, go_on: GoOn<'_>) -> Result<(), Failure> {
+        let failed = |error: io::Error| cannot_write("copy to", &self.folder.join(name), &error);
+        let mut to = self.root.create_file(name).map_err(failed)?;
+        loop {
+            go_on()?;
+            // Between two files the system copies by itself, where it can by sharing what is on the disk.
+            if io::copy(&mut (&from).take(STRETCH), &mut to).map_err(failed)? == 0 {
+                return Ok(());
+            }
+        }
     }
 
     /// Writes a small file into the folder.
@@ -194,5 +208,46 @@ impl Drop for Staging {
         {
             clear(&self.target);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::exit::Exit;
+    use crate::finding::Finding;
+
+    fn staging(root: &Path) -> Staging {
+        let folder = root.join("staging");
+        Staging {
+            root: Folder::open_or_create(&folder).unwrap(),
+            folder,
+            target: root.join("out"),
+            weights: Vec::new(),
+            end: End::Keep,
+        }
+    }
+
+    #[test]
+    fn a_copy_asks_before_each_stretch_whether_to_go_on() {
+        let root = tempfile::tempdir().unwrap();
+        let staging = staging(root.path());
+        let from = root.path().join("from");
+        fs::write(&from, "text").unwrap();
+        staging.copy(File::open(&from).unwrap(), Path::new("small"), &|| Ok(())).unwrap();
+        assert_eq!(fs::read(staging.folder.join("small")).unwrap(), b"text");
+        // Sparse, and more than any disk could take.
+        File::create(&from).unwrap().set_len(1 << 42).unwrap();
+        let asked = Cell::new(0);
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            let failure = || Failure::new(Exit::Interrupted, Finding::error("test", "enough"));
+            if asked.get() <= 2 { Ok(()) } else { Err(failure()) }
+        };
+        let failure = staging.copy(File::open(&from).unwrap(), Path::new("large"), &go_on).unwrap_err();
+        assert_eq!(failure.exit, Exit::Interrupted);
+        assert_eq!(fs::metadata(staging.folder.join("large")).unwrap().len(), 2 * STRETCH);
     }
 }

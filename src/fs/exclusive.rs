@@ -7,6 +7,8 @@ use std::fs::{self, File};
 use std::io;
 use std::path::{Component, Path, PathBuf};
 
+use super::regular;
+
 #[cfg_attr(unix, path = "exclusive/unix.rs")]
 #[cfg_attr(not(unix), path = "exclusive/other.rs")]
 mod system;
@@ -116,8 +118,25 @@ pub fn is_at(file: &File, path: &Path) -> bool {
 /// # Errors
 /// Where it cannot be opened, or is no regular file.
 pub fn open_existing(path: &Path) -> io::Result<File> {
-    let file = system::open_existing(path)?;
-    if file.metadata()?.is_file() { Ok(file) } else { Err(io::Error::other("it is no regular file")) }
+    let file = system::open_existing(path).map_err(told)?;
+    regular::check(file.metadata()?.file_type())?;
+    Ok(file)
+}
+
+/// Why a file is not opened, in words that say what it is.
+fn told(error: io::Error) -> io::Error {
+    #[cfg(unix)]
+    {
+        use rustix::io::Errno;
+        let is = |errno: Errno| error.raw_os_error() == Some(errno.raw_os_error());
+        if is(Errno::LOOP) {
+            return io::Error::new(error.kind(), "it is a symbolic link, which is not followed");
+        }
+        if is(Errno::NXIO) {
+            return io::Error::new(error.kind(), "it is a socket or a device, not a file");
+        }
+    }
+    error
 }
 
 /// A folder that is held open.
@@ -153,7 +172,14 @@ impl Folder {
     /// # Errors
     /// Where it cannot be opened, or is a link or no folder.
     pub fn open(path: &Path) -> io::Result<Self> {
-        Ok(Self { handle: system::open_folder(path)? })
+        let opened = system::open_folder(path).map_err(|error| match kind(path) {
+            Ok(Kind::Nothing | Kind::Folder) | Err(_) => error,
+            Ok(kind) => {
+                let message = format!("{} is {}, not a folder", path.display(), kind.words());
+                io::Error::new(error.kind(), message)
+            }
+        });
+        Ok(Self { handle: opened? })
     }
 
     /// Opens a folder, and makes it first if need be.
@@ -230,11 +256,9 @@ impl Folder {
     /// Where it cannot be opened, or is no regular file.
     pub fn open_file(&self, name: &Path, is_written: bool) -> io::Result<File> {
         let (folder, last) = self.above(name, false)?;
-        let file = system::open_file(&folder, last, is_written)?;
+        let file = system::open_file(&folder, last, is_written).map_err(told)?;
         let metadata = file.metadata()?;
-        if !metadata.is_file() {
-            return Err(io::Error::other("it is no regular file"));
-        }
+        regular::check(metadata.file_type())?;
         if is_written && system::names(&metadata) > 1 {
             return Err(io::Error::other("it has another name too, and is not written to"));
         }

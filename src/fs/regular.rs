@@ -34,7 +34,7 @@ pub fn open(path: &Path) -> Result<File> {
 /// As [`open`].
 pub fn open_with_metadata(path: &Path) -> Result<(File, Metadata)> {
     // To open some devices does something already.
-    check(fs::metadata(path)?.file_type())?;
+    check(fs::metadata(path).map_err(told)?.file_type())?;
     let mut options = File::options();
     options.read(true);
     #[cfg(unix)]
@@ -49,7 +49,18 @@ pub fn open_with_metadata(path: &Path) -> Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
-fn check(kind: FileType) -> Result<()> {
+/// An error of the system that is better said in other words.
+#[must_use]
+pub fn told(error: Error) -> Error {
+    #[cfg(unix)]
+    if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
+        return Error::new(error.kind(), "it is a symbolic link that leads back to itself");
+    }
+    error
+}
+
+/// Refuses what is no regular file.
+pub(super) fn check(kind: FileType) -> Result<()> {
     if kind.is_file() {
         return Ok(());
     }
@@ -120,29 +131,6 @@ pub fn read_text(path: &Path, limit: u64) -> Result<String> {
         .map_err(|_| Error::new(ErrorKind::InvalidData, "it is not UTF-8 text"))
 }
 
-/// Whether two files of at most `limit` bytes hold the same, compared a stretch at a time.
-#[must_use]
-pub fn are_same(a: &Path, b: &Path) -> bool {
-    let same = || -> Result<bool> {
-        let ((mut a, of_a), (mut b, of_b)) = (open_with_metadata(a)?, open_with_metadata(b)?);
-        if of_a.len() != of_b.len() {
-            return Ok(false);
-        }
-        let (mut left, mut right) = (vec![0; 1 << 16], vec![0; 1 << 16]);
-        loop {
-            let n = a.read(&mut left)?;
-            if n == 0 {
-                return Ok(b.read(&mut right)? == 0);
-            }
-            b.read_exact(&mut right[..n])?;
-            if left[..n] != right[..n] {
-                return Ok(false);
-            }
-        }
-    };
-    same().unwrap_or(false)
-}
-
 struct Size(u64);
 
 impl std::fmt::Display for Size {
@@ -184,7 +172,7 @@ impl Within {
     /// As [`open`]; [`ErrorKind::PermissionDenied`] where a link leads out of the folders.
     pub fn open(&self, path: &Path) -> Result<(File, Metadata)> {
         // A link that leads outside is not even opened.
-        self.check(&path.canonicalize()?)?;
+        self.check(&path.canonicalize().map_err(told)?)?;
         let (file, metadata) = open_with_metadata(path)?;
         // Links may have changed since: what the path leads to now must be inside, and be what was opened.
         let real = path.canonicalize()?;

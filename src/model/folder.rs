@@ -12,11 +12,11 @@ use super::quantized;
 use super::tensor::{FileIdentity, Shard, TensorInfo};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::fs::regular::limit;
+use crate::fs::regular::{self, limit};
 use crate::threads;
 
 use checks::{check_copies, check_duplicates, check_index};
-use complaints::{absent, adapter, io, no_config, no_weights, not_safetensors, pointer};
+use complaints::{absent, adapter, broken_link, io, no_config, no_weights, not_a_model_file, pointer};
 use files::{Listing, file_name, is_pointer, list};
 use root::Root;
 use weights::Choice;
@@ -197,14 +197,14 @@ fn read(
     follow: &[PathBuf],
     refuses_quantized: bool,
 ) -> Result<ModelFolder, Failure> {
-    let metadata = fs::metadata(model).map_err(|e| bad(vec![absent(model, &e)]))?;
+    let metadata = fs::metadata(model).map_err(|e| bad(vec![absent(model, &regular::told(e))]))?;
     let is_single_file = !metadata.is_dir();
     let root = if is_single_file { Root::of_file(model, follow) } else { Root::of(model, follow) };
     let mut findings = Vec::new();
     let mut listing = Listing::default();
     if is_single_file {
         let name = file_name(model);
-        if let Some(finding) = not_safetensors(&name) {
+        if let Some(finding) = not_a_model_file(model, &metadata) {
             return Err(bad(vec![finding]));
         }
         listing.files.push(OtherFile { path: name, len: metadata.len(), fate: Fate::Carried });
@@ -295,6 +295,10 @@ fn read_config(root: &Root, listing: &Listing, is_single_file: bool, findings: &
     let config = match root.read("config.json", limit::CONFIG) {
         Ok(_) if listed.any(|file| is_pointer(root, file)) => Err(pointer("config.json")),
         Ok(text) => Config::parse(&text),
+        Err(_) if listing.refused.contains("config.json") => return Config::default(),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound && root.join("config.json").is_symlink() => {
+            Err(broken_link(&root.join("config.json"), "config.json", e))
+        }
         Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(no_config(is_single_file)),
         Err(e) => Err(io(&root.join("config.json"), &e)),
     };

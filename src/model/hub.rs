@@ -5,6 +5,7 @@
 
 use std::env;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use super::code;
@@ -75,10 +76,23 @@ fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
         format!("hf download {repository} --revision {revision}")
     };
     let folder = cache.join(format!("models--{}", parts.join("--")));
-    let commit = match regular::read_text(&folder.join("refs").join(revision), limit::WORD) {
-        Ok(commit) => commit.trim().to_owned(),
-        Err(_) => revision.to_owned(),
+    let reference = folder.join("refs").join(revision);
+    let unreadable = |why: String| {
+        let message = format!("`{}` does not say which snapshot to read: {why}", reference.display());
+        fail(Finding::error(code::IO, message).help(format!("Get the model again with `{download}`.")))
     };
+    let commit = match regular::read_text(&reference, limit::WORD) {
+        Ok(commit) => commit.trim().to_owned(),
+        // A revision may be a commit itself.
+        Err(error) if error.kind() == ErrorKind::NotFound && !reference.is_symlink() => revision.to_owned(),
+        Err(error) => return Err(unreadable(error.to_string())),
+    };
+    if commit.is_empty() {
+        return Err(unreadable("it is empty".to_owned()));
+    }
+    if !is_name(&commit.as_str()) && commit != revision {
+        return Err(unreadable("it holds no name".to_owned()));
+    }
     let snapshot = folder.join("snapshots").join(&commit);
     if is_name(&commit.as_str()) && snapshot.is_dir() {
         return Ok(snapshot);

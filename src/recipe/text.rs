@@ -22,8 +22,8 @@ pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
             let help = "Save what it gives as a file, and name that.";
             return Box::new(Finding::error("recipe::not-a-file", message).help(help));
         }
-        let message = format!("the recipe {name} cannot be read: {error}");
-        Box::new(Finding::error("recipe::unreadable", message))
+        let message = format!("the recipe {name} cannot be read: {}", regular::told(error));
+        Box::new(Finding::error("recipe::unreadable", message).help("Name a recipe that you may read."))
     };
     let metadata = path.metadata().map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Box::new(missing(path, &name)),
@@ -80,6 +80,11 @@ fn not_utf8(name: &str, error: &std::string::FromUtf8Error) -> Finding {
 }
 
 fn missing(path: &Path, name: &str) -> Finding {
+    if path.is_symlink() {
+        let message = format!("{name} is a link to a file that does not exist");
+        return Finding::error("recipe::no-such-file", message)
+            .help("Make the link anew, or name the file itself.");
+    }
     let finding = Finding::error("recipe::no-such-file", format!("there is no recipe {name}"));
     let folder = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),

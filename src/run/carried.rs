@@ -83,7 +83,7 @@ impl Carried {
     /// Where it cannot be read or written, or has changed since it was looked at.
     pub fn copy(&self, model: &ModelFolder, staging: &Staging, cancel: &Cancel) -> Result<(), Failure> {
         let name = Path::new(&self.file.name);
-        staging.copy(model.open_other(&self.file.name)?, name)?;
+        staging.copy(model.open_other(&self.file.name)?, name, &|| cancel.check())?;
         let path = staging.folder.join(name);
         let written = regular::open(&path)
             .and_then(|file| verify::identify(&self.file.name, file, self.file.blake3.is_some(), cancel));

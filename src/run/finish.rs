@@ -10,6 +10,7 @@ use super::cancel::Cancel;
 use super::carried::Carried;
 use super::event::{Event, Listener};
 use super::executor::{Options, Outcome, Work};
+use super::made::{MadeFiles, made_files};
 use super::measured::{Measured, asks_for_hashes};
 use super::record::{self, CarriedFile, Finished, Header, Journal, SourceFile, WrittenFile};
 use super::reuse::Reuse;
@@ -19,15 +20,13 @@ use super::verdict::{self, Judgement};
 use super::{take_over, verify};
 use crate::exit::Exit;
 use crate::export::occupant::{self, Occupant};
-use crate::export::{self, Staging, files, publish, siblings, staging};
+use crate::export::{Staging, files, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder};
 use crate::model::FileIdentity;
 use crate::plan::{ExportPlan, Plan, fingerprint};
-use crate::recipe::Recipe;
 use crate::report::ledger::{self, Results};
 use crate::report::{self, Verdict, units};
-use crate::stage::Stage;
 
 /// Up to so long is waited for until every later change of a file shows in its times.
 const TICK: Duration = Duration::from_millis(20);
@@ -68,6 +67,17 @@ pub(super) struct Job<'a> {
     pub reuse: &'a Reuse<'a>,
 }
 
+/// What there is to be published.
+struct Ready<'a> {
+    /// Whether each export is.
+    is_published: &'a [bool],
+    measured: &'a Measured,
+    carried: &'a [Vec<Carried>],
+    made: &'a [MadeFiles],
+    /// The report.
+    text: &'a str,
+}
+
 /// The staging folder and the journal of each export.
 pub(super) type Built = (Vec<Staging>, Vec<Journal>);
 
@@ -77,10 +87,11 @@ impl Job<'_> {
     /// # Errors
     /// Where they cannot be written.
     pub fn stage(&self) -> Result<Built, Failure> {
+        let go_on = || self.options.cancel.check();
         let (mut folders, mut journals) = (Vec::new(), Vec::new());
         for ((export, starts), header) in self.plan.exports.iter().zip(&self.reuse.starts).zip(&self.headers)
         {
-            folders.push(Staging::create(export, starts)?);
+            folders.push(Staging::create(export, starts, &go_on)?);
             journals.push(Journal::begin(&export.path, header)?);
         }
         Ok((folders, journals))
@@ -152,17 +163,21 @@ impl Job<'_> {
             made.push((report::FILE_NAME.to_owned(), text.as_bytes().to_vec()));
         }
         self.record_sources(measured);
-        if built.is_none()
+        let is_up_to_date = built.is_none()
             && published.iter().all(|is_published| *is_published)
-            && self.is_same(carried, &made)
-        {
+            && self.is_same(carried, &made);
+        if built.is_none() {
+            // What was not looked at to its end is not known to be the same.
+            options.cancel.check()?;
+        }
+        if is_up_to_date {
             outcome.is_up_to_date = true;
             for (index, export) in plan.exports.iter().enumerate() {
                 if self.options.durable {
                     files::sync_all(&export.path)?;
                 }
                 let finished = take_over::taken(plan, self.reuse, index).collect();
-                self.record(index, measured, &carried[index], finished)?;
+                options.cancel.whole(|| self.record(index, measured, &carried[index], finished))?;
                 staging::clear(&export.path);
                 outcome.report_paths.push(export.path.join(report::FILE_NAME));
             }
@@ -189,21 +204,56 @@ impl Job<'_> {
             Some((staging, journals)) => staging.into_iter().zip(journals).map(Some).collect(),
             None => plan.exports.iter().map(|_| None).collect(),
         };
+        let mut events = Vec::new();
+        let ready = Ready { is_published: &published, measured, carried, made: &made, text: &text };
+        let done = self.complete(&built, &ready).and_then(|()| {
+            options.cancel.whole(|| self.publish(&mut built, &ready, &mut outcome, &mut events))
+        });
+        if done.as_ref().is_err_and(|failure| failure.exit == Exit::Interrupted) {
+            built.iter_mut().flatten().for_each(|(staging, _)| staging.keep());
+        }
+        events.iter().for_each(|event| self.listener.on_event(event));
+        done.map(|()| outcome)
+    }
+
+    /// Writes what is still missing from the outputs that passed.
+    fn complete(&self, built: &[Option<(Staging, Journal)>], ready: &Ready<'_>) -> Result<(), Failure> {
+        for (index, built) in built.iter().enumerate().filter(|(index, _)| ready.is_published[*index]) {
+            let Some((staging, _)) = built else { continue };
+            self.write_other_files(index, &ready.carried[index], &ready.made[index], staging)?;
+            if self.options.durable {
+                staging.sync()?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves what passed to its place and records it, and keeps the report of what did not. Nothing here takes long: the signal
+    /// that ends a run waits for all of it.
+    fn publish(
+        &self,
+        built: &mut [Option<(Staging, Journal)>],
+        ready: &Ready<'_>,
+        outcome: &mut Outcome,
+        events: &mut Vec<Event>,
+    ) -> Result<(), Failure> {
+        let (plan, options) = (self.plan, self.options);
         if options.keep_unpublished {
-            for (index, built) in built.iter_mut().enumerate().filter(|(index, _)| !published[*index]) {
+            let unpublished = built.iter_mut().enumerate().filter(|(index, _)| !ready.is_published[*index]);
+            for (index, built) in unpublished {
                 let Some((staging, journal)) = built else { continue };
-                let header = self.written_header(index, measured, &staging.folder);
+                let header = self.written_header(index, ready.measured, &staging.folder);
                 let (path, new) = (siblings::journal(&staging.target), siblings::new(&staging.target));
                 record::write(&path, &new, &header, &journal.finished())?;
                 staging.keep();
             }
         }
-        for (index, built) in built.into_iter().enumerate() {
+        for (index, built) in built.iter_mut().enumerate() {
             let export = &plan.exports[index];
             let failed_report = siblings::failed_report(&export.path);
-            let Some((staging, journal)) = built.filter(|_| published[index]) else {
+            let Some((staging, journal)) = built.take().filter(|_| ready.is_published[index]) else {
                 let new = siblings::new(&export.path);
-                let file = files::replace(&failed_report, &new, text.as_bytes())?;
+                let file = files::replace(&failed_report, &new, ready.text.as_bytes())?;
                 if options.durable {
                     files::sync_file(&failed_report, &file)?;
                     files::sync_way(&failed_report)?;
@@ -211,25 +261,24 @@ impl Job<'_> {
                 outcome.report_paths.push(failed_report);
                 continue;
             };
-            self.write_other_files(index, &carried[index], &made[index], &staging)?;
             let at_first = &self.occupants[index];
             let published = publish::publish(staging, export.overwrite, options.durable, at_first)?;
             if let Some(left) = published.left {
                 let text = format!("not all of the old output could be removed: see {}", left.display());
-                self.listener.on_event(&Event::Note { text });
+                events.push(Event::Note { text });
             }
             let path = published.path;
-            self.record(index, measured, &carried[index], journal.finished())?;
+            self.record(index, ready.measured, &ready.carried[index], journal.finished())?;
             // The report of an earlier, failed run says nothing about this output.
             if occupant::read_report(&failed_report).is_ok() {
                 let _ = fs::remove_file(&failed_report);
             }
             outcome.report_paths.push(path.join(report::FILE_NAME));
             let told = plan.told_path(&path);
-            self.listener.on_event(&Event::Published { path: path.clone(), told });
+            events.push(Event::Published { path: path.clone(), told });
             outcome.published.push(path);
         }
-        Ok(outcome)
+        Ok(())
     }
 
     fn record_sources(&mut self, measured: &Measured) {
@@ -337,7 +386,7 @@ impl Job<'_> {
             cancel.check()?;
             let name = Path::new(&carried.file.name);
             if old.as_ref().is_some_and(|old| carried.is_in(old, stores, cancel)) {
-                staging.link(&target.join(name), name)?;
+                staging.link(&target.join(name), name, &|| cancel.check())?;
             } else {
                 carried.copy(&plan.model, staging, cancel)?;
             }
@@ -367,83 +416,6 @@ fn is_file_of(folder: &Folder, name: &str, bytes: &[u8]) -> bool {
     let Ok(file) = folder.open_file(Path::new(name), false) else { return false };
     let mut found = Vec::with_capacity(bytes.len());
     file.take(bytes.len() as u64 + 1).read_to_end(&mut found).is_ok() && found == bytes
-}
-
-/// Names and contents of the files that monoquant makes beside the weights.
-type MadeFiles = Vec<(String, Vec<u8>)>;
-
-/// The files that are made for an export, the report aside.
-fn made_files(plan: &Plan, export: &ExportPlan) -> Result<MadeFiles, Failure> {
-    let mut out: MadeFiles = Vec::new();
-    if let Some(config) = &export.config {
-        out.push(("config.json".to_owned(), config.clone().into_bytes()));
-    }
-    if export.has_index {
-        let name =
-            plan.model.index.as_ref().map_or("model.safetensors.index.json", |index| index.file.as_str());
-        out.push((name.to_owned(), export.index_text().into_bytes()));
-    }
-    let (recipe, written) = stored_recipe(plan, export);
-    let recipe = crate::recipe::emit_with(&recipe, &written).map_err(|error| {
-        let finding = Finding::error("export::recipe", format!("cannot write the recipe down: {error}"));
-        Failure::new(Exit::Internal, finding)
-    })?;
-    out.push((export::RECIPE_FILE_NAME.to_owned(), recipe.into_bytes()));
-    Ok(out)
-}
-
-/// The recipe as an output holds it: relative paths are relative to the output, so that it runs from there to the same result.
-/// With it the values with variables, at their JSON pointers, as they are written then.
-fn stored_recipe(plan: &Plan, export: &ExportPlan) -> (Recipe, Vec<(String, String)>) {
-    let mut recipe = plan.recipe().clone();
-    let from = absolute(&export.path);
-    let moved = |path: &str| {
-        let is_relative = !path.starts_with("hf://") && Path::new(path).is_relative();
-        is_relative.then(|| relative(&from, &absolute(&plan.loaded.resolve_path(path))))
-    };
-    let way = relative(&from, &absolute(&plan.loaded.base));
-    let mut written: Vec<(String, String)> = plan
-        .loaded
-        .written_values()
-        .iter()
-        .map(|value| (value.pointer.clone(), value.text.clone()))
-        .collect();
-    for (index, stage) in recipe.stages.iter_mut().enumerate() {
-        let mut paths: Vec<(&str, &mut String)> = Vec::new();
-        match stage {
-            Stage::Load(load) => {
-                paths.push(("model", &mut load.model));
-                paths.extend(load.calibration.as_mut().map(|named| ("calibration/file", &mut named.file)));
-            }
-            Stage::Export(export) => paths.push(("path", &mut export.path)),
-            other => {
-                paths.extend(other.calibration_mut().map(|named| ("calibration/file", &mut named.file)));
-            }
-        }
-        for (key, path) in paths {
-            let Some(moved) = moved(path) else { continue };
-            *path = moved;
-            let pointer = format!("/stages/{index}/{key}");
-            if let Some((_, text)) = written.iter_mut().find(|(known, _)| *known == pointer) {
-                *text = format!("{way}/{text}");
-            }
-        }
-    }
-    (recipe, written)
-}
-
-/// A path from the root, without `..`, whether or not it exists.
-fn absolute(path: &Path) -> PathBuf {
-    let path = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    crate::plan::normalized(&path)
-}
-
-/// The way from one absolute folder to a path.
-fn relative(from: &Path, to: &Path) -> String {
-    let shared = from.components().zip(to.components()).take_while(|(a, b)| a == b).count();
-    let mut way: Vec<String> = from.components().skip(shared).map(|_| "..".to_owned()).collect();
-    way.extend(to.components().skip(shared).map(|part| part.as_os_str().to_string_lossy().into_owned()));
-    if way.is_empty() { ".".to_owned() } else { way.join("/") }
 }
 
 fn summary(plan: &Plan, judgement: &Judgement) -> String {

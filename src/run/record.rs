@@ -196,8 +196,21 @@ impl Iterator for Lines {
 
     fn next(&mut self) -> Option<Vec<u8>> {
         let mut line = Vec::new();
-        let count = self.0.read_until(b'\n', &mut line).ok()?;
-        (count > 0).then_some(line)
+        loop {
+            let read = self.0.fill_buf().ok()?;
+            let end = read.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+            let taken = &read[..end.unwrap_or(read.len())];
+            // Zeros without end, as a power cut or a stranger leaves them, are not read into memory.
+            if taken.contains(&0) {
+                return None;
+            }
+            line.extend_from_slice(taken);
+            let count = taken.len();
+            self.0.consume(count);
+            if end.is_some() || count == 0 {
+                return (!line.is_empty()).then_some(line);
+            }
+        }
     }
 }
 

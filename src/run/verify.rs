@@ -10,13 +10,10 @@ use super::checksum;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{Entry, Folder};
-use crate::fs::regular;
+use crate::fs::regular::{self, limit};
 use crate::model::header;
 use crate::plan::{ExportPlan, OutputTensor};
 use crate::report::{self, FileRecord, OutputRecord, Report};
-
-/// The largest report that is read.
-const LONGEST_REPORT: u64 = 1 << 30;
 
 /// The first file of a folder that has another size than planned, in words.
 #[must_use]
@@ -122,11 +119,8 @@ pub fn verify(folder: &Path) -> Result<Verified, Failure> {
 }
 
 fn read_report(file: File) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    if file.take(LONGEST_REPORT + 1).read_to_end(&mut bytes)? as u64 > LONGEST_REPORT {
-        return Err(io::ErrorKind::FileTooLarge.into());
-    }
-    Ok(bytes)
+    let metadata = file.metadata()?;
+    regular::read_open(file, &metadata, limit::REPORT)
 }
 
 /// Every file of an output that is not in the folder as it was written.
@@ -140,7 +134,8 @@ fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecor
             return Some(format!("{name} cannot be read: it is not there"));
         };
         if !entry.is_file {
-            return Some(format!("{name} cannot be read: it is a link or no file, and outputs have files"));
+            let what = if entry.is_folder { "a folder" } else { "a link or no file" };
+            return Some(format!("{name} cannot be read: it is {what}, and outputs have files"));
         }
         let opened = folder.open_file(path, false);
         let opened = opened.and_then(|file| file.metadata().map(|metadata| (file, metadata.len())));
@@ -168,9 +163,8 @@ fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecor
 /// What a report says that cannot be, though all files are as it says.
 fn contradictions(bytes: &[u8], report: &Report, output: &OutputRecord) -> Vec<String> {
     let mut out = Vec::new();
-    if !std::str::from_utf8(bytes).is_ok_and(|text| report::is_as_written(text, report)) {
-        out.push(format!("{} was edited since it was written", report::FILE_NAME));
-    }
+    let edited = std::str::from_utf8(bytes).map_or(Some("is not text"), |text| report::edited(text, report));
+    out.extend(edited.map(|why| format!("{} {why}", report::FILE_NAME)));
     if !output.published {
         out.push("the report is of a run that did not publish this output".to_owned());
     }
@@ -249,4 +243,32 @@ pub(super) fn identify(
     }
     let blake3 = hasher.map(|hasher| hasher.finalize().to_hex().to_string());
     Ok(FileRecord { name: name.to_owned(), bytes, crc64nvme: checksum::text(crc), blake3 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Zeros for ever, and a signal after some of them.
+    struct Endless<'a>(&'a Cancel, usize);
+
+    impl Read for Endless<'_> {
+        fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+            self.1 += 1;
+            if self.1 == 3 {
+                self.0.cancel();
+            }
+            assert!(self.1 <= 3, "it reads on");
+            buffer.fill(0);
+            Ok(buffer.len())
+        }
+    }
+
+    #[test]
+    fn hashing_ends_when_it_is_cancelled() {
+        for is_hashed in [false, true] {
+            let cancel = Cancel::default();
+            assert!(identify("endless", Endless(&cancel, 0), is_hashed, &cancel).is_err());
+        }
+    }
 }

@@ -20,10 +20,37 @@ fn published() -> Workspace {
 /// Edits the report.
 fn edit(workspace: &Workspace, change: impl FnOnce(&mut Value)) {
     let mut report = json_of(&workspace.path(REPORT));
-    // One that was written before there were digests.
-    report.as_object_mut().expect("an object").remove("digest");
     change(&mut report);
-    workspace.write(REPORT, report.to_string());
+    // Whoever edits a report with care gives it its digest, too.
+    report["digest"] = "".into();
+    let text = serde_json::to_string_pretty(&report).expect("JSON") + "\n";
+    let digest = blake3::hash(text.as_bytes()).to_hex();
+    workspace.write(REPORT, text.replace("\"digest\": \"\"", &format!("\"digest\": \"{digest}\"")));
+}
+
+#[test]
+fn a_report_without_its_digest_was_edited() {
+    let workspace = published();
+    edit(&workspace, |report| report["verdict"]["summary"] = "edited with care".into());
+    workspace.monoquant(["verify", "out"]).exits(0);
+    let mut report = json_of(&workspace.path(REPORT));
+    for without in [None, Some(Value::Null), Some("".into()), Some("0".repeat(64).into())] {
+        match &without {
+            None => drop(report.as_object_mut().expect("an object").shift_remove("digest")),
+            Some(digest) => report["digest"] = digest.clone(),
+        }
+        workspace.write(REPORT, serde_json::to_string_pretty(&report).expect("JSON") + "\n");
+        let said = workspace.monoquant(["verify", "out"]).exits(5).stderr;
+        assert!(
+            said.contains("monoquant-report.json was edited since it was written"),
+            "{without:?}: {said}"
+        );
+        let before = files(&workspace.path("out"));
+        let said =
+            workspace.monoquant(["run", "recipe.yaml", "--set", "quantize-int4.group_size=64"]).exits(4);
+        assert!(said.stderr.contains("was edited"), "{without:?}: {}", said.stderr);
+        assert_eq!(files(&workspace.path("out")), before);
+    }
 }
 
 #[test]

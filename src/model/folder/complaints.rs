@@ -1,10 +1,12 @@
 //! What to say when a path is not a model that can be read: what is there instead, and what to do.
 
 use std::fs;
+use std::io::ErrorKind;
 use std::path::Path;
 
 use super::files::{Listing, file_name};
 use crate::finding::{Finding, nearest};
+use crate::fs::regular;
 use crate::model::code;
 
 /// Names shown in one finding; more are counted.
@@ -29,13 +31,41 @@ pub(super) fn be(names: &[&str]) -> String {
 
 /// A failed file system call.
 pub(super) fn io(path: &Path, error: &std::io::Error) -> Finding {
-    Finding::error(code::IO, format!("cannot read `{}`: {error}", path.display()))
+    let message = format!("cannot read `{}`: {error}", path.display());
+    Finding::error(code::IO, message).help(what_to_do(error))
+}
+
+/// A link that leads to nothing, or back to itself.
+pub(super) fn broken_link(path: &Path, name: &str, error: std::io::Error) -> Finding {
+    if error.kind() == ErrorKind::NotFound {
+        Finding::error(code::NOT_FOUND, format!("`{name}` is a link to a file that does not exist"))
+            .help("The download is not complete; run `hf download` again.")
+    } else {
+        io(path, &regular::told(error))
+    }
+}
+
+fn what_to_do(error: &std::io::Error) -> &'static str {
+    let is_of_the_system = error.raw_os_error().is_some();
+    match error.kind() {
+        ErrorKind::PermissionDenied if is_of_the_system => {
+            "Change its permissions, or run as a user who may read it."
+        }
+        ErrorKind::PermissionDenied => "Put the file itself there, or allow the link with `--follow-links`.",
+        ErrorKind::NotFound => "The download is not complete; run `hf download` again.",
+        _ => "Put the file itself there; `hf download` gets the files of a model.",
+    }
 }
 
 /// Nothing is there, or it cannot be looked at.
 pub(super) fn absent(model: &Path, error: &std::io::Error) -> Finding {
-    if error.kind() != std::io::ErrorKind::NotFound {
+    if error.kind() != ErrorKind::NotFound {
         return io(model, error);
+    }
+    if model.is_symlink() {
+        let message = format!("the model `{}` is a link to something that does not exist", model.display());
+        return Finding::error(code::NOT_FOUND, message)
+            .help("Make the link anew, or give the folder that it should lead to.");
     }
     let finding = Finding::error(code::NOT_FOUND, format!("the model `{}` does not exist", model.display()));
     let parent = match model.parent() {
@@ -51,12 +81,25 @@ pub(super) fn absent(model: &Path, error: &std::io::Error) -> Finding {
     names.sort();
     match nearest(&file_name(model), names.iter().map(String::as_str)) {
         Some(name) => finding.help(format!("Did you mean `{}`?", parent.join(name).display())),
-        None => finding.help("Give a model's folder, one `.safetensors` file, or `hf://org/name`."),
+        None => finding.help(GIVE),
     }
 }
 
+/// What can be given as a model.
+const GIVE: &str = "Give a model's folder, one `.safetensors` file, or `hf://org/name`.";
+
+/// What to say of something that is neither a folder nor a file that can be read as a model.
+pub(super) fn not_a_model_file(model: &Path, metadata: &fs::Metadata) -> Option<Finding> {
+    if !metadata.is_file() {
+        let what = regular::what_is(metadata.file_type());
+        let message = format!("`{}` is {what}, not a model", model.display());
+        return Some(Finding::error(code::NOT_A_MODEL, message).help(GIVE));
+    }
+    not_safetensors(&file_name(model)).or_else(|| regular::open(model).err().map(|error| io(model, &error)))
+}
+
 /// What to say of a file that is not safetensors.
-pub(super) fn not_safetensors(name: &str) -> Option<Finding> {
+fn not_safetensors(name: &str) -> Option<Finding> {
     if name.ends_with(".safetensors") {
         return None;
     }
@@ -66,7 +109,7 @@ pub(super) fn not_safetensors(name: &str) -> Option<Finding> {
         "json" => finding.help("Give the folder that it is in."),
         "bin" | "pt" | "pth" | "ckpt" => finding.help(CONVERT),
         "gguf" => finding.help("GGUF files are quantized already; give the model that it was made from."),
-        _ => finding.help("Give a model's folder, one `.safetensors` file, or `hf://org/name`."),
+        _ => finding.help(GIVE),
     })
 }
 
@@ -79,7 +122,7 @@ pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
     let found = |end: &[&str]| listing.files.iter().find(|file| end.iter().any(|e| file.path.ends_with(e)));
     let error = |message| Finding::error(code::NOT_A_MODEL, message);
     if listing.files.is_empty() && listing.folders.is_empty() {
-        return error(format!("the folder `{folder}` is empty"));
+        return error(format!("the folder `{folder}` is empty")).help(GIVE);
     }
     if let Some(finding) = super::elsewhere::below(root, listing) {
         return finding;

@@ -1,14 +1,18 @@
 //! Which files a folder holds.
 
+use std::collections::HashSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use super::complaints::io;
+use super::complaints::{broken_link, io};
 use super::root::Root;
 use super::{Fate, OtherFile};
 use crate::finding::Finding;
 use crate::fs::regular;
 use crate::model::code;
+
+/// How the name of an index ends.
+pub(super) const INDEX_END: &str = ".safetensors.index.json";
 
 /// How deep folders below the model's are searched for files to carry over.
 const MAX_DEPTH: usize = 100;
@@ -25,6 +29,8 @@ pub(super) struct Listing {
     pub(super) folders: Vec<String>,
     /// Hidden files and folders, and what is no file to be read: left behind, or complained about.
     pub(super) odd: Vec<OtherFile>,
+    /// Files that were complained about already.
+    pub(super) refused: HashSet<String>,
 }
 
 impl Listing {
@@ -94,23 +100,26 @@ impl Lister<'_> {
             let real = self.above.last().map_or_else(|| entry.path(), |above| above.join(name));
             return match entry.metadata() {
                 Ok(metadata) => self.take(path, &metadata, real),
-                Err(e) => self.listing.odd.push(OtherFile { path, len: 0, fate: unreadable(&e) }),
+                Err(e) => self.listing.odd.push(OtherFile { path, len: 0, fate: unreadable(e) }),
             };
         }
         let found = entry.path().canonicalize().and_then(|real| Ok((fs::metadata(&real)?, real)));
         match found {
-            Ok((_, real)) if !self.root.holds(&real) => self.findings.push(leads_out(&path, &real)),
+            Ok((_, real)) if !self.root.holds(&real) => {
+                self.findings.push(leads_out(&path, &real));
+                self.listing.refused.insert(path);
+            }
             // It would be listed in itself, for ever.
             Ok((_, real)) if self.above.iter().any(|above| above.starts_with(&real)) => {
                 let fate = Fate::Left("a link to a folder that it is in".to_owned());
                 self.listing.odd.push(OtherFile { path, len: 0, fate });
             }
             Ok((metadata, real)) => self.take(path, &metadata, real),
-            Err(_) if path.ends_with(".safetensors") => self.findings.push(
-                Finding::error(code::NOT_FOUND, format!("`{path}` is a link to a file that does not exist"))
-                    .help("The download is not complete; run `hf download` again."),
-            ),
-            Err(e) => self.listing.odd.push(OtherFile { path, len: 0, fate: unreadable(&e) }),
+            Err(e) if is_read(&path) => {
+                self.findings.push(broken_link(&self.root.join(&path), &path, e));
+                self.listing.refused.insert(path);
+            }
+            Err(e) => self.listing.odd.push(OtherFile { path, len: 0, fate: unreadable(e) }),
         }
     }
 
@@ -119,11 +128,13 @@ impl Lister<'_> {
         if metadata.is_file() {
             return self.listing.files.push(OtherFile { path, len: metadata.len(), fate: Fate::Carried });
         }
-        if !metadata.is_dir() {
+        if !metadata.is_dir() || path.ends_with(INDEX_END) {
             let what = format!("is {}, not a file", regular::what_is(metadata.file_type()));
-            if path.ends_with(".safetensors") {
+            if is_read(&path) {
                 let finding = Finding::error(code::NOT_A_MODEL, format!("`{path}` {what}"));
-                return self.findings.push(finding.help("Put the file itself there."));
+                self.findings.push(finding.help("Put the file itself there."));
+                self.listing.refused.insert(path);
+                return;
             }
             let fate = Fate::Broken { what, help: "Put a file there, or remove it.".to_owned() };
             return self.listing.odd.push(OtherFile { path, len: 0, fate });
@@ -141,6 +152,11 @@ impl Lister<'_> {
             self.listing.folders.push(path);
         }
     }
+}
+
+/// Whether a file of this name is read, whatever it is.
+fn is_read(path: &str) -> bool {
+    path.ends_with(".safetensors") || path.ends_with(INDEX_END)
 }
 
 fn leads_out(path: &str, real: &Path) -> Finding {
@@ -167,12 +183,13 @@ fn not_utf8() -> Fate {
     }
 }
 
-fn unreadable(error: &std::io::Error) -> Fate {
+fn unreadable(error: std::io::Error) -> Fate {
     let (what, help) = if error.kind() == std::io::ErrorKind::NotFound {
         let help =
             "The download is not complete; run `hf download` again. What is not needed can be removed.";
         ("is a link to a file that does not exist".to_owned(), help)
     } else {
+        let error = regular::told(error);
         (format!("cannot be looked at: {error}"), "Move it away, or change its permissions.")
     };
     Fate::Broken { what, help: help.to_owned() }

@@ -7,7 +7,7 @@ use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
 use super::OtherFile;
 use super::complaints::{be, io, pointer, shown};
-use super::files::{Listing, is_pointer};
+use super::files::{INDEX_END, Listing, is_pointer};
 use super::names::{self, USUAL};
 use super::root::Root;
 use crate::finding::Finding;
@@ -25,8 +25,6 @@ pub(super) struct Choice {
     /// The index that they were chosen by, or that speaks of all of them.
     pub(super) index: Option<Index>,
 }
-
-const INDEX_END: &str = ".safetensors.index.json";
 
 /// The name of a weight file without its extension; none for a file in a folder below, or of another kind.
 pub(super) fn stem(path: &str) -> Option<&str> {
@@ -188,6 +186,14 @@ fn by_index(
     };
     let missing: Vec<&str> =
         named.iter().copied().filter(|file| !listing.has(file)).filter(is_needed).collect();
+    // Of what is there and no file it was said already.
+    let missing: Vec<&str> = missing.into_iter().filter(|file| !listing.refused.contains(*file)).collect();
+    let (folders, missing): (Vec<&str>, Vec<&str>) =
+        missing.into_iter().partition(|file| listing.folders.iter().any(|folder| folder == file));
+    for folder in folders {
+        let finding = Finding::error(code::NOT_A_MODEL, format!("`{folder}` is a folder, not a file"));
+        findings.push(finding.help("Put the file itself there."));
+    }
     if !missing.is_empty() {
         let mut help = "The download is not complete; run `hf download` again.".to_owned();
         let others: Vec<&str> = listing
