@@ -16,10 +16,12 @@ pub mod header;
 pub mod hub;
 pub mod index;
 pub mod json;
+pub mod name;
 pub mod packed;
 mod quantized;
 pub mod read;
 mod roles;
+pub mod shape;
 pub mod tensor;
 pub mod types;
 pub mod widen;
@@ -30,9 +32,11 @@ pub use experts::{ExpertMatrix, ExpertPart, ExpertStack, MatrixView};
 pub use folder::{Fate, ModelFolder, OtherFile, look, open, open_following};
 pub use hub::resolve;
 pub use index::Index;
+pub use name::Name;
 pub use packed::{Layers, layers};
+pub use shape::Shape;
 pub use tensor::{FileIdentity, Fp8Layout, Fp8Scales, Shard, TensorInfo};
-pub use types::{Classified, LayerClass, classify};
+pub use types::{Because, Classified, LayerClass, classify};
 
 /// Codes of the findings of this module, stable names for scripts.
 pub mod code {

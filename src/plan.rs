@@ -5,13 +5,16 @@
 //! that made it, for every output tensor its file and offset, and whatever an engine would refuse.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+
+use indexmap::IndexMap;
 
 use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place};
 use crate::layer::LayerType;
-use crate::model::{self, LayerClass, MatrixView, ModelFolder};
+use crate::model::{self, Because, LayerClass, ModelFolder};
 use crate::recipe::{Loaded, Recipe};
 use crate::stage::export::{Format, Target};
 use crate::stage::{SiblingPolicy, Stage};
@@ -24,6 +27,7 @@ pub mod explain;
 pub mod fingerprint;
 pub mod layout;
 mod outputs;
+pub mod piece;
 pub mod places;
 mod reach;
 pub mod select;
@@ -36,8 +40,9 @@ pub use draft::{Draft, draft};
 pub use engines::parallel::{Limit, Parallel};
 pub use engines::served::{KernelUse, Served, Server};
 pub use explain::{Explanation, explain};
-pub use layout::{ExportPlan, OutputFile, OutputTensor, Part, Piece, PieceOutput};
-pub use select::{Action, Decision, Rule, Treatment};
+pub use layout::{Content, ExportPlan, OutputFile, OutputTensor, Part, PieceOutput};
+pub use piece::Piece;
+pub use select::{Action, Decided, Decision, Rule, Treatment};
 pub use siblings::Siblings;
 pub use statistics::{StageStatistics, Weighing};
 
@@ -116,13 +121,27 @@ impl Plan {
     /// What a quantized tensor's scheme reaches on Gaussian weights of its shape, in dB; of a stack, of one of its matrices.
     #[must_use]
     pub fn expected_sqnr(&self, tensor: usize) -> Option<f64> {
-        let first = self.pieces.partition_point(|piece| piece.tensor < tensor);
-        let view = self.pieces.get(first).filter(|piece| piece.tensor == tensor)?.matrix?;
+        let first = self.pieces.partition_point(|piece| piece.tensor() < tensor);
+        let view = self.pieces.get(first).filter(|piece| piece.tensor() == tensor)?.matrix(&self.model)?;
         let treatment = self.decisions[tensor].treatment()?;
         if self.weighing.changes_ranges(first, treatment) {
             return None;
         }
         treatment.expected_sqnr(view.rows, view.cols)
+    }
+
+    /// What the tensors of the exports are made of.
+    #[must_use]
+    pub fn content(&self) -> Content<'_> {
+        Content { model: &self.model, decisions: &self.decisions, pieces: &self.pieces }
+    }
+
+    /// The pieces of a tensor of the model, as indices.
+    #[must_use]
+    pub fn pieces_of(&self, tensor: usize) -> Range<usize> {
+        let first = self.pieces.partition_point(|piece| piece.tensor() < tensor);
+        let count = self.pieces[first..].iter().take_while(|piece| piece.tensor() == tensor).count();
+        first..first + count
     }
 
     /// How many tensors are quantized.
@@ -164,31 +183,30 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     let Draft { loaded, model, classes, decoder, decisions, pieces, siblings, mut findings } = draft;
     findings.extend(problems);
 
-    let exports = exports(&loaded, &model, &classes, &decisions, &pieces);
+    let content = Content { model: &model, decisions: &decisions, pieces: &pieces };
+    let exports = exports(&loaded, content, &classes);
     findings.extend(export_paths(&loaded, &model, &exports));
-    findings.extend(outputs::check(&loaded, &model, &classes, &decisions, &pieces, &exports));
+    findings.extend(outputs::check(&loaded, content, &classes, &exports));
     for export in &exports {
         findings.extend(engines::check(&loaded, &model, &classes, &decisions, &siblings, export));
         findings.extend(engines::kept_experts::check(&loaded, &model, &classes, &decisions, export));
         findings.extend(engines::unbuilt(&loaded, &model, export));
     }
-    let outlook =
-        engines::served::look_at(&loaded, &model, &classes, &decisions, &pieces, &siblings, &exports);
+    let outlook = engines::served::look_at(&loaded, content, &classes, &siblings, &exports);
     findings.extend(outlook.findings);
-    findings.extend(reach::check(&loaded, &decisions, &pieces, &weighing));
+    findings.extend(reach::check(&loaded, content, &weighing));
     stop_on_errors(&findings)?;
 
     let threads = limits
         .threads
         .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
         .unwrap_or(1);
-    let budget = budget::budget(&model, &decisions, &pieces, &exports, &weighing, threads, limits.memory)
-        .map_err(|least| {
-            let finding = Finding::error("plan::memory", "the memory bound is too small for this model")
-                .help(format!("One worker needs {} MiB here.", least.div_ceil(1 << 20)));
-            Failure::new(Exit::BadRecipe, finding)
-        })?;
-    let mut notes = engines::notes(&model, &pieces, &decisions, &exports);
+    let budget = budget::budget(content, &exports, &weighing, threads, limits.memory).map_err(|least| {
+        let finding = Finding::error("plan::memory", "the memory bound is too small for this model")
+            .help(format!("One worker needs {} MiB here.", least.div_ceil(1 << 20)));
+        Failure::new(Exit::BadRecipe, finding)
+    })?;
+    let mut notes = engines::notes(content, &exports);
     notes.extend(copies::stale_declarations(&model));
     notes.extend(outlook.notes);
     Ok(Plan {
@@ -215,7 +233,7 @@ fn stop_on_errors(findings: &[Finding]) -> Result<(), Failure> {
     Ok(())
 }
 
-type LayerTypes = indexmap::IndexMap<crate::layer::pattern::Pattern, LayerType>;
+type LayerTypes = IndexMap<crate::layer::pattern::Pattern, LayerType>;
 
 fn open_model(loaded: &Loaded) -> Result<(ModelFolder, LayerTypes), Failure> {
     let Some((index, load)) =
@@ -267,10 +285,10 @@ fn correct_classes(model: &ModelFolder, layer_types: &LayerTypes, classes: &mut 
             }
             if layer_type.is_role() {
                 class.role = Some(*layer_type);
-                class.role_rule = Some("layer_types of the recipe");
+                class.role_rule = Some(Because::Recipe);
             } else if tensor.shape.len() >= 2 || tensor.parameter() == "weight" {
                 class.kind = *layer_type;
-                class.kind_rule = "layer_types of the recipe";
+                class.kind_rule = Because::Recipe;
             }
         }
     }
@@ -278,20 +296,19 @@ fn correct_classes(model: &ModelFolder, layer_types: &LayerTypes, classes: &mut 
 
 /// The lengths of the rows that a tensor's matrices have: the input width of its layers.
 fn row_lengths(model: &ModelFolder, classes: &[LayerClass], tensor: usize) -> Vec<u64> {
-    let info = &model.tensors[tensor];
     if classes[tensor].kind == LayerType::Experts {
         return match model::experts::stack(model, tensor) {
             Ok(stack) => stack.matrices.first().map(|matrix| matrix.view.cols).into_iter().collect(),
             Err(_) => Vec::new(),
         };
     }
-    matrix_view(info, classes[tensor].kind).map(|view| view.cols).into_iter().collect()
+    let view = matrix_piece(tensor, classes[tensor].kind).matrix(model);
+    view.map(|view| view.cols).into_iter().collect()
 }
 
-/// The matrix of weights [out, in] that a tensor is. GPT-2 stores its linear layers the other way round.
-fn matrix_view(info: &model::TensorInfo, kind: LayerType) -> Option<MatrixView> {
-    let transposed = if kind == LayerType::Conv1D { MatrixView::transposed(info) } else { None };
-    transposed.or_else(|| MatrixView::whole(info))
+/// A tensor as a matrix of weights [out, in]. GPT-2 stores its linear layers the other way round.
+fn matrix_piece(tensor: usize, kind: LayerType) -> Piece {
+    Piece::matrix_of(tensor, kind == LayerType::Conv1D)
 }
 
 fn undivided_findings(
@@ -301,10 +318,10 @@ fn undivided_findings(
     undivided: &[siblings::Undivided],
 ) -> Vec<Finding> {
     // One finding for each group size that a stage asks for.
-    let mut asked: BTreeMap<(usize, u64), Vec<siblings::Undivided>> = BTreeMap::new();
+    let mut asked: BTreeMap<(usize, u64), Vec<&siblings::Undivided>> = BTreeMap::new();
     for one in undivided {
         let stage = decisions[one.tensor].treatment().map_or(0, |treatment| treatment.stage);
-        asked.entry((stage, one.group_size)).or_default().push(one.clone());
+        asked.entry((stage, one.group_size)).or_default().push(one);
     }
     asked
         .into_iter()
@@ -312,12 +329,15 @@ fn undivided_findings(
         .collect()
 }
 
+/// Lengths of rows, and names of layers of each, that one finding lists.
+const LISTED: usize = 100;
+
 fn undivided_finding(
     loaded: &Loaded,
     model: &ModelFolder,
     stage: usize,
     group_size: u64,
-    undivided: &[siblings::Undivided],
+    undivided: &[&siblings::Undivided],
 ) -> Finding {
     let place = loaded.place(&format!("/stages/{stage}/group_size"));
     let count = undivided.len();
@@ -329,11 +349,16 @@ fn undivided_finding(
         ),
     )
     .at_opt(place, "must divide the length of every row");
-    finding = finding.help("Rows that cannot be divided:").help_lines(
-        by_length(model, undivided)
-            .into_iter()
-            .map(|(columns, names)| format!("  {columns} columns: {}", names.join(", "))),
-    );
+    let lengths = by_length(model, undivided);
+    let more = lengths.len().saturating_sub(LISTED);
+    let lines = lengths.into_iter().take(LISTED).map(|(columns, (names, more))| {
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("  {columns} columns: {}{more}", names.join(", "))
+    });
+    finding = finding.help("Rows that cannot be divided:").help_lines(lines);
+    if more > 0 {
+        finding = finding.help_lines([format!("  and {more} more lengths")]);
+    }
     let shrunk = [128_u64, 64, 32, 16]
         .into_iter()
         .find(|size| *size < group_size && undivided.iter().all(|u| u.columns % size == 0));
@@ -347,13 +372,17 @@ fn undivided_finding(
     finding.help(advice)
 }
 
-fn by_length<'m>(model: &'m ModelFolder, undivided: &[siblings::Undivided]) -> Vec<(u64, Vec<&'m str>)> {
-    let mut out: Vec<(u64, Vec<&str>)> = Vec::new();
+/// The first names of the layers with rows of each length, and how many there are besides.
+fn by_length<'m>(
+    model: &'m ModelFolder,
+    undivided: &[&siblings::Undivided],
+) -> IndexMap<u64, (Vec<&'m str>, usize)> {
+    let mut out: IndexMap<u64, (Vec<&str>, usize)> = IndexMap::new();
     for one in undivided {
-        let name = select::subject(&model.tensors[one.tensor]);
-        match out.iter_mut().find(|(columns, _)| *columns == one.columns) {
-            Some((_, names)) => names.push(name),
-            None => out.push((one.columns, vec![name])),
+        let (names, more) = out.entry(one.columns).or_default();
+        match names.len() < LISTED {
+            true => names.push(select::subject(&model.tensors[one.tensor])),
+            false => *more += 1,
         }
     }
     out
@@ -375,6 +404,7 @@ fn split_findings(
     let mut found: Vec<(SplitKey<'_>, Finding, usize)> = Vec::new();
     for split in siblings::splits(groups, decisions) {
         let group = &groups[split.group];
+        let parent = group.parent(items);
         let stage = split
             .examples
             .iter()
@@ -404,11 +434,11 @@ fn split_findings(
             .iter()
             .map(|&index| {
                 let subject = items[index].subject;
-                let last = subject.strip_prefix(group.parent.as_str()).unwrap_or(subject);
+                let last = subject.strip_prefix(parent).unwrap_or(subject);
                 format!("`{}` is {}", last.trim_start_matches('.'), what(index))
             })
             .collect();
-        let message = format!("parts of `{}.{}` are treated differently", group.parent, group.fused);
+        let message = format!("parts of `{parent}.{}` are treated differently", group.fused);
         let message = message.replace(".experts.experts", ".experts");
         let mut finding = match policy {
             SiblingPolicy::Error => Finding::error("plan::split-siblings", message),
@@ -470,6 +500,9 @@ fn idle_stages(
         .collect()
 }
 
+/// Pieces that a model is cut into at most: a few bytes may be any number of matrices.
+const MAX_PIECES: usize = 1 << 22;
+
 /// Cuts the model into pieces: whole tensors, and the matrices of stacks of experts that are quantized, or that an engine
 /// wants one by one whether they are quantized or not.
 fn pieces(
@@ -489,38 +522,34 @@ fn pieces(
         let splits = quantized || splits_kept && info.stored == info.working_dtype();
         if splits && classes[tensor].kind == LayerType::Experts {
             match model::experts::stack(model, tensor) {
-                Ok(stack) => pieces.extend(stack.matrices.into_iter().map(|matrix| Piece {
-                    tensor,
-                    module: matrix.module,
-                    matrix: Some(matrix.view),
-                })),
+                Ok(stack) if pieces.len() + stack.matrices.len() > MAX_PIECES => {
+                    let message = format!("stacks of experts hold more than {MAX_PIECES} matrices");
+                    let finding = Finding::error(model::code::EXPERTS, message);
+                    findings.push(finding.help("Leave them alone with `skip_layer_types: [Experts]`."));
+                    break;
+                }
+                Ok(stack) => {
+                    pieces.extend(stack.matrices.into_iter().map(|matrix| Piece::expert(tensor, matrix)));
+                }
                 Err(finding) => findings.push(finding),
             }
             continue;
         }
-        pieces.push(Piece {
-            tensor,
-            module: info.module().to_owned(),
-            matrix: if quantized { matrix_view(info, classes[tensor].kind) } else { None },
+        pieces.push(match quantized {
+            true => matrix_piece(tensor, classes[tensor].kind),
+            false => Piece::bytes(tensor),
         });
     }
     (pieces, findings)
 }
 
-fn exports(
-    loaded: &Loaded,
-    model: &ModelFolder,
-    classes: &[LayerClass],
-    decisions: &[Decision],
-    pieces: &[Piece],
-) -> Vec<ExportPlan> {
+fn exports(loaded: &Loaded, content: Content<'_>, classes: &[LayerClass]) -> Vec<ExportPlan> {
+    let model = content.model;
     let mut exports = Vec::new();
     for (index, stage) in loaded.recipe.stages.iter().enumerate() {
         let Stage::Export(export) = stage else { continue };
-        let (files, tensors, outputs) =
-            layout::lay_out(model, decisions, pieces, index, export.format, export.shards);
-        let config =
-            crate::export::config::config_text(model, classes, decisions, pieces, index, export.format);
+        let (files, tensors, outputs) = layout::lay_out(content, index, export.format, export.shards);
+        let config = crate::export::config::config_text(content, classes, index, export.format);
         let others = copies::sort(model, export.copy);
         exports.push(ExportPlan {
             stage: index,

@@ -1,9 +1,12 @@
 //! What is told: the report of a run, and how runs, plans and models are shown to people and programs.
 
+use std::fmt::Display;
+use std::io::{self, BufReader, Read, Seek, Write};
 use std::path::Path;
 
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::de::{IgnoredAny, SeqAccess, Visitor};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
@@ -11,6 +14,7 @@ use crate::fs::regular::{self, limit};
 pub use crate::plan::copies::Left;
 
 pub mod cycle;
+pub mod each;
 pub mod engines;
 pub mod files_text;
 pub mod ledger;
@@ -297,21 +301,36 @@ pub struct Balance {
 /// How the line of a report begins that holds its digest.
 const DIGEST: &str = "\n  \"digest\": \"";
 
-/// The text of a report, as it is written, with its digest, which the report gets as well.
-#[must_use]
-pub fn sealed(report: &mut Report) -> String {
+/// Gives a report its digest: the hash of its text with none.
+pub fn seal(report: &mut Report) {
     report.digest = Some(String::new());
-    let text = |report: &Report| serde_json::to_string_pretty(report).unwrap_or_default() + "\n";
-    report.digest = Some(blake3::hash(text(report).as_bytes()).to_hex().to_string());
-    text(report)
+    let mut hasher = blake3::Hasher::new();
+    // A hash takes everything.
+    let _ = write(report, &mut hasher);
+    report.digest = Some(hasher.finalize().to_hex().to_string());
 }
+
+/// Writes the text of a report. It has some hundred bytes a tensor, and is not held.
+///
+/// # Errors
+/// Where it cannot be written.
+pub fn write(report: &Report, out: impl Write) -> io::Result<()> {
+    let mut out = io::BufWriter::with_capacity(1 << 16, out);
+    serde_json::to_writer_pretty(&mut out, report)?;
+    out.write_all(b"\n")?;
+    out.flush()
+}
+
+/// What is said of a report that was changed.
+const EDITED: &str = "was edited since it was written";
+const NO_DIGEST: &str = "was edited since it was written: it has no digest of itself";
 
 /// What tells that the text of a report is not as it was written, to follow the name of its file. There is no version that wrote
 /// reports without a digest.
 #[must_use]
 pub fn edited(text: &str, report: &Report) -> Option<&'static str> {
     let Some(digest) = &report.digest else {
-        return Some("was edited since it was written: it has no digest of itself");
+        return Some(NO_DIGEST);
     };
     let is_as_written = text.rfind(DIGEST).map(|at| at + DIGEST.len()).is_some_and(|start| {
         text[start..].strip_prefix(digest.as_str()).is_some_and(|rest| {
@@ -320,32 +339,128 @@ pub fn edited(text: &str, report: &Report) -> Option<&'static str> {
             hasher.finalize().to_hex().as_str() == digest
         })
     });
-    (!is_as_written).then_some("was edited since it was written")
+    (!is_as_written).then_some(EDITED)
 }
 
-/// The report that a text is, where it was written by this monoquant or an older one and not changed since.
+/// What is kept of a report to know an output by it.
+#[derive(Debug)]
+pub struct Ours {
+    /// The outputs, in the order of the `export` stages.
+    pub outputs: Vec<OutputRecord>,
+}
+
+/// What a report says of its outputs, where it was written by this monoquant or an older one and not changed since. Of its tensors
+/// none is held.
 ///
 /// # Errors
 /// What is wrong with it, to follow the name of its file.
-pub fn ours(bytes: &[u8]) -> Result<Report, String> {
+pub fn ours(mut file: impl Read + Seek) -> Result<Ours, String> {
     #[derive(Deserialize)]
     struct Version {
         report_version: u32,
     }
-    if let Ok(Version { report_version }) = serde_json::from_slice(bytes)
+    /// As [`Report`].
+    #[derive(Deserialize)]
+    #[expect(dead_code, reason = "what is not used must be there and right all the same")]
+    struct Skimmed {
+        report_version: u32,
+        monoquant: String,
+        verdict: Verdict,
+        recipe: IgnoredAny,
+        source: Vec<FileRecord>,
+        outputs: Vec<OutputRecord>,
+        sizes: Sizes,
+        quality: Option<Quality>,
+        gates: Vec<GateRecord>,
+        warnings: Vec<WarningRecord>,
+        tensors: Looked,
+        balance: Balance,
+        #[serde(default)]
+        digest: Option<String>,
+    }
+    if let Ok(Version { report_version }) = serde_json::from_reader(BufReader::new(&mut file))
         && report_version > VERSION
     {
         return Err(format!(
             "was written by a newer monoquant: it has version {report_version}, and this one knows {VERSION}"
         ));
     }
-    let text = std::str::from_utf8(bytes).map_err(|_| "is not text".to_owned())?;
-    let report: Report =
-        serde_json::from_str(text).map_err(|error| format!("cannot be understood: {error}"))?;
+    let misread = |error: &dyn Display| format!("cannot be understood: {error}");
+    file.rewind().map_err(|error| misread(&error))?;
+    let mut text = Digested::new(file);
+    let report: Skimmed =
+        serde_json::from_reader(BufReader::new(&mut text)).map_err(|error| misread(&error))?;
     if report.report_version != VERSION {
         return Err("has no version that there was".to_owned());
     }
-    edited(text, &report).map_or(Ok(report), |why| Err(why.to_owned()))
+    match report.digest {
+        None => return Err(NO_DIGEST.to_owned()),
+        Some(digest) if !text.is(&digest) => return Err(EDITED.to_owned()),
+        Some(_) => {}
+    }
+    Ok(Ours { outputs: report.outputs })
+}
+
+/// Tensors of a report that were understood and not kept.
+struct Looked;
+
+impl<'de> Deserialize<'de> for Looked {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_seq(Looked)
+    }
+}
+
+impl<'de> Visitor<'de> for Looked {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("a sequence")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut tensors: A) -> Result<Self, A::Error> {
+        while tensors.next_element::<TensorRecord>()?.is_some() {}
+        Ok(self)
+    }
+}
+
+/// Hashes a report while it is read, but for its end, where its digest is.
+struct Digested<R> {
+    file: R,
+    hasher: blake3::Hasher,
+    end: Vec<u8>,
+}
+
+impl<R: Read> Digested<R> {
+    /// Bytes from the line with the digest to the end, and more.
+    const END: usize = 512;
+
+    fn new(file: R) -> Self {
+        Self { file, hasher: blake3::Hasher::new(), end: Vec::new() }
+    }
+
+    /// Whether this is the hash of what was read without it.
+    fn is(mut self, digest: &str) -> bool {
+        let mut at = self.end.windows(DIGEST.len());
+        let Some(start) = at.rposition(|text| text == DIGEST.as_bytes()).map(|at| at + DIGEST.len()) else {
+            return false;
+        };
+        let Some(rest) = self.end[start..].strip_prefix(digest.as_bytes()) else { return false };
+        self.hasher.update(&self.end[..start]).update(rest);
+        self.hasher.finalize().to_hex().as_str() == digest
+    }
+}
+
+impl<R: Read> Read for Digested<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.file.read(buffer)?;
+        self.end.extend_from_slice(&buffer[..count]);
+        if self.end.len() > 1 << 16 {
+            let hashed = self.end.len() - Self::END;
+            self.hasher.update(&self.end[..hashed]);
+            self.end.drain(..hashed);
+        }
+        Ok(count)
+    }
 }
 
 /// Reads a report.

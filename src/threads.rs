@@ -156,6 +156,14 @@ pub fn sort_by<T: Send>(things: &mut [T], compare: impl Fn(&T, &T) -> Ordering +
     }
 }
 
+/// Sorts without memory of its own; what is equal may change places.
+pub fn sort_unstable_by<T: Send>(things: &mut [T], compare: impl Fn(&T, &T) -> Ordering + Send + Sync) {
+    match &for_a_moment(things.len(), HANDFUL).rayon {
+        Some(pool) => pool.install(|| things.par_sort_unstable_by(compare)),
+        None => things.sort_unstable_by(compare),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::sync::atomic::{self, AtomicUsize};
@@ -192,6 +200,8 @@ mod tests {
             let mut backwards: Vec<usize> = (0..count).rev().collect();
             sort_by(&mut backwards, Ord::cmp);
             assert_eq!(backwards, things);
+            sort_unstable_by(&mut backwards, |a, b| b.cmp(a));
+            assert!(backwards.iter().rev().eq(&things));
         }
     }
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use monoquant::finding::Failure;
 use monoquant::model::{self, ModelFolder};
-use monoquant::plan::{self, ExportPlan, Limits, Plan};
+use monoquant::plan::{self, ExportPlan, Limits, OutputTensor, Plan};
 use monoquant::recipe::{self, Overrides};
 use monoquant::report::plan_text;
 use tempfile::TempDir;
@@ -150,7 +150,7 @@ fn check_folder(folder: &ModelFolder) {
     assert!(folder.tensor_bytes() <= folder.shards.iter().map(|shard| shard.len).sum());
     for (index, tensor) in folder.tensors.iter().enumerate() {
         assert_eq!(folder.find(&tensor.name), Some(index));
-        let shard = &folder.shards[tensor.shard];
+        let shard = &folder.shards[tensor.shard()];
         assert!(shard.data_start <= tensor.offset && tensor.offset + tensor.bytes <= shard.len);
         if let Ok(stack) = model::experts::stack(folder, index) {
             let element = tensor.stored.bytes().unwrap_or(1);
@@ -165,28 +165,35 @@ fn check_folder(folder: &ModelFolder) {
 pub fn check_plan(plan: &Plan) {
     findings::check(&plan.warnings);
     assert!(!plan_text::text(plan).is_empty());
-    assert!(plan_text::json(plan).is_object());
+    let json = serde_json::to_value(plan_text::json(plan)).expect("a plan is JSON");
+    assert!(json.is_object());
     if let Some(tensor) = plan.model.tensors.first() {
         let draft = plan::draft(plan.loaded.clone()).expect("what could be planned has a draft");
         plan::explain(&draft, &tensor.name).expect("the model has the tensor");
     }
     for export in &plan.exports {
-        check_layout(export);
+        check_layout(plan, export);
         let config = export.config.as_ref();
         let written = config.map(|text| serde_json::from_str::<serde_json::Value>(text).is_ok());
         assert_ne!(written, Some(false), "config.json is no JSON");
     }
 }
 
-fn check_layout(export: &ExportPlan) {
-    let mut tensors: Vec<_> = export.tensors.iter().filter(|tensor| tensor.bytes > 0).collect();
-    tensors.sort_by_key(|tensor| (tensor.file, tensor.offset));
-    for pair in tensors.windows(2).filter(|pair| pair[0].file == pair[1].file) {
-        assert!(pair[0].offset + pair[0].bytes <= pair[1].offset, "{pair:?}");
+fn check_layout(plan: &Plan, export: &ExportPlan) {
+    let bytes = |tensor: &OutputTensor| tensor.bytes(plan.content());
+    let mut tensors: Vec<_> = export.tensors.iter().filter(|tensor| bytes(tensor) > 0).collect();
+    tensors.sort_by_key(|tensor| (tensor.file(), tensor.offset));
+    for pair in tensors.windows(2).filter(|pair| pair[0].file() == pair[1].file()) {
+        assert!(pair[0].offset + bytes(pair[0]) <= pair[1].offset, "{pair:?}");
     }
     for tensor in tensors {
-        let file = &export.files[tensor.file];
-        assert!(file.header.len() as u64 <= tensor.offset && tensor.offset + tensor.bytes <= file.bytes);
+        let file = &export.files[tensor.file()];
+        assert!(file.header_len <= tensor.offset && tensor.offset + bytes(tensor) <= file.bytes);
+    }
+    for (index, file) in export.files.iter().enumerate() {
+        let mut header = Vec::new();
+        export.write_header(plan.content(), index, &mut header).expect("memory takes it");
+        assert_eq!(header.len() as u64, file.header_len);
     }
     for file in &export.files {
         let parts = file.name.split('/');

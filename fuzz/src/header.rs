@@ -47,14 +47,14 @@ fn check(read: Result<Found, Vec<monoquant::finding::Finding>>, len: u64) -> Opt
         }
     };
     let (mut end, mut names) = (found.data_start, std::collections::HashSet::new());
-    for tensor in &found.tensors {
+    for tensor in found.tensors() {
         assert_eq!(tensor.offset, end, "{tensor:?}");
         end += tensor.bytes;
         let elements = tensor.shape.iter().try_fold(1_u64, |all, &axis| all.checked_mul(axis));
         let bits = elements.and_then(|elements| elements.checked_mul(tensor.dtype.bits()));
         assert_eq!(bits, tensor.bytes.checked_mul(8), "{tensor:?}");
         assert!(!tensor.name.chars().any(char::is_control), "{tensor:?}");
-        assert!(names.insert(&tensor.name), "{tensor:?}");
+        assert!(names.insert(tensor.name.clone()), "{tensor:?}");
     }
     assert_eq!(end, len);
     Some(found)

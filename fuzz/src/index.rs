@@ -37,7 +37,7 @@ impl Target for Index {
                         "{file}"
                     );
                 }
-                assert!(index.weight_map.values().all(|file| files.contains(&file.as_str())));
+                assert!(index.iter().all(|(_, file)| files.contains(&file)));
             }
             Err(problems) => {
                 assert!(!problems.is_empty());

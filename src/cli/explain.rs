@@ -7,6 +7,7 @@ use super::run::{limits, loaded};
 use super::{ExplainArgs, Format};
 use crate::exit::Exit;
 use crate::finding::Failure;
+use crate::model::Because;
 use crate::plan::{self, Draft, Explanation, Rule, Weighing};
 use crate::text::visible;
 
@@ -43,9 +44,9 @@ fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String
     let class = &draft.classes[explanation.tensor];
     let mut out = String::new();
     let _ = writeln!(out, "{}  {} {:?}", visible(&tensor.name), tensor.stored, tensor.shape);
-    let _ = writeln!(out, "  kind  {}  ({})", class.kind.name(), class.kind_rule);
+    let _ = writeln!(out, "  kind  {}  ({})", class.kind.name(), class.kind_rule.words());
     if let Some(role) = class.role {
-        let _ = writeln!(out, "  role  {}  ({})", role.name(), class.role_rule.unwrap_or_default());
+        let _ = writeln!(out, "  role  {}  ({})", role.name(), class.role_rule.map_or("", Because::words));
     }
     if !explanation.fused_with.is_empty() {
         let _ = writeln!(out, "  fused by engines with  {}", visible(&explanation.fused_with.join(", ")));
@@ -64,9 +65,9 @@ fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String
     };
     let _ = writeln!(out, "\n  {what}");
     if let Some(used) = decision.treatment().and_then(|treatment| weighing.of_stage(treatment.stage)) {
-        let pieces = draft.pieces.iter().zip(&weighing.pieces);
+        let pieces = draft.pieces.iter().enumerate();
         let weighed = pieces
-            .filter(|(piece, importance)| piece.tensor == explanation.tensor && importance.is_some())
+            .filter(|(at, piece)| piece.tensor() == explanation.tensor && weighing.of(*at).is_some())
             .count();
         let searches = decision.treatment().is_some_and(|t| t.observer.searches());
         let how = match (weighed, searches) {
@@ -84,15 +85,15 @@ fn json(draft: &Draft, explanation: &Explanation) -> serde_json::Value {
     let tensor = &draft.model.tensors[explanation.tensor];
     let class = &draft.classes[explanation.tensor];
     let decision = &explanation.decision;
-    let rule = |rule: &Rule| serde_json::json!({"text": rule.text, "line": line(draft, rule), "reason": rule.reason});
+    let rule = |rule: &Rule| serde_json::json!({"text": &*rule.text, "line": line(draft, rule), "reason": &*rule.reason});
     serde_json::json!({
         "tensor": tensor.name,
         "dtype": tensor.stored.name(),
         "shape": tensor.shape,
         "kind": class.kind.name(),
-        "kind_rule": class.kind_rule,
+        "kind_rule": class.kind_rule.words(),
         "role": class.role.map(crate::layer::LayerType::name),
-        "role_rule": class.role_rule,
+        "role_rule": class.role_rule.map(Because::words),
         "fused_with": explanation.fused_with,
         "rules": explanation.touches.iter().map(|touch| {
             serde_json::json!({"rule": rule(&touch.rule), "asks": touch.asks})

@@ -1,9 +1,10 @@
 //! `monoquant inspect`.
 
 use std::collections::BTreeMap;
-use std::fmt::Write;
+use std::io::{self, Write};
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::output::Output;
@@ -11,9 +12,10 @@ use super::{Format, InspectArgs};
 use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::Failure;
-use crate::model::{self, Layers, ModelFolder};
+use crate::model::{self, Because, LayerClass, Layers, ModelFolder, TensorInfo};
+use crate::report::each::Each;
 use crate::report::statistics_text;
-use crate::report::table::table;
+use crate::report::table::{table, write_table};
 use crate::report::units::{bytes, counted, grouped};
 use crate::text::visible;
 
@@ -37,14 +39,13 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
     }
     output.findings(&folder.warnings);
     output.findings(&layers.classified.warnings);
-    output.result(&as_text(&folder, &layers));
+    output.result_by_line(|out| write_text(out, &folder, &layers));
     Ok(Exit::Done)
 }
 
-fn as_text(folder: &ModelFolder, layers: &Layers) -> String {
+fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io::Result<()> {
     let classes = &layers.classified.classes;
-    let mut out = String::new();
-    let _ = writeln!(
+    writeln!(
         out,
         "{}: {} in {}, {} parameters, {}",
         visible(folder.config.model_type().unwrap_or("model of unknown type")),
@@ -52,9 +53,9 @@ fn as_text(folder: &ModelFolder, layers: &Layers) -> String {
         counted(folder.shards.len(), "file"),
         grouped(layers.parameters),
         bytes(folder.tensor_bytes()),
-    );
+    )?;
     if let Some(config) = folder.config.quantization_config() {
-        let _ = writeln!(out, "quantized: {}", visible(&quantization(config)));
+        writeln!(out, "quantized: {}", visible(&quantization(config)))?;
     }
     let mut types: BTreeMap<(&str, &str, &str), (usize, u64, &str)> = BTreeMap::new();
     for (tensor, class) in folder.tensors.iter().zip(classes) {
@@ -80,25 +81,20 @@ fn as_text(folder: &ModelFolder, layers: &Layers) -> String {
         })
         .collect();
     let headings = ["kind", "role", "dtype", "tensors", "size", "first of them"];
-    let _ = write!(out, "\n{}", table(&headings, &[3, 4], rows));
-    let rows = folder
-        .tensors
-        .iter()
-        .zip(classes)
-        .map(|(tensor, class)| {
-            let role = class.role.map_or("", crate::layer::LayerType::name);
-            vec![
-                tensor.name.clone(),
-                tensor.stored.name().to_owned(),
-                format!("{:?}", tensor.shape),
-                class.kind.name().to_owned(),
-                role.to_owned(),
-                bytes(tensor.bytes),
-            ]
-        })
-        .collect();
-    let _ = write!(out, "\n{}", table(&["tensor", "dtype", "shape", "kind", "role", "size"], &[5], rows));
-    out
+    write!(out, "\n{}\n", table(&headings, &[3, 4], rows))?;
+    let row = |(tensor, class): (&TensorInfo, &LayerClass)| {
+        let role = class.role.map_or("", crate::layer::LayerType::name);
+        [
+            tensor.name.to_string(),
+            tensor.stored.name().to_owned(),
+            format!("{:?}", tensor.shape),
+            class.kind.name().to_owned(),
+            role.to_owned(),
+            bytes(tensor.bytes),
+        ]
+    };
+    let headings = ["tensor", "dtype", "shape", "kind", "role", "size"];
+    write_table(out, &headings, &[5], || folder.tensors.iter().zip(classes).map(row))
 }
 
 /// What a `quantization_config` says, in a line.
@@ -124,24 +120,52 @@ fn quantization(config: &Value) -> String {
     parts.join("; ")
 }
 
-fn as_json(folder: &ModelFolder, layers: &Layers) -> Value {
-    json!({
-        "model_type": folder.config.model_type(),
-        "files": folder.shards.iter().map(|shard| json!({"name": shard.name, "bytes": shard.len})).collect::<Vec<_>>(),
-        "parameters": layers.parameters,
-        "bytes": folder.tensor_bytes(),
-        "quantization_config": folder.config.quantization_config(),
-        "tensors": folder.tensors.iter().zip(&layers.classified.classes).map(|(tensor, class)| json!({
-            "name": tensor.name,
-            "dtype": tensor.stored.name(),
-            "shape": tensor.shape,
-            "file": folder.shards[tensor.shard].name,
-            "offset": tensor.offset,
-            "bytes": tensor.bytes,
-            "kind": class.kind.name(),
-            "kind_rule": class.kind_rule,
-            "role": class.role.map(crate::layer::LayerType::name),
-            "role_rule": class.role_rule,
-        })).collect::<Vec<_>>(),
-    })
+/// A model for a program. Its tensors are written as they come: as a tree of values they would take more memory than all else.
+#[derive(Serialize)]
+struct AsJson<'a, T: Serialize> {
+    model_type: Option<&'a str>,
+    files: Vec<Value>,
+    parameters: u64,
+    bytes: u64,
+    quantization_config: Option<&'a Value>,
+    tensors: T,
+}
+
+#[derive(Serialize)]
+struct Tensor<'a> {
+    name: &'a str,
+    dtype: &'static str,
+    shape: &'a [u64],
+    file: &'a str,
+    offset: u64,
+    bytes: u64,
+    kind: &'static str,
+    kind_rule: &'static str,
+    role: Option<&'static str>,
+    role_rule: Option<&'static str>,
+}
+
+fn as_json(folder: &ModelFolder, layers: &Layers) -> impl Serialize {
+    let files = folder.shards.iter().map(|shard| json!({"name": shard.name, "bytes": shard.len}));
+    AsJson {
+        model_type: folder.config.model_type(),
+        files: files.collect(),
+        parameters: layers.parameters,
+        bytes: folder.tensor_bytes(),
+        quantization_config: folder.config.quantization_config(),
+        tensors: Each(|| {
+            folder.tensors.iter().zip(&layers.classified.classes).map(|(tensor, class)| Tensor {
+                name: &tensor.name,
+                dtype: tensor.stored.name(),
+                shape: &tensor.shape,
+                file: &folder.shards[tensor.shard()].name,
+                offset: tensor.offset,
+                bytes: tensor.bytes,
+                kind: class.kind.name(),
+                kind_rule: class.kind_rule.words(),
+                role: class.role.map(crate::layer::LayerType::name),
+                role_rule: class.role_rule.map(Because::words),
+            })
+        }),
+    }
 }

@@ -1,6 +1,7 @@
 //! Where everything is printed: results on standard output, all the rest on standard error. A closed pipe is no failure.
 
-use std::io::{IsTerminal, Write};
+use std::borrow::Cow;
+use std::io::{self, BufWriter, IsTerminal, Write};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstream::{AutoStream, ColorChoice};
@@ -73,9 +74,26 @@ impl Output {
         self.own(&text::lines(text));
     }
 
+    /// As [`Output::result`], of lines that are too many to be held.
+    pub fn result_by_line(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
+        self.by_line(text::lines, write);
+    }
+
     /// Prints a result as JSON, indented.
     pub fn json(&self, value: &impl Serialize) {
-        self.own(&text::json(&serde_json::to_string_pretty(value).unwrap_or_default()));
+        self.by_line(text::json, |out| serde_json::to_writer_pretty(out, value).map_err(Into::into));
+    }
+
+    /// Prints what is written, each line made harmless.
+    fn by_line(
+        &self,
+        harmless: fn(&str) -> Cow<'_, str>,
+        write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
+    ) {
+        let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
+        let mut lines = ByLine { out, line: Vec::new(), harmless };
+        let written = write(&mut lines).and_then(|()| lines.finish());
+        self.note_loss(&written);
     }
 
     /// Prints a result as JSON in one line.
@@ -90,8 +108,12 @@ impl Output {
             .write_all(text.as_bytes())
             .and_then(|()| if text.ends_with('\n') { Ok(()) } else { out.write_all(b"\n") })
             .and_then(|()| out.flush());
-        // A reader that has seen enough closes the pipe; anything else loses the result.
-        if written.is_err_and(|error| error.kind() != std::io::ErrorKind::BrokenPipe) {
+        self.note_loss(&written);
+    }
+
+    /// A reader that has seen enough closes the pipe; anything else loses the result.
+    fn note_loss(&self, written: &io::Result<()>) {
+        if written.as_ref().is_err_and(|error| error.kind() != io::ErrorKind::BrokenPipe) {
             self.lost_result.store(true, Ordering::Relaxed);
         }
     }
@@ -138,6 +160,47 @@ impl Output {
         if !text.ends_with('\n') {
             let _ = err.write_all(b"\n");
         }
+    }
+}
+
+/// Makes the lines of a text harmless as they are written.
+struct ByLine<W> {
+    out: W,
+    /// What was written of a line so far.
+    line: Vec<u8>,
+    harmless: fn(&str) -> Cow<'_, str>,
+}
+
+impl<W: Write> ByLine<W> {
+    fn end_line(&mut self) -> io::Result<()> {
+        let text = String::from_utf8_lossy(&self.line);
+        self.out.write_all((self.harmless)(&text).as_bytes())?;
+        self.line.clear();
+        self.out.write_all(b"\n")
+    }
+
+    fn finish(mut self) -> io::Result<()> {
+        if !self.line.is_empty() {
+            self.end_line()?;
+        }
+        self.out.flush()
+    }
+}
+
+impl<W: Write> Write for ByLine<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let mut lines = bytes.split(|byte| *byte == b'\n');
+        let last = lines.next_back().unwrap_or_default();
+        for line in lines {
+            self.line.extend_from_slice(line);
+            self.end_line()?;
+        }
+        self.line.extend_from_slice(last);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
     }
 }
 

@@ -5,7 +5,8 @@
 //! targets are disjoint, entries are the class `Linear` or regexes over a name's tail, anchored with a dot before and `$`
 //! after, and every linear module left alone is in `ignore`, the head even where the file has none (tied embeddings).
 
-use std::collections::{BTreeSet, HashMap};
+use std::borrow::Cow;
+use std::collections::{BTreeSet, HashSet};
 
 use regex::Regex;
 use serde_json::{Map, Value, json};
@@ -17,6 +18,8 @@ use crate::stage::ActivationScheme;
 mod ignore;
 mod names;
 mod targets;
+
+use targets::Modules;
 
 /// The version of compressed-tensors whose layout is written. No loader checks it.
 const VERSION: &str = "0.19.0";
@@ -32,19 +35,19 @@ pub struct QuantizedModule<'a> {
 
 /// The `quantization_config` for modules that are quantized and linear modules that are left alone.
 #[must_use]
-pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[&str]) -> Value {
+pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[Cow<'_, str>]) -> Value {
     let mut schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
-    let mut group_of: Vec<(&str, usize)> = Vec::with_capacity(quantized.len());
-    for module in quantized {
-        let key = (module.treatment.scheme, module.treatment.activations);
-        let group = schemes.iter().position(|scheme| config_key(scheme) == config_key(&key));
-        let group = group.unwrap_or_else(|| {
-            schemes.push(key);
-            schemes.len() - 1
-        });
-        group_of.push((module.name, group));
+    let scheme_of = |module: &QuantizedModule<'_>| (module.treatment.scheme, module.treatment.activations);
+    for scheme in quantized.iter().map(scheme_of) {
+        if !schemes.iter().any(|known| config_key(known) == config_key(&scheme)) {
+            schemes.push(scheme);
+        }
     }
-    let targets = targets::targets(&group_of, schemes.len());
+    let group_of = |module: &QuantizedModule<'_>| {
+        let key = config_key(&scheme_of(module));
+        schemes.iter().position(|scheme| config_key(scheme) == key).unwrap_or(0)
+    };
+    let targets = targets::targets(Modules { all: quantized, group_of: &group_of }, schemes.len());
     let mut groups = Map::new();
     for (index, ((scheme, activations), targets)) in schemes.iter().zip(targets).enumerate() {
         groups.insert(
@@ -63,17 +66,28 @@ pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[&str
         Some(only) if formats.len() == 1 => only,
         _ => "mixed-precision",
     };
-    let names: Vec<&str> = quantized.iter().map(|module| module.name).collect();
     json!({
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
         "format": format,
         "config_groups": groups,
-        "ignore": ignore::ignore(&names, left_alone),
+        "ignore": ignore::ignore(quantized, left_alone),
         "kv_cache_scheme": null,
         "global_compression_ratio": null,
         "version": VERSION,
     })
+}
+
+/// Of each module, whether one before it has the same name.
+fn said_before(quantized: &[QuantizedModule<'_>]) -> Vec<bool> {
+    let name = |index: u32| quantized[index as usize].name;
+    let mut order: Vec<u32> = (0..quantized.len() as u32).collect();
+    order.sort_unstable_by(|&a, &b| name(a).cmp(name(b)).then(a.cmp(&b)));
+    let mut out = vec![false; quantized.len()];
+    for pair in order.windows(2).filter(|pair| name(pair[0]) == name(pair[1])) {
+        out[pair[1] as usize] = true;
+    }
+    out
 }
 
 /// What of a scheme the config can tell apart: loaders take the scales' type from the file.
@@ -132,17 +146,21 @@ fn input_activations(activations: ActivationScheme) -> Value {
 /// Checks a written config against the modules as an engine would: every quantized module has one group, and no module that
 /// is left alone has any. Returns what does not hold.
 #[must_use]
-pub fn contradictions(config: &Value, quantized: &[QuantizedModule<'_>], left_alone: &[&str]) -> Vec<String> {
-    let compile =
-        |entry: &str| entry.strip_prefix("re:").and_then(|text| Regex::new(&format!("^(?:{text})")).ok());
+pub fn contradictions(
+    config: &Value,
+    quantized: &[QuantizedModule<'_>],
+    left_alone: &[Cow<'_, str>],
+) -> Vec<String> {
+    let compile = |entry: &str| entry.strip_prefix("re:").and_then(names::compile);
     let strings = |value: &Value| -> Vec<String> {
         value.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(str::to_owned)).collect()
     };
     let matcher = |entries: Vec<String>| {
         let regexes: Vec<Regex> = entries.iter().filter_map(|entry| compile(entry)).collect();
+        let entries: HashSet<String> = entries.into_iter().collect();
+        let hits_all = entries.contains("Linear");
         move |name: &str| {
-            entries.iter().any(|entry| entry == name || entry == "Linear")
-                || regexes.iter().any(|regex| regex.is_match(name))
+            hits_all || entries.contains(name) || regexes.iter().any(|regex| regex.is_match(name))
         }
     };
     let ignored = matcher(strings(&config["ignore"]));
@@ -153,9 +171,9 @@ pub fn contradictions(config: &Value, quantized: &[QuantizedModule<'_>], left_al
         .map(|group| (matcher(strings(&group["targets"])), group))
         .collect();
     let mut found = Vec::new();
-    let mut seen: HashMap<&str, ()> = HashMap::new();
-    for module in quantized {
-        if seen.insert(module.name, ()).is_some() {
+    let is_again = said_before(quantized);
+    for (module, is_again) in quantized.iter().zip(is_again) {
+        if is_again {
             found.push(format!("{} is there twice", module.name));
         }
         if ignored(module.name) {

@@ -1,7 +1,7 @@
 //! File-system calls that name the path in their errors, and the meaning of those errors for a person.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io;
 use std::path::Path;
 
 #[cfg(unix)]
@@ -114,9 +114,12 @@ pub fn copy_range(
 ///
 /// # Errors
 /// Where it cannot be written.
-pub fn replace(path: &Path, temporary: &Path, bytes: &[u8]) -> Result<File, Failure> {
-    exclusive::replace(path, temporary, |file| file.write_all(bytes))
-        .map_err(|error| cannot_write("write", path, &error))
+pub fn replace(
+    path: &Path,
+    temporary: &Path,
+    write: impl FnOnce(&mut File) -> io::Result<()>,
+) -> Result<File, Failure> {
+    exclusive::replace(path, temporary, write).map_err(|error| cannot_write("write", path, &error))
 }
 
 /// Writes bytes at a position of a staged file.

@@ -2,7 +2,7 @@
 
 use std::collections::HashSet;
 use std::fs::File;
-use std::io;
+use std::io::{self, BufReader};
 use std::path::Path;
 
 use serde::Deserialize;
@@ -13,7 +13,8 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder, Kind};
 use crate::fs::regular::{self, limit};
-use crate::report::{self, OutputRecord, Report};
+use crate::model::json::Values;
+use crate::report::{self, Ours, OutputRecord};
 use crate::stage::export::Overwrite;
 
 /// Names that are told; more are counted.
@@ -122,12 +123,13 @@ pub fn check(path: &Path, overwrite: Overwrite) -> Result<Occupant, Failure> {
 }
 
 /// The report of an output; otherwise what makes the folder foreign, to follow "exists and".
-fn report_in(folder: &Folder) -> Result<Report, String> {
-    let bytes = read(folder, Path::new(report::FILE_NAME)).map_err(|error| match error.kind() {
-        io::ErrorKind::NotFound => "was not written by monoquant".to_owned(),
-        _ => format!("was not written by monoquant: its {} cannot be read: {error}", report::FILE_NAME),
-    })?;
-    let report = report::ours(&bytes).map_err(|why| format!("its {} {why}", report::FILE_NAME))?;
+fn report_in(folder: &Folder) -> Result<Ours, String> {
+    let file =
+        open(folder, Path::new(report::FILE_NAME), limit::REPORT).map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => "was not written by monoquant".to_owned(),
+            _ => format!("was not written by monoquant: its {} cannot be read: {error}", report::FILE_NAME),
+        })?;
+    let report = report::ours(file).map_err(|why| format!("its {} {why}", report::FILE_NAME))?;
     if report.outputs.iter().all(|output| output.files.is_empty()) {
         return Err(format!("its {} lists no weight files", report::FILE_NAME));
     }
@@ -138,23 +140,23 @@ fn report_in(folder: &Folder) -> Result<Report, String> {
 ///
 /// # Errors
 /// What is wrong with it, to follow its path: then it is not replaced.
-pub fn read_report(path: &Path) -> Result<Report, String> {
+pub fn read_report(path: &Path) -> Result<Ours, String> {
+    let file = exclusive::open_existing(path).and_then(|file| bounded(file, limit::REPORT));
     let failed = |error: io::Error| format!("was not written by monoquant, or cannot be read: {error}");
-    let file = exclusive::open_existing(path).map_err(failed)?;
-    report::ours(&bytes_of(file).map_err(failed)?)
+    report::ours(file.map_err(failed)?)
 }
 
-fn read(folder: &Folder, name: &Path) -> io::Result<Vec<u8>> {
-    bytes_of(folder.open_file(name, false)?)
+fn open(folder: &Folder, name: &Path, limit: u64) -> io::Result<File> {
+    bounded(folder.open_file(name, false)?, limit)
 }
 
-fn bytes_of(file: File) -> io::Result<Vec<u8>> {
-    let metadata = file.metadata()?;
-    regular::read_open(file, &metadata, limit::REPORT)
+fn bounded(file: File, limit: u64) -> io::Result<File> {
+    regular::check_length(&file.metadata()?, limit)?;
+    Ok(file)
 }
 
 /// Names in an output of monoquant that its report does not know, at any depth.
-fn strangers(folder: &Folder, tree: &[Entry], report: &Report) -> Vec<String> {
+fn strangers(folder: &Folder, tree: &[Entry], report: &Ours) -> Vec<String> {
     // A report lists every output of its run: the folder is the one that explains most of it.
     let of = |output: &OutputRecord| {
         let names = output.files.iter().map(|file| file.name.as_str());
@@ -177,18 +179,20 @@ fn strangers(folder: &Folder, tree: &[Entry], report: &Report) -> Vec<String> {
 fn is_index(folder: &Folder, name: &Path, output: &OutputRecord) -> bool {
     #[derive(Deserialize)]
     struct Index {
-        weight_map: std::collections::BTreeMap<String, String>,
+        weight_map: Values,
     }
     let is_named_so = name
         .to_str()
         .is_some_and(|name| name.ends_with(".safetensors.index.json") && !name.contains(['/', '\\']));
     is_named_so
-        && read(folder, name).is_ok_and(|bytes| match serde_json::from_slice::<Index>(&bytes) {
-            Ok(index) => {
-                index.weight_map.values().all(|file| output.files.iter().any(|known| known.name == *file))
+        && open(folder, name, limit::INDEX).is_ok_and(|file| {
+            match serde_json::from_reader(BufReader::new(file)) {
+                Ok(Index { weight_map }) => {
+                    weight_map.0.iter().all(|file| output.files.iter().any(|known| known.name == *file))
+                }
+                // Cut off or overwritten with zeros, as a power cut leaves it.
+                Err(_) => name == Path::new("model.safetensors.index.json"),
             }
-            // Cut off or overwritten with zeros, as a power cut leaves it.
-            Err(_) => name == Path::new("model.safetensors.index.json"),
         })
 }
 

@@ -11,7 +11,7 @@ use super::siblings;
 use crate::finding::Failure;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
-use crate::plan::{ExportPlan, OutputFile};
+use crate::plan::{Content, ExportPlan, OutputFile};
 
 /// Bytes that are copied at once.
 const STRETCH: u64 = 16 << 20;
@@ -77,7 +77,12 @@ impl Staging {
     ///
     /// # Errors
     /// Where the folder cannot be written.
-    pub fn create(export: &ExportPlan, starts: &[FileStart], go_on: GoOn<'_>) -> Result<Self, Failure> {
+    pub fn create(
+        content: Content<'_>,
+        export: &ExportPlan,
+        starts: &[FileStart],
+        go_on: GoOn<'_>,
+    ) -> Result<Self, Failure> {
         let folder = siblings::staging(&export.path);
         let failed = |error: io::Error| cannot_write("make", &folder, &error);
         let root = Arc::new(Folder::open_or_create(&folder).map_err(failed)?);
@@ -92,7 +97,7 @@ impl Staging {
             let mut planned = export.files.iter().zip(starts);
             planned.any(|(file, start)| name == Path::new(&file.name) && *start == FileStart::Kept)
         })?;
-        for (planned, start) in export.files.iter().zip(starts) {
+        for (index, (planned, start)) in export.files.iter().zip(starts).enumerate() {
             let (name, path) = (Path::new(&planned.name), staging.folder.join(&planned.name));
             let failed = |error: io::Error| cannot_write("open", &path, &error);
             let file = match start {
@@ -110,8 +115,10 @@ impl Staging {
                     continue;
                 }
             };
+            export
+                .write_header(content, index, &file)
+                .map_err(|error| cannot_write("write", &path, &error))?;
             let staged = staging.held(file, planned, true)?;
-            files::write_at(&staged, 0, &planned.header)?;
             staging.weights.push(staged);
         }
         Ok(staging)
@@ -164,12 +171,16 @@ impl Staging {
         }
     }
 
-    /// Writes a small file into the folder.
+    /// Writes a file into the folder.
     ///
     /// # Errors
     /// Where it cannot be written.
-    pub fn write(&self, name: &Path, bytes: &[u8]) -> Result<(), Failure> {
-        let written = self.root.create_file(name).and_then(|mut file| io::Write::write_all(&mut file, bytes));
+    pub fn write(
+        &self,
+        name: &Path,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let written = self.root.create_file(name).and_then(|mut file| write(&mut file));
         written.map_err(|error| cannot_write("write", &self.folder.join(name), &error))
     }
 
@@ -222,7 +233,7 @@ mod tests {
     fn staging(root: &Path) -> Staging {
         let folder = root.join("staging");
         Staging {
-            root: Folder::open_or_create(&folder).unwrap(),
+            root: Arc::new(Folder::open_or_create(&folder).unwrap()),
             folder,
             target: root.join("out"),
             weights: Vec::new(),

@@ -4,7 +4,7 @@
 //! must lie within some folders, that is asked of the open file too.
 
 use std::fs::{self, File, FileType, Metadata};
-use std::io::{Error, ErrorKind, Read, Result};
+use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::path::{Path, PathBuf};
 
 /// The longest files that are read as a whole, by what they are.
@@ -112,14 +112,23 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// # Errors
 /// [`ErrorKind::FileTooLarge`] where it is longer; it cannot be read.
 pub fn read_open(file: File, metadata: &Metadata, limit: u64) -> Result<Vec<u8>> {
-    let too_long = || Error::new(ErrorKind::FileTooLarge, format!("it is longer than {}", Size(limit)));
-    if metadata.len() > limit {
-        return Err(too_long());
-    }
+    check_length(metadata, limit)?;
     // Some files have no length until they are read. One byte more than is allowed tells one at the limit from one beyond it.
     let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0).saturating_add(1));
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit { Err(too_long()) } else { Ok(bytes) }
+    if bytes.len() as u64 > limit { Err(too_long(limit)) } else { Ok(bytes) }
+}
+
+/// That an open file is not longer than `limit` bytes.
+///
+/// # Errors
+/// [`ErrorKind::FileTooLarge`] where it is.
+pub fn check_length(metadata: &Metadata, limit: u64) -> Result<()> {
+    if metadata.len() > limit { Err(too_long(limit)) } else { Ok(()) }
+}
+
+fn too_long(limit: u64) -> Error {
+    Error::new(ErrorKind::FileTooLarge, format!("it is longer than {}", Size(limit)))
 }
 
 /// Reads a whole text of at most `limit` bytes.
@@ -129,6 +138,43 @@ pub fn read_open(file: File, metadata: &Metadata, limit: u64) -> Result<Vec<u8>>
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
     String::from_utf8(read_bounded(path, limit)?)
         .map_err(|_| Error::new(ErrorKind::InvalidData, "it is not UTF-8 text"))
+}
+
+/// Compares what is written to it with what a file holds, from where that is read on: an error tells of the first difference.
+#[derive(Debug)]
+pub struct Same<R> {
+    file: R,
+    found: Vec<u8>,
+}
+
+impl<R: Read> Same<R> {
+    /// With a file from where it is now.
+    #[must_use]
+    pub fn new(file: R) -> Self {
+        Self { file, found: Vec::new() }
+    }
+
+    /// Whether the file ends where the writing did.
+    #[must_use]
+    pub fn is_at_end(mut self) -> bool {
+        matches!(self.file.read(&mut [0]), Ok(0))
+    }
+}
+
+impl<R: Read> Write for Same<R> {
+    fn write(&mut self, bytes: &[u8]) -> Result<usize> {
+        let count = bytes.len().min(1 << 16);
+        self.found.resize(count, 0);
+        self.file.read_exact(&mut self.found)?;
+        match self.found == bytes[..count] {
+            true => Ok(count),
+            false => Err(Error::other("it holds something else")),
+        }
+    }
+
+    fn flush(&mut self) -> Result<()> {
+        Ok(())
+    }
 }
 
 struct Size(u64);
@@ -249,6 +295,19 @@ mod tests {
             assert!(!text.is_empty());
             assert!(read_bounded(Path::new("/proc/self/status"), 5).is_err());
         }
+    }
+
+    #[test]
+    fn what_is_written_is_compared() {
+        let text = "x".repeat(100_000);
+        let mut same = Same::new(text.as_bytes());
+        same.write_all(&text.as_bytes()[..99_999]).unwrap();
+        assert!(!same.is_at_end());
+        let mut same = Same::new(text.as_bytes());
+        same.write_all(text.as_bytes()).unwrap();
+        assert!(same.is_at_end());
+        assert!(Same::new(text.as_bytes()).write_all(b"xy").is_err());
+        assert!(Same::new(&b"x"[..]).write_all(b"xx").is_err());
     }
 
     #[test]

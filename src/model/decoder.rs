@@ -9,10 +9,12 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::code;
-use super::folder::ModelFolder;
-use super::types::TensorFacts;
+use super::types::{TensorFacts, Tensors};
 use crate::finding::Finding;
 use crate::layer::LayerType;
+
+/// More lists than any model has: of a file with so many nothing can be told by them, and they are not to fill the memory.
+const MAX_LISTS: usize = 1 << 16;
 
 /// How many numbers of a name are looked at: a list of lists of lists is as deep as families nest their blocks.
 const MAX_NESTED: usize = 3;
@@ -123,14 +125,10 @@ type Fit = (u8, u8, bool, usize, usize, u8);
 
 impl<'a> Decoder<'a> {
     /// Finds the model's stacks. Linear in the number of tensors.
-    pub(super) fn of(
-        folder: &'a ModelFolder,
-        facts: &[TensorFacts<'a>],
-        kinds: &[LayerType],
-        vocabulary: Option<u64>,
-    ) -> Self {
-        let lists = lists(facts, kinds);
-        let described = describe(folder, facts, kinds, vocabulary);
+    pub(super) fn of(tensors: &Tensors<'a, '_>, vocabulary: Option<u64>) -> Self {
+        let folder = tensors.folder;
+        let lists = lists(tensors);
+        let described = describe(tensors, vocabulary);
         let mut warning = None;
         let chosen = described.as_ref().and_then(|description| {
             let chosen = choose(&lists, description, folder.config.is_encoder_decoder());
@@ -158,7 +156,7 @@ impl<'a> Decoder<'a> {
             words: None,
             warning,
         };
-        decoder.find_parts(folder, facts, kinds, vocabulary);
+        decoder.find_parts(tensors, vocabulary);
         decoder.has_towers = is_told && decoder.parts.values().any(|part| part.has_blocks);
         if decoder.has_towers {
             decoder.words = Some(decoder.in_words(&lists, described.and_then(|d| d.width)));
@@ -166,23 +164,17 @@ impl<'a> Decoder<'a> {
         decoder
     }
 
-    fn find_parts(
-        &mut self,
-        folder: &ModelFolder,
-        facts: &[TensorFacts<'a>],
-        kinds: &[LayerType],
-        vocabulary: Option<u64>,
-    ) {
-        let labels = folder.config.labels();
-        for (tensor, kind) in facts.iter().zip(kinds) {
+    fn find_parts(&mut self, tensors: &Tensors<'a, '_>, vocabulary: Option<u64>) {
+        let labels = tensors.folder.config.labels();
+        for (tensor, kind) in tensors.iter() {
             let name = tensor.info.name.as_str();
             if self.block(name).is_some() {
                 continue;
             }
-            let (shape, is_table) = (&tensor.info.shape[..], *kind == LayerType::Embedding);
+            let (shape, is_table) = (&tensor.info.shape[..], kind == LayerType::Embedding);
             let rows = shape.first().copied().filter(|_| !is_table);
             let is_output = rows.is_some_and(|rows| {
-                Some(rows) == vocabulary || (*kind == LayerType::Linear && Some(rows) == labels)
+                Some(rows) == vocabulary || (kind == LayerType::Linear && Some(rows) == labels)
             });
             let Some(part) = self.part_name(name) else { continue };
             let part = self.parts.entry(part).or_default();
@@ -266,11 +258,15 @@ fn numbered(name: &str) -> impl Iterator<Item = (&str, u64, &str)> {
     found.take(MAX_NESTED)
 }
 
-fn lists<'a>(facts: &[TensorFacts<'a>], kinds: &[LayerType]) -> HashMap<&'a str, List> {
+/// The lists of a model; none where there are more than any model has.
+fn lists<'a>(tensors: &Tensors<'a, '_>) -> HashMap<&'a str, List> {
     let mut lists: HashMap<&str, List> = HashMap::new();
-    for (tensor, kind) in facts.iter().zip(kinds) {
+    for (tensor, kind) in tensors.iter() {
         let shape = &tensor.info.shape[..];
         for (list, number, _) in numbered(&tensor.info.name) {
+            if lists.len() > MAX_LISTS {
+                return HashMap::new();
+            }
             let list = lists.entry(list).or_default();
             list.numbers.insert(number);
             match (kind, shape) {
@@ -293,21 +289,16 @@ fn lists<'a>(facts: &[TensorFacts<'a>], kinds: &[LayerType]) -> HashMap<&'a str,
 }
 
 /// What the configuration, or without one the table of tokens, says of a language model; `None` where there is none.
-fn describe(
-    folder: &ModelFolder,
-    facts: &[TensorFacts<'_>],
-    kinds: &[LayerType],
-    vocabulary: Option<u64>,
-) -> Option<Description> {
-    let config = &folder.config;
+fn describe(all: &Tensors<'_, '_>, vocabulary: Option<u64>) -> Option<Description> {
+    let config = &all.folder.config;
     let is_scale = |t: &TensorFacts<'_>| t.parameter.starts_with("logit_scale") && t.info.elements() <= 1;
-    if config.describes_encoders() || facts.iter().any(is_scale) {
+    if config.describes_encoders() || all.iter().any(|(tensor, _)| is_scale(&tensor)) {
         return None;
     }
     let vocabulary = vocabulary?;
     let is_vocabulary = |rows: u64| rows >= vocabulary && rows - vocabulary <= MAX_PADDING;
     let of_kind = |wanted: LayerType| {
-        let tensors = facts.iter().zip(kinds).filter(move |(_, kind)| **kind == wanted).map(|(t, _)| t);
+        let tensors = all.iter().filter(move |(_, kind)| *kind == wanted).map(|(t, _)| t);
         tensors.filter_map(|t| match t.info.shape[..] {
             [rows, columns] if is_vocabulary(rows) => Some((t.info.module().to_owned(), columns)),
             _ => None,

@@ -119,6 +119,9 @@ pub struct ExpertStack {
     pub matrices: Vec<ExpertMatrix>,
 }
 
+/// More experts than any layer has. Each is a matrix of its own, whatever its size.
+const MAX_EXPERTS: u64 = 1 << 16;
+
 /// Understands the stack at index `tensor` of the folder.
 ///
 /// # Errors
@@ -130,6 +133,9 @@ pub fn stack(folder: &ModelFolder, tensor: usize) -> Result<ExpertStack, Finding
     };
     if info.elements() == 0 {
         return Err(contradiction(info, "it is empty"));
+    }
+    if experts > MAX_EXPERTS {
+        return Err(contradiction(info, &format!("no model has more than {MAX_EXPERTS} in one layer")));
     }
     let Some(name) = StackName::of(info) else {
         let known: Vec<&str> = ExpertPart::NAMES.iter().map(|(name, _)| *name).collect();

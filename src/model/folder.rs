@@ -1,13 +1,13 @@
 //! A model's folder, opened: every header read and checked, index and files compared, all problems reported
 //! at once.
 
+use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::code;
 use super::config::Config;
 use super::header::{self, Header};
-use super::index::Index;
 use super::quantized;
 use super::tensor::{FileIdentity, Shard, TensorInfo};
 use crate::exit::Exit;
@@ -44,8 +44,8 @@ pub struct ModelFolder {
     pub tensors: Vec<TensorInfo>,
     /// `config.json`, or an empty one.
     pub config: Config,
-    /// The index, where there is one.
-    pub index: Option<Index>,
+    /// The file name of the index, where there is one.
+    pub index: Option<String>,
     /// Every other file of the folder but `config.json` and the index, ordered by name. None for a single
     /// file.
     pub others: Vec<OtherFile>,
@@ -108,16 +108,31 @@ impl ModelFolder {
     #[must_use]
     pub fn parameter_of(&self, module: &str, parameter: &str) -> Option<&TensorInfo> {
         if module.is_empty() {
-            self.by_name(parameter)
-        } else {
-            self.by_name(&format!("{module}.{parameter}"))
+            return self.by_name(parameter);
         }
+        // Without putting the name together: this is asked for every tensor.
+        let found = self.names.find_where(&self.tensors, |known| {
+            let wanted = module.bytes().chain([b'.']).chain(parameter.bytes());
+            known.bytes().cmp(wanted)
+        });
+        found.map(|i| &self.tensors[i])
     }
 
     /// The same folder with tensors that are called or shaped otherwise.
     pub(super) fn with_tensors(&self, tensors: Vec<TensorInfo>) -> Self {
         let names = NameIndex::of(&tensors);
-        Self { tensors, names, ..self.clone() }
+        Self {
+            root: self.root.clone(),
+            is_single_file: self.is_single_file,
+            shards: self.shards.clone(),
+            tensors,
+            config: self.config.clone(),
+            index: self.index.clone(),
+            others: self.others.clone(),
+            warnings: self.warnings.clone(),
+            names,
+            files: self.files.clone(),
+        }
     }
 
     /// Opens one of the other files.
@@ -137,24 +152,31 @@ impl ModelFolder {
 
 /// Finds tensors by name: their indices, ordered by name. Holds no copy of the names.
 #[derive(Debug, Clone)]
-pub(super) struct NameIndex(Vec<usize>);
+pub(super) struct NameIndex(Vec<u32>);
 
 impl NameIndex {
     fn of(tensors: &[TensorInfo]) -> Self {
-        let mut order: Vec<usize> = (0..tensors.len()).collect();
-        threads::sort_by(&mut order, |&a, &b| tensors[a].name.cmp(&tensors[b].name));
+        let name = |index: u32| tensors[index as usize].name.as_str();
+        let mut order: Vec<u32> = (0..tensors.len() as u32).collect();
+        // Tensors of one name stay in their order.
+        threads::sort_by(&mut order, |&a, &b| name(a).cmp(name(b)).then(a.cmp(&b)));
         Self(order)
     }
 
     /// The index of the tensor with this name.
     pub(super) fn find(&self, tensors: &[TensorInfo], name: &str) -> Option<usize> {
-        let at = self.0.binary_search_by(|&i| tensors[i].name.as_str().cmp(name)).ok()?;
-        Some(self.0[at])
+        self.find_where(tensors, |known| known.cmp(name))
+    }
+
+    /// The index of the tensor whose name compares as equal.
+    fn find_where(&self, tensors: &[TensorInfo], compare: impl Fn(&str) -> Ordering) -> Option<usize> {
+        let at = self.0.binary_search_by(|&i| compare(&tensors[i as usize].name)).ok()?;
+        Some(self.0[at] as usize)
     }
 
     /// Pairs of tensors with one name.
     fn duplicates<'a>(&'a self, tensors: &'a [TensorInfo]) -> impl Iterator<Item = [&'a TensorInfo; 2]> {
-        let pairs = self.0.windows(2).map(|pair| [&tensors[pair[0]], &tensors[pair[1]]]);
+        let pairs = self.0.windows(2).map(|pair| [&tensors[pair[0] as usize], &tensors[pair[1] as usize]]);
         pairs.filter(|[a, b]| a.name == b.name)
     }
 }
@@ -238,9 +260,11 @@ fn read(
     if !include.is_empty() {
         check_copies(&shards, &tensors, &mut findings);
     }
-    if let Some(index) = &index {
-        check_index(index, &config, &shards, &tensors, &names, &mut findings);
-    }
+    // Of the index only its name is needed from here on: it is as long as all headers.
+    let index = index.map(|index| {
+        check_index(&index, &config, &shards, &tensors, &names, &mut findings);
+        index.file
+    });
     if !findings.iter().any(Finding::is_error) {
         if tensors.is_empty() {
             let message = format!("`{}` holds no tensor", model.display());
@@ -260,9 +284,7 @@ fn read(
         return Err(bad(findings));
     }
     let used = |path: &str| {
-        path == "config.json"
-            || index.as_ref().is_some_and(|i| i.file == path)
-            || chosen.iter().any(|c| c.path == path)
+        path == "config.json" || index.as_deref() == Some(path) || chosen.iter().any(|c| c.path == path)
     };
     let others = if is_single_file {
         Vec::new()
@@ -270,7 +292,7 @@ fn read(
         let model = others::Model {
             tensors: &tensors,
             names: &names,
-            index: index.as_ref().map(|index| index.file.as_str()),
+            index: index.as_deref(),
             is_included: !include.is_empty() || !exclude.is_empty(),
         };
         others::judge(&root, listing, used, &model, &mut findings)
@@ -320,9 +342,11 @@ fn read_headers(
     for result in read {
         match result {
             Ok((shard, header)) => {
-                let number = shards.len();
+                let number = shards.len() as u32;
                 shards.push(shard);
-                tensors.extend(header.tensors.into_iter().map(|t| TensorInfo {
+                // By the length of the list, which would else grow to twice what is needed.
+                tensors.reserve_exact(header.tensors().len());
+                tensors.extend(header.tensors().map(|t| TensorInfo {
                     name: t.name,
                     stored: t.dtype,
                     dtype: t.dtype,

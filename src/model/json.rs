@@ -1,6 +1,7 @@
 //! JSON objects read strictly: a name that occurs twice is seen, where the usual maps keep the last one
 //! silently.
 
+use std::collections::BTreeSet;
 use std::fmt;
 use std::marker::PhantomData;
 
@@ -15,13 +16,13 @@ impl<V> Entries<V> {
     /// The names that occur more than once, each once, ordered.
     #[must_use]
     pub fn duplicates(&self) -> Vec<&str> {
-        duplicates(self.0.iter().map(|(name, _)| name)).collect()
+        duplicates(self.0.iter().map(|(name, _)| name.as_str())).collect()
     }
 }
 
 /// Those of `names` that occur more than once, each once, ordered.
-pub fn duplicates<'a>(names: impl Iterator<Item = &'a String>) -> impl Iterator<Item = &'a str> {
-    let mut names: Vec<&str> = names.map(String::as_str).collect();
+pub fn duplicates<'a>(names: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
+    let mut names: Vec<&str> = names.collect();
     names.sort_unstable();
     let mut twice: Vec<&str> =
         names.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
@@ -51,6 +52,31 @@ impl<'de, V: DeserializeOwned> Visitor<'de> for EntriesVisitor<V> {
             entries.push((name, value));
         }
         Ok(Entries(entries))
+    }
+}
+
+/// The different texts that an object has as values. Its names, of which there may be millions, are not held.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Values(pub BTreeSet<String>);
+
+impl<'de> Deserialize<'de> for Values {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_map(Self::default())
+    }
+}
+
+impl<'de> Visitor<'de> for Values {
+    type Value = Self;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("an object")
+    }
+
+    fn visit_map<A: MapAccess<'de>>(mut self, mut map: A) -> Result<Self, A::Error> {
+        while let Some((_, value)) = map.next_entry::<de::IgnoredAny, String>()? {
+            self.0.insert(value);
+        }
+        Ok(self)
     }
 }
 

@@ -4,6 +4,8 @@ use std::io::{Read, Seek, SeekFrom};
 
 use super::dtype::Dtype;
 use super::folder::ModelFolder;
+use super::name::Names;
+use super::shape::Shape;
 use super::tensor::TensorInfo;
 use super::types::{Classified, classify};
 use crate::fs::regular;
@@ -25,37 +27,70 @@ pub struct Layers {
 /// what their bytes are.
 #[must_use]
 pub fn layers(folder: &ModelFolder) -> Layers {
+    let packed: Vec<Packed> =
+        (0..folder.tensors.len()).filter_map(|index| Packed::of(folder, index)).collect();
+    if packed.is_empty() {
+        let all = folder.tensors.iter().map(TensorInfo::elements);
+        return Layers { classified: classify(folder), parameters: all.fold(0, u64::saturating_add) };
+    }
     let mut plain = folder.tensors.clone();
-    let mut weight_of = vec![None; plain.len()];
-    for (index, tensor) in folder.tensors.iter().enumerate() {
-        let module = tensor.module();
-        let part = |name: &str| folder.find(&format!("{module}.{name}"));
-        let Some(scale) = part("weight_scale") else { continue };
-        let shape = match tensor.parameter() {
-            "weight_packed" => part("weight_shape")
-                .and_then(|shape| read_shape(folder, &folder.tensors[shape]))
-                .filter(|shape| is_shape_of(tensor, shape)),
-            "weight" if tensor.stored == Dtype::I8 => Some(tensor.shape.clone()),
-            _ => None,
-        };
-        let Some(shape) = shape else { continue };
-        plain[index].name = format!("{module}.weight");
-        plain[index].dtype = folder.tensors[scale].dtype;
-        plain[index].shape = shape;
-        for companion in COMPANIONS.iter().filter_map(|name| part(name)) {
-            weight_of[companion] = Some(index);
+    let mut weight_of: Vec<Option<u32>> = vec![None; plain.len()];
+    let mut names = Names::default();
+    let mut spans = Vec::with_capacity(packed.len());
+    for of in packed {
+        let module = folder.tensors[of.index].module();
+        spans.push((of.index, names.push(&format!("{module}.weight"))));
+        plain[of.index].dtype = of.dtype;
+        plain[of.index].shape = of.shape;
+        for companion in COMPANIONS.iter().filter_map(|name| part(folder, module, name)) {
+            weight_of[companion] = Some(of.index as u32);
         }
+    }
+    let names = names.shared();
+    for (index, span) in spans {
+        plain[index].name = names.at(span.unwrap_or_default());
     }
     let plain = folder.with_tensors(plain);
     let mut classified = classify(&plain);
     let mut parameters = 0_u64;
     for (index, weight) in weight_of.iter().enumerate() {
         match weight {
-            Some(weight) => classified.classes[index] = classified.classes[*weight],
+            Some(weight) => classified.classes[index] = classified.classes[*weight as usize],
             None => parameters = plain.tensors[index].elements().saturating_add(parameters),
         }
     }
     Layers { classified, parameters }
+}
+
+/// Codes, with the weight that they stand for.
+struct Packed {
+    index: usize,
+    dtype: Dtype,
+    shape: Shape,
+}
+
+impl Packed {
+    fn of(folder: &ModelFolder, index: usize) -> Option<Self> {
+        let tensor = &folder.tensors[index];
+        let is_plain = tensor.parameter() == "weight" && tensor.stored == Dtype::I8;
+        if !is_plain && tensor.parameter() != "weight_packed" {
+            return None;
+        }
+        let module = tensor.module();
+        let dtype = folder.tensors[part(folder, module, "weight_scale")?].dtype;
+        let shape = match is_plain {
+            true => tensor.shape.clone(),
+            false => part(folder, module, "weight_shape")
+                .and_then(|shape| read_shape(folder, &folder.tensors[shape]))
+                .filter(|shape| is_shape_of(tensor, shape))?
+                .into(),
+        };
+        Some(Self { index, dtype, shape })
+    }
+}
+
+fn part(folder: &ModelFolder, module: &str, name: &str) -> Option<usize> {
+    folder.find(&format!("{module}.{name}"))
 }
 
 /// Rows and columns, from a tensor of two I64.
@@ -63,7 +98,7 @@ fn read_shape(folder: &ModelFolder, tensor: &TensorInfo) -> Option<Vec<u64>> {
     if tensor.stored != Dtype::I64 || tensor.shape != [2] {
         return None;
     }
-    let mut file = regular::open(&folder.shards.get(tensor.shard)?.path).ok()?;
+    let mut file = regular::open(&folder.shards.get(tensor.shard())?.path).ok()?;
     file.seek(SeekFrom::Start(tensor.offset)).ok()?;
     let mut bytes = [0; 16];
     file.read_exact(&mut bytes).ok()?;

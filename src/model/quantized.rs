@@ -73,19 +73,17 @@ pub(super) fn recognise(
         return;
     }
     let block = declared.and_then(block_size).unwrap_or(DEFAULT_BLOCK);
-    let mut problems = Vec::new();
+    let (mut first, mut others) = (None, 0);
     for &weight in &weights {
         match scales_of(weight, tensors, names, block) {
             Ok(scales) => mark(weight, scales, tensors, names),
-            Err(what) => problems.push((weight, what)),
+            Err(what) if first.is_none() => first = Some((weight, what)),
+            Err(_) => others += 1,
         }
     }
-    if let Some((first, what)) = problems.first() {
-        let name = &tensors[*first].name;
-        let more = match problems.len() {
-            1 => String::new(),
-            n => format!(" (and {} more)", n - 1),
-        };
+    if let Some((first, what)) = first {
+        let name = &tensors[first].name;
+        let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
         findings.push(
             Finding::error(code::FP8, format!("the FP8 weight `{name}` {what}{more}")).help(
                 "FP8 weights are read where `X.weight` has a `X.weight_scale_inv` or `X.weight_scale` for the \
@@ -193,7 +191,10 @@ fn scales_of(
     let layout = match scales.shape[..] {
         [] | [1] | [1, 1] => Fp8Layout::Tensor,
         [n] | [n, 1] if n == rows => Fp8Layout::Channel,
-        [a, b] if [a, b] == blocks => Fp8Layout::Block { rows: block[0], columns: block[1] },
+        [a, b] if [a, b] == blocks => match block.map(u32::try_from) {
+            [Ok(rows), Ok(columns)] => Fp8Layout::Block { rows, columns },
+            _ => return Err(format!("has blocks of {} rows and {} columns", block[0], block[1])),
+        },
         _ => {
             return Err(format!(
                 "{:?} has scales {:?}, where [1], [{rows}, 1] or {blocks:?} is known",
@@ -201,17 +202,17 @@ fn scales_of(
             ));
         }
     };
-    Ok(Fp8Scales { tensor: scale, layout })
+    Ok(Fp8Scales { tensor: scale as u32, layout })
 }
 
 fn mark(weight: usize, scales: Fp8Scales, tensors: &mut [TensorInfo], names: &NameIndex) {
     let module = tensors[weight].module().to_owned();
     tensors[weight].dtype = Dtype::Bf16;
     tensors[weight].fp8 = Some(scales);
-    tensors[scales.tensor].scale_of = Some(weight);
+    tensors[scales.tensor as usize].scale_of = Some(weight as u32);
     for scale in ACTIVATION_SCALES {
         if let Some(i) = names.find(tensors, &format!("{module}.{scale}")) {
-            tensors[i].scale_of = Some(weight);
+            tensors[i].scale_of = Some(weight as u32);
         }
     }
 }

@@ -6,8 +6,7 @@
 use std::collections::HashSet;
 
 use super::decoder::{Decoder, Place};
-use super::folder::ModelFolder;
-use super::types::TensorFacts;
+use super::types::{TensorFacts, Tensors};
 use crate::layer::LayerType;
 
 /// What the rules ask about the model as a whole.
@@ -25,23 +24,23 @@ pub(super) struct Surroundings<'a> {
 }
 
 impl<'a> Surroundings<'a> {
-    pub(super) fn of(folder: &'a ModelFolder, facts: &[TensorFacts<'a>], kinds: &[LayerType]) -> Self {
-        let config = &folder.config;
-        let vocabulary = config.vocab_size().or_else(|| token_table_rows(facts, kinds, config.hidden_size()));
-        let decoder = Decoder::of(folder, facts, kinds, vocabulary);
+    pub(super) fn of(tensors: &Tensors<'a, '_>) -> Self {
+        let config = &tensors.folder.config;
+        let vocabulary = config.vocab_size().or_else(|| token_table_rows(tensors, config.hidden_size()));
+        let decoder = Decoder::of(tensors, vocabulary);
         // Encoder and decoder have depths of their own, and only one of them is `num_hidden_layers`.
         let layers = config.num_hidden_layers().filter(|_| decoder.is_told && !decoder.is_encoder_decoder);
-        let tensors = folder.tensors.iter();
-        let convolved = tensors.filter_map(|t| t.name.strip_suffix(".conv1d.weight")).collect();
-        let linears = facts.iter().zip(kinds).filter(|(_, kind)| **kind == LayerType::Linear);
+        let names = tensors.folder.tensors.iter();
+        let convolved = names.filter_map(|t| t.name.strip_suffix(".conv1d.weight")).collect();
+        let linears = tensors.iter().filter(|(_, kind)| *kind == LayerType::Linear);
         let matrices = linears.map(|(t, _)| t.info.module()).collect();
         Self { vocabulary, layers, decoder, convolved, matrices }
     }
 }
 
 /// The vocabulary where no configuration tells it: the rows of the table of tokens.
-fn token_table_rows(facts: &[TensorFacts<'_>], kinds: &[LayerType], width: Option<u64>) -> Option<u64> {
-    let tables = facts.iter().zip(kinds).filter(|(_, kind)| **kind == LayerType::Embedding).map(|(t, _)| t);
+fn token_table_rows(tensors: &Tensors<'_, '_>, width: Option<u64>) -> Option<u64> {
+    let tables = tensors.iter().filter(|(_, kind)| *kind == LayerType::Embedding).map(|(t, _)| t);
     let named = tables.filter(|t| {
         matches!(
             t.last,
@@ -81,7 +80,7 @@ const ROLES: &[Rule] = &[
     Rule {
         role: LayerType::MTP,
         words: "below `mtp`",
-        test: |t, _, _| t.segments.iter().any(|part| matches!(*part, "mtp" | "mtp_layers")),
+        test: |t, _, _| t.segments().any(|part| matches!(part, "mtp" | "mtp_layers")),
     },
     Rule {
         role: LayerType::Tower,
@@ -101,9 +100,7 @@ const ROLES: &[Rule] = &[
         role: LayerType::Indexer,
         words: "below `indexer`, `compressor` or `index_…`",
         test: |t, _, _| {
-            t.segments
-                .iter()
-                .any(|part| matches!(*part, "indexer" | "compressor") || part.starts_with("index_"))
+            t.segments().any(|part| matches!(part, "indexer" | "compressor") || part.starts_with("index_"))
         },
     },
     Rule {
@@ -128,16 +125,14 @@ const ROLES: &[Rule] = &[
     Rule {
         role: LayerType::Hyper,
         words: "below `…hyper_connection…` or `hc_…`",
-        test: |t, _, _| {
-            t.segments.iter().any(|part| part.contains("hyper_connection") || part.starts_with("hc_"))
-        },
+        test: |t, _, _| t.segments().any(|part| part.contains("hyper_connection") || part.starts_with("hc_")),
     },
     Rule {
         role: LayerType::PerLayer,
         words: "a gate or projection of per-layer embeddings",
         test: |t, _, _| {
             matches!(t.last, "per_layer_input_gate" | "per_layer_projection" | "per_layer_model_projection")
-                || t.segments.contains(&"ple")
+                || t.is_below("ple")
         },
     },
     Rule {
@@ -146,7 +141,7 @@ const ROLES: &[Rule] = &[
         test: |t, _, s| {
             let below = t.info.module().rsplit_once('.').map_or("", |(above, _)| above);
             matches!(t.last, "in_proj" | "out_proj")
-                && (t.segments.contains(&"mamba") || (t.parent == "mixer" && s.convolved.contains(below)))
+                && (t.is_below("mamba") || (t.parent == "mixer" && s.convolved.contains(below)))
         },
     },
     Rule {
@@ -154,7 +149,7 @@ const ROLES: &[Rule] = &[
         words: "a projection of `linear_attn`",
         test: |t, _, _| {
             matches!(t.last, "in_proj_qkv" | "in_proj_qkvz" | "in_proj_z" | "out_proj")
-                && t.segments.contains(&"linear_attn")
+                && t.is_below("linear_attn")
         },
     },
     // AdaLN: `norm1.linear`, `adaLN_modulation.1`, `img_mod.lin`. Its few matrices set the scale of whole layers.
@@ -180,14 +175,20 @@ const ROLES: &[Rule] = &[
     },
 ];
 
-/// The role of a tensor and the words of its rule.
-pub(super) fn role(
-    tensor: &TensorFacts<'_>,
-    kind: LayerType,
-    surroundings: &Surroundings<'_>,
-) -> Option<(LayerType, &'static str)> {
+/// The role that a rule gives.
+pub(super) fn of_rule(rule: u8) -> LayerType {
+    ROLES.get(usize::from(rule)).map_or(LayerType::Outside, |rule| rule.role)
+}
+
+/// A rule in words.
+pub(super) fn words(rule: u8) -> &'static str {
+    ROLES.get(usize::from(rule)).map_or("", |rule| rule.words)
+}
+
+/// The rule that gives a tensor its role, where it has one.
+pub(super) fn role(tensor: &TensorFacts<'_>, kind: LayerType, surroundings: &Surroundings<'_>) -> Option<u8> {
     let placed = Placed { place: surroundings.decoder.place(&tensor.info.name), surroundings };
-    ROLES.iter().find(|rule| (rule.test)(tensor, kind, &placed)).map(|rule| (rule.role, rule.words))
+    ROLES.iter().position(|rule| (rule.test)(tensor, kind, &placed)).map(|at| at as u8)
 }
 
 /// A tensor's place in its surroundings.
@@ -210,7 +211,7 @@ fn is_matrix(kind: LayerType) -> bool {
 
 /// Whether a tensor is part of one module of many.
 fn is_numbered(t: &TensorFacts<'_>) -> bool {
-    t.segments.iter().any(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
+    t.segments().any(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
 /// What lies below a linear layer, beside its `base_layer` or beside its twin (`q_proj_lora_a`), corrects it: a linear layer has
@@ -222,7 +223,7 @@ fn is_adapter(t: &TensorFacts<'_>, s: &Surroundings<'_>) -> bool {
     if t.info.shape.len() < 2 {
         return false;
     }
-    if t.segments.iter().any(is_named) {
+    if t.segments().any(|part| is_named(&part)) {
         return true;
     }
     let mut above = t.info.module();
@@ -248,5 +249,5 @@ fn is_modulation(t: &TensorFacts<'_>) -> bool {
             rest.trim_start_matches(|c: char| c.is_ascii_digit()).is_empty() || rest.ends_with("_context")
         })
     };
-    t.segments.iter().any(|part| is_word(part)) || (t.last == "linear" && is_norm(t.parent))
+    t.segments().any(is_word) || (t.last == "linear" && is_norm(t.parent))
 }

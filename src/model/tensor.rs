@@ -8,20 +8,22 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::{Deserialize, Serialize};
 
 use super::dtype::Dtype;
+use super::name::Name;
+use super::shape::Shape;
 
 /// A tensor, from the header of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TensorInfo {
     /// The name in the file.
-    pub name: String,
+    pub name: Name,
     /// The type of the bytes in the file.
     pub stored: Dtype,
     /// The type that the weights mean: BF16 for a scaled FP8 weight, otherwise as stored.
     pub dtype: Dtype,
     /// Sizes of the axes; empty for a scalar.
-    pub shape: Vec<u64>,
+    pub shape: Shape,
     /// The file that holds it, an index into the folder's shards.
-    pub shard: usize,
+    pub shard: u32,
     /// The first byte, counted from the start of the file.
     pub offset: u64,
     /// Bytes in the file.
@@ -30,10 +32,16 @@ pub struct TensorInfo {
     pub fp8: Option<Fp8Scales>,
     /// The FP8 weight that this tensor is a scale of: it is used up when that weight is read, and not a
     /// layer's.
-    pub scale_of: Option<usize>,
+    pub scale_of: Option<u32>,
 }
 
 impl TensorInfo {
+    /// The file that holds it, an index into the folder's shards.
+    #[must_use]
+    pub fn shard(&self) -> usize {
+        self.shard as usize
+    }
+
     /// The module: the name without its last part; empty where there is only one part.
     #[must_use]
     pub fn module(&self) -> &str {
@@ -70,7 +78,7 @@ impl TensorInfo {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fp8Scales {
     /// The scale tensor, an index into the folder's tensors.
-    pub tensor: usize,
+    pub tensor: u32,
     /// Which weights share a scale.
     pub layout: Fp8Layout,
 }
@@ -85,9 +93,9 @@ pub enum Fp8Layout {
     /// A block of so many rows and columns: the scale is [ceil(out / rows), ceil(in / columns)].
     Block {
         /// Rows of a block.
-        rows: u64,
+        rows: u32,
         /// Columns of a block.
-        columns: u64,
+        columns: u32,
     },
 }
 

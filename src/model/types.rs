@@ -19,12 +19,35 @@ use crate::threads;
 pub struct LayerClass {
     /// Its kind.
     pub kind: LayerType,
-    /// The rule that gave the kind, in words.
-    pub kind_rule: &'static str,
+    /// The rule that gave the kind.
+    pub kind_rule: Because,
     /// Its role, where it has one.
     pub role: Option<LayerType>,
-    /// The rule that gave the role, in words.
-    pub role_rule: Option<&'static str>,
+    /// The rule that gave the role.
+    pub role_rule: Option<Because>,
+}
+
+/// The rule that gave a kind or a role: its place in one of the tables.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Because {
+    /// That of a kind.
+    Kind(u8),
+    /// That of a role.
+    Role(u8),
+    /// The recipe says so.
+    Recipe,
+}
+
+impl Because {
+    /// The rule in words.
+    #[must_use]
+    pub fn words(self) -> &'static str {
+        match self {
+            Self::Kind(at) => KINDS.get(usize::from(at)).map_or("", |rule| rule.words),
+            Self::Role(at) => roles::words(at),
+            Self::Recipe => "layer_types of the recipe",
+        }
+    }
 }
 
 /// The classes of a folder's tensors.
@@ -42,34 +65,51 @@ pub struct Classified {
 #[must_use]
 pub fn classify(folder: &ModelFolder) -> Classified {
     let model = ModelFacts::of(folder);
-    let facts: Vec<TensorFacts<'_>> = threads::map(&folder.tensors, TensorFacts::of);
-    let kinds: Vec<&Rule> = threads::map(&facts, |tensor| kind(tensor, &model));
-    let surroundings = Surroundings::of(folder, &facts, &kinds.iter().map(|r| r.kind).collect::<Vec<_>>());
-    let known: Vec<_> = facts.iter().zip(&kinds).collect();
-    let classes: Vec<LayerClass> = threads::map(&known, |(tensor, rule)| {
-        let role = roles::role(tensor, rule.kind, &surroundings);
-        LayerClass {
-            kind: rule.kind,
-            kind_rule: rule.words,
-            role: role.map(|(role, _)| role),
-            role_rule: role.map(|(_, words)| words),
-        }
+    let mut classes: Vec<LayerClass> = threads::map(&folder.tensors, |tensor| {
+        let (at, rule) = kind(&TensorFacts::of(tensor), &model);
+        LayerClass { kind: rule.kind, kind_rule: Because::Kind(at), role: None, role_rule: None }
     });
-    let unsure: Vec<&str> = facts
-        .iter()
-        .zip(&kinds)
-        .filter(|(tensor, rule)| rule.kind == LayerType::Linear && is_unsure_gate(tensor, &model))
-        .map(|(tensor, _)| tensor.info.name.as_str())
-        .collect();
-    let warnings = unsure_gates(&unsure).into_iter().chain(surroundings.decoder.warning).collect();
-    Classified { classes, decoder: surroundings.decoder.words, warnings }
+    let mut surroundings = Surroundings::of(&Tensors { folder, classes: &classes });
+    let known: Vec<_> = folder.tensors.iter().zip(&classes).collect();
+    let roles: Vec<Option<u8>> = threads::map(&known, |(tensor, class)| {
+        roles::role(&TensorFacts::of(tensor), class.kind, &surroundings)
+    });
+    drop(known);
+    let warning = surroundings.decoder.warning.take();
+    let words = surroundings.decoder.words.take();
+    for (class, rule) in classes.iter_mut().zip(roles) {
+        class.role = rule.map(roles::of_rule);
+        class.role_rule = rule.map(Because::Role);
+    }
+    let tensors = folder.tensors.iter().zip(&classes);
+    let mut unsure = tensors
+        .filter(|(tensor, class)| {
+            class.kind == LayerType::Linear && is_unsure_gate(&TensorFacts::of(tensor), &model)
+        })
+        .map(|(tensor, _)| tensor.name.as_str());
+    let warnings = unsure_gates(&mut unsure).into_iter().chain(warning).collect();
+    Classified { classes, decoder: words, warnings }
+}
+
+/// The tensors of a folder with their kinds.
+#[derive(Clone, Copy)]
+pub(super) struct Tensors<'a, 'c> {
+    pub(super) folder: &'a ModelFolder,
+    classes: &'c [LayerClass],
+}
+
+impl<'a> Tensors<'a, '_> {
+    /// What the rules ask about each, and its kind.
+    pub(super) fn iter(self) -> impl Iterator<Item = (TensorFacts<'a>, LayerType)> {
+        let kinds = self.classes.iter().map(|class| class.kind);
+        self.folder.tensors.iter().map(TensorFacts::of).zip(kinds)
+    }
 }
 
 /// A tensor and the parts of its name.
+#[derive(Clone, Copy)]
 pub(super) struct TensorFacts<'a> {
     pub(super) info: &'a TensorInfo,
-    /// The parts of the name, the parameter last.
-    pub(super) segments: Vec<&'a str>,
     /// The last part.
     pub(super) parameter: &'a str,
     /// The part before it; empty where there is none.
@@ -80,10 +120,20 @@ pub(super) struct TensorFacts<'a> {
 
 impl<'a> TensorFacts<'a> {
     pub(super) fn of(info: &'a TensorInfo) -> Self {
-        let segments: Vec<&str> = info.name.split('.').collect();
-        let back = |n: usize| segments.len().checked_sub(n).map_or("", |i| segments[i]);
-        let (parameter, last, parent) = (back(1), back(2), back(3));
-        Self { info, segments, parameter, last, parent }
+        let mut back = info.name.rsplit('.');
+        let mut next = || back.next().unwrap_or("");
+        let (parameter, last, parent) = (next(), next(), next());
+        Self { info, parameter, last, parent }
+    }
+
+    /// The parts of the name, the parameter last.
+    pub(super) fn segments(&self) -> impl Iterator<Item = &'a str> {
+        self.info.name.split('.')
+    }
+
+    /// Whether a part of the name is this word.
+    pub(super) fn is_below(&self, word: &str) -> bool {
+        self.segments().any(|segment| segment == word)
     }
 
     fn axes(&self) -> usize {
@@ -242,9 +292,10 @@ const KINDS: &[Rule] = &[
     Rule { kind: LayerType::Linear, words: "a weight with two axes", test: |_, _| true },
 ];
 
-fn kind(tensor: &TensorFacts<'_>, model: &ModelFacts<'_>) -> &'static Rule {
+fn kind(tensor: &TensorFacts<'_>, model: &ModelFacts<'_>) -> (u8, &'static Rule) {
     // The last rule always holds.
-    KINDS.iter().find(|rule| (rule.test)(tensor, model)).unwrap_or(&KINDS[KINDS.len() - 1])
+    let at = KINDS.iter().position(|rule| (rule.test)(tensor, model)).unwrap_or(KINDS.len() - 1);
+    (at as u8, &KINDS[at])
 }
 
 /// `norm` in any case and place, or `ln`, `ln_1`, `ln_f` and so on.
@@ -259,10 +310,9 @@ fn contains_ignoring_case(word: &str, part: &str) -> bool {
 }
 
 fn is_stack(t: &TensorFacts<'_>, m: &ModelFacts<'_>) -> bool {
-    let is_named = t.segments.contains(&"experts") || matches!(t.parent, "block_sparse_moe" | "moe");
+    let is_named = t.is_below("experts") || matches!(t.parent, "block_sparse_moe" | "moe");
     // Without a configuration the name has to do, but only that of `experts` itself.
-    let is_counted =
-        m.experts.contains(&t.axis(0)) || (m.experts.is_empty() && t.segments.contains(&"experts"));
+    let is_counted = m.experts.contains(&t.axis(0)) || (m.experts.is_empty() && t.is_below("experts"));
     t.axes() == 3 && is_named && is_counted
 }
 
@@ -291,9 +341,10 @@ fn is_unsure_gate(t: &TensorFacts<'_>, m: &ModelFacts<'_>) -> bool {
     t.last == "gate" && m.experts.is_empty() && m.experts_beside(t).is_none()
 }
 
-fn unsure_gates(names: &[&str]) -> Option<Finding> {
-    let first = names.first()?;
-    let more = if names.len() > 1 { format!(" (and {} more)", names.len() - 1) } else { String::new() };
+fn unsure_gates<'a>(names: &mut impl Iterator<Item = &'a str>) -> Option<Finding> {
+    let first = names.next()?;
+    let others = names.count();
+    let more = if others > 0 { format!(" (and {others} more)") } else { String::new() };
     Some(
         Finding::warning(
             code::GATE,

@@ -1,9 +1,7 @@
 //! How much memory a run takes: tiles of a fixed size, one a worker, whatever the size of model or tensor.
 
-use super::layout::{ExportPlan, Piece, logical_bytes};
-use super::select::Decision;
+use super::layout::{Content, ExportPlan, logical_bytes};
 use super::statistics::Weighing;
-use crate::model::ModelFolder;
 
 /// Source bytes of a tile, where its rows are not longer. Tiles stay in a core's cache from reading to writing, and their
 /// size is fixed, so that sums over tiles are the same in every run.
@@ -67,21 +65,20 @@ pub fn tile_weight_bytes(stored_bits: u64, working_bits: u64) -> u64 {
 /// # Errors
 /// Where not even one worker fits into `memory`; the error is the least that would.
 pub(super) fn budget(
-    model: &ModelFolder,
-    decisions: &[Decision],
-    pieces: &[Piece],
+    content: Content<'_>,
     exports: &[ExportPlan],
     weighing: &Weighing,
     threads: usize,
     memory: Option<u64>,
 ) -> Result<Budget, u64> {
+    let Content { model, decisions, pieces } = content;
     let mut tile_bytes = 0;
     for piece in pieces {
-        let tensor = &model.tensors[piece.tensor];
-        let bytes = match &piece.matrix {
+        let tensor = &model.tensors[piece.tensor()];
+        let bytes = match &piece.matrix(model) {
             Some(matrix) => {
                 let width = tile_weight_bytes(tensor.stored.bits(), tensor.working_dtype().bits());
-                let treatment = decisions[piece.tensor].treatment();
+                let treatment = decisions[piece.tensor()].treatment();
                 let multiple = treatment.map_or(1, |treatment| treatment.scheme.row_multiple() as u64);
                 tile_rows(matrix.cols, width, multiple).min(matrix.rows) * matrix.cols * width
             }
@@ -91,11 +88,9 @@ pub(super) fn budget(
     }
     let a_worker = worker_bytes(tile_bytes);
     let outputs: usize = exports.iter().map(|export| export.tensors.len()).sum();
-    let headers: usize = exports.iter().flat_map(|export| &export.files).map(|file| file.header.len()).sum();
     let base = BASE_BYTES
         + weighing.bytes
-        + (model.tensors.len() * TENSOR_BYTES + pieces.len() * PIECE_BYTES + outputs * OUTPUT_BYTES + headers)
-            as u64;
+        + (model.tensors.len() * TENSOR_BYTES + pieces.len() * PIECE_BYTES + outputs * OUTPUT_BYTES) as u64;
     let fits = memory.map_or(usize::MAX, |memory| {
         usize::try_from(memory.saturating_sub(base) / a_worker).unwrap_or(usize::MAX)
     });

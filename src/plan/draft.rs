@@ -61,7 +61,9 @@ fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     let items = select::items(&model, &classes);
     let stages = select::QuantizeStage::all(&loaded.recipe, &items);
     findings.extend(unmatched::check(loaded, &stages, &items));
-    let mut decisions: Vec<Decision> = items.iter().map(|item| select::judge(&stages, item, None)).collect();
+    let mut known = select::Decisions::default();
+    let mut decisions: Vec<Decision> =
+        items.iter().map(|item| select::judge(&stages, item, &mut known, None)).collect();
     let siblings = siblings::groups(&items);
     findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
     siblings::keep_whole_by_default(&siblings, &items, &mut decisions);

@@ -5,8 +5,6 @@
 //! `tests/interop/check_rules.py` tries each rule on the engines themselves, both ways, but for SGLang's, which were read in its
 //! source (`tests/interop/README.md` says where).
 
-use std::collections::HashSet;
-
 use super::layout::ExportPlan;
 use super::select::{Decision, Treatment};
 use super::siblings::Siblings;
@@ -110,7 +108,7 @@ pub(super) fn check(
         return Vec::new();
     }
     // The first tensor of each (stage, rule) carries the finding; the others are counted.
-    let mut found: Vec<(usize, Refusal, Vec<&str>)> = Vec::new();
+    let mut found: Vec<(usize, Refusal, &str, usize)> = Vec::new();
     let model_type = model.config.model_type().unwrap_or_default();
     let has = |storage: Storage| {
         let mut treatments =
@@ -120,14 +118,15 @@ pub(super) fn check(
     let has_both_storages = has(Storage::Packed) && has(Storage::Plain);
     let mut known_schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
     let mut expert_schemes = Vec::new();
-    let fused: HashSet<usize> = groups.iter().flat_map(|group| group.members.iter().copied()).collect();
+    let mut fused = vec![false; decisions.len()];
+    groups.iter().flat_map(Siblings::members).for_each(|member| fused[member] = true);
     for (index, decision) in decisions.iter().enumerate() {
         let Some(treatment) = super::layout::treatment_at(decision, export.stage) else { continue };
         let tensor = &model.tensors[index];
         let rows = super::select::matrix_shape(tensor).map_or(0, |(rows, _)| rows);
         let name = super::select::subject(tensor);
         let LayerClass { kind, role, .. } = classes[index];
-        let is_fused = fused.contains(&index);
+        let is_fused = fused[index];
         let subject = Subject {
             name,
             kind,
@@ -149,19 +148,19 @@ pub(super) fn check(
             refusals.extend(experts::second_scheme_of_experts(expert_schemes.len()));
         }
         for refusal in refusals {
-            match found.iter_mut().find(|(stage, known, _)| {
+            match found.iter_mut().find(|(stage, known, ..)| {
                 *stage == treatment.stage
                     && (known.code, known.engine, known.manner, &known.help)
                         == (refusal.code, refusal.engine, refusal.manner, &refusal.help)
             }) {
-                Some((_, _, names)) => names.push(name),
-                None => found.push((treatment.stage, refusal, vec![name])),
+                Some((.., others)) => *others += 1,
+                None => found.push((treatment.stage, refusal, name, 0)),
             }
         }
     }
     found
         .into_iter()
-        .filter_map(|(stage, refusal, names)| {
+        .filter_map(|(stage, refusal, name, others)| {
             let mut severity = refusal.engine.severity(export.target)?;
             match refusal.manner {
                 Manner::Loudly => {}
@@ -169,9 +168,9 @@ pub(super) fn check(
                 Manner::Sometimes => severity = Severity::Warning,
             }
             let place = super::places::said_or_stage(loaded, stage, refusal.key);
-            let others = match names.len() {
-                1 => format!("`{}`", names[0]),
-                n => format!("`{}` and {} more", names[0], n - 1),
+            let others = match others {
+                0 => format!("`{name}`"),
+                others => format!("`{name}` and {others} more"),
             };
             let mut finding = Finding::error(refusal.code, refusal.message);
             finding.severity = severity;

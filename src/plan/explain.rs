@@ -1,7 +1,7 @@
 //! Why a tensor is treated as it is: every rule that touches it, and the one that decided.
 
 use super::select::{self, Decision, Touch};
-use super::{Draft, unmatched};
+use super::{Draft, Siblings, unmatched};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 
@@ -46,7 +46,8 @@ pub fn explain(draft: &Draft, name: &str) -> Result<Vec<Explanation>, Failure> {
         .into_iter()
         .map(|tensor| {
             let mut touches = Vec::new();
-            let judged = select::judge(&stages, &items[tensor], Some(&mut touches));
+            let known = &mut select::Decisions::default();
+            let judged = select::judge(&stages, &items[tensor], known, Some(&mut touches));
             let decision = draft.decisions[tensor].clone();
             if decision != judged {
                 // Siblings, indivisible rows or engines changed what the tensor's own rules say.
@@ -59,10 +60,10 @@ pub fn explain(draft: &Draft, name: &str) -> Result<Vec<Explanation>, Failure> {
             let fused_with = draft
                 .siblings
                 .iter()
-                .filter(|group| group.members.contains(&tensor))
-                .flat_map(|group| group.members.iter())
-                .filter(|member| **member != tensor)
-                .map(|member| items[*member].subject.to_owned())
+                .filter(|group| group.members().any(|member| member == tensor))
+                .flat_map(Siblings::members)
+                .filter(|member| *member != tensor)
+                .map(|member| items[member].subject.to_owned())
                 .collect();
             Explanation { tensor, touches, decision, fused_with }
         })

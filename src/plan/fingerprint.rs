@@ -1,9 +1,10 @@
 //! What decides the bytes that come of a source tensor: where two plans agree on it and the tensor holds the same bytes, so do
 //! the outputs.
 
-use std::fmt::Write;
+use std::fmt;
+use std::io::Write;
 
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{ExportPlan, Plan};
 
@@ -11,88 +12,149 @@ use super::{ExportPlan, Plan};
 /// measurements, so nothing of it is mixed in.
 pub const BUILD: &str = env!("MONOQUANT_BUILD");
 
-/// The first 128 bits of a BLAKE3 hash, in hexadecimal.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(transparent)]
-pub struct Fingerprint(String);
+/// The first 128 bits of a BLAKE3 hash; in hexadecimal where it is written.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
-    fn of(text: &[u8]) -> Self {
-        Self(blake3::hash(text).to_hex()[..32].to_owned())
+    fn of(hasher: &blake3::Hasher) -> Self {
+        let mut bytes = [0; 16];
+        bytes.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
+        Self(bytes)
     }
 }
 
-/// The fingerprints of a source tensor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct TensorPrint {
-    /// What is measured: the stored type and shape, the matrices and how they are quantized.
-    pub numbers: Fingerprint,
-    /// What is written by each export, wherever it is put.
-    pub outputs: Vec<Fingerprint>,
-    /// The output tensors of each export that hold it, in a fixed order.
-    pub tensors: Vec<Vec<usize>>,
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
+    }
 }
 
-/// The fingerprints of all source tensors. They do not cover the tensors' bytes, but the statistics
-/// that weigh them.
-#[must_use]
-pub fn tensors(plan: &Plan) -> Vec<TensorPrint> {
-    let mut held: Vec<Vec<Vec<usize>>> = vec![vec![Vec::new(); plan.exports.len()]; plan.model.tensors.len()];
-    let mut numbers: Vec<String> = plan
-        .model
-        .tensors
-        .iter()
-        .enumerate()
-        .map(|(index, tensor)| {
-            let layout = tensor.fp8.map(|fp8| fp8.layout);
-            let action =
-                plan.decisions[index].treatment().map(|treatment| (treatment.scheme, treatment.observer));
-            format!("{BUILD} {} {:?} {layout:?} {action:?}", tensor.stored, tensor.shape)
-        })
-        .collect();
-    for (index, piece) in plan.pieces.iter().enumerate() {
-        let _ = write!(numbers[piece.tensor], " {:?}", piece.matrix);
-        if let Some(importance) = &plan.weighing.pieces[index] {
-            let mut hasher = blake3::Hasher::new();
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for Fingerprint {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Fingerprint {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        deserializer.deserialize_str(FingerprintVisitor)
+    }
+}
+
+struct FingerprintVisitor;
+
+impl de::Visitor<'_> for FingerprintVisitor {
+    type Value = Fingerprint;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("32 hexadecimal digits")
+    }
+
+    fn visit_str<E: de::Error>(self, text: &str) -> Result<Fingerprint, E> {
+        let digits = (text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit())).then_some(text);
+        let number = digits.and_then(|digits| u128::from_str_radix(digits, 16).ok());
+        number.map(|number| Fingerprint(number.to_be_bytes())).ok_or_else(|| E::custom("no fingerprint"))
+    }
+}
+
+/// The fingerprints of all source tensors of a plan.
+#[derive(Debug)]
+pub struct Prints {
+    exports: usize,
+    numbers: Vec<Fingerprint>,
+    outputs: Vec<Fingerprint>,
+}
+
+impl Prints {
+    /// The fingerprints of a plan's source tensors. They do not cover the tensors' bytes, but the statistics that weigh them.
+    #[must_use]
+    pub fn of(plan: &Plan) -> Self {
+        let (exports, tensors) = (plan.exports.len(), plan.model.tensors.len());
+        let mut out = Self {
+            exports,
+            numbers: Vec::with_capacity(tensors),
+            outputs: Vec::with_capacity(exports * tensors),
+        };
+        let mut pieces = 0..0;
+        for tensor in 0..tensors {
+            let rest = plan.pieces[pieces.end..].iter();
+            pieces = pieces.end..pieces.end + rest.take_while(|piece| piece.tensor() == tensor).count();
+            let numbers = numbers(plan, tensor, pieces.clone());
+            out.numbers.push(Fingerprint::of(&numbers));
+            for export in &plan.exports {
+                out.outputs.push(outputs(plan, export, tensor, numbers.clone()));
+            }
+        }
+        out
+    }
+
+    /// What is measured of a tensor: the stored type and shape, the matrices and how they are quantized.
+    #[must_use]
+    pub fn numbers(&self, tensor: usize) -> Fingerprint {
+        self.numbers[tensor]
+    }
+
+    /// What is written of a tensor by an export, wherever it is put.
+    #[must_use]
+    pub fn output(&self, export: usize, tensor: usize) -> Fingerprint {
+        self.outputs[tensor * self.exports + export]
+    }
+}
+
+/// Writes to a hash, which takes everything.
+fn add(hasher: &mut blake3::Hasher, text: fmt::Arguments<'_>) {
+    let _ = hasher.write_fmt(text);
+}
+
+fn numbers(plan: &Plan, tensor: usize, pieces: std::ops::Range<usize>) -> blake3::Hasher {
+    let info = &plan.model.tensors[tensor];
+    let layout = info.fp8.map(|fp8| fp8.layout);
+    let action = plan.decisions[tensor].treatment().map(|treatment| (treatment.scheme, treatment.observer));
+    let mut hasher = blake3::Hasher::new();
+    add(&mut hasher, format_args!("{BUILD} {} {:?} {layout:?} {action:?}", info.stored, info.shape));
+    for index in pieces {
+        add(&mut hasher, format_args!(" {:?}", plan.pieces[index].matrix(&plan.model)));
+        if let Some(importance) = plan.weighing.of(index) {
+            let mut columns = blake3::Hasher::new();
             for column in importance.columns() {
-                hasher.update(&column.to_le_bytes());
+                columns.update(&column.to_le_bytes());
             }
-            let _ = write!(numbers[piece.tensor], " {}", hasher.finalize().to_hex());
-        }
-        for (export, held) in plan.exports.iter().zip(&mut held[piece.tensor]) {
-            for tensor in export.pieces[index].tensors() {
-                if held.last() != Some(&tensor) {
-                    held.push(tensor);
-                }
-            }
+            add(&mut hasher, format_args!(" {}", columns.finalize().to_hex()));
         }
     }
-    numbers
-        .into_iter()
-        .zip(held)
-        .map(|(numbers, tensors)| {
-            let written = plan.exports.iter().zip(&tensors).map(|(export, tensors)| {
-                let mut text = format!("{numbers} {:?}", export.format);
-                for &tensor in tensors {
-                    let written = &export.tensors[tensor];
-                    let _ = write!(text, " {:?} {} {:?}", written.part, written.dtype, written.shape);
-                }
-                Fingerprint::of(text.as_bytes())
-            });
-            TensorPrint { outputs: written.collect(), numbers: Fingerprint::of(numbers.as_bytes()), tensors }
-        })
-        .collect()
+    hasher
+}
+
+fn outputs(plan: &Plan, export: &ExportPlan, tensor: usize, mut hasher: blake3::Hasher) -> Fingerprint {
+    let content = plan.content();
+    add(&mut hasher, format_args!(" {:?}", export.format));
+    for output in export.tensors_of(plan, tensor) {
+        let written = &export.tensors[output];
+        let (part, dtype, shape) = (written.part(), written.dtype(content), written.shape(content));
+        add(&mut hasher, format_args!(" {part:?} {dtype} {shape:?}"));
+    }
+    Fingerprint::of(&hasher)
 }
 
 /// The fingerprint of where everything lies in an export's weight files.
 #[must_use]
-pub fn layout(export: &ExportPlan) -> Fingerprint {
+pub fn layout(plan: &Plan, export: &ExportPlan) -> Fingerprint {
     let mut hasher = blake3::Hasher::new();
-    for file in &export.files {
-        for part in [file.name.as_bytes(), &file.bytes.to_le_bytes(), &file.header] {
+    for (index, file) in export.files.iter().enumerate() {
+        for part in [file.name.as_bytes(), &file.bytes.to_le_bytes()] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);
         }
+        hasher.update(&file.header_len.to_le_bytes());
+        // A hash takes everything.
+        let _ = export.write_header(plan.content(), index, &mut hasher);
     }
-    Fingerprint(hasher.finalize().to_hex()[..32].to_owned())
+    Fingerprint::of(&hasher)
 }

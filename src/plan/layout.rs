@@ -1,32 +1,27 @@
 //! Where every byte of the output will be: output tensors, files, offsets and headers, fixed before a weight is read.
 
-use std::fmt::Write;
+use std::cmp::Ordering;
+use std::io::{self, Write};
+use std::ops::Range;
 use std::path::PathBuf;
 
 use serde_json::{Map, Value, json};
 
+use super::piece::Piece;
 use super::select::{Decision, Treatment};
-use crate::model::{MatrixView, ModelFolder, TensorInfo};
+use crate::model::{MatrixView, ModelFolder, Shape, TensorInfo};
 use crate::quant::Storage;
 use crate::stage::export::shards::Shards;
 use crate::stage::export::{Format, Overwrite, Target};
-
-/// A part of a source tensor that is read, treated and written as one.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Piece {
-    /// Index of the source tensor.
-    pub tensor: usize,
-    /// The module that the piece is in the output, such as `model.layers.0.mlp.experts.3.up_proj`.
-    pub module: String,
-    /// The matrix of weights where the piece is one; none where the tensor's bytes are taken as they are.
-    pub matrix: Option<MatrixView>,
-}
+use crate::threads;
 
 /// What part of a module an output tensor is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Part {
     /// The source's bytes (widened, where the source is scaled FP8).
     Copy,
+    /// One of the source's matrices, as it is, in a tensor of its own.
+    Matrix,
     /// Integer codes.
     Codes,
     /// Scales.
@@ -39,66 +34,230 @@ pub enum Part {
     Dequantized,
 }
 
+impl Part {
+    const ALL: [Self; 7] = [
+        Self::Copy,
+        Self::Matrix,
+        Self::Codes,
+        Self::Scales,
+        Self::ZeroPoints,
+        Self::Shape,
+        Self::Dequantized,
+    ];
+}
+
+/// What the tensors of an output are made of: of each there may be millions, so what follows from these is not kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Content<'p> {
+    /// The model.
+    pub model: &'p ModelFolder,
+    /// What is done with each of its tensors.
+    pub decisions: &'p [Decision],
+    /// The pieces that it is cut into.
+    pub pieces: &'p [Piece],
+}
+
 /// A tensor of the output.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutputTensor {
-    /// Its name in the file.
-    pub name: String,
-    /// Its type as written in the header.
-    pub dtype: &'static str,
-    /// Its shape.
-    pub shape: Vec<u64>,
-    /// Its size.
-    pub bytes: u64,
-    /// Index of its file.
-    pub file: usize,
     /// Its first byte, from the start of the file.
     pub offset: u64,
-    /// Index of the source tensor.
-    pub tensor: usize,
+    /// The first piece that it holds.
+    piece: u32,
+    /// Its file, and in the last bits how wide its elements are and what part it is.
+    place: u32,
+}
+
+/// Bits of a place behind the file: four of the part, before them two of the elements' width.
+const PART_BITS: u32 = 4;
+const FILE_BITS: u32 = PART_BITS + 2;
+
+/// Files that an output may have at most.
+const MAX_FILES: usize = 1 << (32 - FILE_BITS);
+
+impl OutputTensor {
+    fn new(piece: usize, part: Part, content: Content<'_>) -> Self {
+        let mut tensor = Self { offset: 0, piece: piece as u32, place: part as u32 };
+        let width: u32 = match tensor.dtype(content) {
+            "I64" | "U64" | "F64" | "C64" => 3,
+            "I32" | "U32" | "F32" => 2,
+            "I16" | "U16" | "F16" | "BF16" => 1,
+            _ => 0,
+        };
+        tensor.place |= width << PART_BITS;
+        tensor
+    }
+
+    fn put_into(&mut self, file: usize) {
+        self.place = (file as u32) << FILE_BITS | self.place & ((1 << FILE_BITS) - 1);
+    }
+
+    /// How many bytes an element has, as a power of two.
+    fn width(&self) -> u32 {
+        self.place >> PART_BITS & 3
+    }
+
+    /// Index of its file.
+    #[must_use]
+    pub fn file(&self) -> usize {
+        (self.place >> FILE_BITS) as usize
+    }
+
     /// What it is.
-    pub part: Part,
+    #[must_use]
+    pub fn part(&self) -> Part {
+        Part::ALL[(self.place & 7) as usize % Part::ALL.len()]
+    }
+
+    /// The first piece that it holds.
+    fn piece<'p>(&self, content: Content<'p>) -> &'p Piece {
+        &content.pieces[self.piece as usize]
+    }
+
+    /// Index of the source tensor.
+    #[must_use]
+    pub fn tensor(&self, content: Content<'_>) -> usize {
+        self.piece(content).tensor()
+    }
+
+    fn source<'p>(&self, content: Content<'p>) -> &'p TensorInfo {
+        &content.model.tensors[self.tensor(content)]
+    }
+
+    /// How the source tensor is quantized, and its matrix, where it is codes or what belongs to them.
+    fn codes<'p>(&self, content: Content<'p>) -> Option<(&'p Treatment, MatrixView)> {
+        let treatment = content.decisions[self.tensor(content)].treatment()?;
+        Some((treatment, self.piece(content).matrix(content.model)?))
+    }
+
+    /// Its name in the file, in two parts.
+    fn name_parts<'p>(&self, content: Content<'p>) -> (&'p str, &'static str) {
+        let end = match self.part() {
+            Part::Copy | Part::Dequantized => return (&self.source(content).name, ""),
+            Part::Codes => match self.codes(content) {
+                Some((treatment, _)) if treatment.scheme.storage == Storage::Packed => ".weight_packed",
+                _ => ".weight",
+            },
+            Part::Matrix => ".weight",
+            Part::Scales => ".weight_scale",
+            Part::ZeroPoints => ".weight_zero_point",
+            Part::Shape => ".weight_shape",
+        };
+        (self.piece(content).module(content.model), end)
+    }
+
+    /// Its name in the file.
+    #[must_use]
+    pub fn name(&self, content: Content<'_>) -> String {
+        let (module, end) = self.name_parts(content);
+        format!("{module}{end}")
+    }
+
+    /// How its name and another's are ordered.
+    #[must_use]
+    pub fn cmp_names(&self, other: &Self, content: Content<'_>) -> Ordering {
+        let (a, a_end) = self.name_parts(content);
+        let (b, b_end) = other.name_parts(content);
+        let shared = a.len().min(b.len());
+        let (a_rest, b_rest) = (&a.as_bytes()[shared..], &b.as_bytes()[shared..]);
+        a.as_bytes()[..shared]
+            .cmp(&b.as_bytes()[..shared])
+            .then_with(|| a_rest.iter().chain(a_end.as_bytes()).cmp(b_rest.iter().chain(b_end.as_bytes())))
+    }
+
+    /// Its type as written in the header.
+    #[must_use]
+    pub fn dtype(&self, content: Content<'_>) -> &'static str {
+        let scheme = || self.codes(content).map(|(treatment, _)| treatment.scheme);
+        match self.part() {
+            Part::Copy | Part::Matrix | Part::Dequantized => self.source(content).dtype.name(),
+            Part::Codes if scheme().is_some_and(|scheme| scheme.storage == Storage::Packed) => "I32",
+            Part::ZeroPoints if scheme().is_some_and(|scheme| scheme.packs_zero_points()) => "I32",
+            Part::Codes | Part::ZeroPoints => "I8",
+            Part::Scales => scheme().map_or("", |scheme| scheme.scale_type.name()),
+            Part::Shape => "I64",
+        }
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn shape(&self, content: Content<'_>) -> Shape {
+        let wide = |shape: &[usize]| shape.iter().map(|&n| n as u64).collect::<Vec<u64>>().into();
+        let of = |shape: &dyn Fn(&crate::quant::Scheme, usize, usize) -> Option<Shape>| {
+            let (treatment, view) = self.codes(content)?;
+            shape(&treatment.scheme, view.rows as usize, view.cols as usize)
+        };
+        match self.part() {
+            Part::Copy | Part::Dequantized => Some(self.source(content).shape.clone()),
+            Part::Matrix => {
+                let view = self.piece(content).matrix(content.model);
+                view.map(|view| Shape::from(vec![view.rows, view.cols]))
+            }
+            Part::Codes => of(&|scheme, rows, columns| Some(wide(&scheme.codes_shape(rows, columns)))),
+            Part::Scales => of(&|scheme, rows, columns| Some(wide(&scheme.scales_shape(rows, columns)))),
+            Part::ZeroPoints => {
+                of(&|scheme, rows, columns| scheme.zero_points_shape(rows, columns).map(|shape| wide(&shape)))
+            }
+            Part::Shape => Some(vec![2].into()),
+        }
+        .unwrap_or_else(|| Vec::new().into())
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self, content: Content<'_>) -> u64 {
+        match self.part() {
+            Part::Copy | Part::Dequantized => logical_bytes(self.source(content)),
+            Part::Matrix => {
+                let view = self.piece(content).matrix(content.model);
+                view.map_or(0, |view| view.rows * view.cols * self.source(content).dtype.bits() / 8)
+            }
+            _ => self.shape(content).iter().product::<u64>() << self.width(),
+        }
+    }
 }
 
 /// A weight file of the output.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OutputFile {
     /// Its name.
     pub name: String,
-    /// Length prefix and header, as they will be written.
-    pub header: Vec<u8>,
+    /// Bytes of the length prefix and the header.
+    pub header_len: u64,
     /// The size of the whole file.
     pub bytes: u64,
+    /// Its tensors, in the order in which they lie in it.
+    pub tensors: Range<usize>,
 }
 
 /// Where the results of a piece go in one export; the numbers are indices of output tensors.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PieceOutput {
     /// The bytes as they are, in a tensor of the piece's own.
     Copy {
         /// The tensor.
-        tensor: usize,
+        tensor: u32,
     },
     /// The weights as they are, at the piece's own place in the source's tensor.
     InPlace {
         /// The tensor.
-        tensor: usize,
+        tensor: u32,
     },
     /// Codes, scales and what belongs to them.
     Codes {
         /// Integer codes.
-        codes: usize,
+        codes: u32,
         /// Scales.
-        scales: usize,
+        scales: u32,
         /// Zero points, where the scheme is asymmetric.
-        zero_points: Option<usize>,
+        zero_points: Option<u32>,
         /// The shape tensor, where codes are packed.
-        shape: Option<usize>,
+        shape: Option<u32>,
     },
     /// Floating-point weights, at the piece's own place in the tensor.
     Dequantized {
         /// The tensor.
-        tensor: usize,
+        tensor: u32,
     },
 }
 
@@ -113,7 +272,7 @@ impl PieceOutput {
                 [Some(codes), Some(scales), zero_points, shape]
             }
         };
-        all.into_iter().flatten()
+        all.into_iter().flatten().map(|tensor| tensor as usize)
     }
 }
 
@@ -166,114 +325,90 @@ pub fn has_codes(decisions: &[Decision], export_stage: usize) -> bool {
     decisions.iter().any(|decision| treatment_at(decision, export_stage).is_some())
 }
 
-/// Output tensors and pieces of an export before they have a place.
-struct Draft {
-    tensors: Vec<OutputTensor>,
-    pieces: Vec<PieceOutput>,
-}
-
 /// Lays out the weight files of one export: tensors, files and where each piece goes.
 pub(super) fn lay_out(
-    model: &ModelFolder,
-    decisions: &[Decision],
-    pieces: &[Piece],
+    content: Content<'_>,
     stage: usize,
     format: Format,
     shards: Shards,
 ) -> (Vec<OutputFile>, Vec<OutputTensor>, Vec<PieceOutput>) {
-    let mut draft = draft(model, decisions, pieces, stage, format);
-    let names = assign_files(model, &mut draft.tensors, shards);
-    let (files, order) = place(model, &mut draft.tensors, &names);
-    // Tensors are listed as they lie in the files; pieces follow them.
-    let mut position = vec![0; order.len()];
-    for (new, &old) in order.iter().enumerate() {
-        position[old] = new;
-    }
-    let mut slots: Vec<Option<OutputTensor>> = draft.tensors.into_iter().map(Some).collect();
-    let tensors = order.iter().filter_map(|&old| slots[old].take()).collect();
-    for piece in &mut draft.pieces {
-        match piece {
-            PieceOutput::Copy { tensor }
-            | PieceOutput::InPlace { tensor }
-            | PieceOutput::Dequantized { tensor } => *tensor = position[*tensor],
-            PieceOutput::Codes { codes, scales, zero_points, shape } => {
-                *codes = position[*codes];
-                *scales = position[*scales];
-                for optional in [zero_points, shape].into_iter().flatten() {
-                    *optional = position[*optional];
+    let mut tensors = draft(content, stage, format);
+    let names = assign_files(content, &mut tensors, shards);
+    // Largest elements first and by name within, so that every tensor is aligned, as the safetensors library itself orders them.
+    threads::sort_unstable_by(&mut tensors, |a, b| {
+        let key = |tensor: &OutputTensor| (tensor.file(), std::cmp::Reverse(tensor.width()));
+        key(a).cmp(&key(b)).then_with(|| a.cmp_names(b, content)).then(a.piece.cmp(&b.piece))
+    });
+    let files = place(content, &mut tensors, names);
+    let pieces = targets(content, &tensors);
+    (files, tensors, pieces)
+}
+
+/// The output tensors of an export before they have a place, in the order of the pieces.
+fn draft(content: Content<'_>, stage: usize, format: Format) -> Vec<OutputTensor> {
+    let mut tensors = Vec::new();
+    let splits_kept = format == Format::CompressedTensors && has_codes(content.decisions, stage);
+    let mut last_whole = None;
+    for (index, piece) in content.pieces.iter().enumerate() {
+        let mut add = |part: Part| tensors.push(OutputTensor::new(index, part, content));
+        let decision = &content.decisions[piece.tensor()];
+        match (treatment_at(decision, stage), piece.matrix(content.model), format) {
+            (Some(treatment), Some(_), Format::CompressedTensors) => {
+                let scheme = &treatment.scheme;
+                add(Part::Codes);
+                add(Part::Scales);
+                if !scheme.symmetric {
+                    add(Part::ZeroPoints);
                 }
+                if scheme.storage == Storage::Packed {
+                    add(Part::Shape);
+                }
+            }
+            (None, Some(_), _) if splits_kept && decision.treatment().is_none() => add(Part::Matrix),
+            // Pieces of one tensor follow each other.
+            _ if last_whole == Some(piece.tensor()) => {}
+            (treatment, _, _) => {
+                last_whole = Some(piece.tensor());
+                add(if treatment.is_some() { Part::Dequantized } else { Part::Copy });
             }
         }
     }
-    (files, tensors, draft.pieces)
+    tensors.shrink_to_fit();
+    tensors
 }
 
-fn draft(
-    model: &ModelFolder,
-    decisions: &[Decision],
-    pieces: &[Piece],
-    stage: usize,
-    format: Format,
-) -> Draft {
-    let mut draft = Draft { tensors: Vec::new(), pieces: Vec::with_capacity(pieces.len()) };
-    let mut whole: Vec<Option<usize>> = vec![None; model.tensors.len()];
-    let splits_kept = format == Format::CompressedTensors && has_codes(decisions, stage);
-    for piece in pieces {
-        let source = &model.tensors[piece.tensor];
-        let mut add = |name: String, dtype: &'static str, shape: Vec<u64>, bytes: u64, part: Part| {
-            let tensor = piece.tensor;
-            draft.tensors.push(OutputTensor { name, dtype, shape, bytes, file: 0, offset: 0, tensor, part });
-            draft.tensors.len() - 1
-        };
-        let output = match (treatment_at(&decisions[piece.tensor], stage), &piece.matrix, format) {
-            (Some(treatment), Some(matrix), Format::CompressedTensors) => {
-                let scheme = &treatment.scheme;
-                let (rows, columns) = (matrix.rows as usize, matrix.cols as usize);
-                let wide = |shape: Vec<usize>| shape.into_iter().map(|n| n as u64).collect::<Vec<u64>>();
-                let size = |shape: &[u64], width: u64| shape.iter().product::<u64>() * width;
-                let packed = scheme.storage == Storage::Packed;
-                let (suffix, dtype, width) =
-                    if packed { ("weight_packed", "I32", 4) } else { ("weight", "I8", 1) };
-                let shape = wide(scheme.codes_shape(rows, columns).to_vec());
-                let bytes = size(&shape, width);
-                let codes = add(format!("{}.{suffix}", piece.module), dtype, shape, bytes, Part::Codes);
-                let shape = wide(scheme.scales_shape(rows, columns));
-                let bytes = size(&shape, scheme.scale_type.bytes() as u64);
-                let name = format!("{}.weight_scale", piece.module);
-                let scales = add(name, scheme.scale_type.name(), shape, bytes, Part::Scales);
-                let zero_points = scheme.zero_points_shape(rows, columns).map(|shape| {
-                    let shape = wide(shape);
-                    let (dtype, width) = if scheme.packs_zero_points() { ("I32", 4) } else { ("I8", 1) };
-                    let bytes = size(&shape, width);
-                    add(format!("{}.weight_zero_point", piece.module), dtype, shape, bytes, Part::ZeroPoints)
-                });
-                let shape = packed
-                    .then(|| add(format!("{}.weight_shape", piece.module), "I64", vec![2], 16, Part::Shape));
-                PieceOutput::Codes { codes, scales, zero_points, shape }
-            }
-            (None, Some(matrix), _) if splits_kept && decisions[piece.tensor].treatment().is_none() => {
-                let shape = vec![matrix.rows, matrix.cols];
-                let bytes = matrix.rows * matrix.cols * source.dtype.bits() / 8;
-                let name = format!("{}.weight", piece.module);
-                PieceOutput::Copy { tensor: add(name, source.dtype.name(), shape, bytes, Part::Copy) }
-            }
-            (treatment, _, _) => {
-                let quantized = treatment.is_some();
-                let tensor = *whole[piece.tensor].get_or_insert_with(|| {
-                    let part = if quantized { Part::Dequantized } else { Part::Copy };
-                    let bytes = logical_bytes(source);
-                    add(source.name.clone(), source.dtype.name(), source.shape.clone(), bytes, part)
-                });
-                match (quantized, &piece.matrix) {
-                    (true, _) => PieceOutput::Dequantized { tensor },
-                    (false, Some(_)) => PieceOutput::InPlace { tensor },
-                    (false, None) => PieceOutput::Copy { tensor },
-                }
-            }
-        };
-        draft.pieces.push(output);
+/// Where each piece goes, by the tensors in their order.
+fn targets(content: Content<'_>, tensors: &[OutputTensor]) -> Vec<PieceOutput> {
+    // What is not set yet is in the tensor of the piece before it.
+    let unset = PieceOutput::InPlace { tensor: u32::MAX };
+    let mut out = vec![unset; content.pieces.len()];
+    for (number, tensor) in (0..).zip(tensors) {
+        let index = tensor.piece as usize;
+        let is_matrix = content.pieces[index].matrix(content.model).is_some();
+        let target = &mut out[index];
+        if let Part::Codes | Part::Scales | Part::ZeroPoints | Part::Shape = tensor.part()
+            && *target == unset
+        {
+            *target = PieceOutput::Codes { codes: 0, scales: 0, zero_points: None, shape: None };
+        }
+        match (tensor.part(), target) {
+            (Part::Codes, PieceOutput::Codes { codes, .. }) => *codes = number,
+            (Part::Scales, PieceOutput::Codes { scales, .. }) => *scales = number,
+            (Part::ZeroPoints, PieceOutput::Codes { zero_points, .. }) => *zero_points = Some(number),
+            (Part::Shape, PieceOutput::Codes { shape, .. }) => *shape = Some(number),
+            (Part::Dequantized, target) => *target = PieceOutput::Dequantized { tensor: number },
+            (Part::Copy, target) if is_matrix => *target = PieceOutput::InPlace { tensor: number },
+            (_, target) => *target = PieceOutput::Copy { tensor: number },
+        }
     }
-    draft
+    let mut before = unset;
+    for target in &mut out {
+        match *target == unset {
+            true => *target = before,
+            false => before = *target,
+        }
+    }
+    out
 }
 
 /// The size of a tensor as it is delivered and written: scaled FP8 counts as what it means.
@@ -283,34 +418,36 @@ pub fn logical_bytes(tensor: &TensorInfo) -> u64 {
 }
 
 /// Gives each tensor its file; returns the files' names.
-fn assign_files(model: &ModelFolder, tensors: &mut [OutputTensor], shards: Shards) -> Vec<String> {
+fn assign_files(content: Content<'_>, tensors: &mut [OutputTensor], shards: Shards) -> Vec<String> {
+    let shard = |tensor: &OutputTensor| tensor.source(content).shard();
     match shards {
         Shards::Keep => {
-            let mut used: Vec<Option<usize>> = vec![None; model.shards.len()];
+            let mut used: Vec<Option<usize>> = vec![None; content.model.shards.len()];
             for tensor in tensors.iter() {
-                used[model.tensors[tensor.tensor].shard] = Some(0);
+                used[shard(tensor)] = Some(0);
             }
             let mut names = Vec::new();
             for (shard, slot) in used.iter_mut().enumerate() {
                 if slot.is_some() {
                     *slot = Some(names.len());
-                    names.push(model.shards[shard].name.clone());
+                    names.push(content.model.shards[shard].name.clone());
                 }
             }
             for tensor in tensors {
-                tensor.file = used[model.tensors[tensor.tensor].shard].unwrap_or(0);
+                tensor.put_into(used[shard(tensor)].unwrap_or(0));
             }
             names
         }
         Shards::MaxBytes(most) => {
             let (mut file, mut size) = (0, 0);
             for tensor in &mut *tensors {
-                if size > 0 && size + tensor.bytes > most {
+                let bytes = tensor.bytes(content);
+                if size > 0 && size + bytes > most && file + 1 < MAX_FILES {
                     file += 1;
                     size = 0;
                 }
-                size += tensor.bytes;
-                tensor.file = file;
+                size += bytes;
+                tensor.put_into(file);
             }
             let count = file + 1;
             match count {
@@ -321,61 +458,52 @@ fn assign_files(model: &ModelFolder, tensors: &mut [OutputTensor], shards: Shard
     }
 }
 
-/// Gives each tensor its offset, largest elements first and by name within, so that every tensor is aligned, as the
-/// safetensors library itself orders them. Returns the files and the tensors' indices in file order.
-fn place(
-    model: &ModelFolder,
-    tensors: &mut [OutputTensor],
-    names: &[String],
-) -> (Vec<OutputFile>, Vec<usize>) {
-    let width = |dtype: &str| match dtype {
-        "I64" | "U64" | "F64" | "C64" => 8,
-        "I32" | "U32" | "F32" => 4,
-        "I16" | "U16" | "F16" | "BF16" => 2,
-        _ => 1,
-    };
-    let mut order: Vec<usize> = (0..tensors.len()).collect();
-    order.sort_by(|&a, &b| {
-        let (a, b) = (&tensors[a], &tensors[b]);
-        (a.file, width(b.dtype), &a.name).cmp(&(b.file, width(a.dtype), &b.name))
-    });
+/// Gives each tensor its offset. They are in the order in which they lie in the files.
+fn place(content: Content<'_>, tensors: &mut [OutputTensor], names: Vec<String>) -> Vec<OutputFile> {
     let mut files = Vec::with_capacity(names.len());
     let mut next = 0;
-    for (file, name) in names.iter().enumerate() {
-        let mut header = format!("{{\"__metadata__\":{}", metadata(model, name));
-        let (start, mut offset) = (next, 0_u64);
-        while next < order.len() && tensors[order[next]].file == file {
-            let tensor = &mut tensors[order[next]];
+    for (number, name) in names.into_iter().enumerate() {
+        let (start, mut offset) = (next, 0);
+        while let Some(tensor) = tensors.get_mut(next).filter(|tensor| tensor.file() == number) {
             tensor.offset = offset;
-            offset += tensor.bytes;
-            // Models have hundreds of thousands of tensors, so the text is written as it is known, without a tree of values.
-            let _ = write!(
-                header,
-                ",{}:{{\"dtype\":\"{}\",\"shape\":{},\"data_offsets\":[{},{offset}]}}",
-                json!(tensor.name),
-                tensor.dtype,
-                shape_text(&tensor.shape),
-                tensor.offset,
-            );
+            offset += tensor.bytes(content);
             next += 1;
         }
-        header.push('}');
-        let mut text = header.into_bytes();
-        text.resize(text.len().next_multiple_of(8), b' ');
-        let mut bytes = (text.len() as u64).to_le_bytes().to_vec();
-        bytes.extend(text);
-        for &index in &order[start..next] {
-            tensors[index].offset += bytes.len() as u64;
+        let mut file = OutputFile { name, header_len: 0, bytes: offset, tensors: start..next };
+        let mut length = Counted { out: io::sink(), count: 0 };
+        // Counting cannot fail.
+        let _ = write_entries(content, &file, &tensors[file.tensors.clone()], &mut length);
+        file.header_len = 8 + length.count.next_multiple_of(8);
+        file.bytes += file.header_len;
+        for tensor in &mut tensors[file.tensors.clone()] {
+            tensor.offset += file.header_len;
         }
-        let total = bytes.len() as u64 + offset;
-        files.push(OutputFile { name: name.clone(), header: bytes, bytes: total });
+        files.push(file);
     }
-    (files, order)
+    files
 }
 
-fn shape_text(shape: &[u64]) -> String {
-    let sizes: Vec<String> = shape.iter().map(u64::to_string).collect();
-    format!("[{}]", sizes.join(","))
+/// Writes the JSON of a file's header. Models have hundreds of thousands of tensors, so the text is written as it is known,
+/// without a tree of values.
+fn write_entries(
+    content: Content<'_>,
+    file: &OutputFile,
+    tensors: &[OutputTensor],
+    out: &mut impl Write,
+) -> io::Result<()> {
+    write!(out, "{{\"__metadata__\":{}", metadata(content.model, &file.name))?;
+    for tensor in tensors {
+        let start = tensor.offset - file.header_len;
+        let end = start + tensor.bytes(content);
+        out.write_all(b",")?;
+        serde_json::to_writer(&mut *out, &tensor.name(content))?;
+        write!(out, ":{{\"dtype\":\"{}\",\"shape\":[", tensor.dtype(content))?;
+        for (axis, size) in tensor.shape(content).iter().enumerate() {
+            write!(out, "{}{size}", if axis == 0 { "" } else { "," })?;
+        }
+        write!(out, "],\"data_offsets\":[{start},{end}]}}")?;
+    }
+    out.write_all(b"}")
 }
 
 /// The metadata of an output file: that of the source file of this name, and that the tensors are PyTorch's, which loaders ask for.
@@ -389,15 +517,85 @@ fn metadata(model: &ModelFolder, file: &str) -> Value {
 }
 
 impl ExportPlan {
-    /// The text of the index of the weight files.
+    /// Writes what a weight file begins with: the length of its header, and the header.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write_header(&self, content: Content<'_>, file: usize, out: impl Write) -> io::Result<()> {
+        let file = &self.files[file];
+        let mut out = io::BufWriter::with_capacity(1 << 16, out);
+        let text = file.header_len - 8;
+        out.write_all(&text.to_le_bytes())?;
+        let mut counted = Counted { out: &mut out, count: 0 };
+        write_entries(content, file, &self.tensors[file.tensors.clone()], &mut counted)?;
+        let count = counted.count;
+        for _ in count..text {
+            out.write_all(b" ")?;
+        }
+        out.flush()
+    }
+
+    /// The output tensors that hold a source tensor, in a fixed order.
+    pub fn tensors_of<'p>(
+        &'p self,
+        plan: &'p super::Plan,
+        tensor: usize,
+    ) -> impl Iterator<Item = usize> + 'p {
+        let mut last = None;
+        let all = plan.pieces_of(tensor).flat_map(|piece| self.pieces[piece].tensors());
+        // Pieces that lie in place have one tensor together.
+        all.filter(move |&output| last.replace(output) != Some(output))
+    }
+
+    /// The place of an output tensor in [`ExportPlan::tensors_of`] its source tensor.
     #[must_use]
-    pub fn index_text(&self) -> String {
-        let mut tensors: Vec<&OutputTensor> = self.tensors.iter().collect();
-        tensors.sort_by(|a, b| a.name.cmp(&b.name));
-        let map: Map<String, Value> =
-            tensors.iter().map(|tensor| (tensor.name.clone(), json!(self.files[tensor.file].name))).collect();
-        let total: u64 = tensors.iter().map(|tensor| tensor.bytes).sum();
-        let index = json!({"metadata": {"total_size": total}, "weight_map": map});
-        format!("{}\n", serde_json::to_string_pretty(&index).unwrap_or_default())
+    pub fn position_of(&self, plan: &super::Plan, output: usize) -> Option<usize> {
+        let tensor = &self.tensors[output];
+        let piece = tensor.piece as usize;
+        let first = plan.pieces.partition_point(|other| other.tensor() < plan.pieces[piece].tensor());
+        // The pieces of a tensor are treated alike.
+        let of_piece = || self.pieces[piece].tensors();
+        Some((piece - first) * of_piece().count() + of_piece().position(|other| other == output)?)
+    }
+
+    /// Writes the index of the weight files.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write_index(&self, content: Content<'_>, out: impl Write) -> io::Result<()> {
+        let mut order: Vec<u32> = (0..self.tensors.len() as u32).collect();
+        let tensor = |index: u32| &self.tensors[index as usize];
+        threads::sort_unstable_by(&mut order, |&a, &b| {
+            tensor(a).cmp_names(tensor(b), content).then(a.cmp(&b))
+        });
+        let total: u64 = self.tensors.iter().map(|tensor| tensor.bytes(content)).sum();
+        let mut out = io::BufWriter::with_capacity(1 << 16, out);
+        write!(out, "{{\n  \"metadata\": {{\n    \"total_size\": {total}\n  }},\n  \"weight_map\": {{")?;
+        for (position, &index) in order.iter().enumerate() {
+            out.write_all(if position == 0 { b"\n    " } else { b",\n    " })?;
+            serde_json::to_writer(&mut out, &tensor(index).name(content))?;
+            out.write_all(b": ")?;
+            serde_json::to_writer(&mut out, &self.files[tensor(index).file()].name)?;
+        }
+        out.write_all(if order.is_empty() { b"}\n}\n" } else { b"\n  }\n}\n" })?;
+        out.flush()
+    }
+}
+
+/// Counts what is written through it.
+struct Counted<W> {
+    out: W,
+    count: u64,
+}
+
+impl<W: Write> Write for Counted<W> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.out.write(bytes)?;
+        self.count += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.out.flush()
     }
 }

@@ -1,26 +1,26 @@
 //! What must hold of an export as laid out: a name is used once, and the config says of every module what the file holds.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
+use std::hash::{BuildHasher, RandomState};
 
 use serde_json::Value;
 
 use super::copies;
-use super::layout::{ExportPlan, Piece};
-use super::select::Decision;
+use super::layout::{Content, ExportPlan, OutputTensor};
 use crate::export::{compressed_tensors, config};
 use crate::finding::Finding;
-use crate::model::{LayerClass, ModelFolder};
+use crate::model::LayerClass;
+use crate::model::header::MAX_HEADER;
 use crate::recipe::Loaded;
 use crate::stage::Stage;
 use crate::stage::export::Format;
+use crate::threads;
 
 /// Findings for everything in the exports that would make a broken directory.
 pub(super) fn check(
     loaded: &Loaded,
-    model: &ModelFolder,
+    content: Content<'_>,
     classes: &[LayerClass],
-    decisions: &[Decision],
-    pieces: &[Piece],
     exports: &[ExportPlan],
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -31,27 +31,41 @@ pub(super) fn check(
         );
     }
     for export in exports {
-        findings.extend(clashing_names(loaded, model, export));
+        findings.extend(clashing_names(loaded, content, export));
+        findings.extend(long_header(loaded, export));
         if matches!(&loaded.recipe.stages[export.stage], Stage::Export(stage) if stage.copy) {
-            findings.extend(copies::broken(loaded, model, export.stage));
+            findings.extend(copies::broken(loaded, content.model, export.stage));
         }
         if export.format == Format::CompressedTensors {
-            findings.extend(config_findings(loaded, model, classes, decisions, pieces, export));
+            findings.extend(config_findings(loaded, content, classes, export));
         }
     }
     findings
 }
 
 /// Two tensors of one name: a source that holds a tensor called as one that quantizing makes.
-fn clashing_names(loaded: &Loaded, model: &ModelFolder, export: &ExportPlan) -> Option<Finding> {
-    let mut seen: HashMap<&str, usize> = HashMap::with_capacity(export.tensors.len());
-    export.tensors.iter().find_map(|tensor| {
-        let other = seen.insert(&tensor.name, tensor.tensor)?;
-        let (a, b) = (&model.tensors[other].name, &model.tensors[tensor.tensor].name);
+fn clashing_names(loaded: &Loaded, content: Content<'_>, export: &ExportPlan) -> Option<Finding> {
+    // Hashes are compared first: they take little memory, and almost no two are the same.
+    let hasher = RandomState::new();
+    let hash = |tensor: &OutputTensor| hasher.hash_one(tensor.name(content));
+    let mut hashes: Vec<u64> = threads::map(&export.tensors, hash);
+    threads::sort_unstable_by(&mut hashes, Ord::cmp);
+    let twice: HashSet<u64> =
+        hashes.windows(2).filter(|pair| pair[0] == pair[1]).map(|pair| pair[0]).collect();
+    drop(hashes);
+    if twice.is_empty() {
+        return None;
+    }
+    let mut seen: HashMap<String, usize> = HashMap::new();
+    export.tensors.iter().filter(|tensor| twice.contains(&hash(tensor))).find_map(|tensor| {
+        let name = tensor.name(content);
+        let other = seen.insert(name.clone(), tensor.tensor(content))?;
+        let (a, b) =
+            (&content.model.tensors[other].name, &content.model.tensors[tensor.tensor(content)].name);
         Some(
             Finding::error(
                 "plan::clashing-names",
-                format!("two tensors of the output would be called `{}`", tensor.name),
+                format!("two tensors of the output would be called `{name}`"),
             )
             .at_opt(loaded.stage_place(export.stage), "written here")
             .help(format!(
@@ -61,22 +75,36 @@ fn clashing_names(loaded: &Loaded, model: &ModelFolder, export: &ExportPlan) -> 
     })
 }
 
+/// A weight file whose header would be longer than any reader takes.
+fn long_header(loaded: &Loaded, export: &ExportPlan) -> Option<Finding> {
+    let file = export.files.iter().find(|file| file.header_len - 8 > MAX_HEADER)?;
+    let message = format!(
+        "the header of `{}` would have {} bytes, and readers take {MAX_HEADER}",
+        file.name,
+        file.header_len - 8
+    );
+    let finding = Finding::error("plan::long-header", message);
+    Some(
+        finding
+            .at_opt(loaded.stage_place(export.stage), "written here")
+            .help("Write more files: `shards` of `export` takes a size, such as `shards: 2GB`."),
+    )
+}
+
 fn config_findings(
     loaded: &Loaded,
-    model: &ModelFolder,
+    content: Content<'_>,
     classes: &[LayerClass],
-    decisions: &[Decision],
-    pieces: &[Piece],
     export: &ExportPlan,
 ) -> Vec<Finding> {
-    let modules = config::quantized_modules(decisions, pieces, export.stage);
+    let modules = config::quantized_modules(content, export.stage);
     let place = loaded.stage_place(export.stage);
     let Some(text) = &export.config else {
         let message = "the model has no config.json, so no engine can know that its weights are packed";
         let mut help = "Put the model's config.json beside its weights (`hf download org/name config.json` gets it), or export with \
                         `format: dequantized`, which needs none."
             .to_owned();
-        if model.others.iter().any(|file| file.path == "params.json") {
+        if content.model.others.iter().any(|file| file.path == "params.json") {
             help.push_str(
                 " The `params.json` here belongs to the model's own format; weights of that format have other names than those in \
                  the Hugging Face format, for which a config.json is written.",
@@ -85,8 +113,7 @@ fn config_findings(
         return vec![Finding::error("plan::no-config", message).at_opt(place, "needs one").help(help)];
     };
     let written: Value = serde_json::from_str(text).unwrap_or_default();
-    let left_alone = config::left_alone(model, classes, decisions, pieces, export.stage);
-    let left_alone: Vec<&str> = left_alone.iter().map(String::as_str).collect();
+    let left_alone = config::left_alone(content, classes, export.stage);
     let found = compressed_tensors::contradictions(&written["quantization_config"], &modules, &left_alone);
     let Some(first) = found.first() else { return Vec::new() };
     let more = if found.len() > 1 { format!(", and {} more", found.len() - 1) } else { String::new() };

@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::layout::{Piece, treatment_at};
-use super::select::Decision;
+use super::layout::{Content, treatment_at};
 use super::statistics::Weighing;
 use crate::finding::Finding;
 use crate::recipe::Loaded;
@@ -11,12 +10,7 @@ use crate::stage::Stage;
 use crate::stage::check_warnings::SqnrOf;
 
 /// A warning for each threshold of `check-warnings` that even Gaussian weights would not meet.
-pub(super) fn check(
-    loaded: &Loaded,
-    decisions: &[Decision],
-    pieces: &[Piece],
-    weighing: &Weighing,
-) -> Vec<Finding> {
+pub(super) fn check(loaded: &Loaded, content: Content<'_>, weighing: &Weighing) -> Vec<Finding> {
     let mut findings = Vec::new();
     for (index, stage) in loaded.recipe.stages.iter().enumerate() {
         let Stage::CheckWarnings(stage) = stage else { continue };
@@ -24,7 +18,7 @@ pub(super) fn check(
         if stage.sqnr == SqnrOf::Outputs {
             continue;
         }
-        let Some((scheme, reach)) = least_reach(decisions, pieces, weighing, index) else { continue };
+        let Some((scheme, reach)) = least_reach(content, weighing, index) else { continue };
         for (key, threshold) in [
             ("sqnr_error_threshold", stage.sqnr_error_threshold),
             ("sqnr_warning_threshold", stage.sqnr_warning_threshold),
@@ -51,18 +45,11 @@ pub(super) fn check(
 }
 
 /// Of the schemes of the stages before `stage`, the one that reaches least, each on the tensor on which it does best.
-fn least_reach(
-    decisions: &[Decision],
-    pieces: &[Piece],
-    weighing: &Weighing,
-    stage: usize,
-) -> Option<(String, f64)> {
+fn least_reach(content: Content<'_>, weighing: &Weighing, stage: usize) -> Option<(String, f64)> {
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
-    for (number, piece) in pieces.iter().enumerate() {
-        let (Some(treatment), Some(view)) = (treatment_at(&decisions[piece.tensor], stage), piece.matrix)
-        else {
-            continue;
-        };
+    for (number, piece) in content.pieces.iter().enumerate() {
+        let treatment = treatment_at(&content.decisions[piece.tensor()], stage);
+        let (Some(treatment), Some(view)) = (treatment, piece.matrix(content.model)) else { continue };
         if weighing.changes_ranges(number, treatment) {
             continue;
         }

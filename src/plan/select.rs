@@ -3,6 +3,8 @@
 //! Every tensor is judged alone here; what engines fuse is brought together afterwards in [`super::siblings`].
 
 use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
@@ -49,11 +51,11 @@ pub const DEFAULT_INT4_THRESHOLD: u64 = 512;
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// Where the rule stands in the recipe, as a JSON pointer; none for what is built in.
-    pub pointer: Option<String>,
+    pub pointer: Option<Arc<str>>,
     /// The rule in the recipe's words, such as `targets: Linear`.
-    pub text: String,
+    pub text: Arc<str>,
     /// Why, in a few words, the same for all tensors that are to be counted together.
-    pub reason: String,
+    pub reason: Arc<str>,
     /// Whether the rule comes from a built-in list of skips, and so must not split siblings.
     pub is_default_skip: bool,
 }
@@ -98,12 +100,16 @@ pub enum Action {
     /// It is left in the source's type.
     Keep,
     /// Its weights are quantized.
-    Quantize(Treatment),
+    Quantize(Box<Treatment>),
 }
 
-/// What is done with a tensor, and why.
+/// What is done with a tensor, and why. Tensors of which the same was decided share it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Decision {
+pub struct Decision(Arc<Decided>);
+
+/// What was decided about a tensor, or many.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decided {
     /// What is done.
     pub action: Action,
     /// The rule that decided.
@@ -111,6 +117,44 @@ pub struct Decision {
 }
 
 impl Decision {
+    /// Whether two tensors share it.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// A decision that is not shared with others yet.
+    pub(super) fn new(action: Action, rule: Rule) -> Self {
+        Self(Arc::new(Decided { action, rule }))
+    }
+}
+
+impl Deref for Decision {
+    type Target = Decided;
+
+    fn deref(&self) -> &Decided {
+        &self.0
+    }
+}
+
+/// Decisions that were made so far: millions of tensors share a few.
+#[derive(Debug, Default)]
+pub(super) struct Decisions(HashMap<Rule, Vec<Decision>>);
+
+impl Decisions {
+    /// The decision for this action and rule.
+    pub fn of(&mut self, action: Action, rule: Rule) -> Decision {
+        if let Some(same) = self.0.get(&rule).into_iter().flatten().find(|decision| decision.action == action)
+        {
+            return same.clone();
+        }
+        let decision = Decision::new(action, rule.clone());
+        self.0.entry(rule).or_default().push(decision.clone());
+        decision
+    }
+}
+
+impl Decided {
     /// The treatment, where the tensor is quantized.
     #[must_use]
     pub fn treatment(&self) -> Option<&Treatment> {
@@ -207,18 +251,23 @@ impl<'r> QuantizeStage<'r> {
 
     fn own(&self, key: &str, position: Option<usize>, value: &str, reason: String) -> Rule {
         let pointer = self.skips_index.map(|stage| match position {
-            Some(position) => format!("/stages/{stage}/{key}/{position}"),
-            None => format!("/stages/{stage}/{key}"),
+            Some(position) => format!("/stages/{stage}/{key}/{position}").into(),
+            None => format!("/stages/{stage}/{key}").into(),
         });
-        Rule { pointer, text: format!("{key}: {value}"), reason, is_default_skip: false }
+        Rule {
+            pointer,
+            text: format!("{key}: {value}").into(),
+            reason: reason.into(),
+            is_default_skip: false,
+        }
     }
 
     fn built_in(&self, what: &str, reason: &str) -> Rule {
         let list = if self.list == SkipDefaults::Int4 { "int4" } else { "int8" };
         Rule {
             pointer: None,
-            text: format!("built-in {list} list: {what}"),
-            reason: reason.to_owned(),
+            text: format!("built-in {list} list: {what}").into(),
+            reason: reason.into(),
             is_default_skip: true,
         }
     }
@@ -288,9 +337,9 @@ impl<'r> QuantizeStage<'r> {
         let targets = self.parameters.targets();
         let position = targets.iter().position(|pattern| item.hit_by(pattern))?;
         Some(Rule {
-            pointer: Some(format!("/stages/{}/targets/{position}", self.index)),
-            text: format!("targets: {}", targets[position].written()),
-            reason: "target".to_owned(),
+            pointer: Some(format!("/stages/{}/targets/{position}", self.index).into()),
+            text: format!("targets: {}", targets[position].written()).into(),
+            reason: "target".into(),
             is_default_skip: false,
         })
     }
@@ -381,6 +430,7 @@ pub(super) fn items<'m>(model: &'m ModelFolder, classes: &'m [LayerClass]) -> Ve
 pub(super) fn judge(
     stages: &[QuantizeStage<'_>],
     item: &Item<'_>,
+    known: &mut Decisions,
     mut touches: Option<&mut Vec<Touch>>,
 ) -> Decision {
     let mut touch = |rule: &Rule, asks: String| {
@@ -388,7 +438,7 @@ pub(super) fn judge(
             touches.push(Touch { rule: rule.clone(), asks });
         }
     };
-    let mut decision: Option<Decision> = None;
+    let mut decision: Option<(Action, Rule)> = None;
     let mut first_skip: Option<Rule> = None;
     for stage in stages {
         let mut skip: Option<Rule> = None;
@@ -412,22 +462,21 @@ pub(super) fn judge(
         } else if let Some(rule) = target
             && decision.is_none()
         {
-            decision = Some(Decision { action: Action::Quantize(treatment(stage, item.tensor)), rule });
+            decision = Some((Action::Quantize(Box::new(treatment(stage, item.tensor))), rule));
         }
     }
-    decision.unwrap_or_else(|| Decision {
-        action: Action::Keep,
-        rule: first_skip.unwrap_or_else(|| not_targeted(item)),
-    })
+    let (action, rule) =
+        decision.unwrap_or_else(|| (Action::Keep, first_skip.unwrap_or_else(|| not_targeted(item))));
+    known.of(action, rule)
 }
 
 fn not_targeted(item: &Item<'_>) -> Rule {
-    let reason = if item.can_be_quantized() {
-        format!("not targeted: {}", item.class.kind.name())
+    let reason: Arc<str> = if item.can_be_quantized() {
+        format!("not targeted: {}", item.class.kind.name()).into()
     } else if item.tensor.parameter() == "bias" {
-        "bias".to_owned()
+        "bias".into()
     } else {
-        "not a weight matrix".to_owned()
+        "not a weight matrix".into()
     };
     Rule { pointer: None, text: reason.clone(), reason, is_default_skip: false }
 }

@@ -4,11 +4,13 @@
 //! whisper and others); transformers fuses experts only. A default skip never splits a group; a recipe that does is told.
 
 use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
 
-use super::select::{Action, Decision, Item, Rule, Treatment};
+use super::select::{Action, Decision, Decisions, Item, Rule, Treatment};
 use crate::layer::LayerType;
 use crate::quant::Granularity;
 use crate::stage::Indivisible;
+use crate::threads;
 
 /// Modules of one parent that become one module in an engine.
 struct Fusion {
@@ -43,21 +45,35 @@ const FUSIONS: &[Fusion] = &[
 /// Tensors of which an engine makes one module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Siblings {
-    /// The parent module, such as `model.layers.0.self_attn`.
-    pub parent: String,
     /// What engines call the fused module.
     pub fused: &'static str,
     /// Indices of the members among the model's tensors, in their order.
-    pub members: Vec<usize>,
+    pub members: Box<[u32]>,
 }
 
 impl Siblings {
     /// Whether these are the experts of a layer.
     #[must_use]
     pub fn are_experts(&self) -> bool {
-        self.fused == "experts"
+        self.fused == EXPERTS
+    }
+
+    /// The members, in the order of the model's tensors.
+    pub fn members(&self) -> impl Iterator<Item = usize> {
+        self.members.iter().map(|&member| member as usize)
+    }
+
+    /// The parent module, such as `model.layers.0.self_attn`.
+    pub(super) fn parent<'m>(&self, items: &[Item<'m>]) -> &'m str {
+        let first = self.members().next().map(|first| &items[first]);
+        first.map_or(
+            "",
+            |item| if self.are_experts() { experts_of(item).unwrap_or("") } else { path_of(item).0 },
+        )
     }
 }
+
+const EXPERTS: &str = "experts";
 
 /// The parent of all experts of a layer: the name up to and with the segment `experts`.
 #[must_use]
@@ -66,84 +82,88 @@ pub fn experts_parent(subject: &str) -> Option<&str> {
     Some(&subject[..start + "experts".len()])
 }
 
+/// The parent of the experts that an item is of, where it is of experts.
+fn experts_of<'m>(item: &Item<'m>) -> Option<&'m str> {
+    experts_parent(item.subject)
+        .or_else(|| (item.class.kind == LayerType::Experts).then(|| item.tensor.module()))
+}
+
+/// The parent of an item and its name below that. Gemma 4 puts the weight one level down, in `q_proj.linear`; adapters do, in
+/// `q_proj.base_layer`.
+fn path_of<'m>(item: &Item<'m>) -> (&'m str, &'m str) {
+    let below = [".linear", ".base_layer"].iter().find_map(|end| item.subject.strip_suffix(end));
+    let path = below.unwrap_or(item.subject);
+    path.rsplit_once('.').unwrap_or(("", path))
+}
+
 /// The groups of fused modules in a model, in the order of their first members. Groups of one are left out.
 pub(super) fn groups(items: &[Item<'_>]) -> Vec<Siblings> {
-    let mut children: HashMap<&str, Vec<(&str, usize)>> = HashMap::new();
-    let mut groups: Vec<Siblings> = Vec::new();
-    let mut experts: HashMap<&str, usize> = HashMap::new();
-    for (index, item) in items.iter().enumerate() {
+    let (mut experts, mut others): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
+    for (index, item) in (0..).zip(items) {
         let is_matrix = item.class.kind == LayerType::Experts
             || (item.tensor.parameter() == "weight" && item.tensor.shape.len() == 2);
-        if !is_matrix {
-            continue;
+        if is_matrix {
+            if experts_of(item).is_some() { experts.push(index) } else { others.push(index) }
         }
-        if let Some(parent) = experts_parent(item.subject)
-            .or_else(|| (item.class.kind == LayerType::Experts).then(|| item.tensor.module()))
-        {
-            let group = *experts.entry(parent).or_insert_with(|| {
-                groups.push(Siblings { parent: parent.to_owned(), fused: "experts", members: Vec::new() });
-                groups.len() - 1
-            });
-            groups[group].members.push(index);
-            continue;
-        }
-        // Gemma 4 puts the weight one level down, in `q_proj.linear`; adapters do, in `q_proj.base_layer`.
-        let below = [".linear", ".base_layer"].iter().find_map(|end| item.subject.strip_suffix(end));
-        let path = below.unwrap_or(item.subject);
-        let (parent, last) = path.rsplit_once('.').unwrap_or(("", path));
-        children.entry(parent).or_default().push((last, index));
     }
-    let mut fused: Vec<Siblings> = Vec::new();
-    for (parent, list) in children {
-        let mut taken = vec![false; list.len()];
+    let item = |index: u32| &items[index as usize];
+    let mut groups: Vec<Siblings> = Vec::new();
+    threads::sort_by(&mut experts, |&a, &b| experts_of(item(a)).cmp(&experts_of(item(b))));
+    for members in experts.chunk_by(|&a, &b| experts_of(item(a)) == experts_of(item(b))) {
+        if members.len() > 1 {
+            groups.push(Siblings { fused: EXPERTS, members: members.into() });
+        }
+    }
+    threads::sort_by(&mut others, |&a, &b| path_of(item(a)).0.cmp(path_of(item(b)).0));
+    for children in others.chunk_by(|&a, &b| path_of(item(a)).0 == path_of(item(b)).0) {
+        let last = |index: u32| path_of(item(index)).1;
+        let mut taken = vec![false; children.len()];
         for fusion in FUSIONS {
-            let applies = fusion.needs.is_none_or(|needs| list.iter().any(|(last, _)| *last == needs));
+            let applies = fusion.needs.is_none_or(|needs| children.iter().any(|&child| last(child) == needs));
             if !applies {
                 continue;
             }
-            let mut members = Vec::new();
-            for (position, (last, index)) in list.iter().enumerate() {
+            let mut members: Vec<u32> = Vec::new();
+            for (&child, taken) in children.iter().zip(&mut taken) {
                 // Whisper's cross-attention fuses k and v alone: q sees another input.
-                let apart = *last == "q_proj" && parent.ends_with("encoder_attn");
-                if !taken[position] && fusion.parts.contains(last) && !apart {
-                    taken[position] = true;
-                    members.push(*index);
+                let apart = last(child) == "q_proj" && path_of(item(child)).0.ends_with("encoder_attn");
+                if !*taken && fusion.parts.contains(&last(child)) && !apart {
+                    *taken = true;
+                    members.push(child);
                 }
             }
             if members.len() > 1 {
-                members.sort_unstable();
-                fused.push(Siblings { parent: parent.to_owned(), fused: fusion.fused, members });
+                groups.push(Siblings { fused: fusion.fused, members: members.into() });
             }
         }
     }
-    groups.retain(|group| group.members.len() > 1);
-    groups.extend(fused);
     groups.sort_by_key(|group| group.members[0]);
     groups
 }
 
 /// Leaves a whole group alone where a default skip would leave a part of it alone.
 pub(super) fn keep_whole_by_default(groups: &[Siblings], items: &[Item<'_>], decisions: &mut [Decision]) {
+    let mut reasons: HashMap<Arc<str>, Arc<str>> = HashMap::new();
     for group in groups {
-        let quantized = group.members.iter().any(|&index| decisions[index].treatment().is_some());
+        let quantized = group.members().any(|index| decisions[index].treatment().is_some());
         let by_default = group
-            .members
-            .iter()
-            .find(|&&index| decisions[index].treatment().is_none() && decisions[index].rule.is_default_skip)
-            .copied();
+            .members()
+            .find(|&index| decisions[index].treatment().is_none() && decisions[index].rule.is_default_skip);
         let (true, Some(first)) = (quantized, by_default) else { continue };
         let cause = decisions[first].rule.clone();
-        for &index in &group.members {
+        let reason = reasons
+            .entry(Arc::clone(&cause.reason))
+            .or_insert_with(|| format!("fused with a module left alone: {}", cause.reason).into());
+        let rule = Rule {
+            pointer: None,
+            text: format!("fused with {} ({})", items[first].subject, cause.text).into(),
+            reason: Arc::clone(reason),
+            is_default_skip: true,
+        };
+        let decision = Decision::new(Action::Keep, rule);
+        for index in group.members() {
             if decisions[index].treatment().is_some() {
-                decisions[index] = Decision {
-                    action: Action::Keep,
-                    rule: Rule {
-                        pointer: None,
-                        text: format!("fused with {} ({})", items[first].subject, cause.text),
-                        reason: format!("fused with a module left alone: {}", cause.reason),
-                        is_default_skip: true,
-                    },
-                };
+                decisions[index] = decision.clone();
             }
         }
     }
@@ -158,25 +178,21 @@ pub(super) struct Split {
 }
 
 /// The groups whose members are not treated alike.
-pub(super) fn splits(groups: &[Siblings], decisions: &[Decision]) -> Vec<Split> {
+pub(super) fn splits(groups: &[Siblings], decisions: &[Decision]) -> impl Iterator<Item = Split> {
     let alike = |a: &Decision, b: &Decision| match (&a.action, &b.action) {
         (Action::Keep, Action::Keep) => true,
         (Action::Quantize(a), Action::Quantize(b)) => a.scheme == b.scheme && a.activations == b.activations,
         _ => false,
     };
-    let mut found = Vec::new();
-    for (index, group) in groups.iter().enumerate() {
+    groups.iter().enumerate().filter_map(move |(index, group)| {
         let mut examples: Vec<usize> = Vec::new();
-        for &member in &group.members {
+        for member in group.members() {
             if !examples.iter().any(|&example| alike(&decisions[example], &decisions[member])) {
                 examples.push(member);
             }
         }
-        if examples.len() > 1 {
-            found.push(Split { group: index, examples });
-        }
-    }
-    found
+        (examples.len() > 1).then_some(Split { group: index, examples })
+    })
 }
 
 /// A tensor whose rows the group size does not divide, and that the recipe wants refused.
@@ -196,89 +212,99 @@ pub(super) fn resolve_indivisible(
     columns: &dyn Fn(usize) -> Vec<u64>,
     parameters: &dyn Fn(usize) -> (Indivisible, String),
 ) -> Vec<Undivided> {
-    let mut together: Vec<Vec<usize>> = groups.iter().map(|group| group.members.clone()).collect();
-    let mut grouped = vec![false; decisions.len()];
-    for member in together.iter().flatten() {
-        grouped[*member] = true;
+    let mut is_grouped = vec![false; decisions.len()];
+    for member in groups.iter().flat_map(Siblings::members) {
+        is_grouped[member] = true;
     }
-    together.extend((0..decisions.len()).filter(|&index| !grouped[index]).map(|index| vec![index]));
-    // What one stage says of its groups is no word on the modules of another, even where an engine fuses them.
-    let stage_of = |index: usize| {
-        let treatment = decisions[index].treatment()?;
-        matches!(treatment.scheme.granularity, Granularity::Group(_)).then_some(treatment.stage)
-    };
-    let together: Vec<Vec<usize>> = together
-        .into_iter()
-        .flat_map(|members| {
-            let mut by_stage: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
-            for index in members {
-                if let Some(stage) = stage_of(index) {
-                    by_stage.entry(stage).or_default().push(index);
-                }
-            }
-            by_stage.into_values()
-        })
-        .collect();
     let mut refused = Vec::new();
-    for members in &together {
-        let mut worst: Option<(usize, u64, usize)> = None;
-        let mut lengths = Vec::new();
-        for &index in members {
-            let Some(treatment) = decisions[index].treatment() else { continue };
-            let Granularity::Group(size) = treatment.scheme.granularity else { continue };
-            for length in columns(index) {
-                lengths.push(length);
-                if length % size as u64 != 0 && worst.is_none() {
-                    worst = Some((index, length, size));
-                }
+    let mut known = Decisions::default();
+    let mut resolve = |members: &[usize], decisions: &mut [Decision]| {
+        resolve_together(members, decisions, columns, parameters, &mut known, &mut refused);
+    };
+    for group in groups {
+        // What one stage says of its groups is no word on the modules of another, even where an engine fuses them.
+        let mut by_stage: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        for index in group.members() {
+            if let Some(stage) = stage_of_groups(&decisions[index]) {
+                by_stage.entry(stage).or_default().push(index);
             }
         }
-        let Some((_, length, size)) = worst else { continue };
-        let stage = worst.and_then(|(index, ..)| decisions[index].treatment().map(|t| t.stage)).unwrap_or(0);
-        let (policy, pointer) = parameters(stage);
-        let change = |treatment: &Treatment| match policy {
-            Indivisible::Error => None,
-            Indivisible::Skip => Some(Action::Keep),
-            Indivisible::Channel => {
-                let mut changed = treatment.clone();
-                changed.scheme.granularity = Granularity::Channel;
-                Some(Action::Quantize(changed))
-            }
-            Indivisible::Shrink => [128_u64, 64, 32, 16]
-                .into_iter()
-                .find(|shrunk| *shrunk <= size as u64 && lengths.iter().all(|length| length % shrunk == 0))
-                .map(|shrunk| {
-                    let mut changed = treatment.clone();
-                    changed.scheme.granularity = Granularity::Group(shrunk as usize);
-                    Action::Quantize(changed)
-                }),
-        };
-        for &index in members {
-            let Some(treatment) = decisions[index].treatment() else { continue };
-            match change(treatment) {
-                Some(action) => {
-                    let word = match policy {
-                        Indivisible::Skip => "skip",
-                        Indivisible::Channel => "channel",
-                        _ => "shrink",
-                    };
-                    let rule = Rule {
-                        pointer: Some(pointer.clone()),
-                        text: format!("indivisible: {word}"),
-                        reason: format!("{length} columns are no multiple of {size}"),
-                        is_default_skip: false,
-                    };
-                    let rule = if action == Action::Keep { rule } else { decisions[index].rule.clone() };
-                    decisions[index] = Decision { action, rule };
-                }
-                None => {
-                    let group_size = size as u64;
-                    let undivided = columns(index).into_iter().find(|length| length % group_size != 0);
-                    refused.extend(undivided.map(|columns| Undivided { tensor: index, columns, group_size }));
-                }
-            }
+        by_stage.into_values().for_each(|members| resolve(&members, decisions));
+    }
+    for index in (0..is_grouped.len()).filter(|&index| !is_grouped[index]) {
+        if stage_of_groups(&decisions[index]).is_some() {
+            resolve(&[index], decisions);
         }
     }
     refused.sort_by_key(|undivided| undivided.tensor);
     refused
+}
+
+/// The stage that quantizes a tensor in groups.
+fn stage_of_groups(decision: &Decision) -> Option<usize> {
+    let treatment = decision.treatment()?;
+    matches!(treatment.scheme.granularity, Granularity::Group(_)).then_some(treatment.stage)
+}
+
+/// Applies `indivisible` to tensors of one stage of which an engine makes one module, or to one that stands alone.
+fn resolve_together(
+    members: &[usize],
+    decisions: &mut [Decision],
+    columns: &dyn Fn(usize) -> Vec<u64>,
+    parameters: &dyn Fn(usize) -> (Indivisible, String),
+    known: &mut Decisions,
+    refused: &mut Vec<Undivided>,
+) {
+    let mut worst: Option<(usize, u64, usize)> = None;
+    let mut lengths = Vec::new();
+    for &index in members {
+        let Some(treatment) = decisions[index].treatment() else { continue };
+        let Granularity::Group(size) = treatment.scheme.granularity else { continue };
+        for length in columns(index) {
+            lengths.push(length);
+            if length % size as u64 != 0 && worst.is_none() {
+                worst = Some((index, length, size));
+            }
+        }
+    }
+    let Some((worst, length, size)) = worst else { return };
+    let stage = decisions[worst].treatment().map_or(0, |treatment| treatment.stage);
+    let (policy, pointer) = parameters(stage);
+    let change = |treatment: &Treatment| match policy {
+        Indivisible::Error => None,
+        Indivisible::Skip => Some(Action::Keep),
+        Indivisible::Channel => {
+            let mut changed = treatment.clone();
+            changed.scheme.granularity = Granularity::Channel;
+            Some(Action::Quantize(Box::new(changed)))
+        }
+        Indivisible::Shrink => [128_u64, 64, 32, 16]
+            .into_iter()
+            .find(|shrunk| *shrunk <= size as u64 && lengths.iter().all(|length| length % shrunk == 0))
+            .map(|shrunk| {
+                let mut changed = treatment.clone();
+                changed.scheme.granularity = Granularity::Group(shrunk as usize);
+                Action::Quantize(Box::new(changed))
+            }),
+    };
+    for &index in members {
+        let Some(treatment) = decisions[index].treatment() else { continue };
+        match change(treatment) {
+            Some(Action::Keep) => {
+                let rule = Rule {
+                    pointer: Some(pointer.as_str().into()),
+                    text: "indivisible: skip".into(),
+                    reason: format!("{length} columns are no multiple of {size}").into(),
+                    is_default_skip: false,
+                };
+                decisions[index] = known.of(Action::Keep, rule);
+            }
+            Some(action) => decisions[index] = known.of(action, decisions[index].rule.clone()),
+            None => {
+                let group_size = size as u64;
+                let undivided = columns(index).into_iter().find(|length| length % group_size != 0);
+                refused.extend(undivided.map(|columns| Undivided { tensor: index, columns, group_size }));
+            }
+        }
+    }
 }

@@ -46,8 +46,8 @@ pub struct StageStatistics {
 /// What the statistics of a recipe come to.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Weighing {
-    /// The importance of the columns of each piece, where there are statistics of it.
-    pub pieces: Vec<Option<Importance>>,
+    /// The importance of the columns of each piece, where there are statistics of it; empty where there are none at all.
+    pieces: Vec<Option<Importance>>,
     /// One entry a quantize stage that has statistics.
     pub stages: Vec<StageStatistics>,
     /// Bytes that reading the files and holding the importances takes at most.
@@ -55,10 +55,16 @@ pub struct Weighing {
 }
 
 impl Weighing {
+    /// The importance of the columns of a piece, where there are statistics of it.
+    #[must_use]
+    pub fn of(&self, piece: usize) -> Option<&Importance> {
+        self.pieces.get(piece)?.as_ref()
+    }
+
     /// Whether the ranges of a piece are chosen with statistics, so that Gaussian weights say nothing about its SQNR.
     #[must_use]
     pub fn changes_ranges(&self, piece: usize, treatment: &Treatment) -> bool {
-        treatment.observer.searches() && self.pieces[piece].is_some()
+        treatment.observer.searches() && self.of(piece).is_some()
     }
 
     /// The statistics of a quantize stage.
@@ -78,7 +84,7 @@ pub(super) fn weigh(
     decisions: &[Decision],
     pieces: &[Piece],
 ) -> Result<(Weighing, Vec<Finding>), Failure> {
-    let mut out = Weighing { pieces: vec![None; pieces.len()], stages: Vec::new(), bytes: 0 };
+    let mut out = Weighing::default();
     let mut findings = Vec::new();
     let mut files: HashMap<PathBuf, Statistics> = HashMap::new();
     let stages = &loaded.recipe.stages;
@@ -128,26 +134,29 @@ pub(super) fn weigh(
         let experts = experts(statistics.format, &by_name, model, pieces);
         let mut tokens: Vec<(f64, String)> = Vec::new();
         for (number, piece) in pieces.iter().enumerate() {
-            let treatment = decisions[piece.tensor].treatment().filter(|treatment| treatment.stage == index);
-            let (Some(_), Some(view)) = (treatment, piece.matrix) else { continue };
+            let treatment =
+                decisions[piece.tensor()].treatment().filter(|treatment| treatment.stage == index);
+            let (Some(_), Some(view)) = (treatment, piece.matrix(model)) else { continue };
+            let name = piece.module(model);
             let found = find(statistics.format, &by_name, model, piece);
             let importance = match found {
                 None => None,
                 Some((module, matrix)) => {
-                    tokens.extend(module.tokens(matrix).map(|tokens| (tokens, piece.module.clone())));
+                    tokens.extend(module.tokens(matrix).map(|tokens| (tokens, name.to_owned())));
                     let matrices = experts.get(module.name.as_str()).copied().unwrap_or(1);
                     let fits = module.fits(view.cols, matrices);
                     fits.and_then(|()| module.importance(view.cols, matrix))
-                        .map_err(|wrong| fail(wrong_length(module, piece, matrices, wrong)))?
+                        .map_err(|wrong| fail(wrong_length(module, name, matrices, wrong)))?
                 }
             };
             match importance {
                 Some(importance) => {
                     used.matrices += 1;
                     out.bytes += size_of_val(importance.columns()) as u64;
+                    out.pieces.resize(pieces.len(), None);
                     out.pieces[number] = Some(importance);
                 }
-                None => used.missing.push(piece.module.clone()),
+                None => used.missing.push(name.to_owned()),
             }
         }
         used.thin = thin(tokens);
@@ -157,13 +166,10 @@ pub(super) fn weigh(
     Ok((out, findings))
 }
 
-fn wrong_length(module: &ModuleStatistics, piece: &Piece, matrices: usize, wrong: WrongLength) -> Finding {
+fn wrong_length(module: &ModuleStatistics, name: &str, matrices: usize, wrong: WrongLength) -> Finding {
     let columns = match matrices {
-        1 => format!("`{}` has {} columns", piece.module, wrong.expected),
-        _ => format!(
-            "the {matrices} experts beside `{}` have {} columns together",
-            piece.module, wrong.expected
-        ),
+        1 => format!("`{name}` has {} columns", wrong.expected),
+        _ => format!("the {matrices} experts beside `{name}` have {} columns together", wrong.expected),
     };
     let message = format!("the statistics of `{}` have {} numbers, and {columns}", module.name, wrong.found);
     Finding::error("calibration::wrong-length", message)
@@ -179,15 +185,15 @@ fn find<'s>(
 ) -> Option<(&'s ModuleStatistics, Option<usize>)> {
     let known = |names: &[String]| names.iter().find_map(|name| by_name.get(name.as_str())).copied();
     if format != Format::Safetensors {
-        let (names, expert) = names::in_importance_matrix(&piece.module);
+        let (names, expert) = names::in_importance_matrix(piece.module(model));
         return known(&names).map(|module| (module, expert));
     }
-    if let Some(module) = by_name.get(piece.module.as_str()) {
+    if let Some(module) = by_name.get(piece.module(model)) {
         return Some((module, None));
     }
     // A stack has its own name, and one row of statistics a matrix.
-    let (names, expert) = names::when_run(&piece.module);
-    let own = by_name.get(select::subject(&model.tensors[piece.tensor])).copied();
+    let (names, expert) = names::when_run(piece.module(model));
+    let own = by_name.get(select::subject(&model.tensors[piece.tensor()])).copied();
     own.or_else(|| known(&names)).map(|module| (module, expert))
 }
 
@@ -218,7 +224,7 @@ fn unknown(
     let mut known: BTreeSet<String> = BTreeSet::new();
     let modules = || {
         let tensors = model.tensors.iter().map(select::subject);
-        tensors.chain(pieces.iter().map(|piece| piece.module.as_str()))
+        tensors.chain(pieces.iter().map(|piece| piece.module(model)))
     };
     if statistics.format == Format::Safetensors {
         known.extend(modules().flat_map(|module| names::when_run(module).0));

@@ -183,13 +183,33 @@ pub fn quality(distortions: &[Option<Distortion>]) -> Option<Quality> {
     })
 }
 
-fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord> {
-    let mut bytes_out = vec![vec![0; plan.exports.len()]; plan.model.tensors.len()];
+/// Bytes that each source tensor has in each export.
+pub(super) struct BytesOut {
+    exports: usize,
+    bytes: Vec<u64>,
+}
+
+impl BytesOut {
+    /// Those of one tensor.
+    pub(super) fn of(&self, tensor: usize) -> &[u64] {
+        &self.bytes[tensor * self.exports..][..self.exports]
+    }
+}
+
+/// Bytes that each source tensor has in each export of a plan.
+pub(super) fn bytes_out(plan: &Plan) -> BytesOut {
+    let (exports, content) = (plan.exports.len(), plan.content());
+    let mut bytes = vec![0; exports * plan.model.tensors.len()];
     for (index, export) in plan.exports.iter().enumerate() {
         for tensor in &export.tensors {
-            bytes_out[tensor.tensor][index] += tensor.bytes;
+            bytes[tensor.tensor(content) * exports + index] += tensor.bytes(content);
         }
     }
+    BytesOut { exports, bytes }
+}
+
+fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord> {
+    let bytes_out = bytes_out(plan);
     plan.model
         .tensors
         .iter()
@@ -202,20 +222,20 @@ fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord>
                 Action::Keep => "kept",
             };
             TensorRecord {
-                name: tensor.name.clone(),
+                name: tensor.name.to_string(),
                 dtype: tensor.stored.name().to_owned(),
-                shape: tensor.shape.clone(),
+                shape: tensor.shape.to_vec(),
                 kind: class.kind.name().to_owned(),
                 role: class.role.map(|role| role.name().to_owned()),
-                file: plan.model.shards[tensor.shard].name.clone(),
+                file: plan.model.shards[tensor.shard()].name.clone(),
                 action: action.to_owned(),
                 scheme: decision.treatment().map(|treatment| treatment.scheme.to_string()),
                 stage: decision.treatment().map(|treatment| treatment.stage),
-                rule: decision.rule.text.clone(),
+                rule: decision.rule.text.to_string(),
                 line: plan.line(&decision.rule),
-                reason: decision.rule.reason.clone(),
+                reason: decision.rule.reason.to_string(),
                 bytes_in: tensor.bytes,
-                bytes_out: std::mem::take(&mut bytes_out[index]),
+                bytes_out: bytes_out.of(index).to_vec(),
                 metrics: distortions[index].as_ref().map(|distortion| metrics(plan, index, distortion)),
             }
         })
@@ -260,11 +280,8 @@ fn balance(plan: &Plan, tensors: &[TensorRecord]) -> Balance {
     let exports = plan.exports.len();
     let tensor_bytes_out: Vec<u64> =
         (0..exports).map(|export| tensors.iter().map(|tensor| tensor.bytes_out[export]).sum()).collect();
-    let header_bytes_out: Vec<u64> = plan
-        .exports
-        .iter()
-        .map(|export| export.files.iter().map(|file| file.header.len() as u64).sum())
-        .collect();
+    let header_bytes_out: Vec<u64> =
+        plan.exports.iter().map(|export| export.files.iter().map(|file| file.header_len).sum()).collect();
     let in_balances = tensor_bytes_in + header_bytes_in == plan.source_bytes();
     let out_balances = (0..exports).all(|export| {
         tensor_bytes_out[export] + header_bytes_out[export] == plan.exports[export].weight_bytes()

@@ -3,15 +3,19 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use serde::Serialize;
 use serde_json::{Value, json};
 
+use super::each::Each;
 use super::files_text;
-use super::ledger::{format_name, written_path};
+use super::ledger::{bytes_out, format_name, written_path};
 use super::table::table;
 use super::units::{bytes, counted, grouped};
 use crate::export::disk::free_space;
+use crate::model::Shape;
+use crate::plan::copies::Left;
 use crate::plan::layout::logical_bytes;
-use crate::plan::{Decision, Plan};
+use crate::plan::{Decision, ExportPlan, Plan};
 use crate::run::disk_needed;
 use crate::text::visible;
 
@@ -27,46 +31,43 @@ struct Row<'p> {
 
 /// Rows for the quantized and for the kept tensors of a plan.
 fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
-    let mut bytes_out = vec![vec![0; plan.exports.len()]; plan.model.tensors.len()];
-    for (index, export) in plan.exports.iter().enumerate() {
-        for tensor in &export.tensors {
-            bytes_out[tensor.tensor][index] += tensor.bytes;
-        }
-    }
+    let bytes_out = bytes_out(plan);
     let (mut quantized, mut kept): (Vec<Row<'_>>, Vec<Row<'_>>) = (Vec::new(), Vec::new());
     for (index, (tensor, decision)) in plan.model.tensors.iter().zip(&plan.decisions).enumerate() {
         if tensor.scale_of.is_some() {
             continue;
         }
         let treatment = decision.treatment();
-        let scheme = treatment.map_or_else(String::new, |t| {
-            let activations = match t.activations {
-                crate::stage::ActivationScheme::None => "",
-                crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
-            };
-            let weighed = match plan.weighing.of_stage(t.stage) {
-                Some(used) if t.observer.searches() => format!(", weighed by {}", used.file),
-                Some(used) => format!(", measured with {}", used.file),
-                None => String::new(),
-            };
-            format!("{}, {}{weighed}{activations}", t.scheme, t.observer)
-        });
         let list = if treatment.is_some() { &mut quantized } else { &mut kept };
-        let same = |row: &&mut Row<'_>| {
-            row.scheme == scheme
-                && if treatment.is_some() {
-                    row.decision.rule == decision.rule
+        let scheme = || {
+            treatment.map_or_else(String::new, |t| {
+                let activations = match t.activations {
+                    crate::stage::ActivationScheme::None => "",
+                    crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
+                };
+                let weighed = match plan.weighing.of_stage(t.stage) {
+                    Some(used) if t.observer.searches() => format!(", weighed by {}", used.file),
+                    Some(used) => format!(", measured with {}", used.file),
+                    None => String::new(),
+                };
+                format!("{}, {}{weighed}{activations}", t.scheme, t.observer)
+            })
+        };
+        let same = |row: &Row<'_>| {
+            row.decision.is_same(decision)
+                || if treatment.is_some() {
+                    row.decision.rule == decision.rule && row.scheme == scheme()
                 } else {
                     row.decision.rule.reason == decision.rule.reason
                 }
         };
-        let row = match list.iter_mut().find(same) {
-            Some(row) => row,
+        let row = match list.iter().position(same) {
+            Some(at) => &mut list[at],
             None => {
                 let none = vec![0; plan.exports.len()];
                 list.push(Row {
                     decision,
-                    scheme,
+                    scheme: scheme(),
                     tensors: 0,
                     bytes_in: 0,
                     bytes_out: none,
@@ -78,7 +79,7 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
         };
         row.tensors += 1;
         row.bytes_in += logical_bytes(tensor);
-        for (sum, bytes) in row.bytes_out.iter_mut().zip(&bytes_out[index]) {
+        for (sum, bytes) in row.bytes_out.iter_mut().zip(bytes_out.of(index)) {
             *sum += bytes;
         }
     }
@@ -107,7 +108,7 @@ pub fn text(plan: &Plan) -> String {
         .iter()
         .map(|row| {
             vec![
-                row.decision.rule.text.clone(),
+                row.decision.rule.text.to_string(),
                 line(row),
                 row.tensors.to_string(),
                 row.scheme.clone(),
@@ -125,7 +126,7 @@ pub fn text(plan: &Plan) -> String {
         .iter()
         .map(|row| {
             vec![
-                row.decision.rule.reason.clone(),
+                row.decision.rule.reason.to_string(),
                 line(row),
                 row.tensors.to_string(),
                 bytes(row.bytes_in),
@@ -177,14 +178,14 @@ pub fn text(plan: &Plan) -> String {
     out
 }
 
-/// The plan for a program: everything that the text says, and every tensor.
-#[must_use]
-pub fn json(plan: &Plan) -> Value {
+/// The plan for a program: everything that the text says, and every tensor. Tensors are written as they come: as a tree of values
+/// they would take more memory than the plan.
+pub fn json(plan: &Plan) -> impl Serialize {
     let (quantized, kept) = rows(plan);
     let group = |row: &Row<'_>| {
         json!({
-            "rule": row.decision.rule.text,
-            "reason": row.decision.rule.reason,
+            "rule": &*row.decision.rule.text,
+            "reason": &*row.decision.rule.reason,
             "line": plan.line(&row.decision.rule),
             "stage": row.decision.treatment().map(|treatment| treatment.stage),
             "scheme": row.decision.treatment().map(|_| &row.scheme),
@@ -193,70 +194,124 @@ pub fn json(plan: &Plan) -> Value {
             "bytes_out": row.bytes_out,
         })
     };
-    let exports: Vec<Value> = plan
-        .exports
-        .iter()
-        .map(|export| {
-            json!({
-                "stage": export.stage,
-                "path": written_path(plan, export.stage),
-                "format": format_name(export.format),
-                "bytes": export.weight_bytes(),
-                "disk_needed": disk_needed(plan, export),
-                "disk_free": free_space(Path::new(&export.path)),
-                "carried": files_text::carried_json(plan, export),
-                "left": export.left,
-                "engines": super::engines::of(plan, export.stage),
-                "files": export.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect::<Vec<_>>(),
-                "tensors": export.tensors.iter().map(|tensor| json!({
-                    "name": tensor.name,
-                    "dtype": tensor.dtype,
-                    "shape": tensor.shape,
-                    "file": export.files[tensor.file].name,
-                    "offset": tensor.offset,
-                    "bytes": tensor.bytes,
-                })).collect::<Vec<_>>(),
+    AsJson {
+        name: plan.loaded.name(),
+        recipe: plan.loaded.written_recipe(),
+        source_bytes: plan.source_bytes(),
+        quantized: quantized.iter().map(group).collect(),
+        kept: kept.iter().map(group).collect(),
+        exports: plan.exports.iter().map(|export| export_json(plan, export)).collect(),
+        memory_bound: plan.budget.bound,
+        threads: plan.budget.workers,
+        warnings: plan
+            .warnings
+            .iter()
+            .map(|finding| {
+                json!({
+                    "code": finding.code,
+                    "message": finding.message,
+                    "line": crate::plan::places::line_of(&plan.loaded, finding),
+                    "help": finding.help_text(),
+                })
             })
-        })
-        .collect();
-    let tensors: Vec<Value> = plan
-        .model
-        .tensors
-        .iter()
-        .enumerate()
-        .map(|(index, tensor)| {
-            let (decision, class) = (&plan.decisions[index], &plan.classes[index]);
-            json!({
-                "name": tensor.name,
-                "dtype": tensor.stored.name(),
-                "shape": tensor.shape,
-                "kind": class.kind.name(),
-                "role": class.role.map(crate::layer::LayerType::name),
-                "quantized": decision.treatment().is_some(),
-                "scheme": decision.treatment().map(|treatment| treatment.scheme.to_string()),
-                "rule": decision.rule.text,
-                "reason": decision.rule.reason,
-                "line": plan.line(&decision.rule),
-                "bytes": tensor.bytes,
+            .collect(),
+        notes: &plan.notes,
+        tensors: Each(|| (0..plan.model.tensors.len()).map(|index| tensor_json(plan, index))),
+    }
+}
+
+#[derive(Serialize)]
+struct AsJson<'p, E, T> {
+    name: Option<&'p str>,
+    recipe: Value,
+    source_bytes: u64,
+    quantized: Vec<Value>,
+    kept: Vec<Value>,
+    exports: Vec<E>,
+    memory_bound: u64,
+    threads: usize,
+    warnings: Vec<Value>,
+    notes: &'p [String],
+    tensors: T,
+}
+
+fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Export<'p, C, T> {
+        stage: usize,
+        path: String,
+        format: &'static str,
+        bytes: u64,
+        disk_needed: u64,
+        disk_free: Option<u64>,
+        carried: C,
+        left: &'p [Left],
+        engines: Vec<super::engines::EngineRecord>,
+        files: Vec<Value>,
+        tensors: T,
+    }
+    #[derive(Serialize)]
+    struct Tensor<'p> {
+        name: String,
+        dtype: &'static str,
+        shape: Shape,
+        file: &'p str,
+        offset: u64,
+        bytes: u64,
+    }
+    let content = plan.content();
+    Export {
+        stage: export.stage,
+        path: written_path(plan, export.stage),
+        format: format_name(export.format),
+        bytes: export.weight_bytes(),
+        disk_needed: disk_needed(plan, export),
+        disk_free: free_space(Path::new(&export.path)),
+        carried: files_text::carried_json(plan, export),
+        left: &export.left,
+        engines: super::engines::of(plan, export.stage),
+        files: export.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect(),
+        tensors: Each(move || {
+            export.tensors.iter().map(move |tensor| Tensor {
+                name: tensor.name(content),
+                dtype: tensor.dtype(content),
+                shape: tensor.shape(content),
+                file: &export.files[tensor.file()].name,
+                offset: tensor.offset,
+                bytes: tensor.bytes(content),
             })
-        })
-        .collect();
-    json!({
-        "name": plan.loaded.name(),
-        "recipe": plan.loaded.written_recipe(),
-        "source_bytes": plan.source_bytes(),
-        "quantized": quantized.iter().map(group).collect::<Vec<_>>(),
-        "kept": kept.iter().map(group).collect::<Vec<_>>(),
-        "exports": exports,
-        "memory_bound": plan.budget.bound,
-        "threads": plan.budget.workers,
-        "warnings": plan.warnings.iter().map(|finding| json!({
-            "code": finding.code,
-            "message": finding.message,
-            "line": crate::plan::places::line_of(&plan.loaded, finding),
-            "help": finding.help_text(),
-        })).collect::<Vec<_>>(),
-        "notes": plan.notes,
-        "tensors": tensors,
-    })
+        }),
+    }
+}
+
+fn tensor_json(plan: &Plan, index: usize) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Tensor<'p> {
+        name: &'p str,
+        dtype: &'static str,
+        shape: &'p [u64],
+        kind: &'static str,
+        role: Option<&'static str>,
+        quantized: bool,
+        scheme: Option<String>,
+        rule: &'p str,
+        reason: &'p str,
+        line: Option<usize>,
+        bytes: u64,
+    }
+    let (tensor, decision, class) =
+        (&plan.model.tensors[index], &plan.decisions[index], &plan.classes[index]);
+    Tensor {
+        name: &tensor.name,
+        dtype: tensor.stored.name(),
+        shape: &tensor.shape,
+        kind: class.kind.name(),
+        role: class.role.map(crate::layer::LayerType::name),
+        quantized: decision.treatment().is_some(),
+        scheme: decision.treatment().map(|treatment| treatment.scheme.to_string()),
+        rule: &decision.rule.text,
+        reason: &decision.rule.reason,
+        line: plan.line(&decision.rule),
+        bytes: tensor.bytes,
+    }
 }

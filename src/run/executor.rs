@@ -97,7 +97,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             staging::clear(&export.path);
             stores.push(Stores::default());
         } else {
-            stores.push(store::stores(export)?);
+            stores.push(store::stores(plan, export)?);
         }
     }
     for note in stores.iter().flat_map(|stores| &stores.notes) {
@@ -170,7 +170,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             summary: gate.summary.clone(),
         });
     }
-    let mut outcome = job.finish(&measured, &carried, judgement, built, Work { taken_over, redone })?;
+    let mut outcome = job.finish(measured, &carried, judgement, built, Work { taken_over, redone })?;
     outcome.findings.extend(workers.warning());
     Ok(outcome)
 }

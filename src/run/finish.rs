@@ -2,22 +2,22 @@
 
 use std::collections::BTreeSet;
 use std::fs;
-use std::io::Read;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::cancel::Cancel;
 use super::carried::Carried;
 use super::event::{Event, Listener};
 use super::executor::{Options, Outcome, Work};
-use super::made::{MadeFiles, made_files};
+use super::made::{MadeFile, made_files};
 use super::measured::{Measured, asks_for_hashes};
-use super::record::{self, CarriedFile, Finished, Header, Journal, SourceFile, WrittenFile};
+use super::record::{self, CarriedFile, Header, Journal, SourceFile, Tensors, WrittenFile};
 use super::reuse::Reuse;
 use super::store::Stores;
 use super::stream::Checks;
-use super::verdict::{self, Judgement};
-use super::{take_over, verify};
+use super::take_over;
+use super::verdict::Judgement;
+use super::verify::Identity;
 use crate::exit::Exit;
 use crate::export::occupant::{self, Occupant};
 use crate::export::{Staging, files, publish, siblings, staging};
@@ -26,14 +26,14 @@ use crate::fs::exclusive::{self, Entry, Folder};
 use crate::model::FileIdentity;
 use crate::plan::{ExportPlan, Plan, fingerprint};
 use crate::report::ledger::{self, Results};
-use crate::report::{self, Verdict, units};
+use crate::report::{self, Report, Verdict, units};
 
 /// Up to so long is waited for until every later change of a file shows in its times.
 const TICK: Duration = Duration::from_millis(20);
 
 /// The record of a run of a plan, before anything is written.
 pub(super) fn header(plan: &Plan, export: &ExportPlan, checks: Checks) -> Header {
-    let mut header = Header::new(checks, fingerprint::layout(export));
+    let mut header = Header::new(checks, fingerprint::layout(plan, export));
     header.sources = plan
         .model
         .shards
@@ -73,9 +73,18 @@ struct Ready<'a> {
     is_published: &'a [bool],
     measured: &'a Measured,
     carried: &'a [Vec<Carried>],
-    made: &'a [MadeFiles],
-    /// The report.
-    text: &'a str,
+    made: &'a [Vec<MadeFile<'a>>],
+    report: &'a Report,
+}
+
+/// Where outputs and reports are by now.
+#[derive(Default)]
+struct Done {
+    report_paths: Vec<PathBuf>,
+    published: Vec<PathBuf>,
+    is_up_to_date: bool,
+    /// What is told once nothing is waited for any more.
+    events: Vec<Event>,
 }
 
 /// The staging folder and the journal of each export.
@@ -91,7 +100,7 @@ impl Job<'_> {
         let (mut folders, mut journals) = (Vec::new(), Vec::new());
         for ((export, starts), header) in self.plan.exports.iter().zip(&self.reuse.starts).zip(&self.headers)
         {
-            folders.push(Staging::create(export, starts, &go_on)?);
+            folders.push(Staging::create(self.plan.content(), export, starts, &go_on)?);
             journals.push(Journal::begin(&export.path, header)?);
         }
         Ok((folders, journals))
@@ -103,14 +112,15 @@ impl Job<'_> {
     /// Where something cannot be written, or the ledger does not balance.
     pub fn finish(
         mut self,
-        measured: &Measured,
+        mut measured: Measured,
         carried: &[Vec<Carried>],
         judgement: Judgement,
         built: Option<Built>,
         work: Work,
     ) -> Result<Outcome, Failure> {
-        let (plan, options) = (self.plan, self.options);
-        let distortions = verdict::by_tensor(plan, measured);
+        let plan = self.plan;
+        let distortions = std::mem::take(&mut measured.tensors);
+        let measured = &measured;
         let last = judgement.failed.map_or(usize::MAX, |(stage, _)| stage);
         let published: Vec<bool> = plan.exports.iter().map(|export| export.stage < last).collect();
         let exit = judgement.failed.map_or(Exit::Done, |(_, exit)| exit);
@@ -120,12 +130,14 @@ impl Job<'_> {
             summary: summary(plan, &judgement),
         };
         let made = plan.exports.iter().map(|export| made_files(plan, export));
-        let mut made: Vec<MadeFiles> = made.collect::<Result<_, _>>()?;
+        let made: Vec<Vec<MadeFile<'_>>> = made.collect::<Result<_, _>>()?;
         let is_hashed = asks_for_hashes(plan);
         let others = carried.iter().zip(&made).map(|(carried, made)| {
-            let made = made.iter().filter_map(|(name, bytes)| {
-                // What is in memory can be read.
-                verify::identify(name, bytes.as_slice(), is_hashed, &Cancel::default()).ok()
+            let made = made.iter().map(|made| {
+                let mut identity = Identity::new(is_hashed);
+                // A sum takes everything.
+                let _ = (made.write)(&mut identity);
+                identity.of(&made.name)
             });
             carried.iter().map(|carried| carried.file.clone()).chain(made).collect()
         });
@@ -148,54 +160,68 @@ impl Job<'_> {
             );
             return Err(Failure::new(Exit::Internal, finding));
         }
-        let text = report::sealed(&mut report);
-        let mut outcome = Outcome {
+        report::seal(&mut report);
+        self.record_sources(measured);
+        // Bound once more, so that it is dropped before the report.
+        let mut made = made;
+        let write_report = |out: &mut dyn Write| report::write(&report, out);
+        for made in &mut made {
+            made.push(MadeFile { name: report::FILE_NAME.to_owned(), write: Box::new(write_report) });
+        }
+        let ready = Ready { is_published: &published, measured, carried, made: &made, report: &report };
+        let done = self.end(&ready, built)?;
+        drop(made);
+        Ok(Outcome {
             report,
-            report_paths: Vec::new(),
-            published: Vec::new(),
+            report_paths: done.report_paths,
+            published: done.published,
             distortions,
             findings: judgement.shown,
             exit,
             work,
-            is_up_to_date: false,
-        };
-        for made in &mut made {
-            made.push((report::FILE_NAME.to_owned(), text.as_bytes().to_vec()));
-        }
-        self.record_sources(measured);
+            is_up_to_date: done.is_up_to_date,
+        })
+    }
+
+    /// Publishes what passed, with its report, and keeps the report of what did not.
+    fn end(&self, ready: &Ready<'_>, built: Option<Built>) -> Result<Done, Failure> {
+        let (plan, options) = (self.plan, self.options);
+        let is_any = ready.is_published.iter().any(|is_published| *is_published);
         let is_up_to_date = built.is_none()
-            && published.iter().all(|is_published| *is_published)
-            && self.is_same(carried, &made);
+            && ready.is_published.iter().all(|is_published| *is_published)
+            && self.is_same(ready.carried, ready.made);
         if built.is_none() {
             // What was not looked at to its end is not known to be the same.
             options.cancel.check()?;
         }
+        let mut done = Done { is_up_to_date, ..Done::default() };
         if is_up_to_date {
-            outcome.is_up_to_date = true;
             for (index, export) in plan.exports.iter().enumerate() {
-                if self.options.durable {
+                if options.durable {
                     files::sync_all(&export.path)?;
                 }
-                let finished = take_over::taken(plan, self.reuse, index).collect();
-                options.cancel.whole(|| self.record(index, measured, &carried[index], finished))?;
+                let mut taken = take_over::taken(plan, self.reuse, index);
+                let tensors = Tensors::Each(self.reuse.tensors.count(), &mut taken);
+                options.cancel.whole(|| self.record(index, ready, tensors))?;
                 staging::clear(&export.path);
-                outcome.report_paths.push(export.path.join(report::FILE_NAME));
+                done.report_paths.push(export.path.join(report::FILE_NAME));
             }
-            return Ok(outcome);
+            return Ok(done);
         }
         // All are looked at before the first is moved, so that one that cannot be published stops the others as well.
-        for (index, export) in plan.exports.iter().enumerate().filter(|(index, _)| published[*index]) {
+        for (index, export) in plan.exports.iter().enumerate().filter(|(index, _)| ready.is_published[*index])
+        {
             publish::look_again(&export.path, export.overwrite, &self.occupants[index])?;
         }
         let built = match built {
             Some(built) => Some(built),
             // A gate that fails on what is there already has nothing to stage.
-            None if !published.iter().any(|is_published| *is_published) => None,
+            None if !is_any => None,
             None => {
                 let (staging, journals) = self.stage()?;
                 for (index, journal) in journals.iter().enumerate() {
                     take_over::taken(plan, self.reuse, index)
-                        .try_for_each(|finished| journal.add(finished))?;
+                        .try_for_each(|finished| journal.add(&finished))?;
                 }
                 Some((staging, journals))
             }
@@ -204,16 +230,14 @@ impl Job<'_> {
             Some((staging, journals)) => staging.into_iter().zip(journals).map(Some).collect(),
             None => plan.exports.iter().map(|_| None).collect(),
         };
-        let mut events = Vec::new();
-        let ready = Ready { is_published: &published, measured, carried, made: &made, text: &text };
-        let done = self.complete(&built, &ready).and_then(|()| {
-            options.cancel.whole(|| self.publish(&mut built, &ready, &mut outcome, &mut events))
-        });
-        if done.as_ref().is_err_and(|failure| failure.exit == Exit::Interrupted) {
+        let ended = self
+            .complete(&built, ready)
+            .and_then(|()| options.cancel.whole(|| self.publish(&mut built, ready, &mut done)));
+        if ended.as_ref().is_err_and(|failure| failure.exit == Exit::Interrupted) {
             built.iter_mut().flatten().for_each(|(staging, _)| staging.keep());
         }
-        events.iter().for_each(|event| self.listener.on_event(event));
-        done.map(|()| outcome)
+        done.events.iter().for_each(|event| self.listener.on_event(event));
+        ended.map(|()| done)
     }
 
     /// Writes what is still missing from the outputs that passed.
@@ -234,8 +258,7 @@ impl Job<'_> {
         &self,
         built: &mut [Option<(Staging, Journal)>],
         ready: &Ready<'_>,
-        outcome: &mut Outcome,
-        events: &mut Vec<Event>,
+        done: &mut Done,
     ) -> Result<(), Failure> {
         let (plan, options) = (self.plan, self.options);
         if options.keep_unpublished {
@@ -244,7 +267,7 @@ impl Job<'_> {
                 let Some((staging, journal)) = built else { continue };
                 let header = self.written_header(index, ready.measured, &staging.folder);
                 let (path, new) = (siblings::journal(&staging.target), siblings::new(&staging.target));
-                record::write(&path, &new, &header, &journal.finished())?;
+                record::write(&path, &new, &header, Tensors::Of(journal))?;
                 staging.keep();
             }
         }
@@ -253,30 +276,30 @@ impl Job<'_> {
             let failed_report = siblings::failed_report(&export.path);
             let Some((staging, journal)) = built.take().filter(|_| ready.is_published[index]) else {
                 let new = siblings::new(&export.path);
-                let file = files::replace(&failed_report, &new, ready.text.as_bytes())?;
+                let file = files::replace(&failed_report, &new, |file| report::write(ready.report, file))?;
                 if options.durable {
                     files::sync_file(&failed_report, &file)?;
                     files::sync_way(&failed_report)?;
                 }
-                outcome.report_paths.push(failed_report);
+                done.report_paths.push(failed_report);
                 continue;
             };
             let at_first = &self.occupants[index];
             let published = publish::publish(staging, export.overwrite, options.durable, at_first)?;
             if let Some(left) = published.left {
                 let text = format!("not all of the old output could be removed: see {}", left.display());
-                events.push(Event::Note { text });
+                done.events.push(Event::Note { text });
             }
             let path = published.path;
-            self.record(index, ready.measured, &ready.carried[index], journal.finished())?;
+            self.record(index, ready, Tensors::Of(&journal))?;
             // The report of an earlier, failed run says nothing about this output.
             if occupant::read_report(&failed_report).is_ok() {
                 let _ = fs::remove_file(&failed_report);
             }
-            outcome.report_paths.push(path.join(report::FILE_NAME));
+            done.report_paths.push(path.join(report::FILE_NAME));
             let told = plan.told_path(&path);
-            events.push(Event::Published { path: path.clone(), told });
-            outcome.published.push(path);
+            done.events.push(Event::Published { path: path.clone(), told });
+            done.published.push(path);
         }
         Ok(())
     }
@@ -307,15 +330,9 @@ impl Job<'_> {
     ///
     /// # Errors
     /// Where it is to be durable and the disk reports an error.
-    fn record(
-        &self,
-        index: usize,
-        measured: &Measured,
-        carried: &[Carried],
-        finished: Vec<Finished>,
-    ) -> Result<(), Failure> {
-        let export = &self.plan.exports[index];
-        let mut header = self.written_header(index, measured, &export.path);
+    fn record(&self, index: usize, ready: &Ready<'_>, tensors: Tensors<'_>) -> Result<(), Failure> {
+        let (export, carried) = (&self.plan.exports[index], &ready.carried[index]);
+        let mut header = self.written_header(index, ready.measured, &export.path);
         let paths: Vec<PathBuf> =
             carried.iter().map(|carried| export.path.join(&carried.file.name)).collect();
         header.carried = carried
@@ -329,7 +346,7 @@ impl Job<'_> {
             })
             .collect();
         let (path, new) = (siblings::record(&export.path), siblings::new(&export.path));
-        match record::write(&path, &new, &header, &finished) {
+        match record::write(&path, &new, &header, tensors) {
             Ok(file) if self.options.durable => files::sync_file(&path, &file)?,
             Ok(_) => {}
             Err(failure) => {
@@ -345,12 +362,12 @@ impl Job<'_> {
     }
 
     /// Whether every output is already as it would be made, its weight files aside: these files and no others, at any depth.
-    fn is_same(&self, carried: &[Vec<Carried>], made: &[MadeFiles]) -> bool {
+    fn is_same(&self, carried: &[Vec<Carried>], made: &[Vec<MadeFile<'_>>]) -> bool {
         self.plan.exports.iter().zip(carried).zip(made).enumerate().all(
             |(index, ((export, carried), made))| {
                 let weights = export.files.iter().map(|file| file.name.as_str());
                 let others = carried.iter().map(|carried| carried.file.name.as_str());
-                let names = weights.chain(others).chain(made.iter().map(|(name, _)| name.as_str()));
+                let names = weights.chain(others).chain(made.iter().map(|made| made.name.as_str()));
                 let files: BTreeSet<&Path> = names.map(Path::new).collect();
                 let folders: BTreeSet<&Path> =
                     files.iter().flat_map(|file| file.ancestors().skip(1)).collect();
@@ -362,7 +379,7 @@ impl Job<'_> {
                 };
                 tree.iter().filter(|entry| entry.is_file).count() == files.len()
                     && tree.iter().all(is_expected)
-                    && made.iter().all(|(name, bytes)| is_file_of(&folder, name, bytes))
+                    && made.iter().all(|made| made.is_in(&folder))
                     && carried
                         .iter()
                         .all(|carried| carried.is_in(&folder, &self.stores[index], &self.options.cancel))
@@ -376,7 +393,7 @@ impl Job<'_> {
         &self,
         index: usize,
         carried: &[Carried],
-        made: &MadeFiles,
+        made: &[MadeFile<'_>],
         staging: &Staging,
     ) -> Result<(), Failure> {
         let (plan, stores, cancel) = (self.plan, &self.stores[index], &self.options.cancel);
@@ -391,7 +408,7 @@ impl Job<'_> {
                 carried.copy(&plan.model, staging, cancel)?;
             }
         }
-        made.iter().try_for_each(|(name, bytes)| staging.write(Path::new(name), bytes))
+        made.iter().try_for_each(|made| staging.write(Path::new(&made.name), &made.write))
     }
 }
 
@@ -409,13 +426,6 @@ fn identities(paths: &[PathBuf]) -> Vec<Option<FileIdentity>> {
         now.filter(|now| first == Some(*now) && now.tick_left().is_zero())
     };
     first.into_iter().zip(look()).map(settled).collect()
-}
-
-/// Whether a file in a folder holds these bytes.
-fn is_file_of(folder: &Folder, name: &str, bytes: &[u8]) -> bool {
-    let Ok(file) = folder.open_file(Path::new(name), false) else { return false };
-    let mut found = Vec::with_capacity(bytes.len());
-    file.take(bytes.len() as u64 + 1).read_to_end(&mut found).is_ok() && found == bytes
 }
 
 fn summary(plan: &Plan, judgement: &Judgement) -> String {

@@ -1,34 +1,51 @@
 //! The files that monoquant makes beside the weights: configuration, index and recipe.
 
+use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::exit::Exit;
 use crate::export;
 use crate::finding::{Failure, Finding};
+use crate::fs::exclusive::Folder;
+use crate::fs::regular::Same;
 use crate::plan::{ExportPlan, Plan};
 use crate::recipe::Recipe;
 use crate::stage::Stage;
 
-/// Names and contents of the files that monoquant makes beside the weights.
-pub(super) type MadeFiles = Vec<(String, Vec<u8>)>;
+/// A file that monoquant makes beside the weights. Some have a line a tensor, so they are written anew instead of being held.
+pub(super) struct MadeFile<'p> {
+    pub name: String,
+    pub write: Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'p>,
+}
+
+impl MadeFile<'_> {
+    /// Whether it is in a folder, as it would be made.
+    pub fn is_in(&self, folder: &Folder) -> bool {
+        let Ok(file) = folder.open_file(Path::new(&self.name), false) else { return false };
+        let mut same = Same::new(file);
+        (self.write)(&mut same).is_ok() && same.is_at_end()
+    }
+}
 
 /// The files that are made for an export, the report aside.
-pub(super) fn made_files(plan: &Plan, export: &ExportPlan) -> Result<MadeFiles, Failure> {
-    let mut out: MadeFiles = Vec::new();
+pub(super) fn made_files<'p>(plan: &'p Plan, export: &'p ExportPlan) -> Result<Vec<MadeFile<'p>>, Failure> {
+    let mut out: Vec<MadeFile<'p>> = Vec::new();
     if let Some(config) = &export.config {
-        out.push(("config.json".to_owned(), config.clone().into_bytes()));
+        let write = |out: &mut dyn Write| out.write_all(config.as_bytes());
+        out.push(MadeFile { name: "config.json".to_owned(), write: Box::new(write) });
     }
     if export.has_index {
-        let name =
-            plan.model.index.as_ref().map_or("model.safetensors.index.json", |index| index.file.as_str());
-        out.push((name.to_owned(), export.index_text().into_bytes()));
+        let name = plan.model.index.as_deref().unwrap_or("model.safetensors.index.json");
+        let write = |out: &mut dyn Write| export.write_index(plan.content(), out);
+        out.push(MadeFile { name: name.to_owned(), write: Box::new(write) });
     }
     let (recipe, written) = stored_recipe(plan, export);
     let recipe = crate::recipe::emit_with(&recipe, &written).map_err(|error| {
         let finding = Finding::error("export::recipe", format!("cannot write the recipe down: {error}"));
         Failure::new(Exit::Internal, finding)
     })?;
-    out.push((export::RECIPE_FILE_NAME.to_owned(), recipe.into_bytes()));
+    let write = move |out: &mut dyn Write| out.write_all(recipe.as_bytes());
+    out.push(MadeFile { name: export::RECIPE_FILE_NAME.to_owned(), write: Box::new(write) });
     Ok(out)
 }
 

@@ -1,12 +1,13 @@
 //! What a pass over the weights found out: distortions, hashes and complaints, independent of the order of the tiles.
 
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::checksum::{self, Checksum};
 use super::file_hash::{FileHash, HashedPiece};
-use crate::plan::{OutputTensor, Plan};
+use crate::plan::{ExportPlan, Plan};
 use crate::quant::Distortion;
 use crate::report::ledger::Digest;
 use crate::stage::Stage;
@@ -60,7 +61,8 @@ pub struct Mismatch {
 #[derive(Debug)]
 pub(super) struct Collector<'p> {
     plan: &'p Plan,
-    pieces: Vec<Mutex<InOrder>>,
+    /// What was measured of each piece, from its first tile on.
+    pieces: Vec<Mutex<Option<Box<InOrder>>>>,
     tiles_left: Vec<AtomicU64>,
     sources: Vec<Checksum>,
     outputs: Vec<Vec<Checksum>>,
@@ -79,12 +81,8 @@ struct Hashes {
 /// What was found in a whole pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
-    /// The distortion of each piece, where it was quantized.
-    pub pieces: Vec<Option<Distortion>>,
-    /// The checksum of the stored bytes of each source tensor.
-    pub source_tensors: Vec<Option<u64>>,
-    /// The checksum of each tensor of each export.
-    pub output_tensors: Vec<Vec<Option<u64>>>,
+    /// The distortion of each source tensor, where it was quantized.
+    pub tensors: Vec<Option<Distortion>>,
     /// What identifies each source file.
     pub source_files: Vec<Digest>,
     /// What identifies each file of each export.
@@ -107,8 +105,9 @@ impl<'p> Collector<'p> {
     pub fn new(plan: &'p Plan) -> Self {
         let mut tiles = vec![0; plan.model.tensors.len()];
         for piece in 0..plan.pieces.len() {
-            tiles[plan.pieces[piece].tensor] += super::tiles::Cut::of(plan, piece).tiles();
+            tiles[plan.pieces[piece].tensor()] += super::tiles::Cut::of(plan, piece).tiles();
         }
+        let content = plan.content();
         let hash = |len: u64| Mutex::new(FileHash::new(len));
         let hashes = asks_for_hashes(plan).then(|| Hashes {
             sources: plan.model.shards.iter().map(|shard| hash(shard.len)).collect(),
@@ -126,7 +125,9 @@ impl<'p> Collector<'p> {
             outputs: plan
                 .exports
                 .iter()
-                .map(|export| export.tensors.iter().map(|tensor| Checksum::new(tensor.bytes)).collect())
+                .map(|export| {
+                    export.tensors.iter().map(|tensor| Checksum::new(tensor.bytes(content))).collect()
+                })
                 .collect(),
             hashes,
             not_finite: Mutex::default(),
@@ -147,8 +148,9 @@ impl<'p> Collector<'p> {
         self.sources[tensor].add(start, bytes);
         if let Some(hashes) = &self.hashes {
             let info = &self.plan.model.tensors[tensor];
-            let piece = HashedPiece::new(self.plan.model.shards[info.shard].len, info.offset + start, bytes);
-            lock(&hashes.sources[info.shard]).add(piece);
+            let piece =
+                HashedPiece::new(self.plan.model.shards[info.shard()].len, info.offset + start, bytes);
+            lock(&hashes.sources[info.shard()]).add(piece);
         }
     }
 
@@ -156,8 +158,14 @@ impl<'p> Collector<'p> {
     pub fn output_headers(&self) {
         let Some(hashes) = &self.hashes else { return };
         for (export, hashes) in self.plan.exports.iter().zip(&hashes.outputs) {
-            for (file, hash) in export.files.iter().zip(hashes) {
-                lock(hash).add(HashedPiece::new(file.bytes, 0, &file.header));
+            for (index, (file, hash)) in export.files.iter().zip(hashes).enumerate() {
+                let mut at = 0;
+                let add = Taking(|bytes: &[u8]| {
+                    lock(hash).add(HashedPiece::new(file.bytes, at, bytes));
+                    at += bytes.len() as u64;
+                });
+                // A hash takes everything.
+                let _ = export.write_header(self.plan.content(), index, add);
             }
         }
     }
@@ -167,14 +175,14 @@ impl<'p> Collector<'p> {
         self.outputs[export][tensor].add(start, bytes);
         if let Some(hashes) = &self.hashes {
             let planned = &self.plan.exports[export].tensors[tensor];
-            let len = self.plan.exports[export].files[planned.file].bytes;
+            let len = self.plan.exports[export].files[planned.file()].bytes;
             let piece = HashedPiece::new(len, planned.offset + start, bytes);
-            lock(&hashes.outputs[export][planned.file]).add(piece);
+            lock(&hashes.outputs[export][planned.file()]).add(piece);
         }
     }
 
     pub fn distortion(&self, piece: usize, number: u64, distortion: Distortion, first_row: u64) {
-        lock(&self.pieces[piece]).add(number, distortion, first_row);
+        lock(&self.pieces[piece]).get_or_insert_default().add(number, distortion, first_row);
     }
 
     pub fn not_finite(&self, tensor: usize, element: u64) {
@@ -199,7 +207,8 @@ impl<'p> Collector<'p> {
 
     /// As [`Collector::known_source`], of the distortion of a piece.
     pub fn known_distortion(&self, piece: usize, distortion: Option<Distortion>) {
-        lock(&self.pieces[piece]).merged = distortion;
+        *lock(&self.pieces[piece]) =
+            distortion.map(|merged| Box::new(InOrder { merged: Some(merged), ..InOrder::default() }));
     }
 
     /// The checksum of a source tensor; none while bytes of it are missing.
@@ -228,7 +237,7 @@ impl<'p> Collector<'p> {
 
     /// The distortion of a piece so far.
     pub fn distortion_of(&self, piece: usize) -> Option<Distortion> {
-        lock(&self.pieces[piece]).merged
+        lock(&self.pieces[piece]).as_ref()?.merged
     }
 
     /// Everything that was found.
@@ -241,18 +250,15 @@ impl<'p> Collector<'p> {
         let mut mismatches = self.mismatches.into_inner().unwrap_or_else(PoisonError::into_inner);
         mismatches.sort_unstable();
         mismatches.dedup();
-        let values = |checksums: &[Checksum]| checksums.iter().map(Checksum::value).collect::<Vec<_>>();
-        let source_tensors = values(&self.sources);
-        let output_tensors: Vec<_> = self.outputs.iter().map(|checksums| values(checksums)).collect();
-        let source_crcs = source_checksums(self.plan, source_headers, &source_tensors);
+        let source_crcs = source_checksums(self.plan, source_headers, &self.sources);
         let output_crcs: Vec<Vec<Option<u64>>> = self
             .plan
             .exports
             .iter()
-            .zip(&output_tensors)
-            .map(|(export, values)| {
-                let headers: Vec<u64> = export.files.iter().map(|file| checksum::of(&file.header)).collect();
-                output_checksums(&export.tensors, &headers, values)
+            .zip(&self.outputs)
+            .map(|(export, checksums)| {
+                let headers = (0..export.files.len()).map(|file| header_checksum(self.plan, export, file));
+                output_checksums(self.plan, export, headers, checksums)
             })
             .collect();
         let (source_hashes, output_hashes) = match self.hashes {
@@ -267,24 +273,36 @@ impl<'p> Collector<'p> {
         let digests = |crcs: Vec<Option<u64>>, hashes: Vec<Option<String>>| {
             crcs.into_iter().zip(hashes).map(|(crc64, blake3)| Digest { crc64, blake3 }).collect()
         };
+        let distortions = self
+            .pieces
+            .into_iter()
+            .map(|piece| piece.into_inner().unwrap_or_else(PoisonError::into_inner)?.merged);
+        let tensors = by_tensor(self.plan, distortions);
         Measured {
-            pieces: self
-                .pieces
-                .into_iter()
-                .map(|piece| piece.into_inner().unwrap_or_else(PoisonError::into_inner).merged)
-                .collect(),
+            tensors,
             source_files: digests(source_crcs, source_hashes),
             output_files: output_crcs
                 .into_iter()
                 .zip(output_hashes)
                 .map(|(crcs, hashes)| digests(crcs, hashes))
                 .collect(),
-            source_tensors,
-            output_tensors,
             not_finite,
             mismatches,
         }
     }
+}
+
+/// The distortion of each source tensor, over all of its pieces.
+fn by_tensor(plan: &Plan, pieces: impl Iterator<Item = Option<Distortion>>) -> Vec<Option<Distortion>> {
+    let mut out: Vec<Option<Distortion>> = vec![None; plan.model.tensors.len()];
+    for (piece, distortion) in plan.pieces.iter().zip(pieces) {
+        let Some(distortion) = distortion else { continue };
+        match &mut out[piece.tensor()] {
+            Some(known) => known.merge(&distortion, 0),
+            empty => *empty = Some(distortion),
+        }
+    }
+    out
 }
 
 fn finished(hashes: Vec<Mutex<FileHash>>) -> Vec<Option<String>> {
@@ -295,34 +313,55 @@ fn finished(hashes: Vec<Mutex<FileHash>>) -> Vec<Option<String>> {
 }
 
 /// The checksum of each source file, from those of its header and its tensors.
-fn source_checksums(plan: &Plan, headers: &[u64], tensors: &[Option<u64>]) -> Vec<Option<u64>> {
-    let mut parts: Vec<(u64, u64, usize, Option<u64>)> = plan
-        .model
-        .tensors
-        .iter()
-        .zip(tensors)
-        .map(|(tensor, crc)| (tensor.offset, tensor.bytes, tensor.shard, *crc))
-        .collect();
+fn source_checksums(plan: &Plan, headers: &[u64], tensors: &[Checksum]) -> Vec<Option<u64>> {
     let mut out: Vec<(Option<u64>, u64)> =
         plan.model.shards.iter().zip(headers).map(|(shard, crc)| (Some(*crc), shard.data_start)).collect();
-    parts.sort_unstable();
-    for (offset, bytes, shard, crc) in parts {
-        let (file, end) = &mut out[shard];
+    // Tensors are in the order in which they lie in their files.
+    for (tensor, crc) in plan.model.tensors.iter().zip(tensors) {
+        let (file, end) = &mut out[tensor.shard()];
         // Bytes that belong to no tensor would not be in the sum.
-        *file =
-            file.zip(crc.filter(|_| offset == *end)).map(|(file, crc)| checksum::joined(file, crc, bytes));
-        *end += bytes;
+        let crc = crc.value().filter(|_| tensor.offset == *end);
+        *file = file.zip(crc).map(|(file, crc)| checksum::joined(file, crc, tensor.bytes));
+        *end += tensor.bytes;
     }
     let whole = out.into_iter().zip(&plan.model.shards);
     whole.map(|((crc, end), shard)| crc.filter(|_| end == shard.len)).collect()
 }
 
 /// The checksum of each file of an export, whose tensors are in the order of their files and offsets.
-fn output_checksums(tensors: &[OutputTensor], headers: &[u64], crcs: &[Option<u64>]) -> Vec<Option<u64>> {
-    let mut out: Vec<Option<u64>> = headers.iter().copied().map(Some).collect();
-    for (tensor, crc) in tensors.iter().zip(crcs) {
-        let file = &mut out[tensor.file];
-        *file = file.zip(*crc).map(|(file, crc)| checksum::joined(file, crc, tensor.bytes));
+fn output_checksums(
+    plan: &Plan,
+    export: &ExportPlan,
+    headers: impl Iterator<Item = u64>,
+    crcs: &[Checksum],
+) -> Vec<Option<u64>> {
+    let mut out: Vec<Option<u64>> = headers.map(Some).collect();
+    for (tensor, crc) in export.tensors.iter().zip(crcs) {
+        let (file, bytes) = (&mut out[tensor.file()], tensor.bytes(plan.content()));
+        *file = file.zip(crc.value()).map(|(file, crc)| checksum::joined(file, crc, bytes));
     }
     out
+}
+
+/// The checksum of what a file of an export begins with.
+fn header_checksum(plan: &Plan, export: &ExportPlan, file: usize) -> u64 {
+    let mut crc = 0;
+    let add = Taking(|bytes: &[u8]| crc = checksum::joined(crc, checksum::of(bytes), bytes.len() as u64));
+    // A sum takes everything.
+    let _ = export.write_header(plan.content(), file, add);
+    crc
+}
+
+/// Gives all that is written to a closure.
+struct Taking<F>(F);
+
+impl<F: FnMut(&[u8])> Write for Taking<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }

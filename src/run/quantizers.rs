@@ -11,7 +11,7 @@ pub(super) struct Quantizers<'p> {
     plan: &'p Plan,
     kinds: Vec<OfKind>,
     /// The kind of each piece of the plan; none where it is kept, or is none of this run's.
-    of: Vec<Option<usize>>,
+    of: Vec<Option<u32>>,
 }
 
 /// What pieces of one kind have in common.
@@ -38,15 +38,15 @@ impl<'p> Quantizers<'p> {
                 kinds.push(OfKind { kind, quantizer, first: index });
                 kinds.len() - 1
             });
-            of[index] = Some(at);
+            of[index] = Some(at as u32);
         }
         Self { plan, kinds, of }
     }
 
     /// The quantizer of a piece; none where it is kept.
     pub(super) fn of(&self, piece: usize) -> Option<Cow<'_, Quantizer>> {
-        let OfKind { quantizer, .. } = &self.kinds[self.of[piece]?];
-        Some(match &self.plan.weighing.pieces[piece] {
+        let OfKind { quantizer, .. } = &self.kinds[self.of[piece]? as usize];
+        Some(match self.plan.weighing.of(piece) {
             Some(importance) => Cow::Owned(quantizer.clone().weighted(importance.clone())),
             None => Cow::Borrowed(quantizer),
         })
@@ -54,13 +54,13 @@ impl<'p> Quantizers<'p> {
 
     /// Whether a piece is the first of its kind.
     pub(super) fn is_first(&self, piece: usize) -> bool {
-        self.of[piece].is_some_and(|kind| self.kinds[kind].first == piece)
+        self.of[piece].is_some_and(|kind| self.kinds[kind as usize].first == piece)
     }
 }
 
 fn kind(plan: &Plan, index: usize) -> Option<Kind> {
     let piece = &plan.pieces[index];
-    let treatment = plan.decisions[piece.tensor].treatment()?;
-    let source = float_type(&plan.model.tensors[piece.tensor])?;
-    Some((treatment.scheme, treatment.observer, source, piece.matrix?.cols as usize))
+    let treatment = plan.decisions[piece.tensor()].treatment()?;
+    let source = float_type(&plan.model.tensors[piece.tensor()])?;
+    Some((treatment.scheme, treatment.observer, source, piece.matrix(&plan.model)?.cols as usize))
 }

@@ -5,7 +5,7 @@
 //! finished tensor is added; a line that was cut off ends it. The record of a published output is believed as a whole or not at all.
 
 use std::fs::File;
-use std::io::{BufRead, BufReader, BufWriter, Read, Write};
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
@@ -17,7 +17,7 @@ use crate::export::{files, siblings};
 use crate::finding::Failure;
 use crate::fs::exclusive;
 use crate::fs::regular::{self, limit};
-use crate::model::FileIdentity;
+use crate::model::{FileIdentity, Name};
 use crate::plan::fingerprint::{BUILD, Fingerprint};
 use crate::quant::Distortion;
 use crate::report::FileRecord;
@@ -87,19 +87,19 @@ pub(super) struct CarriedFile {
 /// A source tensor that was read, treated, written and measured.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(super) struct Finished {
-    pub name: String,
+    pub name: Name,
     /// What decides what was measured.
     pub numbers: Fingerprint,
     /// What decides what was written.
     pub output: Fingerprint,
     /// The checksum of the tensor's bytes, and of the scales that they are multiplied with.
-    pub source: Vec<u64>,
+    pub source: Box<[u64]>,
     /// The distortion of each of its pieces.
-    pub pieces: Vec<Option<Distortion>>,
+    pub pieces: Box<[Option<Distortion>]>,
     /// The first element that is not finite.
     pub not_finite: Option<u64>,
     /// Where what came of it is, in the order of its fingerprint.
-    pub parts: Vec<WrittenPart>,
+    pub parts: Box<[WrittenPart]>,
 }
 
 /// A tensor of the output.
@@ -223,8 +223,9 @@ pub(super) enum Found {
     Record(Header, Vec<Finished>),
 }
 
-/// Reads a record. What cannot be understood is as good as missing: it only costs work.
-pub(super) fn read(path: &Path) -> Found {
+/// Reads a record. What cannot be understood is as good as missing: it only costs work. Of its tensors those are kept that
+/// `known` gives back.
+pub(super) fn read(path: &Path, mut known: impl FnMut(Finished) -> Option<Finished>) -> Found {
     #[derive(Deserialize)]
     struct Versions {
         record_version: u32,
@@ -244,10 +245,13 @@ pub(super) fn read(path: &Path) -> Found {
     let mut seal = Seal::default();
     let header = seal.opened(&first).and_then(|line| serde_json::from_slice::<Header>(&line).ok());
     let Some(header) = header else { return Found::Nothing };
-    let (mut finished, mut is_whole) = (Vec::new(), true);
+    let (mut finished, mut count, mut is_whole) = (Vec::new(), 0, true);
     for line in lines {
         match seal.opened(&line).and_then(|line| serde_json::from_slice(&line).ok()) {
-            Some(tensor) => finished.push(tensor),
+            Some(tensor) => {
+                count += 1;
+                finished.extend(known(tensor));
+            }
             None => {
                 is_whole = false;
                 break;
@@ -255,9 +259,17 @@ pub(super) fn read(path: &Path) -> Found {
         }
     }
     match header.tensors {
-        Some(count) if !is_whole || count != finished.len() => Found::Nothing,
+        Some(meant) if !is_whole || meant != count => Found::Nothing,
         _ => Found::Record(header, finished),
     }
+}
+
+/// What a complete record tells of: tensors one by one, or those of a journal.
+pub(super) enum Tensors<'a> {
+    /// So many.
+    Each(usize, &'a mut dyn Iterator<Item = Finished>),
+    /// All of a journal, as far as it is still what was written there.
+    Of(&'a Journal),
 }
 
 /// Puts the record of a complete output in its place in one step, and returns it open.
@@ -268,30 +280,59 @@ pub(super) fn write(
     path: &Path,
     temporary: &Path,
     header: &Header,
-    finished: &[Finished],
+    tensors: Tensors<'_>,
 ) -> Result<File, Failure> {
-    let header = Header { tensors: Some(finished.len()), ..header.clone() };
-    write_lines(path, temporary, &header, finished).map(|(file, _)| file)
+    let count = match &tensors {
+        Tensors::Each(count, _) => *count,
+        Tensors::Of(journal) => lock(&journal.state).count,
+    };
+    let header = Header { tensors: Some(count), ..header.clone() };
+    let write = |file: &mut File| {
+        let mut lines = Sealing::begin(file, &header)?;
+        match tensors {
+            Tensors::Each(_, each) => each.map(|tensor| lines.add(&tensor)).collect::<io::Result<()>>()?,
+            Tensors::Of(journal) => lines.copy(journal)?,
+        }
+        lines.out.flush()
+    };
+    exclusive::replace(path, temporary, write).map_err(|error| files::cannot_write("write", path, &error))
 }
 
-fn write_lines(
-    path: &Path,
-    temporary: &Path,
-    header: &Header,
-    finished: &[Finished],
-) -> Result<(File, Seal), Failure> {
-    let mut seal = Seal::default();
-    let write = |file: &mut File| {
-        let mut out = BufWriter::new(file);
-        out.write_all(seal.sealed(&serde_json::to_string(header)?).as_bytes())?;
-        for tensor in finished {
-            out.write_all(seal.sealed(&serde_json::to_string(tensor)?).as_bytes())?;
+/// Writes a record line by line.
+struct Sealing<'f> {
+    seal: Seal,
+    out: BufWriter<&'f mut File>,
+}
+
+impl<'f> Sealing<'f> {
+    fn begin(file: &'f mut File, header: &Header) -> io::Result<Self> {
+        let mut lines = Self { seal: Seal::default(), out: BufWriter::new(file) };
+        lines.line(&serde_json::to_string(header)?)?;
+        Ok(lines)
+    }
+
+    fn line(&mut self, object: &str) -> io::Result<()> {
+        self.out.write_all(self.seal.sealed(object).as_bytes())
+    }
+
+    fn add(&mut self, tensor: &Finished) -> io::Result<()> {
+        self.line(&serde_json::to_string(tensor)?)
+    }
+
+    /// Adds the tensors of a journal, which are not held in memory.
+    fn copy(&mut self, journal: &Journal) -> io::Result<()> {
+        let state = lock(&journal.state);
+        let changed = || io::Error::other("the journal of the run was changed while it went on");
+        let mut seal = Seal::default();
+        let mut lines = Lines::open(&journal.path).ok_or_else(changed)?;
+        lines.next().and_then(|header| seal.opened(&header)).ok_or_else(changed)?;
+        for _ in 0..state.count {
+            let object = lines.next().and_then(|line| seal.opened(&line)).ok_or_else(changed)?;
+            self.line(&String::from_utf8(object).map_err(|_| changed())?)?;
         }
-        out.flush()
-    };
-    let file = exclusive::replace(path, temporary, write)
-        .map_err(|error| files::cannot_write("write", path, &error))?;
-    Ok((file, seal))
+        // The last hash is over all lines.
+        if seal.0 == state.seal.0 { Ok(()) } else { Err(changed()) }
+    }
 }
 
 /// The record of a run that goes on.
@@ -301,12 +342,13 @@ pub(super) struct Journal {
     state: Mutex<Written>,
 }
 
-/// What a journal holds.
+/// How far a journal was written.
 #[derive(Debug)]
 struct Written {
     file: File,
     seal: Seal,
-    finished: Vec<Finished>,
+    /// How many tensors are in it.
+    count: usize,
 }
 
 impl Journal {
@@ -316,27 +358,30 @@ impl Journal {
     /// Where it cannot be written.
     pub fn begin(target: &Path, header: &Header) -> Result<Self, Failure> {
         let path = siblings::journal(target);
+        let mut seal = Seal::default();
         // What is added follows what was just written, in the same open file.
-        let (file, seal) = write_lines(&path, &siblings::new(target), header, &[])?;
-        Ok(Self { path, state: Mutex::new(Written { file, seal, finished: Vec::new() }) })
+        let write = |file: &mut File| {
+            let mut lines = Sealing::begin(file, header)?;
+            lines.out.flush()?;
+            seal = lines.seal;
+            Ok(())
+        };
+        let file = exclusive::replace(&path, &siblings::new(target), write)
+            .map_err(|error| files::cannot_write("write", &path, &error))?;
+        Ok(Self { path, state: Mutex::new(Written { file, seal, count: 0 }) })
     }
 
     /// Adds a finished tensor.
     ///
     /// # Errors
     /// Where it cannot be written.
-    pub fn add(&self, finished: Finished) -> Result<(), Failure> {
-        let object = serde_json::to_string(&finished).unwrap_or_default();
+    pub fn add(&self, finished: &Finished) -> Result<(), Failure> {
+        let object = serde_json::to_string(finished).unwrap_or_default();
         let mut state = lock(&self.state);
         let line = state.seal.sealed(&object);
-        state.finished.push(finished);
+        state.count += 1;
         let written = state.file.write_all(line.as_bytes());
         written.map_err(|error| files::cannot_write("write", &self.path, &error))
-    }
-
-    /// Everything that was added.
-    pub fn finished(&self) -> Vec<Finished> {
-        lock(&self.state).finished.clone()
     }
 }
 
@@ -348,18 +393,18 @@ mod tests {
 
     fn tensor(name: &str) -> Finished {
         Finished {
-            name: name.to_owned(),
+            name: name.into(),
             numbers: fingerprint("1"),
             output: fingerprint("2"),
-            source: vec![3],
-            pieces: vec![None, Some(Distortion { count: 4, signal: 0.1, ..Distortion::default() })],
+            source: Box::new([3]),
+            pieces: Box::new([None, Some(Distortion { count: 4, signal: 0.1, ..Distortion::default() })]),
             not_finite: None,
-            parts: vec![WrittenPart { file: 0, offset: 8, bytes: 4, checksum: u64::MAX }],
+            parts: Box::new([WrittenPart { file: 0, offset: 8, bytes: 4, checksum: u64::MAX }]),
         }
     }
 
     fn fingerprint(text: &str) -> Fingerprint {
-        serde_json::from_value(text.into()).unwrap()
+        serde_json::from_value(format!("{text:0>32}").into()).unwrap()
     }
 
     fn made() -> Header {
@@ -373,11 +418,12 @@ mod tests {
         let tensors = ["a", "b", "c"].map(tensor);
         let path = if is_complete {
             let path = siblings::record(&target);
-            write(&path, &siblings::new(&target), &made(), &tensors).unwrap();
+            let mut each = tensors.into_iter();
+            write(&path, &siblings::new(&target), &made(), Tensors::Each(3, &mut each)).unwrap();
             path
         } else {
             let journal = Journal::begin(&target, &made()).unwrap();
-            tensors.iter().try_for_each(|tensor| journal.add(tensor.clone())).unwrap();
+            tensors.iter().try_for_each(|tensor| journal.add(tensor)).unwrap();
             siblings::journal(&target)
         };
         let text = fs::read_to_string(&path).unwrap();
@@ -385,8 +431,8 @@ mod tests {
     }
 
     fn names(path: &Path) -> Option<String> {
-        match read(path) {
-            Found::Record(_, finished) => Some(finished.into_iter().map(|tensor| tensor.name).collect()),
+        match read(path, Some) {
+            Found::Record(_, finished) => Some(finished.iter().map(|tensor| tensor.name.as_str()).collect()),
             _ => None,
         }
     }
@@ -396,12 +442,31 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         for is_complete in [true, false] {
             let (path, text) = written(folder.path(), is_complete);
-            let Found::Record(found, finished) = read(&path) else { panic!("it is there") };
+            let Found::Record(found, finished) = read(&path, Some) else { panic!("it is there") };
             assert_eq!(finished, ["a", "b", "c"].map(tensor));
             assert_eq!(found, Header { tensors: is_complete.then_some(3), ..made() });
             for line in text.lines() {
                 assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["hash"].is_string());
             }
+        }
+    }
+
+    #[test]
+    fn a_record_is_made_of_a_journal_that_nobody_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, text) = written(folder.path(), true);
+        let target = folder.path().join("out");
+        let journal = Journal::begin(&target, &made()).unwrap();
+        ["a", "b", "c"].iter().try_for_each(|name| journal.add(&tensor(name))).unwrap();
+        let again = || write(&path, &siblings::new(&target), &made(), Tensors::Of(&journal));
+        again().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        let lines = fs::read_to_string(siblings::journal(&target)).unwrap();
+        let short: Vec<&str> = lines.split_inclusive('\n').take(3).collect();
+        for changed in [lines.replacen("\"b\"", "\"x\"", 1), short.concat(), String::new()] {
+            fs::write(siblings::journal(&target), changed).unwrap();
+            assert!(again().is_err());
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }
     }
 
@@ -451,7 +516,7 @@ mod tests {
             let mut header = made();
             change(&mut header);
             fs::write(&path, sealed(&[serde_json::to_string(&header).unwrap()])).unwrap();
-            match read(&path) {
+            match read(&path, Some) {
                 Found::OfAnother(what) => what,
                 found => format!("{found:?}"),
             }

@@ -5,6 +5,7 @@
 //! reading them and no more.
 
 use std::collections::HashMap;
+use std::io::Seek;
 use std::path::PathBuf;
 
 use super::cancel::Cancel;
@@ -18,7 +19,8 @@ use super::workers::Workers;
 use crate::export::staging::FileStart;
 use crate::finding::Failure;
 use crate::fs::handles::Handle;
-use crate::plan::fingerprint::{self, TensorPrint};
+use crate::fs::regular::Same;
+use crate::plan::fingerprint::Prints;
 use crate::plan::{ExportPlan, Plan};
 
 /// Bytes that are read at once where they are summed up.
@@ -32,13 +34,50 @@ pub(super) struct Taken<'s> {
     pub finished: &'s Finished,
 }
 
+/// The source tensors that are taken over.
+#[derive(Debug)]
+pub(super) struct Tensors<'s> {
+    exports: usize,
+    is_taken: Vec<bool>,
+    /// For each tensor and export.
+    taken: Vec<Option<Taken<'s>>>,
+}
+
+impl<'s> Tensors<'s> {
+    /// What is taken over of a tensor for each export; none where it is to be done again.
+    pub fn get(&self, tensor: usize) -> Option<impl Iterator<Item = Taken<'s>> + '_> {
+        let of = &self.taken[tensor * self.exports..][..self.exports];
+        self.is_taken[tensor].then(|| of.iter().copied().flatten())
+    }
+
+    /// What is taken over of a tensor for one export.
+    pub fn of(&self, tensor: usize, export: usize) -> Option<Taken<'s>> {
+        self.is_taken[tensor].then(|| self.taken[tensor * self.exports + export])?
+    }
+
+    /// Whether a tensor is taken over.
+    pub fn is_taken(&self, tensor: usize) -> bool {
+        self.is_taken[tensor]
+    }
+
+    /// How many are taken over.
+    pub fn count(&self) -> usize {
+        self.is_taken.iter().filter(|is_taken| **is_taken).count()
+    }
+
+    /// How many source tensors there are.
+    fn len(&self) -> usize {
+        self.is_taken.len()
+    }
+}
+
 /// What is taken over.
 #[derive(Debug)]
 pub(super) struct Reuse<'s> {
     /// The fingerprints of all source tensors.
-    pub prints: Vec<TensorPrint>,
-    /// Of each source tensor, where all exports have it: what is taken over for each.
-    pub tensors: Vec<Option<Vec<Taken<'s>>>>,
+    pub prints: Prints,
+    /// What is taken over of the source tensors.
+    pub tensors: Tensors<'s>,
     /// How each file of each export begins.
     pub starts: Vec<Vec<FileStart>>,
 }
@@ -56,18 +95,23 @@ impl<'s> Reuse<'s> {
         workers: &Workers,
         cancel: &Cancel,
     ) -> Result<Self, Failure> {
-        let prints = fingerprint::tensors(plan);
+        let prints = Prints::of(plan);
         let mut pieces = plan.pieces.as_slice();
-        let mut tensors: Vec<Option<Vec<Taken<'s>>>> = prints
-            .iter()
-            .enumerate()
-            .map(|(tensor, print)| {
-                let count = pieces.iter().take_while(|piece| piece.tensor == tensor).count();
-                let (own, rest) = pieces.split_at(count);
-                pieces = rest;
-                candidate(&Wanted { plan, tensor, print, pieces: own }, stores, checks)
-            })
-            .collect();
+        let mut tensors = Tensors { exports: stores.len(), is_taken: Vec::new(), taken: Vec::new() };
+        for tensor in 0..plan.model.tensors.len() {
+            let count = pieces.iter().take_while(|piece| piece.tensor() == tensor).count();
+            let (own, rest) = pieces.split_at(count);
+            pieces = rest;
+            let wanted = Wanted { plan, tensor, prints: &prints, pieces: own };
+            let taken = candidates(&wanted, stores, checks);
+            tensors.taken.extend(taken);
+            let taken = &tensors.taken[tensor * tensors.exports..];
+            // All exports have it, made of the same source bytes.
+            let source = |taken: &Option<Taken<'s>>| taken.map(|taken| &taken.finished.source);
+            let first = taken.first().and_then(source);
+            let is_taken = taken.iter().all(|taken| taken.is_some() && source(taken) == first);
+            tensors.is_taken.push(is_taken);
+        }
         check_sources(plan, source, stores, &mut tensors, workers, cancel)?;
         check_outputs(stores, &mut tensors, workers, cancel)?;
         let mut reuse = Self { prints, tensors, starts: Vec::new() };
@@ -76,10 +120,7 @@ impl<'s> Reuse<'s> {
             .iter()
             .enumerate()
             .map(|(index, export)| {
-                let by_file = tensors_by_file(export);
-                (0..export.files.len())
-                    .map(|file| reuse.start(plan, stores, index, file, &by_file[file]))
-                    .collect()
+                (0..export.files.len()).map(|file| reuse.start(plan, stores, index, file)).collect()
             })
             .collect();
         Ok(reuse)
@@ -87,18 +128,18 @@ impl<'s> Reuse<'s> {
 
     /// The pieces that are still to be done.
     pub fn pieces_left(&self, plan: &Plan) -> Vec<usize> {
-        (0..plan.pieces.len()).filter(|&piece| self.tensors[plan.pieces[piece].tensor].is_none()).collect()
+        (0..plan.pieces.len()).filter(|&piece| !self.tensors.is_taken(plan.pieces[piece].tensor())).collect()
     }
 
     /// How many tensors with pieces are taken over, and how many are still to be done.
     pub fn counts(&self, plan: &Plan) -> (usize, usize) {
         let mut has_pieces = vec![false; plan.model.tensors.len()];
         for piece in &plan.pieces {
-            has_pieces[piece.tensor] = true;
+            has_pieces[piece.tensor()] = true;
         }
         let taken = |is_taken: bool| {
-            let of = self.tensors.iter().zip(&has_pieces);
-            of.filter(|(tensor, has)| **has && tensor.is_some() == is_taken).count()
+            let of = self.tensors.is_taken.iter().zip(&has_pieces);
+            of.filter(|(known, has)| **has && **known == is_taken).count()
         };
         (taken(true), taken(false))
     }
@@ -114,16 +155,9 @@ impl<'s> Reuse<'s> {
     }
 
     /// How a file of an export begins.
-    fn start(
-        &self,
-        plan: &Plan,
-        stores: &[Stores],
-        export: usize,
-        file: usize,
-        tensors: &[usize],
-    ) -> FileStart {
+    fn start(&self, plan: &Plan, stores: &[Stores], export: usize, file: usize) -> FileStart {
         let planned = &plan.exports[export].files[file];
-        if let Some(path) = self.same_file(plan, stores, export, file, tensors) {
+        if let Some(path) = self.same_file(plan, stores, export, file) {
             return FileStart::Linked(path);
         }
         let staged = stores[export].stores.iter().find(|store| store.is_staging);
@@ -139,69 +173,56 @@ impl<'s> Reuse<'s> {
     }
 
     /// The published file that holds exactly what a file of an export is to hold.
-    fn same_file(
-        &self,
-        plan: &Plan,
-        stores: &[Stores],
-        export: usize,
-        file: usize,
-        tensors: &[usize],
-    ) -> Option<PathBuf> {
-        let planned = &plan.exports[export];
+    fn same_file(&self, plan: &Plan, stores: &[Stores], export: usize, file: usize) -> Option<PathBuf> {
+        let (planned, content) = (&plan.exports[export], plan.content());
         let mut same: Option<(usize, usize)> = None;
-        for &tensor in tensors {
+        for tensor in planned.files[file].tensors.clone() {
             let written = &planned.tensors[tensor];
-            if written.bytes == 0 {
+            let bytes = written.bytes(content);
+            if bytes == 0 {
                 continue;
             }
-            let (taken, part) = self.part(export, written.tensor, tensor)?;
+            let (taken, part) = self.part(plan, export, tensor)?;
             let place = (taken.store, part.file);
             if stores[export].stores[taken.store].is_staging
                 || *same.get_or_insert(place) != place
-                || (part.offset, part.bytes) != (written.offset, written.bytes)
+                || (part.offset, part.bytes) != (written.offset, bytes)
             {
                 return None;
             }
         }
         let (store, stored) = same?;
-        let header = &planned.files[file].header;
-        let mut found = vec![0; header.len()];
         let holds = stores[export].stores[store].file(stored).ok()?;
         let stored = &stores[export].stores[store].files[stored];
-        read_at(holds, 0, &mut found).ok()?;
-        (stored.len == planned.files[file].bytes && found == *header).then(|| stored.path.clone())
+        let has_header = || {
+            holds.with(|mut opened| {
+                opened.rewind()?;
+                planned.write_header(content, file, Same::new(opened))
+            })
+        };
+        (stored.len == planned.files[file].bytes && has_header().is_ok()).then(|| stored.path.clone())
     }
 
-    /// Where an output tensor of a source tensor is taken from.
-    pub fn part(&self, export: usize, source: usize, tensor: usize) -> Option<(Taken<'s>, WrittenPart)> {
-        let taken = self.tensors[source].as_ref()?[export];
-        let position = self.prints[source].tensors[export].iter().position(|&t| t == tensor)?;
-        Some((taken, taken.finished.parts[position]))
+    /// Where an output tensor is taken from.
+    pub fn part(&self, plan: &Plan, export: usize, output: usize) -> Option<(Taken<'s>, WrittenPart)> {
+        let planned = &plan.exports[export];
+        let taken = self.tensors.of(planned.tensors[output].tensor(plan.content()), export)?;
+        let part = taken.finished.parts.get(planned.position_of(plan, output)?)?;
+        Some((taken, *part))
     }
 }
 
-/// The output tensors of each file of an export.
-fn tensors_by_file(export: &ExportPlan) -> Vec<Vec<usize>> {
-    let mut out = vec![Vec::new(); export.files.len()];
-    for (index, tensor) in export.tensors.iter().enumerate() {
-        out[tensor.file].push(index);
-    }
-    out
-}
-
-/// What every export has of a tensor, made of the same source bytes.
-fn candidate<'s>(wanted: &Wanted<'_>, stores: &'s [Stores], checks: Checks) -> Option<Vec<Taken<'s>>> {
-    let mut out: Vec<Taken<'s>> = Vec::with_capacity(stores.len());
-    for (export, stores) in stores.iter().enumerate() {
-        let taken = stores.stores.iter().enumerate().find_map(|(store, found)| {
+/// What each export has of a tensor.
+fn candidates<'a, 's: 'a>(
+    wanted: &'a Wanted<'_>,
+    stores: &'s [Stores],
+    checks: Checks,
+) -> impl Iterator<Item = Option<Taken<'s>>> + 'a {
+    stores.iter().enumerate().map(move |(export, stores)| {
+        stores.stores.iter().enumerate().find_map(|(store, found)| {
             found.find(wanted, export, checks).map(|finished| Taken { store, finished })
-        })?;
-        if out.first().is_some_and(|first| first.finished.source != taken.finished.source) {
-            return None;
-        }
-        out.push(taken);
-    }
-    Some(out)
+        })
+    })
 }
 
 /// Drops tensors whose source bytes are no longer the ones that were read.
@@ -209,7 +230,7 @@ fn check_sources(
     plan: &Plan,
     source: &Source<'_>,
     stores: &[Stores],
-    tensors: &mut [Option<Vec<Taken<'_>>>],
+    tensors: &mut Tensors<'_>,
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
@@ -224,15 +245,14 @@ fn check_sources(
         .collect();
     let mut doubtful: HashMap<usize, Checksum> = HashMap::new();
     let inputs = |tensor: usize| {
-        let scales = plan.model.tensors[tensor].fp8.map(|fp8| fp8.tensor);
+        let scales = plan.model.tensors[tensor].fp8.map(|fp8| fp8.tensor as usize);
         std::iter::once(tensor).chain(scales)
     };
-    for (tensor, taken) in tensors.iter().enumerate() {
-        let Some(taken) = taken else { continue };
+    for tensor in 0..tensors.len() {
         for input in inputs(tensor) {
+            let Some(taken) = tensors.get(tensor) else { continue };
             let info = &plan.model.tensors[input];
-            let is_known =
-                taken.iter().enumerate().any(|(export, taken)| known[export][taken.store][info.shard]);
+            let is_known = taken.enumerate().any(|(export, taken)| known[export][taken.store][info.shard()]);
             if !is_known {
                 doubtful.entry(input).or_insert_with(|| Checksum::new(info.bytes));
             }
@@ -251,15 +271,16 @@ fn check_sources(
         doubtful[&tensor].add(start, buffer);
         Ok(())
     })?;
-    for (tensor, slot) in tensors.iter_mut().enumerate() {
-        let Some(taken) = slot else { continue };
-        let then = taken.first().map(|taken| taken.finished.source.as_slice()).unwrap_or_default();
+    for tensor in 0..tensors.len() {
+        let Some(mut taken) = tensors.get(tensor) else { continue };
+        let then = taken.next().map(|taken| &*taken.finished.source).unwrap_or_default();
         let is_same = inputs(tensor).count() == then.len()
             && inputs(tensor).zip(then).all(|(input, &then)| {
                 doubtful.get(&input).is_none_or(|checksum| checksum.value() == Some(then))
             });
+        drop(taken);
         if !is_same {
-            *slot = None;
+            tensors.is_taken[tensor] = false;
         }
     }
     Ok(())
@@ -268,13 +289,13 @@ fn check_sources(
 /// Drops tensors whose output bytes are not the ones that were written.
 fn check_outputs(
     stores: &[Stores],
-    tensors: &mut [Option<Vec<Taken<'_>>>],
+    tensors: &mut Tensors<'_>,
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
     let mut doubtful: Vec<(usize, &Store, WrittenPart)> = Vec::new();
-    for (tensor, taken) in tensors.iter().enumerate() {
-        for (export, taken) in taken.iter().flatten().enumerate() {
+    for tensor in 0..tensors.len() {
+        for (export, taken) in tensors.get(tensor).into_iter().flatten().enumerate() {
             let store = &stores[export].stores[taken.store];
             for part in taken.finished.parts.iter().filter(|part| part.bytes > 0) {
                 if !store.files[part.file].is_trusted {
@@ -292,7 +313,7 @@ fn check_outputs(
         cancel.check()
     })?;
     for tensor in damaged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
-        tensors[tensor] = None;
+        tensors.is_taken[tensor] = false;
     }
     Ok(())
 }

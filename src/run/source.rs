@@ -48,7 +48,7 @@ impl<'p> Source<'p> {
     ) -> Result<(), Failure> {
         let tensor = &self.plan.model.tensors[tensor];
         buffer.resize(usize::try_from(count).unwrap_or(0), 0);
-        self.files[tensor.shard].read_at(tensor.offset + start, buffer)
+        self.files[tensor.shard()].read_at(tensor.offset + start, buffer)
     }
 
     /// Whether the files are still as they were when their headers were read.
@@ -87,10 +87,12 @@ impl<'p> Source<'p> {
         // Of interleaved matrices every second element is read at a time, too little to be summed up on the way.
         let mut last = None;
         for piece in pieces.iter().map(|&piece| &self.plan.pieces[piece]) {
-            let interleaved = piece.matrix.is_some_and(|view| !view.is_contiguous() && view.row_stride != 1);
-            if interleaved && last != Some(piece.tensor) {
-                last = Some(piece.tensor);
-                self.sum_up(piece.tensor, collector, cancel)?;
+            let interleaved = piece
+                .matrix(&self.plan.model)
+                .is_some_and(|view| !view.is_contiguous() && view.row_stride != 1);
+            if interleaved && last != Some(piece.tensor()) {
+                last = Some(piece.tensor());
+                self.sum_up(piece.tensor(), collector, cancel)?;
             }
         }
         Ok(headers)
@@ -116,7 +118,7 @@ impl<'p> Source<'p> {
     /// Where they cannot be read.
     fn scales(&self, tensor: &TensorInfo) -> Result<Option<ScaleGrid>, Failure> {
         let Some(fp8) = tensor.fp8 else { return Ok(None) };
-        let shard = self.plan.model.tensors[fp8.tensor].shard;
+        let shard = self.plan.model.tensors[fp8.tensor as usize].shard();
         read_scales(&self.plan.model, tensor, &self.files[shard])
     }
 
@@ -131,9 +133,9 @@ impl<'p> Source<'p> {
         buffers: &mut SourceBuffers,
         collector: Option<&Collector<'_>>,
     ) -> Result<(), Failure> {
-        let tensor = &self.plan.model.tensors[piece.tensor];
-        let file = &self.files[tensor.shard];
-        let view = match piece.matrix {
+        let tensor = &self.plan.model.tensors[piece.tensor()];
+        let file = &self.files[tensor.shard()];
+        let view = match piece.matrix(&self.plan.model) {
             Some(view) => view,
             None if tensor.fp8.is_some() => match MatrixView::whole(tensor) {
                 Some(view) => view,
@@ -144,7 +146,7 @@ impl<'p> Source<'p> {
                 let offset = tensor.offset + tile.start;
                 file.read_at(offset, &mut buffers.weights)?;
                 if let Some(collector) = collector {
-                    collector.source(piece.tensor, tile.start, &buffers.weights);
+                    collector.source(piece.tensor(), tile.start, &buffers.weights);
                 }
                 return Ok(());
             }
@@ -154,7 +156,7 @@ impl<'p> Source<'p> {
         if let Some(collector) = collector {
             let stored =
                 if tensor.stored == tensor.working_dtype() { &buffers.weights } else { &buffers.raw };
-            note_stored(collector, piece.tensor, tensor.stored.bits() / 8, view, tile, stored);
+            note_stored(collector, piece.tensor(), tensor.stored.bits() / 8, view, tile, stored);
         }
         Ok(())
     }

@@ -8,15 +8,15 @@ use std::io::BufReader;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::record::{self, CarriedFile, Finished, Found, Header, WrittenFile, WrittenPart};
+use super::record::{self, CarriedFile, Finished, Found, Header, WrittenFile};
 use super::stream::Checks;
 use crate::export::{files, siblings};
 use crate::finding::Failure;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
-use crate::model::{FileIdentity, header};
-use crate::plan::fingerprint::{self, TensorPrint};
-use crate::plan::{ExportPlan, OutputTensor, Piece, Plan};
+use crate::model::{FileIdentity, Name, header};
+use crate::plan::fingerprint::{self, Prints};
+use crate::plan::{ExportPlan, Piece, Plan};
 use crate::quant::Distortion;
 use crate::report::FileRecord;
 
@@ -28,7 +28,8 @@ pub(super) struct Store {
     pub is_staging: bool,
     /// Whether the system is the one that the record was written in: after another start, what was not flushed may be lost.
     is_of_this_boot: bool,
-    finished: HashMap<String, Finished>,
+    /// Of each tensor of the model what the record says, where it was finished and its bytes can be there.
+    finished: Vec<Option<Box<Finished>>>,
     pub files: Vec<StoredFile>,
 }
 
@@ -39,47 +40,87 @@ pub(super) struct StoredFile {
     pub len: u64,
     /// None where it could not be opened, or is a link.
     file: Option<Handle>,
-    /// Where its tensors are, by its own header.
-    tensors: HashMap<String, (u64, u64)>,
     /// Whether it is as it was written, as far as its identity tells.
     pub is_trusted: bool,
     /// Whether it has another name too, perhaps in a published output: then it must not be written to.
     pub is_shared: bool,
 }
 
+/// Where the tensors of a file are, by its own header: offset and bytes.
+type Places = HashMap<Name, (u64, u64)>;
+
 impl StoredFile {
-    /// Looks at a file in a folder; one without tensors where it cannot be understood.
-    fn look(root: &Path, folder: &Arc<Folder>, file: &WrittenFile, is_of_this_boot: bool) -> Self {
+    /// Looks at a file in a folder and where its tensors are; one without tensors where it cannot be understood.
+    fn look(root: &Path, folder: &Arc<Folder>, file: &WrittenFile, is_of_this_boot: bool) -> (Self, Places) {
         let path = root.join(&file.name);
         let (folder, name) = (Arc::clone(folder), PathBuf::from(&file.name));
         let open = move || folder.open_file(&name, false);
         let Some((metadata, opened)) = open().ok().and_then(|file| Some((file.metadata().ok()?, file)))
         else {
-            let tensors = HashMap::new();
-            return Self { path, len: 0, file: None, tensors, is_trusted: false, is_shared: true };
+            return (Self { path, len: 0, file: None, is_trusted: false, is_shared: true }, Places::new());
         };
         let found = FileIdentity::of(&metadata);
         let read = header::read(BufReader::new(&opened), found.len, &file.name);
-        let tensors = read.map(|header| header.tensors).unwrap_or_default();
-        Self {
+        let places = |header: header::Header| {
+            header.tensors().map(|tensor| (tensor.name, (tensor.offset, tensor.bytes))).collect()
+        };
+        let places = read.map(places).unwrap_or_default();
+        let file = Self {
             path,
             len: found.len,
             file: Handle::new(opened, open).ok(),
-            tensors: tensors.into_iter().map(|tensor| (tensor.name, (tensor.offset, tensor.bytes))).collect(),
             is_trusted: is_of_this_boot && file.identity == Some(found),
             is_shared: is_shared(&metadata),
-        }
+        };
+        (file, places)
     }
 }
 
 impl Store {
-    fn open(root: &Path, header: Header, finished: Vec<Finished>, is_staging: bool) -> Option<Self> {
+    fn open(
+        plan: &Plan,
+        export: &ExportPlan,
+        root: &Path,
+        (header, finished): (Header, Vec<Finished>),
+        is_staging: bool,
+    ) -> Option<Self> {
         let is_of_this_boot = header.is_of_this_boot();
         let folder = Arc::new(Folder::open(root).ok()?);
         let look = |file: &WrittenFile| StoredFile::look(root, &folder, file, is_of_this_boot);
-        let files = header.files.iter().map(look).collect();
-        let finished = finished.into_iter().map(|tensor| (tensor.name.clone(), tensor)).collect();
-        Some(Self { header, is_staging, is_of_this_boot, finished, files })
+        let (files, places): (Vec<_>, Vec<_>) = header.files.iter().map(look).unzip();
+        let mut store = Self { header, is_staging, is_of_this_boot, finished: Vec::new(), files };
+        store.finished.resize_with(plan.model.tensors.len(), || None);
+        for one in finished {
+            let Some(tensor) = plan.model.find(&one.name) else { continue };
+            if store.is_there(plan, export, tensor, &one, &places) {
+                store.finished[tensor] = Some(Box::new(one));
+            }
+        }
+        Some(store)
+    }
+
+    /// Whether what is recorded of a tensor can be in the files, by their own headers.
+    fn is_there(
+        &self,
+        plan: &Plan,
+        export: &ExportPlan,
+        tensor: usize,
+        found: &Finished,
+        places: &[Places],
+    ) -> bool {
+        let content = plan.content();
+        let mut parts = found.parts.iter();
+        let are_there = export.tensors_of(plan, tensor).all(|output| {
+            let (planned, Some(part)) = (&export.tensors[output], parts.next()) else { return false };
+            let is_in = |file: &StoredFile| {
+                let is_in_place = (part.file, part.offset) == (planned.file(), planned.offset);
+                places[part.file].get(planned.name(content).as_str()) == Some(&(part.offset, part.bytes))
+                    && (!self.is_staging || is_in_place && !file.is_shared)
+            };
+            part.bytes == planned.bytes(content)
+                && (part.bytes == 0 || self.files.get(part.file).is_some_and(is_in))
+        });
+        are_there && parts.next().is_none()
     }
 
     /// The path of a weight file.
@@ -128,24 +169,11 @@ impl Store {
 
     /// The tensor, where what is recorded of it is what the plan wants of it and its bytes can be there.
     pub fn find(&self, wanted: &Wanted<'_>, export: usize, checks: Checks) -> Option<&Finished> {
-        let found = self.finished.get(&wanted.plan.model.tensors[wanted.tensor].name)?;
-        let print = wanted.print;
-        let planned =
-            print.tensors[export].iter().map(|&output| &wanted.plan.exports[export].tensors[output]);
-        let is_there = |(planned, part): (&OutputTensor, &WrittenPart)| {
-            let is_in = |file: &StoredFile| {
-                let is_in_place = (part.file, part.offset) == (planned.file, planned.offset);
-                file.tensors.get(&planned.name) == Some(&(part.offset, part.bytes))
-                    && (!self.is_staging || is_in_place && !file.is_shared)
-            };
-            part.bytes == planned.bytes && (part.bytes == 0 || self.files.get(part.file).is_some_and(is_in))
-        };
-        let fits = found.numbers == print.numbers
-            && found.output == print.outputs[export]
+        let found = self.finished[wanted.tensor].as_deref()?;
+        let fits = found.numbers == wanted.prints.numbers(wanted.tensor)
+            && found.output == wanted.prints.output(export, wanted.tensor)
             && self.header.checks.cover(checks)
-            && found.parts.len() == planned.len()
-            && wanted.is_measured_by(found, checks)
-            && planned.zip(&found.parts).all(is_there);
+            && wanted.is_measured_by(found, checks);
         fits.then_some(found)
     }
 }
@@ -154,7 +182,7 @@ impl Store {
 pub(super) struct Wanted<'a> {
     pub plan: &'a Plan,
     pub tensor: usize,
-    pub print: &'a TensorPrint,
+    pub prints: &'a Prints,
     /// Its pieces.
     pub pieces: &'a [Piece],
 }
@@ -165,7 +193,10 @@ impl Wanted<'_> {
         let tensor = &self.plan.model.tensors[self.tensor];
         let inputs = 1 + usize::from(tensor.fp8.is_some());
         let is_quantized = self.plan.decisions[self.tensor].treatment().is_some();
-        let is_of = |(piece, distortion): (&Piece, &Option<Distortion>)| match (piece.matrix, distortion) {
+        let is_of = |(piece, distortion): (&Piece, &Option<Distortion>)| match (
+            piece.matrix(&self.plan.model),
+            distortion,
+        ) {
             (Some(view), Some(distortion)) => is_quantized && distortion.is_of(view.rows, view.cols),
             (None, Some(_)) => false,
             (Some(view), None) => !is_quantized || !checks.measure || view.rows == 0 || view.cols == 0,
@@ -204,11 +235,16 @@ pub(super) struct Stores {
 ///
 /// # Errors
 /// Where that folder cannot be moved.
-pub(super) fn stores(export: &ExportPlan) -> Result<Stores, Failure> {
+pub(super) fn stores(plan: &Plan, export: &ExportPlan) -> Result<Stores, Failure> {
     let mut out = Stores::default();
-    match record::read(&siblings::record(&export.path)) {
+    // Names are those of the model, of which there is one text; what is not of the model is of no use.
+    let known = |mut finished: Finished| {
+        finished.name = plan.model.by_name(&finished.name)?.name.clone();
+        Some(finished)
+    };
+    match record::read(&siblings::record(&export.path), known) {
         Found::Record(header, finished) if export.path.is_dir() => {
-            out.stores.extend(Store::open(&export.path, header, finished, false));
+            out.stores.extend(Store::open(plan, export, &export.path, (header, finished), false));
         }
         Found::OfAnother(which) if export.path.is_dir() => {
             out.notes.push(format!("everything is made anew: the last output is of {which}"));
@@ -216,9 +252,9 @@ pub(super) fn stores(export: &ExportPlan) -> Result<Stores, Failure> {
         _ => {}
     }
     let folder = siblings::staging(&export.path);
-    match record::read(&siblings::journal(&export.path)) {
+    match record::read(&siblings::journal(&export.path), known) {
         Found::Record(header, finished) if folder.is_dir() => {
-            let is_staging = header.layout == fingerprint::layout(export);
+            let is_staging = header.layout == fingerprint::layout(plan, export);
             let root = if is_staging {
                 folder
             } else {
@@ -227,7 +263,7 @@ pub(super) fn stores(export: &ExportPlan) -> Result<Stores, Failure> {
                 fs::rename(&folder, &aside).map_err(|error| files::cannot_write("move", &folder, &error))?;
                 aside
             };
-            out.stores.extend(Store::open(&root, header, finished, is_staging));
+            out.stores.extend(Store::open(plan, export, &root, (header, finished), is_staging));
         }
         Found::OfAnother(which) if folder.is_dir() => {
             out.notes.push(format!("an interrupted run cannot be taken up: it was of {which}"));

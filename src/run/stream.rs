@@ -20,7 +20,8 @@ use super::workers::Workers;
 use crate::exit::Exit;
 use crate::export::{Staging, files};
 use crate::finding::{Failure, Finding};
-use crate::plan::fingerprint::TensorPrint;
+use crate::model::MatrixView;
+use crate::plan::fingerprint::Prints;
 use crate::plan::{Piece, PieceOutput, Plan};
 use crate::quant::{
     BadValue, BadWeight, Distortion, FloatType, Granularity, Isa, Quantized, Quantizer, Scratch, Survey,
@@ -81,7 +82,7 @@ pub(super) struct Run<'a> {
     /// The record of each export.
     pub journals: &'a [Journal],
     /// The fingerprints of all source tensors.
-    pub prints: &'a [TensorPrint],
+    pub prints: &'a Prints,
     pub checks: Checks,
     pub isa: Isa,
     pub collector: &'a Collector<'a>,
@@ -176,7 +177,7 @@ fn survey_pass(
 }
 
 fn bad_weight(plan: &Plan, piece: &Piece, tile: Tile, bad: BadWeight) -> Failure {
-    let tensor = &plan.model.tensors[piece.tensor];
+    let tensor = &plan.model.tensors[piece.tensor()];
     let (row, column) = (tile.start + bad.row as u64, bad.col);
     let message = match bad.what {
         BadValue::ScaleOverflow => {
@@ -185,12 +186,12 @@ fn bad_weight(plan: &Plan, piece: &Piece, tile: Tile, bad: BadWeight) -> Failure
         _ => format!("`{}` holds {}", tensor.name, bad.what),
     };
     let mut finding = Finding::error("model::bad-weight", message);
-    let pointer = plan.decisions[piece.tensor].rule.pointer.as_deref();
+    let pointer = plan.decisions[piece.tensor()].rule.pointer.as_deref();
     finding = finding.at_opt(
         pointer.and_then(|pointer| plan.loaded.place(pointer)),
         format!("quantized by this rule; row {row}, column {column}"),
     );
-    let file = &plan.model.shards[tensor.shard].name;
+    let file = &plan.model.shards[tensor.shard()].name;
     Failure::new(
         Exit::BadModel,
         finding.help(format!(
@@ -209,30 +210,30 @@ impl Pass<'_> {
             None => self.keep(piece, tile, buffers)?,
         }
         let bytes = buffers.source.weights.len() as u64;
-        self.listener.on_event(&Event::Tile { tensor: piece.tensor, bytes });
-        if self.collector.tile_done(piece.tensor) {
+        self.listener.on_event(&Event::Tile { tensor: piece.tensor(), bytes });
+        if self.collector.tile_done(piece.tensor()) {
             let distortion = self.collector.distortion_of(tile.piece);
             for (export, journal) in self.journals.iter().enumerate() {
-                let print = &self.prints[piece.tensor];
                 if let Some(finished) =
-                    take_over::finished(self.plan, print, export, piece.tensor, self.collector)
+                    take_over::finished(self.plan, self.prints, export, piece.tensor(), self.collector)
                 {
-                    journal.add(finished)?;
+                    journal.add(&finished)?;
                 }
             }
-            let name = self.plan.model.tensors[piece.tensor].name.clone();
-            self.listener.on_event(&Event::Tensor { tensor: piece.tensor, name, distortion });
+            let name = self.plan.model.tensors[piece.tensor()].name.to_string();
+            self.listener.on_event(&Event::Tensor { tensor: piece.tensor(), name, distortion });
         }
         Ok(())
     }
 
     /// Writes a tile of a tensor that is kept.
     fn keep(&self, piece: &Piece, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
-        let tensor = &self.plan.model.tensors[piece.tensor];
+        let tensor = &self.plan.model.tensors[piece.tensor()];
         let bytes = &buffers.source.weights;
         // Elements of a kept tensor are counted in bytes, of a matrix and of scaled FP8 in rows.
         let element = tensor.dtype.bits().div_ceil(8);
-        let start = match (piece.matrix, tensor.fp8) {
+        let view = piece.matrix(&self.plan.model);
+        let start = match (view, tensor.fp8) {
             (Some(view), _) => tile.start * view.cols * element,
             (None, Some(_)) => {
                 tile.start * (tensor.elements() / tensor.shape.first().copied().unwrap_or(1).max(1)) * element
@@ -243,18 +244,19 @@ impl Pass<'_> {
             && let Some(element_in_tile) = first_not_finite(tensor.dtype, bytes)
         {
             let at = start / element + element_in_tile;
-            let at = piece.matrix.map_or(at, |view| {
+            let at = view.map_or(at, |view| {
                 let (row, column) = (at / view.cols, at % view.cols);
                 view.offset / element + row * view.row_stride + column * view.column_stride
             });
-            self.collector.not_finite(piece.tensor, at);
+            self.collector.not_finite(piece.tensor(), at);
         }
         for export in 0..self.plan.exports.len() {
             match self.plan.exports[export].pieces[tile.piece] {
                 PieceOutput::Copy { tensor } => {
-                    self.write_and_check(export, tensor, start, bytes, &mut buffers.read_back)?;
+                    self.write_and_check(export, tensor as usize, start, bytes, &mut buffers.read_back)?;
                 }
                 PieceOutput::InPlace { tensor } => {
+                    let tensor = tensor as usize;
                     self.write_in_place(export, tensor, piece, tile, bytes, &mut buffers.read_back)?;
                 }
                 PieceOutput::Codes { .. } | PieceOutput::Dequantized { .. } => {}
@@ -275,39 +277,38 @@ impl Pass<'_> {
         let rows = tile.count as usize;
         let distortion = self.encode(piece, tile, quantizer, &source.weights, quantized, scratch)?;
         let scheme = *quantizer.scheme();
+        let view = piece.matrix(&self.plan.model);
         for export in 0..self.plan.exports.len() {
-            match &self.plan.exports[export].pieces[tile.piece] {
+            match self.plan.exports[export].pieces[tile.piece] {
                 PieceOutput::Copy { .. } => {}
                 PieceOutput::InPlace { tensor } => {
-                    let written = self.plan.model.tensors[piece.tensor].dtype;
+                    let tensor = tensor as usize;
+                    let written = self.plan.model.tensors[piece.tensor()].dtype;
                     if written == crate::model::Dtype::F64 {
                         // F64 is quantized from F32, and left alone as it was.
                         convert(FloatType::F32, written, &source.weights, dequantized);
-                        self.write_in_place(export, *tensor, piece, tile, dequantized, read_back)?;
+                        self.write_in_place(export, tensor, piece, tile, dequantized, read_back)?;
                     } else {
-                        self.write_in_place(export, *tensor, piece, tile, &source.weights, read_back)?;
+                        self.write_in_place(export, tensor, piece, tile, &source.weights, read_back)?;
                     }
                 }
                 PieceOutput::Codes { codes, scales, zero_points, shape } => {
-                    let parts = Parts::of(
-                        tile,
-                        &scheme,
-                        piece.matrix.map_or(0, |view| view.cols as usize),
-                        quantized,
-                    );
-                    self.write_and_check(export, *codes, parts.codes, &quantized.codes, read_back)?;
+                    let parts =
+                        Parts::of(tile, &scheme, view.map_or(0, |view| view.cols as usize), quantized);
+                    self.write_and_check(export, codes as usize, parts.codes, &quantized.codes, read_back)?;
                     let whole = scheme.granularity == Granularity::Tensor;
                     if !whole || tile.number == 0 {
-                        self.write_and_check(export, *scales, parts.scales, &quantized.scales, read_back)?;
+                        let scales = scales as usize;
+                        self.write_and_check(export, scales, parts.scales, &quantized.scales, read_back)?;
                         if let Some(zero_points) = zero_points {
                             let (start, bytes) = (parts.zero_points, &quantized.zero_points);
-                            self.write_and_check(export, *zero_points, start, bytes, read_back)?;
+                            self.write_and_check(export, zero_points as usize, start, bytes, read_back)?;
                         }
                     }
                     if let Some(shape) = shape
                         && tile.number == 0
                     {
-                        self.write_and_check(export, *shape, 0, &shape_bytes(piece), read_back)?;
+                        self.write_and_check(export, shape as usize, 0, &shape_bytes(view), read_back)?;
                     }
                 }
                 PieceOutput::Dequantized { tensor } => {
@@ -319,7 +320,7 @@ impl Pass<'_> {
                         [&mut *dequantized, &mut *converted],
                         scratch,
                     );
-                    self.write_in_place(export, *tensor, piece, tile, dequantized, read_back)?;
+                    self.write_in_place(export, tensor as usize, piece, tile, dequantized, read_back)?;
                 }
             }
         }
@@ -351,7 +352,7 @@ impl Pass<'_> {
             // What is measured while codes are in registers has to be what the bytes mean. One tile of each kind is enough to see
             // that kernels which fit together on other machines do so on this one.
             let meant = quantizer.measure(weights, quantized.view(), rows, scratch);
-            check_measured(&self.plan.model.tensors[piece.tensor].name, &measured, &meant)?;
+            check_measured(&self.plan.model.tensors[piece.tensor()].name, &measured, &meant)?;
         }
         let faint = quantizer.faint_signal(weights, quantized.view(), rows);
         Ok(Some(Distortion { faint, ..measured }))
@@ -359,8 +360,8 @@ impl Pass<'_> {
 
     /// The first byte of a tile's rows in the tensor as it is delivered and written.
     fn start_in_tensor(&self, piece: &Piece, tile: Tile) -> u64 {
-        let tensor = &self.plan.model.tensors[piece.tensor];
-        let Some(view) = piece.matrix else { return tile.start };
+        let tensor = &self.plan.model.tensors[piece.tensor()];
+        let Some(view) = piece.matrix(&self.plan.model) else { return tile.start };
         let (stored, written) = (tensor.stored.bits().max(8), tensor.dtype.bits().max(8));
         view.offset / (stored / 8) * (written / 8) + tile.start * view.row_stride * (written / 8)
     }
@@ -376,7 +377,7 @@ impl Pass<'_> {
         scratch: &mut Scratch,
     ) {
         quantizer.dequantize(quantized.view(), rows, dequantized, scratch);
-        let tensor = &self.plan.model.tensors[piece.tensor];
+        let tensor = &self.plan.model.tensors[piece.tensor()];
         let scale_type = quantizer.scheme().scale_type;
         if scale_type.name() != tensor.dtype.name() {
             convert(scale_type, tensor.dtype, dequantized, converted);
@@ -394,7 +395,7 @@ impl Pass<'_> {
         bytes: &[u8],
         read_back: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        if piece.matrix.is_some_and(|view| !view.is_contiguous()) {
+        if piece.matrix(&self.plan.model).is_some_and(|view| !view.is_contiguous()) {
             return self.scatter(export, tensor, piece, tile, bytes, read_back);
         }
         self.write_and_check(export, tensor, self.start_in_tensor(piece, tile), bytes, read_back)
@@ -412,8 +413,8 @@ impl Pass<'_> {
         read_back: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         let start = self.start_in_tensor(piece, tile);
-        let Some(view) = piece.matrix else { return Ok(()) };
-        let element = (self.plan.model.tensors[piece.tensor].dtype.bits() / 8) as usize;
+        let Some(view) = piece.matrix(&self.plan.model) else { return Ok(()) };
+        let element = (self.plan.model.tensors[piece.tensor()].dtype.bits() / 8) as usize;
         let row_bytes = view.cols as usize * element;
         let mut stretch = vec![0_u8; tile.count as usize * element];
         for column in 0..view.cols as usize {
@@ -435,7 +436,7 @@ impl Pass<'_> {
 
     fn write(&self, export: usize, tensor: usize, start: u64, bytes: &[u8]) -> Result<(), Failure> {
         let planned = &self.plan.exports[export].tensors[tensor];
-        let staged = &self.staging[export].weights[planned.file];
+        let staged = &self.staging[export].weights[planned.file()];
         let offset = planned.offset + start;
         files::write_at(staged, offset, bytes)?;
         self.collector.output(export, tensor, start, bytes);
@@ -456,7 +457,7 @@ impl Pass<'_> {
             return Ok(());
         }
         let planned = &self.plan.exports[export].tensors[tensor];
-        let staged = &self.staging[export].weights[planned.file];
+        let staged = &self.staging[export].weights[planned.file()];
         if !files::holds(staged, planned.offset + start, bytes, read_back)? {
             self.collector.mismatch(export, tensor);
         }
@@ -513,9 +514,9 @@ impl Parts {
 }
 
 /// The contents of `weight_shape`: rows and columns as I64.
-fn shape_bytes(piece: &Piece) -> [u8; 16] {
+fn shape_bytes(view: Option<MatrixView>) -> [u8; 16] {
     let mut bytes = [0; 16];
-    if let Some(view) = piece.matrix {
+    if let Some(view) = view {
         bytes[..8].copy_from_slice(&view.rows.to_le_bytes());
         bytes[8..].copy_from_slice(&view.cols.to_le_bytes());
     }
@@ -561,8 +562,8 @@ pub(super) fn total_bytes(plan: &Plan, pieces: &[usize]) -> u64 {
         .iter()
         .map(|&index| {
             let piece = &plan.pieces[index];
-            let tensor = &plan.model.tensors[piece.tensor];
-            match piece.matrix {
+            let tensor = &plan.model.tensors[piece.tensor()];
+            match piece.matrix(&plan.model) {
                 Some(view) => view.rows * view.cols * tensor.working_dtype().bits() / 8,
                 None if tensor.fp8.is_some() => tensor.elements() * tensor.dtype.bits() / 8,
                 None => Cut::of(plan, index).total,

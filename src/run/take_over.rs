@@ -12,7 +12,7 @@ use crate::export::files;
 use crate::export::staging::FileStart;
 use crate::finding::Failure;
 use crate::plan::Plan;
-use crate::plan::fingerprint::TensorPrint;
+use crate::plan::fingerprint::Prints;
 
 /// Bytes of a stretch that is copied at once: a run can be cancelled between two.
 const STRETCH: u64 = 16 << 20;
@@ -31,26 +31,23 @@ struct Stretch<'a> {
 
 /// Tells the collector what is known of the tensors that are taken over.
 pub(super) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector: &Collector<'_>) {
-    let mut pieces: Vec<Vec<usize>> = vec![Vec::new(); plan.model.tensors.len()];
-    for (index, piece) in plan.pieces.iter().enumerate() {
-        pieces[piece.tensor].push(index);
-    }
-    for (tensor, taken) in reuse.tensors.iter().enumerate() {
-        let Some(first) = taken.as_ref().and_then(|taken| taken.first()) else { continue };
+    for tensor in 0..plan.model.tensors.len() {
+        let Some(first) = reuse.tensors.get(tensor).and_then(|mut taken| taken.next()) else { continue };
         let finished = first.finished;
         if let Some(&checksum) = finished.source.first() {
             collector.known_source(tensor, checksum);
         }
         if checks.measure {
-            for (&piece, distortion) in pieces[tensor].iter().zip(&finished.pieces) {
+            for (piece, distortion) in plan.pieces_of(tensor).zip(&finished.pieces) {
                 collector.known_distortion(piece, *distortion);
             }
         }
         if let Some(element) = finished.not_finite.filter(|_| checks.finite) {
             collector.not_finite(tensor, element);
         }
-        for (export, taken) in taken.iter().flatten().enumerate() {
-            for (&output, part) in reuse.prints[tensor].tensors[export].iter().zip(&taken.finished.parts) {
+        for (export, taken) in reuse.tensors.get(tensor).into_iter().flatten().enumerate() {
+            let outputs = plan.exports[export].tensors_of(plan, tensor);
+            for (output, part) in outputs.zip(&taken.finished.parts) {
                 collector.known_output(export, output, part.checksum);
             }
         }
@@ -81,7 +78,7 @@ pub(super) fn take_over(
         read_back(run, reuse, stores, workers, cancel)?;
     }
     for (export, journal) in run.journals.iter().enumerate() {
-        taken(plan, reuse, export).try_for_each(|finished| journal.add(finished))?;
+        taken(plan, reuse, export).try_for_each(|finished| journal.add(&finished))?;
     }
     Ok(())
 }
@@ -92,12 +89,12 @@ pub(super) fn taken<'a>(
     reuse: &'a Reuse<'_>,
     export: usize,
 ) -> impl Iterator<Item = Finished> + 'a {
-    reuse.tensors.iter().enumerate().filter_map(move |(tensor, taken)| {
-        let finished = taken.as_ref()?[export].finished;
-        let parts = reuse.prints[tensor].tensors[export].iter().zip(&finished.parts);
-        let moved = parts.map(|(&output, part)| {
+    (0..plan.model.tensors.len()).filter_map(move |tensor| {
+        let finished = reuse.tensors.of(tensor, export)?.finished;
+        let parts = plan.exports[export].tensors_of(plan, tensor).zip(&finished.parts);
+        let moved = parts.map(|(output, part)| {
             let planned = &plan.exports[export].tensors[output];
-            WrittenPart { file: planned.file, offset: planned.offset, ..*part }
+            WrittenPart { file: planned.file(), offset: planned.offset, ..*part }
         });
         Some(Finished { parts: moved.collect(), ..finished.clone() })
     })
@@ -108,19 +105,20 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<St
     let mut out: Vec<Stretch<'a>> = Vec::new();
     for (export, planned) in plan.exports.iter().enumerate() {
         for (index, tensor) in planned.tensors.iter().enumerate() {
-            if tensor.bytes == 0 || matches!(reuse.starts[export][tensor.file], FileStart::Linked(_)) {
+            let (file, bytes) = (tensor.file(), tensor.bytes(plan.content()));
+            if bytes == 0 || matches!(reuse.starts[export][file], FileStart::Linked(_)) {
                 continue;
             }
-            let Some((taken, part)) = reuse.part(export, tensor.tensor, index) else { continue };
+            let Some((taken, part)) = reuse.part(plan, export, index) else { continue };
             let store = &stores[export].stores[taken.store];
             if store.is_staging {
                 // It lies where it belongs.
                 continue;
             }
-            let (mut from_offset, mut offset, mut left) = (part.offset, tensor.offset, tensor.bytes);
+            let (mut from_offset, mut offset, mut left) = (part.offset, tensor.offset, bytes);
             while left > 0 {
                 let follows = out.last_mut().filter(|last| {
-                    (last.export, last.file) == (export, tensor.file)
+                    (last.export, last.file) == (export, file)
                         && last.store.path(last.from) == store.path(part.file)
                         && last.offset + last.len == offset
                         && last.from_offset + last.len == from_offset
@@ -130,15 +128,9 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<St
                 let len = left.min(room);
                 match follows {
                     Some(last) => last.len += len,
-                    None => out.push(Stretch {
-                        export,
-                        store,
-                        from: part.file,
-                        from_offset,
-                        file: tensor.file,
-                        offset,
-                        len,
-                    }),
+                    None => {
+                        out.push(Stretch { export, store, from: part.file, from_offset, file, offset, len })
+                    }
                 }
                 (from_offset, offset, left) = (from_offset + len, offset + len, left - len);
             }
@@ -159,10 +151,9 @@ fn read_back(
     let mut copied: Vec<(usize, usize, u64)> = Vec::new();
     for (export, planned) in plan.exports.iter().enumerate() {
         for (index, tensor) in planned.tensors.iter().enumerate() {
-            let taken = reuse.part(export, tensor.tensor, index);
-            if let Some((taken, part)) = taken
+            if let Some((taken, part)) = reuse.part(plan, export, index)
                 && !stores[export].stores[taken.store].is_staging
-                && !matches!(reuse.starts[export][tensor.file], FileStart::Linked(_))
+                && !matches!(reuse.starts[export][tensor.file()], FileStart::Linked(_))
             {
                 copied.push((export, index, part.checksum));
             }
@@ -170,12 +161,13 @@ fn read_back(
     }
     workers.each_of(cancel, &copied, |&(export, index, meant), buffer: &mut Vec<u8>| {
         let tensor = &plan.exports[export].tensors[index];
+        let bytes = tensor.bytes(plan.content());
         let (mut crc, mut start) = (0, 0);
-        while start < tensor.bytes {
+        while start < bytes {
             cancel.check()?;
-            let count = (tensor.bytes - start).min(1 << 20);
+            let count = (bytes - start).min(1 << 20);
             buffer.resize(count as usize, 0);
-            files::read_at(&run.staging[export].weights[tensor.file], tensor.offset + start, buffer)?;
+            files::read_at(&run.staging[export].weights[tensor.file()], tensor.offset + start, buffer)?;
             crc = checksum::joined(crc, checksum::of(buffer), count);
             start += count;
         }
@@ -190,30 +182,29 @@ fn read_back(
 /// or what was measured cannot be written down.
 pub(super) fn finished(
     plan: &Plan,
-    print: &TensorPrint,
+    prints: &Prints,
     export: usize,
     tensor: usize,
     collector: &Collector<'_>,
 ) -> Option<Finished> {
     let info = &plan.model.tensors[tensor];
-    let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor));
-    let first = plan.pieces.partition_point(|piece| piece.tensor < tensor);
-    let pieces = plan.pieces[first..].iter().take_while(|piece| piece.tensor == tensor).count();
-    let parts = print.tensors[export].iter().map(|&output| {
+    let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor as usize));
+    let parts = plan.exports[export].tensors_of(plan, tensor).map(|output| {
         let planned = &plan.exports[export].tensors[output];
         let checksum =
             collector.output_checksum(export, output).filter(|_| !collector.is_mismatch(export, output))?;
-        Some(WrittenPart { file: planned.file, offset: planned.offset, bytes: planned.bytes, checksum })
+        let bytes = planned.bytes(plan.content());
+        Some(WrittenPart { file: planned.file(), offset: planned.offset, bytes, checksum })
     });
-    let distortions: Vec<_> = (first..first + pieces).map(|piece| collector.distortion_of(piece)).collect();
+    let distortions: Box<[_]> = plan.pieces_of(tensor).map(|piece| collector.distortion_of(piece)).collect();
     // JSON has no numbers that are not finite.
     if distortions.iter().flatten().any(|distortion| !distortion.is_finite()) {
         return None;
     }
     Some(Finished {
         name: info.name.clone(),
-        numbers: print.numbers.clone(),
-        output: print.outputs[export].clone(),
+        numbers: prints.numbers(tensor),
+        output: prints.output(export, tensor),
         source: inputs.map(|input| collector.source_checksum(input)).collect::<Option<_>>()?,
         pieces: distortions,
         not_finite: collector.not_finite_of(tensor),

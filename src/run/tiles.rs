@@ -34,11 +34,11 @@ impl Cut {
     #[must_use]
     pub fn of(plan: &Plan, piece: usize) -> Self {
         let piece = &plan.pieces[piece];
-        let tensor = &plan.model.tensors[piece.tensor];
-        match &piece.matrix {
+        let tensor = &plan.model.tensors[piece.tensor()];
+        match piece.matrix(&plan.model) {
             Some(matrix) => {
                 let width = tile_weight_bytes(tensor.stored.bits(), tensor.working_dtype().bits());
-                let treatment = plan.decisions[piece.tensor].treatment();
+                let treatment = plan.decisions[piece.tensor()].treatment();
                 let multiple = treatment.map_or(1, |treatment| treatment.scheme.row_multiple() as u64);
                 Self { total: matrix.rows, step: tile_rows(matrix.cols, width, multiple) }
             }
@@ -143,7 +143,7 @@ impl<'p> Queue<'p> {
 fn stretches(plan: &Plan, pieces: &[usize]) -> Vec<Range<usize>> {
     let file = |piece: usize| {
         let export = plan.exports.first()?;
-        Some(export.tensors[export.pieces[piece].tensors().next()?].file)
+        Some(export.tensors[export.pieces[piece].tensors().next()?].file())
     };
     let mut out: Vec<(Option<usize>, Range<usize>)> = Vec::new();
     for (position, &piece) in pieces.iter().enumerate() {

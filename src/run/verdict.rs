@@ -46,24 +46,10 @@ pub struct Judgement {
     pub failed: Option<(usize, Exit)>,
 }
 
-/// The distortion of each source tensor, over all of its pieces.
-#[must_use]
-pub fn by_tensor(plan: &Plan, measured: &Measured) -> Vec<Option<Distortion>> {
-    let mut out: Vec<Option<Distortion>> = vec![None; plan.model.tensors.len()];
-    for (piece, distortion) in plan.pieces.iter().zip(&measured.pieces) {
-        let Some(distortion) = distortion else { continue };
-        match &mut out[piece.tensor] {
-            Some(known) => known.merge(distortion, 0),
-            empty => *empty = Some(*distortion),
-        }
-    }
-    out
-}
-
 /// Judges every gate of a plan, with the weight files of each export in one of the folders.
 #[must_use]
 pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement {
-    let tensors = by_tensor(plan, measured);
+    let tensors = &measured.tensors;
     let mut judgement =
         Judgement { gates: Vec::new(), complaints: Vec::new(), shown: Vec::new(), failed: None };
     for (index, stage) in plan.recipe().stages.iter().enumerate() {
@@ -75,7 +61,7 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
         };
         let gate = match stage {
             Stage::Validate(validate) => {
-                let complaints = validate_complaints(plan, measured, folders, &tensors, index, validate);
+                let complaints = validate_complaints(plan, measured, folders, tensors, index, validate);
                 let on_failure = validate.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Error);
                 let damaged =
                     complaints.iter().any(|complaint| complaint.finding.code.starts_with("output::"));
@@ -85,13 +71,13 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
                     on_failure,
                     fail_on: FailOn::Critical,
                     exit,
-                    summary: measured_summary(&tensors),
+                    summary: measured_summary(tensors),
                 }
             }
             Stage::CheckWarnings(check) => {
-                let complaints = check_complaints(plan, &tensors, index, check);
+                let complaints = check_complaints(plan, tensors, index, check);
                 let on_failure = check.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Warn);
-                let summary = check_summary(&tensors, check);
+                let summary = check_summary(tensors, check);
                 Gate { complaints, on_failure, fail_on: check.fail_on, exit: Exit::GateFailed, summary }
             }
             Stage::Export(_) => {
@@ -136,7 +122,7 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
         }
         judgement.complaints.extend(gate.complaints);
     }
-    if let Some(finding) = signal::dominant_tensor(plan, &tensors) {
+    if let Some(finding) = signal::dominant_tensor(plan, tensors) {
         judgement.shown.push(finding.clone());
         judgement.complaints.push(Complaint { is_critical: false, finding });
     }
@@ -256,7 +242,9 @@ fn validate_complaints(
                 let mismatched: Vec<String> = measured
                     .mismatches
                     .iter()
-                    .map(|mismatch| plan.exports[mismatch.export].tensors[mismatch.tensor].name.clone())
+                    .map(|mismatch| {
+                        plan.exports[mismatch.export].tensors[mismatch.tensor].name(plan.content())
+                    })
                     .collect();
                 if let Some(first) = mismatched.first() {
                     let message = format!("`{first}` was not read back as it was written");
@@ -267,7 +255,7 @@ fn validate_complaints(
                     complain("checks", Finding::error("output::round-trip", message).help(help));
                 }
                 for (export, folder) in plan.exports.iter().zip(folders) {
-                    if let Some(problem) = super::verify::headers(export, folder) {
+                    if let Some(problem) = super::verify::headers(plan.content(), export, folder) {
                         complain("checks", Finding::error("output::round-trip", problem));
                     }
                 }

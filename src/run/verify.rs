@@ -1,8 +1,8 @@
 //! Does a written output hold what was meant? Sizes and headers against the plan, files against the checksums of their report.
 
-use std::collections::{BTreeMap, HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File};
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::path::{Component, Path};
 
 use super::cancel::Cancel;
@@ -12,7 +12,7 @@ use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{Entry, Folder};
 use crate::fs::regular::{self, limit};
 use crate::model::header;
-use crate::plan::{ExportPlan, OutputTensor};
+use crate::plan::{Content, ExportPlan};
 use crate::report::{self, FileRecord, OutputRecord, Report};
 
 /// The first file of a folder that has another size than planned, in words.
@@ -30,34 +30,37 @@ pub fn sizes(export: &ExportPlan, folder: &Path) -> Option<String> {
 
 /// Opens a written folder as any reader would and compares every tensor with the plan; the first difference, in words.
 #[must_use]
-pub fn headers(export: &ExportPlan, folder: &Path) -> Option<String> {
-    export.files.iter().enumerate().find_map(|(index, file)| {
+pub fn headers(content: Content<'_>, export: &ExportPlan, folder: &Path) -> Option<String> {
+    export.files.iter().find_map(|file| {
         let opened = regular::open(&folder.join(&file.name));
-        let read = opened.map(|opened| header::read(std::io::BufReader::new(opened), file.bytes, &file.name));
+        let read = opened.map(|opened| header::read(opened, file.bytes, &file.name));
         let found = match read {
             Ok(Ok(header)) => header,
             Ok(Err(findings)) => return findings.first().map(|finding| finding.message.clone()),
             Err(error) => return Some(format!("{} cannot be read: {error}", file.name)),
         };
-        let mut planned: HashMap<&str, &OutputTensor> = export
-            .tensors
-            .iter()
-            .filter(|tensor| tensor.file == index)
-            .map(|tensor| (tensor.name.as_str(), tensor))
-            .collect();
-        for tensor in &found.tensors {
-            let meant = planned.remove(tensor.name.as_str());
-            let same = meant.is_some_and(|meant| {
-                meant.dtype == tensor.dtype.name()
-                    && meant.shape == tensor.shape
+        let planned = &export.tensors[file.tensors.clone()];
+        let mut by_name: Vec<u32> = (0..planned.len() as u32).collect();
+        by_name.sort_unstable_by(|&a, &b| planned[a as usize].cmp_names(&planned[b as usize], content));
+        let mut is_found = vec![false; planned.len()];
+        for tensor in found.tensors() {
+            let name = |index: u32| planned[index as usize].name(content);
+            let at = by_name.binary_search_by(|&index| name(index).as_str().cmp(&tensor.name)).ok();
+            let same = at.is_some_and(|at| {
+                let meant = &planned[by_name[at] as usize];
+                !std::mem::replace(&mut is_found[at], true)
+                    && meant.dtype(content) == tensor.dtype.name()
+                    && meant.shape(content) == tensor.shape
                     && meant.offset == tensor.offset
-                    && meant.bytes == tensor.bytes
+                    && meant.bytes(content) == tensor.bytes
             });
             if !same {
                 return Some(format!("`{}` in {} is not as planned", tensor.name, file.name));
             }
         }
-        planned.keys().min().map(|name| format!("`{name}` was planned and is not in {}", file.name))
+        let missing = is_found.iter().position(|is_found| !is_found)?;
+        let name = planned[by_name[missing] as usize].name(content);
+        Some(format!("`{name}` was planned and is not in {}", file.name))
     })
 }
 
@@ -221,8 +224,7 @@ pub(super) fn identify(
     is_hashed: bool,
     cancel: &Cancel,
 ) -> io::Result<FileRecord> {
-    let (mut bytes, mut crc) = (0, 0);
-    let mut hasher = is_hashed.then(blake3::Hasher::new);
+    let mut identity = Identity::new(is_hashed);
     let mut buffer = vec![0; 1 << 20];
     loop {
         if cancel.is_cancelled() {
@@ -230,19 +232,47 @@ pub(super) fn identify(
         }
         match file.read(&mut buffer) {
             Ok(0) => break,
-            Ok(n) => {
-                crc = checksum::joined(crc, checksum::of(&buffer[..n]), n as u64);
-                bytes += n as u64;
-                if let Some(hasher) = &mut hasher {
-                    hasher.update(&buffer[..n]);
-                }
-            }
+            Ok(n) => identity.write_all(&buffer[..n])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    let blake3 = hasher.map(|hasher| hasher.finalize().to_hex().to_string());
-    Ok(FileRecord { name: name.to_owned(), bytes, crc64nvme: checksum::text(crc), blake3 })
+    Ok(identity.of(name))
+}
+
+/// What identifies bytes that are written to it.
+pub(super) struct Identity {
+    bytes: u64,
+    crc: u64,
+    hasher: Option<blake3::Hasher>,
+}
+
+impl Identity {
+    /// With a hash where that is wanted.
+    pub(super) fn new(is_hashed: bool) -> Self {
+        Self { bytes: 0, crc: 0, hasher: is_hashed.then(blake3::Hasher::new) }
+    }
+
+    /// As the record of a file of a name.
+    pub(super) fn of(self, name: &str) -> FileRecord {
+        let blake3 = self.hasher.map(|hasher| hasher.finalize().to_hex().to_string());
+        FileRecord { name: name.to_owned(), bytes: self.bytes, crc64nvme: checksum::text(self.crc), blake3 }
+    }
+}
+
+impl Write for Identity {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.crc = checksum::joined(self.crc, checksum::of(bytes), bytes.len() as u64);
+        self.bytes += bytes.len() as u64;
+        if let Some(hasher) = &mut self.hasher {
+            hasher.update(bytes);
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
 }
 
 #[cfg(test)]

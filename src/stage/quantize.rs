@@ -57,7 +57,7 @@ pub enum ScaleDtype {
 }
 
 /// How engines are told to quantize activations at run time.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema, Hash)]
 #[serde(rename_all = "kebab-case")]
 pub enum ActivationScheme {
     /// Weights only.

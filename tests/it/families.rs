@@ -61,38 +61,42 @@ fn codes(failure: &Failure) -> Vec<&'static str> {
 fn check(name: &str, plan: &Plan) {
     for export in &plan.exports {
         let stage = export.stage;
-        let modules = quantized_modules(&plan.decisions, &plan.pieces, stage);
-        let kept = left_alone(&plan.model, &plan.classes, &plan.decisions, &plan.pieces, stage);
-        let kept: Vec<&str> = kept.iter().map(String::as_str).collect();
+        let modules = quantized_modules(plan.content(), stage);
+        let kept = left_alone(plan.content(), &plan.classes, stage);
         let found = contradictions(&config(export), &modules, &kept);
         assert!(found.is_empty(), "{name}: {found:?}");
 
         // Every tensor leaves, and every byte of the files is a header's or some tensor's.
         for (index, tensor) in plan.model.tensors.iter().enumerate() {
-            let parts: Vec<_> = export.tensors.iter().filter(|out| out.tensor == index).collect();
+            let parts: Vec<_> =
+                export.tensors.iter().filter(|out| out.tensor(plan.content()) == index).collect();
             let is_quantized = plan.decisions[index].treatment().is_some();
             assert!(!parts.is_empty(), "{name}: {} does not leave", tensor.name);
-            let has_codes = parts.iter().any(|part| part.part == Part::Codes);
+            let has_codes = parts.iter().any(|part| part.part() == Part::Codes);
             assert_eq!(has_codes, is_quantized, "{name}: {}", tensor.name);
             if !is_quantized {
                 assert_eq!(
-                    parts.iter().map(|part| part.bytes).sum::<u64>(),
+                    parts.iter().map(|part| part.bytes(plan.content())).sum::<u64>(),
                     tensor.bytes,
                     "{name}: {}",
                     tensor.name
                 );
             }
         }
-        let tensors: u64 = export.tensors.iter().map(|tensor| tensor.bytes).sum();
-        let headers: u64 = export.files.iter().map(|file| file.header.len() as u64).sum();
+        let tensors: u64 = export.tensors.iter().map(|tensor| tensor.bytes(plan.content())).sum();
+        let headers: u64 = export.files.iter().map(|file| file.header_len).sum();
         assert_eq!(tensors + headers, export.weight_bytes(), "{name}: bytes of tensors, headers and files");
     }
     for group in &plan.siblings {
-        let treatment = |member: &usize| plan.decisions[*member].treatment();
-        let first = treatment(&group.members[0]).map(|treatment| treatment.scheme);
-        for member in &group.members {
+        let treatment = |member: usize| plan.decisions[member].treatment();
+        let first = group.members().next().and_then(treatment).map(|treatment| treatment.scheme);
+        for member in group.members() {
             let own = treatment(member).map(|treatment| treatment.scheme);
-            assert_eq!(own, first, "{name}: {} of {} is split", group.fused, group.parent);
+            assert_eq!(
+                own, first,
+                "{name}: {} with {} is split",
+                group.fused, plan.model.tensors[member].name
+            );
         }
     }
 }
@@ -110,7 +114,7 @@ pub fn summary(plan: &Plan) -> String {
     let mut text = String::new();
     let export = &plan.exports[0];
     let mut codes: BTreeMap<String, usize> = BTreeMap::new();
-    for module in quantized_modules(&plan.decisions, &plan.pieces, export.stage) {
+    for module in quantized_modules(plan.content(), export.stage) {
         *codes.entry(numberless(module.name)).or_default() += 1;
     }
     for (module, count) in codes {
@@ -184,10 +188,10 @@ fn only_gpt2_is_refused() {
     let plan = plan_with("gpt2", &["quantize-int4.targets=[Conv1D]", "export.format=dequantized"]);
     let plan = plan.expect("dequantized can always be written");
     let is_wanted = |name: &str| name.ends_with("h.0.mlp.c_fc.weight");
-    let piece = plan.pieces.iter().find(|piece| is_wanted(&plan.model.tensors[piece.tensor].name));
+    let piece = plan.pieces.iter().find(|piece| is_wanted(&plan.model.tensors[piece.tensor()].name));
     let piece = piece.expect("it is there");
-    let view = piece.matrix.expect("a matrix");
-    let shape = &plan.model.tensors[piece.tensor].shape;
+    let view = piece.matrix(&plan.model).expect("a matrix");
+    let shape = &plan.model.tensors[piece.tensor()].shape;
     assert_eq!((&[view.cols, view.rows][..], view.row_stride), (&shape[..], 1));
 }
 
@@ -209,7 +213,8 @@ stages:
 ";
     let experts_quantized = |plan: &Plan| {
         plan.pieces.iter().any(|piece| {
-            plan.decisions[piece.tensor].treatment().is_some() && piece.module.contains(".experts.")
+            plan.decisions[piece.tensor()].treatment().is_some()
+                && piece.module(&plan.model).contains(".experts.")
         })
     };
     // (family, whether vLLM takes its experts)
@@ -251,8 +256,9 @@ fn experts_of_llama_4_are_always_split() {
     );
     let plan = plan_text("llama4", &recipe, &[]).expect("it plans");
     check("llama4", &plan);
-    let shapes: BTreeMap<&str, &[u64]> =
-        plan.exports[0].tensors.iter().map(|tensor| (tensor.name.as_str(), &tensor.shape[..])).collect();
+    let content = plan.content();
+    let shapes: BTreeMap<String, monoquant::model::Shape> =
+        plan.exports[0].tensors.iter().map(|tensor| (tensor.name(content), tensor.shape(content))).collect();
     let experts = "language_model.model.layers.1.feed_forward.experts";
     assert_eq!(shapes[format!("{experts}.3.gate_proj.weight").as_str()], [384, 256]);
     assert_eq!(shapes[format!("{experts}.0.down_proj.weight").as_str()], [256, 384]);
@@ -261,7 +267,12 @@ fn experts_of_llama_4_are_always_split() {
     assert!(ignore.contains(r"\\.experts\\..*$"), "{ignore}");
 
     let plain = plan_text("llama4", &recipe, &["export.format=dequantized"]).expect("it plans");
-    assert!(plain.exports[0].tensors.iter().any(|tensor| tensor.name == format!("{experts}.gate_up_proj")));
+    assert!(
+        plain.exports[0]
+            .tensors
+            .iter()
+            .any(|tensor| tensor.name(plain.content()) == format!("{experts}.gate_up_proj"))
+    );
 }
 
 /// vLLM calls a part of these layers otherwise than the file, and matches entries against its own names.

@@ -101,7 +101,9 @@ fn endless_output(workspace: &Workspace) -> std::path::PathBuf {
         .open(&weights)
         .and_then(|open| open.set_len(file.bytes))
         .expect("a long file");
-    fs::write(path, monoquant::report::sealed(&mut report)).expect("the report");
+    monoquant::report::seal(&mut report);
+    let file = File::create(path).expect("the report");
+    monoquant::report::write(&report, file).expect("the report");
     weights
 }
 

@@ -18,7 +18,7 @@ fn outcome(plan: &Plan) -> BTreeMap<String, BTreeSet<String>> {
     for (tensor, decision) in plan.model.tensors.iter().zip(&plan.decisions) {
         let what = match decision.treatment() {
             Some(treatment) => treatment.scheme.to_string(),
-            None => decision.rule.reason.clone(),
+            None => decision.rule.reason.to_string(),
         };
         let module = tensor.name.trim_end_matches(".weight").trim_start_matches("model.");
         let module = module.replace("layers.0.", "layers.N.").replace("layers.1.", "layers.N.");

@@ -259,8 +259,11 @@ fn weighed(workspace: &Workspace, file: &str, on_missing: &str) -> Result<Plan, 
 
 /// The importance of a module's columns in a plan.
 fn columns<'p>(plan: &'p Plan, module: &str) -> Option<&'p [f32]> {
-    let number = plan.pieces.iter().position(|piece| piece.module == module && piece.matrix.is_some());
-    plan.weighing.pieces[number.expect("a matrix")].as_ref().map(monoquant::quant::Importance::columns)
+    let number = plan
+        .pieces
+        .iter()
+        .position(|piece| piece.module(&plan.model) == module && piece.matrix(&plan.model).is_some());
+    plan.weighing.of(number.expect("a matrix")).map(monoquant::quant::Importance::columns)
 }
 
 fn copy(workspace: &Workspace, name: &str) {

@@ -1,10 +1,13 @@
 //! The `ignore` list of a config: every linear module that holds plain numbers.
 
+use std::borrow::Cow;
 use std::collections::{BTreeMap, HashSet};
 
+use indexmap::IndexSet;
 use regex::RegexSet;
 
-use super::names::{Cut, below, escape_tail, hits_any, in_list, is_renamed, layers_pattern};
+use super::QuantizedModule;
+use super::names::{Cut, Quantized, below, escape_tail, in_list, is_renamed, layers_pattern};
 use crate::plan::siblings::experts_parent;
 
 /// The last words of output heads. They are always ignored where nothing quantized is called so, even where the file has none
@@ -27,15 +30,16 @@ const IGNORED_ROLES: &[&str] = &[
 ];
 
 /// The `ignore` list: the heads and roles that are left alone, then parts of the model, then single modules.
-pub(super) fn ignore(quantized: &[&str], left_alone: &[&str]) -> Vec<String> {
-    let is_free = |head: &&&str| !hits_any(&format!(r"(.*\.)?{head}$"), quantized);
+pub(super) fn ignore(quantized: &[QuantizedModule<'_>], left_alone: &[Cow<'_, str>]) -> Vec<String> {
+    let known = Quantized::new(quantized);
+    let is_free = |head: &&&str| !known.hits(&format!(r"(.*\.)?{head}$"));
     let heads: Vec<&str> = HEADS.iter().filter(is_free).copied().collect();
     let heads = (!heads.is_empty()).then(|| format!(r"(.*\.)?({})$", heads.join("|")));
     let roles: Vec<&str> = heads.as_deref().into_iter().chain(IGNORED_ROLES.iter().copied()).collect();
     let anchored: Vec<String> = roles.iter().map(|role| format!("^(?:{role})")).collect();
     let Ok(set) = RegexSet::new(&anchored) else { return Vec::new() };
     let mut hits_quantized = vec![false; roles.len()];
-    for name in quantized {
+    for name in known.names() {
         for role in set.matches(name) {
             hits_quantized[role] = true;
         }
@@ -44,31 +48,28 @@ pub(super) fn ignore(quantized: &[&str], left_alone: &[&str]) -> Vec<String> {
     used[0] = heads.is_some();
     let mut single = Vec::new();
     for name in left_alone {
-        let covering: Vec<usize> = set.matches(name).iter().filter(|role| !hits_quantized[*role]).collect();
-        match covering.first() {
-            Some(role) => used[*role] = true,
-            None => single.push(*name),
+        match set.matches(name).iter().find(|role| !hits_quantized[*role]) {
+            Some(role) => used[role] = true,
+            None => single.push(name.as_ref()),
         }
     }
     let mut out: Vec<String> =
         roles.iter().zip(&used).filter(|(_, used)| **used).map(|(role, _)| format!("re:{role}")).collect();
-    let (parts, single) = parts(quantized, &single);
-    out.extend(parts);
-    out.extend(ignore_single(quantized, &single));
+    out.extend(parts(&known, &mut single));
+    out.extend(ignore_single(&known, &single));
     out
 }
 
-/// Entries for parts of the model that nothing quantized is in, by the shortest names that lead to no quantized module; and the
-/// modules that are in no such part.
-fn parts<'a>(quantized: &[&str], single: &[&'a str]) -> (Vec<String>, Vec<&'a str>) {
+/// Entries for parts of the model that nothing quantized is in, by the shortest names that lead to no quantized module. Modules that
+/// are in no such part stay in `single`.
+fn parts(quantized: &Quantized<'_>, single: &mut Vec<&str>) -> IndexSet<String> {
     let mut above: HashSet<&str> = HashSet::new();
-    for name in quantized {
+    for name in quantized.names() {
         above.extend(names_above(name));
     }
-    let hits = |pattern: &str| hits_any(pattern, quantized);
+    let hits = |pattern: &str| quantized.hits(pattern);
     let mut entries: BTreeMap<&str, Option<String>> = BTreeMap::new();
-    let mut rest = Vec::new();
-    for name in single {
+    single.retain(|name| {
         let cut = Cut::at_layer(name);
         let entry = match (names_above(name).find(|part| !above.contains(part)), cut) {
             // What engines rename as a whole may hold other parts there than in the file, so that its lists are named.
@@ -81,18 +82,9 @@ fn parts<'a>(quantized: &[&str], single: &[&'a str]) -> (Vec<String>, Vec<&'a st
             }
             _ => &mut None,
         };
-        if entry.is_none() {
-            rest.push(*name);
-        }
-    }
-    let mut out: Vec<String> = Vec::new();
-    for entry in entries.into_values().flatten() {
-        let entry = format!("re:{entry}");
-        if !out.contains(&entry) {
-            out.push(entry);
-        }
-    }
-    (out, rest)
+        entry.is_none()
+    });
+    entries.into_values().flatten().map(|entry| format!("re:{entry}")).collect()
 }
 
 /// The names above a module and outside of its layer, the shortest first.
@@ -104,23 +96,21 @@ fn names_above(name: &str) -> impl Iterator<Item = &str> {
 
 /// Entries for modules that no role covers: one for all layers where the same tail is left alone in all of them. Experts of a
 /// layer are one entry, under whatever names: vLLM looks them up as `experts.0.gate_proj` even where the file has a stack.
-fn ignore_single(quantized: &[&str], single: &[&str]) -> Vec<String> {
-    let hits = |pattern: &str| hits_any(pattern, quantized);
-    let quantized_experts: HashSet<&str> = quantized.iter().filter_map(|name| experts_parent(name)).collect();
-    let mut layers: BTreeMap<(String, &str), Vec<(Cut<'_>, &str)>> = BTreeMap::new();
-    let mut out: Vec<String> = Vec::new();
-    let mut add = |entry: String| {
-        if !out.contains(&entry) {
-            out.push(entry);
-        }
-    };
+fn ignore_single(quantized: &Quantized<'_>, single: &[&str]) -> IndexSet<String> {
+    let hits = |pattern: &str| quantized.hits(pattern);
+    let quantized_experts: HashSet<&str> = quantized.names().filter_map(experts_parent).collect();
+    // The name that is ignored in place of a module's, where that is the one of its experts.
+    fn experts_of<'m>(module: &'m str, quantized: &HashSet<&str>) -> Option<&'m str> {
+        experts_parent(module).filter(|parent| !quantized.contains(parent))
+    }
+    let mut layers: BTreeMap<(String, &str), Vec<&str>> = BTreeMap::new();
+    let mut out: IndexSet<String> = IndexSet::new();
+    let mut add = |entry: String| _ = out.insert(entry);
     for module in single {
-        let experts = experts_parent(module).filter(|parent| !quantized_experts.contains(parent));
-        let (name, end) = experts.map_or((*module, ""), |parent| (parent, r"\..*"));
+        let (name, end) =
+            experts_of(module, &quantized_experts).map_or((*module, ""), |parent| (parent, r"\..*"));
         match Cut::at_layer(name) {
-            Some(cut) => {
-                layers.entry((escape_tail(cut.rest) + end, cut.list)).or_default().push((cut, *module))
-            }
+            Some(cut) => layers.entry((escape_tail(cut.rest) + end, cut.list)).or_default().push(module),
             None => {
                 let last = escape_tail(name.rsplit('.').next().unwrap_or(name));
                 let entry = format!(r"(.*\.)?{last}{end}$");
@@ -129,15 +119,25 @@ fn ignore_single(quantized: &[&str], single: &[&str]) -> Vec<String> {
         }
     }
     for ((tail, list), members) in layers {
-        let numbers: Vec<&str> = members.iter().map(|(cut, _)| cut.number).collect();
-        let forms = [format!(r".*\.{tail}$"), layers_pattern(list, &numbers, &tail)];
-        if let Some(form) = forms.iter().find(|form| !hits(form)) {
-            add(format!("re:{form}"));
+        let in_all = format!(r".*\.{tail}$");
+        if !hits(&in_all) {
+            add(format!("re:{in_all}"));
+            continue;
+        }
+        let cuts = || {
+            members
+                .iter()
+                .filter_map(|module| Cut::at_layer(experts_of(module, &quantized_experts).unwrap_or(module)))
+        };
+        let numbers: Vec<&str> = cuts().map(|cut| cut.number).collect();
+        let in_some = layers_pattern(list, &numbers, &tail);
+        if !hits(&in_some) {
+            add(format!("re:{in_some}"));
             continue;
         }
         // Another list has the same layers, so that what comes before the list is needed.
         let mut prefixes: BTreeMap<&str, Vec<(Cut<'_>, &str)>> = BTreeMap::new();
-        for (cut, module) in members {
+        for (cut, module) in cuts().zip(&members) {
             prefixes.entry(cut.prefix).or_default().push((cut, module));
         }
         for members in prefixes.into_values() {

@@ -4,7 +4,11 @@
 //! `language_model.model.`, `thinker.`), so an entry has the end of a name wherever that is enough. Where only what comes before
 //! the layers tells two stacks apart, it has the words of it that are not renamed, or each of the names in turn.
 
+use std::cell::Cell;
+
 use regex::Regex;
+
+use super::QuantizedModule;
 
 /// The words that engines put before the language model's layers, take away or change.
 const WRAPPERS: &[&str] =
@@ -145,9 +149,52 @@ pub(super) fn in_list(
     below(cut.prefix, &format!(r"{list}{numbers}\.{tail}"), hits)
 }
 
+/// The longest pattern that is compiled: one with the numbers of ten thousand layers takes more memory than a model.
+const LONGEST: usize = 1 << 16;
+
+/// A pattern as engines match it: from the start of a name on. None where it cannot be compiled.
+pub(super) fn compile(pattern: &str) -> Option<Regex> {
+    (pattern.len() <= LONGEST).then(|| Regex::new(&format!("^(?:{pattern})")).ok())?
+}
+
 /// Whether an entry's regular expression hits any of the names. What cannot be compiled hits everything.
-pub(super) fn hits_any(pattern: &str, names: &[&str]) -> bool {
-    Regex::new(&format!("^(?:{pattern})")).map_or(true, |regex| names.iter().any(|name| regex.is_match(name)))
+pub(super) fn hits_any<'n>(pattern: &str, mut names: impl Iterator<Item = &'n str>) -> bool {
+    compile(pattern).is_none_or(|regex| names.any(|name| regex.is_match(name)))
+}
+
+/// Modules that are quantized, which no entry for others may hit.
+pub(super) struct Quantized<'q> {
+    modules: &'q [QuantizedModule<'q>],
+    /// How much may still be looked at.
+    left: Cell<usize>,
+}
+
+/// Names that patterns are held against, all in all. A model of another kind than any that there are has so many patterns that
+/// looking at all would take hours; what is not looked at counts as hit, and its modules are named one by one.
+const MOST: usize = 50_000_000;
+
+impl<'q> Quantized<'q> {
+    pub fn new(modules: &'q [QuantizedModule<'q>]) -> Self {
+        Self { modules, left: Cell::new(MOST) }
+    }
+
+    /// Their names.
+    pub fn names(&self) -> impl Iterator<Item = &'q str> {
+        self.modules.iter().map(|module| module.name)
+    }
+
+    /// Whether an entry's regular expression hits any of them.
+    pub fn hits(&self, pattern: &str) -> bool {
+        // To compile a pattern takes as long as some hundred comparisons a character.
+        let cost = self.modules.len() + 100 * pattern.len();
+        match self.left.get().checked_sub(cost) {
+            None => true,
+            Some(left) => {
+                self.left.set(left);
+                hits_any(pattern, self.names())
+            }
+        }
+    }
 }
 
 #[cfg(test)]
@@ -173,12 +220,15 @@ mod tests {
             Some(r"(model|model\.language_model|language_model\.model|language_model|thinker\.model)\..*")
         );
         let talker = ["talker.model.layers.0.up"];
-        let hits = |pattern: &str| hits_any(pattern, &talker);
+        let hits = |pattern: &str| hits_any(pattern, talker.into_iter());
         let found = below("model", ".*", &hits).expect("anchored names");
-        assert!(!hits(&found) && hits_any(&found, &["language_model.model.layers.0.up"]), "{found}");
+        assert!(
+            !hits(&found) && hits_any(&found, ["language_model.model.layers.0.up"].into_iter()),
+            "{found}"
+        );
         // A name that holds the other one is no end of it.
         let nested = ["language_model.encoder.layers.0.up"];
-        let hits = |pattern: &str| hits_any(pattern, &nested);
+        let hits = |pattern: &str| hits_any(pattern, nested.into_iter());
         assert_eq!(below("encoder", ".*", &hits).as_deref(), Some(r"(model\.)?encoder\..*"));
         assert_eq!(below("talker.model", ".*", &|_| true), None);
     }

@@ -4,22 +4,30 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use regex::Regex;
 
+use super::QuantizedModule;
 use super::ignore::HEADS;
 use super::names::{Cut, escape_tail, hits_any, in_list, layers_pattern};
 
 /// The targets of each group: the class for a single one, else regexes over tails of which no two groups' overlap.
-pub(super) fn targets(modules: &[(&str, usize)], groups: usize) -> Vec<Vec<String>> {
+pub(super) fn targets(modules: Modules<'_, '_>, groups: usize) -> Vec<Vec<String>> {
     if groups == 1 {
         let mut targets = vec!["Linear".to_owned()];
         targets.extend(heads(modules));
         return vec![targets];
     }
     let mut tails: BTreeMap<String, Tail<'_>> = BTreeMap::new();
-    for (name, group) in modules {
-        let cut = Cut::at_layer(name);
-        let tail = tails.entry(escape_tail(cut.map_or(*name, |cut| cut.rest))).or_default();
-        tail.groups.insert(*group);
-        tail.members.push(Member { name, group: *group, cut });
+    for member in modules.iter() {
+        let tail = Cut::at_layer(member.name).map_or(member.name, |cut| cut.rest);
+        let tail = tails.entry(escape_tail(tail)).or_default();
+        tail.groups.insert(member.group);
+        tail.members.push(member);
+    }
+    if tails.len() > MAX_TAILS {
+        let mut out = vec![BTreeSet::new(); groups];
+        for member in modules.iter() {
+            out[member.group].insert(member.name.to_owned());
+        }
+        return out.into_iter().map(|set| set.into_iter().collect()).collect();
     }
     let patterns: Vec<&String> = tails.keys().collect();
     let mut out = vec![BTreeSet::new(); groups];
@@ -44,12 +52,38 @@ pub(super) fn targets(modules: &[(&str, usize)], groups: usize) -> Vec<Vec<Strin
     out.into_iter().map(|set| set.into_iter().collect()).collect()
 }
 
+/// More names below layers than any model has: of such a model every module is named.
+const MAX_TAILS: usize = 4096;
+
+/// The modules that are quantized, with the group that each is in.
+#[derive(Clone, Copy)]
+pub(super) struct Modules<'a, 'g> {
+    pub all: &'a [QuantizedModule<'a>],
+    pub group_of: &'g dyn Fn(&QuantizedModule<'_>) -> usize,
+}
+
+impl<'a> Modules<'a, '_> {
+    fn iter(&self) -> impl Iterator<Item = Member<'a>> {
+        self.all.iter().map(|module| Member { name: module.name, group: (self.group_of)(module) })
+    }
+
+    /// The names of those of all groups but one.
+    fn others(&self, group: usize) -> impl Iterator<Item = &'a str> {
+        self.iter().filter(move |member| member.group != group).map(|member| member.name)
+    }
+}
+
 /// A module that is quantized.
 #[derive(Clone, Copy)]
 struct Member<'a> {
     name: &'a str,
     group: usize,
-    cut: Option<Cut<'a>>,
+}
+
+impl<'a> Member<'a> {
+    fn cut(&self) -> Option<Cut<'a>> {
+        Cut::at_layer(self.name)
+    }
 }
 
 /// Modules with the same name below their layer.
@@ -64,7 +98,7 @@ impl<'a> Tail<'a> {
     fn lists(&self) -> BTreeMap<Option<&'a str>, Vec<Member<'a>>> {
         let mut lists: BTreeMap<Option<&str>, Vec<Member<'_>>> = BTreeMap::new();
         for member in &self.members {
-            lists.entry(member.cut.map(|cut| cut.list)).or_default().push(*member);
+            lists.entry(member.cut().map(|cut| cut.list)).or_default().push(*member);
         }
         lists
     }
@@ -82,13 +116,13 @@ struct Stack {
 }
 
 impl<'a> Stacks<'a> {
-    fn of(modules: &[(&'a str, usize)]) -> Self {
+    fn of(modules: Modules<'a, '_>) -> Self {
         let mut stacks = BTreeMap::new();
-        for (name, group) in modules {
+        for Member { name, group } in modules.iter() {
             let Some(cut) = Cut::at_layer(name) else { continue };
-            let new = Stack { group: Some(*group), entry: None };
+            let new = Stack { group: Some(group), entry: None };
             let stack = stacks.entry((cut.prefix, cut.list)).or_insert(new);
-            if stack.group != Some(*group) {
+            if stack.group != Some(group) {
                 stack.group = None;
             }
         }
@@ -96,20 +130,14 @@ impl<'a> Stacks<'a> {
     }
 
     /// An entry for the whole list that a module is in, where all of it is in one group and a pattern can say so.
-    fn entry(&mut self, cut: &Cut<'a>, modules: &[(&str, usize)]) -> Option<String> {
+    fn entry(&mut self, cut: &Cut<'a>, modules: Modules<'_, '_>) -> Option<String> {
         let stack = self.0.get_mut(&(cut.prefix, cut.list))?;
         let group = stack.group?;
         let made = stack.entry.get_or_insert_with(|| {
-            let others = others(modules, group);
-            in_list(cut, None, ".*", &|pattern| hits_any(pattern, &others))
+            in_list(cut, None, ".*", &|pattern| hits_any(pattern, modules.others(group)))
         });
         made.clone()
     }
-}
-
-/// The modules of all groups but one.
-fn others<'a>(modules: &[(&'a str, usize)], group: usize) -> Vec<&'a str> {
-    modules.iter().filter(|(_, other)| *other != group).map(|(name, _)| *name).collect()
 }
 
 /// Entries for modules of several groups that have the same name below their layers, in lists of the same name: by layers where
@@ -118,7 +146,7 @@ fn of_list<'a>(
     list: Option<&'a str>,
     tail: &str,
     members: &[Member<'a>],
-    modules: &[(&'a str, usize)],
+    modules: Modules<'a, '_>,
     stacks: &mut Stacks<'a>,
 ) -> Vec<(usize, String)> {
     let by_name = |member: &Member<'_>| (member.group, member.name.to_owned());
@@ -127,7 +155,7 @@ fn of_list<'a>(
     let mut group_of: BTreeMap<&str, usize> = BTreeMap::new();
     let mut is_told_by_layer = true;
     for member in members {
-        let Some(cut) = member.cut else { continue };
+        let Some(cut) = member.cut() else { continue };
         numbers.entry(member.group).or_default().push(cut.number);
         is_told_by_layer &= *group_of.entry(cut.number).or_insert(member.group) == member.group;
     }
@@ -138,15 +166,14 @@ fn of_list<'a>(
     let mut out = Vec::new();
     let mut parts: BTreeMap<(&str, usize), Vec<&Member<'_>>> = BTreeMap::new();
     for member in members {
-        parts.entry((member.cut.map_or("", |cut| cut.prefix), member.group)).or_default().push(member);
+        parts.entry((member.cut().map_or("", |cut| cut.prefix), member.group)).or_default().push(member);
     }
     for ((_, group), members) in parts {
-        let Some(cut) = members[0].cut else { continue };
-        let numbers: Vec<&str> = members.iter().filter_map(|member| Some(member.cut?.number)).collect();
-        let others = others(modules, group);
+        let Some(cut) = members[0].cut() else { continue };
+        let numbers: Vec<&str> = members.iter().filter_map(|member| Some(member.cut()?.number)).collect();
         let whole = stacks.entry(&cut, modules);
         let entry = whole.or_else(|| {
-            let hits = |pattern: &str| hits_any(pattern, &others);
+            let hits = |pattern: &str| hits_any(pattern, modules.others(group));
             in_list(&cut, Some(&numbers), &format!("{tail}$"), &hits)
         });
         match entry {
@@ -158,11 +185,12 @@ fn of_list<'a>(
 }
 
 /// Targets for quantized output heads: vLLM's class of them is no `Linear`, so they are named.
-fn heads(modules: &[(&str, usize)]) -> BTreeSet<String> {
+fn heads(modules: Modules<'_, '_>) -> BTreeSet<String> {
     let Ok(head) = Regex::new(&format!(r"^(.*\.)?({})$", HEADS.join("|"))) else { return BTreeSet::new() };
-    let heads = modules.iter().filter(|(name, _)| Cut::at_layer(name).is_none() && head.is_match(name));
+    let is_head = |name: &&str| Cut::at_layer(name).is_none() && head.is_match(name);
+    let heads = modules.iter().map(|member| member.name).filter(is_head);
     heads
-        .map(|(name, _)| format!(r"re:(.*\.)?{}$", escape_tail(name.rsplit('.').next().unwrap_or(name))))
+        .map(|name| format!(r"re:(.*\.)?{}$", escape_tail(name.rsplit('.').next().unwrap_or(name))))
         .collect()
 }
 

@@ -19,7 +19,7 @@ pub(super) fn check_duplicates(
 ) {
     let twice: Vec<[&TensorInfo; 2]> = names.duplicates(tensors).collect();
     for [a, b] in twice.iter().take(MAX_NAMES) {
-        let (first, second) = (&shards[a.shard].name, &shards[b.shard].name);
+        let (first, second) = (&shards[a.shard()].name, &shards[b.shard()].name);
         findings.push(
             Finding::error(code::DUPLICATE, format!("`{}` is in `{first}` and in `{second}`", a.name))
                 .help("Leave one of the files out with `exclude`."),
@@ -42,13 +42,13 @@ pub(super) fn check_index(
 ) {
     let number = |file: &str| shards.binary_search_by(|shard| shard.name.as_str().cmp(file)).ok();
     let (mut absent, mut elsewhere) = (Vec::new(), Vec::new());
-    for (tensor, file) in &index.weight_map {
+    for (tensor, file) in index.iter() {
         // What a file holds that is left out, missing or damaged is not known.
         let Some(shard) = number(file) else { continue };
         match names.find(tensors, tensor) {
             None if may_be_tied(tensor, config) => {}
-            None => absent.push(tensor.as_str()),
-            Some(i) if tensors[i].shard != shard => elsewhere.push((tensor, file, i)),
+            None => absent.push(tensor),
+            Some(i) if tensors[i].shard() != shard => elsewhere.push((tensor, file, i)),
             Some(_) => {}
         }
     }
@@ -57,8 +57,8 @@ pub(super) fn check_index(
     let is_named: Vec<bool> = shards.iter().map(|s| files.binary_search(&s.name.as_str()).is_ok()).collect();
     let mut unnamed: Vec<Vec<&str>> = vec![Vec::new(); shards.len()];
     for tensor in tensors {
-        if is_named[tensor.shard] && !index.weight_map.contains_key(&tensor.name) {
-            unnamed[tensor.shard].push(&tensor.name);
+        if is_named[tensor.shard()] && !index.names(&tensor.name) {
+            unnamed[tensor.shard()].push(&tensor.name);
         }
     }
     let file = &index.file;
@@ -78,7 +78,7 @@ pub(super) fn check_index(
         complain(format!("and {more} more files hold tensors that are not in `{file}`"));
     }
     if let Some((tensor, named, i)) = elsewhere.first() {
-        let (holder, count) = (&shards[tensors[*i].shard].name, elsewhere.len());
+        let (holder, count) = (&shards[tensors[*i].shard()].name, elsewhere.len());
         complain(format!(
             "`{tensor}` is in `{holder}`, where `{file}` says `{named}` (tensors misplaced: {count})"
         ));
@@ -104,7 +104,7 @@ pub(super) fn check_copies(shards: &[Shard], tensors: &[TensorInfo], findings: &
     };
     let mut units: BTreeMap<String, (u64, BTreeSet<String>)> = BTreeMap::new();
     for tensor in tensors {
-        let (parameters, names) = units.entry(unit(&shards[tensor.shard])).or_default();
+        let (parameters, names) = units.entry(unit(&shards[tensor.shard()])).or_default();
         *parameters += tensor.shape.iter().product::<u64>();
         names.insert(numberless(&tensor.name));
     }

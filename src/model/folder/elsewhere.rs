@@ -115,7 +115,7 @@ fn quantizable(root: &Root, listing: &Listing) -> Vec<(String, u64)> {
             let Some(header) = opened.and_then(|(f, _)| header::read(f, file.len, &file.path).ok()) else {
                 continue;
             };
-            for tensor in header.tensors {
+            for tensor in header.tensors() {
                 all += tensor.bytes;
                 // The codes of a table of tokens are none of these, but a model of nothing else is rare.
                 matrices += if tensor.shape.len() == 2 { tensor.bytes } else { 0 };

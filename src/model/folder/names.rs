@@ -96,7 +96,7 @@ pub(super) fn is_adapter(tensor: &str) -> bool {
 
 /// Whether tensors of these names are an adapter and not a model: some are an adapter's, and none is the weight that those are
 /// added to, or both would be there.
-pub(super) fn are_adapter<'a>(names: impl Iterator<Item = &'a str> + Clone) -> bool {
+pub(super) fn are_adapter(names: impl Iterator<Item: AsRef<str>> + Clone) -> bool {
     let is_beside = |name: &str| {
         is_adapter(name)
             || name.starts_with("base_model.model.")
@@ -104,7 +104,8 @@ pub(super) fn are_adapter<'a>(names: impl Iterator<Item = &'a str> + Clone) -> b
             || name.contains("dora_scale")
     };
     let is_base = |name: &str| name.contains(".base_layer.");
-    names.clone().any(is_adapter) && names.clone().all(|name| is_beside(name) && !is_base(name))
+    names.clone().any(|name| is_adapter(name.as_ref()))
+        && names.clone().all(|name| is_beside(name.as_ref()) && !is_base(name.as_ref()))
 }
 
 #[cfg(test)]
@@ -151,6 +152,6 @@ mod tests {
         assert!(are_adapter(peft.into_iter()) && are_adapter(kohya.into_iter()));
         assert!(!are_adapter(unmerged.into_iter()) && !are_adapter(["l.0.q.weight"].into_iter()));
         assert!(!are_adapter(["l.0.q.weight", "l.0.q.lora_A.weight"].into_iter()));
-        assert!(!are_adapter(std::iter::empty()));
+        assert!(!are_adapter(std::iter::empty::<&str>()));
     }
 }

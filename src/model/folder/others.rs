@@ -13,7 +13,7 @@ use super::{Fate, NameIndex, OtherFile, names};
 use crate::finding::Finding;
 use crate::model::code;
 use crate::model::config::DECLARATIONS;
-use crate::model::header::{self, HeaderTensor};
+use crate::model::header::{self, Header, HeaderTensor};
 use crate::model::tensor::TensorInfo;
 
 /// Extensions of weights in formats that are not read.
@@ -94,11 +94,11 @@ impl Model<'_> {
     }
 
     /// Whether tensors of a file are all the model's, by name and shape.
-    fn holds(&self, tensors: &[HeaderTensor]) -> bool {
-        let is_known = |tensor: &HeaderTensor| {
+    fn holds(&self, header: &Header) -> bool {
+        let is_known = |tensor: HeaderTensor| {
             self.names.find(self.tensors, &tensor.name).is_some_and(|i| self.tensors[i].shape == tensor.shape)
         };
-        !tensors.is_empty() && tensors.iter().all(is_known)
+        header.tensors().len() > 0 && header.tensors().all(is_known)
     }
 }
 
@@ -247,22 +247,30 @@ fn second_copy(file: &OtherFile, model: &Model<'_>, copies: &BTreeMap<String, bo
 
 /// For each file of safetensors that was not read: whether it holds the model's tensors again, alone or with the others of its folder.
 fn copies_by_folder(root: &Root, files: &[OtherFile], model: &Model<'_>) -> BTreeMap<String, bool> {
-    let mut folders: BTreeMap<&str, Vec<(&str, Vec<HeaderTensor>)>> = BTreeMap::new();
+    // Of each header only this is kept: there may be many, and each as long as the model's.
+    struct Held<'f> {
+        path: &'f str,
+        parameters: u64,
+        is_of_model: bool,
+    }
+    let mut folders: BTreeMap<&str, Vec<Held<'_>>> = BTreeMap::new();
     for file in files.iter().filter(|file| file.path.ends_with(".safetensors")) {
         let header = root.open(&file.path).ok().and_then(|(f, _)| header::read(f, file.len, &file.path).ok());
         let Some(header) = header else { continue };
-        folders.entry(split(&file.path).0).or_default().push((&file.path, header.tensors));
+        folders.entry(split(&file.path).0).or_default().push(Held {
+            path: &file.path,
+            parameters: header.tensors().map(|tensor| product(&tensor.shape)).sum(),
+            is_of_model: model.holds(&header),
+        });
     }
     let parameters = model.parameters();
     let mut out = BTreeMap::new();
     for files in folders.into_values() {
-        let count =
-            |tensors: &[HeaderTensor]| tensors.iter().map(|tensor| product(&tensor.shape)).sum::<u64>();
-        let all: u64 = files.iter().map(|(_, tensors)| count(tensors)).sum();
-        for (path, tensors) in files {
+        let all: u64 = files.iter().map(|file| file.parameters).sum();
+        for file in files {
             let is_copy =
-                model.holds(&tensors) || is_about(all, parameters) || is_about(count(&tensors), parameters);
-            out.insert(path.to_owned(), is_copy);
+                file.is_of_model || is_about(all, parameters) || is_about(file.parameters, parameters);
+            out.insert(file.path.to_owned(), is_copy);
         }
     }
     out

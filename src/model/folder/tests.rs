@@ -290,14 +290,17 @@ fn scaled_fp8_means_bf16() {
     let layout = |name: &str| {
         let tensor = model.by_name(name).unwrap();
         let scales = tensor.fp8.unwrap();
-        assert_eq!(model.tensors[scales.tensor].scale_of, model.find(name));
+        assert_eq!(model.tensors[scales.tensor as usize].scale_of, model.find(name).map(|at| at as u32));
         assert!(tensor.dtype == Dtype::Bf16 && tensor.stored.is_fp8());
         scales.layout
     };
     assert_eq!(layout("block.weight"), Fp8Layout::Block { rows: 128, columns: 64 });
     assert_eq!(layout("row.weight"), Fp8Layout::Channel);
     assert_eq!(layout("tensor.weight"), Fp8Layout::Tensor);
-    assert_eq!(model.by_name("row.input_scale").unwrap().scale_of, model.find("row.weight"));
+    assert_eq!(
+        model.by_name("row.input_scale").unwrap().scale_of,
+        model.find("row.weight").map(|at| at as u32)
+    );
     assert_eq!(model.by_name("plain.weight").unwrap().fp8, None);
 }
 

@@ -1,7 +1,8 @@
 //! Which files of a folder are the model: those that `include` names, or those of the index, or the ones that tools look for, or
 //! the only ones there are. Never all that happen to be there: two copies read as one model would be neither.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::io::Read;
 
 use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
 
@@ -11,7 +12,7 @@ use super::files::{INDEX_END, Listing, is_pointer};
 use super::names::{self, USUAL};
 use super::root::Root;
 use crate::finding::Finding;
-use crate::fs::regular::limit;
+use crate::fs::regular::{self, limit};
 use crate::model::code;
 use crate::model::config::Config;
 use crate::model::header;
@@ -90,9 +91,11 @@ fn read_index(root: &Root, file: &OtherFile) -> Result<Index, Vec<Finding>> {
     if is_pointer(root, file) {
         return Err(vec![pointer(&file.path)]);
     }
-    let text = root.read(&file.path, limit::INDEX).map_err(|e| vec![io(&root.join(&file.path), &e)])?;
-    let index = Index::parse(&text, &file.path)?;
-    if index.weight_map.is_empty() {
+    let failed = |e| vec![io(&root.join(&file.path), &e)];
+    let (text, metadata) = root.open(&file.path).map_err(failed)?;
+    regular::check_length(&metadata, limit::INDEX).map_err(failed)?;
+    let index = Index::read(text.take(limit::INDEX), &file.path)?;
+    if index.is_empty() {
         return Err(vec![Finding::error(code::INDEX, format!("`{}` names no tensor", file.path)).help(
             "Get it again, or delete it: then the names of the files say which of them are the model.",
         )]);
@@ -180,16 +183,18 @@ fn by_index(
         .cloned()
         .collect();
     // A file of nothing but a head that is the embedding need not be there.
-    let is_needed = |file: &&str| {
-        let mut tensors = index.weight_map.iter().filter(|(_, named)| named == file);
-        tensors.any(|(tensor, _)| !super::checks::may_be_tied(tensor, config))
-    };
-    let missing: Vec<&str> =
-        named.iter().copied().filter(|file| !listing.has(file)).filter(is_needed).collect();
+    let mut missing: BTreeSet<&str> = BTreeSet::new();
+    let there: HashSet<&str> = listing.files.iter().map(|file| file.path.as_str()).collect();
+    for (tensor, file) in index.iter() {
+        let is_wanted = || named.binary_search(&file).is_ok() && !there.contains(file);
+        if !missing.contains(file) && is_wanted() && !super::checks::may_be_tied(tensor, config) {
+            missing.insert(file);
+        }
+    }
     // Of what is there and no file it was said already.
-    let missing: Vec<&str> = missing.into_iter().filter(|file| !listing.refused.contains(*file)).collect();
+    let missing = missing.into_iter().filter(|file| !listing.refused.contains(*file));
     let (folders, missing): (Vec<&str>, Vec<&str>) =
-        missing.into_iter().partition(|file| listing.folders.iter().any(|folder| folder == file));
+        missing.partition(|file| listing.folders.iter().any(|folder| folder == file));
     for folder in folders {
         let finding = Finding::error(code::NOT_A_MODEL, format!("`{folder}` is a folder, not a file"));
         findings.push(finding.help("Put the file itself there."));
@@ -344,7 +349,7 @@ fn incomplete(set: &Unit<'_>, missing: &[u64]) -> Finding {
 /// Whether a file holds nothing but an adapter, by the names of its tensors. A file that cannot be read is judged later.
 pub(super) fn is_adapter(root: &Root, file: &OtherFile) -> bool {
     let header = root.open(&file.path).ok().and_then(|(f, _)| header::read(f, file.len, &file.path).ok());
-    header.is_some_and(|header| names::are_adapter(header.tensors.iter().map(|tensor| tensor.name.as_str())))
+    header.is_some_and(|header| names::are_adapter(header.tensors().map(|tensor| tensor.name)))
 }
 
 fn complain_of_unmatched(

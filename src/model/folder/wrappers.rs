@@ -4,6 +4,7 @@
 use super::complaints::shown;
 use crate::finding::Finding;
 use crate::model::code;
+use crate::model::name::{Name, Names};
 use crate::model::tensor::TensorInfo;
 
 /// What stands before every name where the whole model was wrapped, in words that models have for modules of their own, too.
@@ -25,6 +26,25 @@ fn unwrapped(name: &str) -> Option<String> {
     Some(kept.collect::<Vec<_>>().join("."))
 }
 
+/// Takes the modules of wrappers out of all names, and says which they are. One name before and after, where any has changed.
+fn rename(tensors: &mut [TensorInfo], note: &mut impl FnMut(&str)) -> Option<(Name, Name)> {
+    let mut names = Names::default();
+    let mut first = None;
+    let mut spans = Vec::new();
+    for (index, tensor) in tensors.iter().enumerate() {
+        let Some(name) = unwrapped(&tensor.name) else { continue };
+        tensor.name.split('.').filter(|module| is_wrapper(module)).for_each(&mut *note);
+        spans.push((index, names.push(&name)?));
+        first.get_or_insert(index);
+    }
+    let (first, names) = (first?, names.shared());
+    let old = tensors[first].name.clone();
+    for (index, span) in spans {
+        tensors[index].name = names.at(span);
+    }
+    Some((old, tensors[first].name.clone()))
+}
+
 /// Takes wrappers out of the names of the tensors, and tells of it. Whether any was there.
 pub(super) fn take_out(tensors: &mut [TensorInfo], findings: &mut Vec<Finding>) -> bool {
     let Some((first, before)) = tensors.first().map(|tensor| (tensor.name.clone(), tensor.name.clone()))
@@ -40,13 +60,9 @@ pub(super) fn take_out(tensors: &mut [TensorInfo], findings: &mut Vec<Finding>) 
     let mut example = None;
     loop {
         let mut has_changed = false;
-        for tensor in &mut *tensors {
-            if let Some(name) = unwrapped(&tensor.name) {
-                tensor.name.split('.').filter(|module| is_wrapper(module)).for_each(&mut note);
-                let old = std::mem::replace(&mut tensor.name, name);
-                example.get_or_insert_with(|| (old, tensor.name.clone()));
-                has_changed = true;
-            }
+        if let Some((old, new)) = rename(tensors, &mut note) {
+            example.get_or_insert((old, new));
+            has_changed = true;
         }
         // A parameter must be left with its module.
         let is_before_all = |prefix: &&&str| {
@@ -57,7 +73,7 @@ pub(super) fn take_out(tensors: &mut [TensorInfo], findings: &mut Vec<Finding>) 
         if let Some(prefix) = BEFORE_ALL.iter().find(is_before_all) {
             note(prefix.trim_end_matches('.'));
             for tensor in &mut *tensors {
-                tensor.name.drain(..prefix.len());
+                tensor.name = tensor.name.without_first(prefix.len());
             }
             has_changed = true;
         }
@@ -68,10 +84,9 @@ pub(super) fn take_out(tensors: &mut [TensorInfo], findings: &mut Vec<Finding>) 
     if found.is_empty() {
         return false;
     }
-    let (old, new) = if tensors[0].name == before {
-        example.unwrap_or_default()
-    } else {
-        (first, tensors[0].name.clone())
+    let (old, new) = match example {
+        Some(example) if tensors[0].name == before => example,
+        _ => (first, tensors[0].name.clone()),
     };
     let found: Vec<&str> = found.iter().map(String::as_str).collect();
     findings.push(
@@ -95,10 +110,10 @@ mod tests {
         let mut tensors: Vec<TensorInfo> = before
             .iter()
             .map(|name| TensorInfo {
-                name: (*name).to_owned(),
+                name: Name::from(*name),
                 stored: Dtype::Bf16,
                 dtype: Dtype::Bf16,
-                shape: vec![1],
+                shape: vec![1].into(),
                 shard: 0,
                 offset: 0,
                 bytes: 2,
@@ -108,7 +123,7 @@ mod tests {
             .collect();
         let mut findings = Vec::new();
         take_out(&mut tensors, &mut findings);
-        (tensors.into_iter().map(|tensor| tensor.name).collect(), findings.len())
+        (tensors.into_iter().map(|tensor| tensor.name.to_string()).collect(), findings.len())
     }
 
     #[test]

@@ -11,10 +11,10 @@ use crate::model::dtype::Dtype;
 /// A folder of BF16 tensors that exists nowhere.
 pub(in crate::model) fn folder(config: Value, tensors: &[(&str, &[u64])]) -> ModelFolder {
     let tensors = tensors.iter().map(|(name, shape)| TensorInfo {
-        name: (*name).to_owned(),
+        name: (*name).into(),
         stored: Dtype::Bf16,
         dtype: Dtype::Bf16,
-        shape: shape.to_vec(),
+        shape: (*shape).into(),
         shard: 0,
         offset: 0,
         bytes: shape.iter().product::<u64>() * 2,

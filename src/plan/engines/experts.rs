@@ -131,7 +131,13 @@ pub(in crate::plan) fn leave_unloadable_experts(
     let export = loaded.recipe.stages.iter().position(
         |stage| matches!(stage, Stage::Export(export) if engine.severity(export.target).is_some()),
     )?;
-    let mut bytes = 0;
+    let rule = Rule {
+        pointer: None,
+        text: "built-in: experts that an engine cannot load".into(),
+        reason: stack_refusal(family, engine).into(),
+        is_default_skip: true,
+    };
+    let (left, mut bytes) = (Decision::new(Action::Keep, rule), 0);
     for (item, decision) in items.iter().zip(decisions.iter_mut()) {
         let Some(treatment) = decision.treatment().filter(|_| item.class.kind == LayerType::Experts) else {
             continue;
@@ -140,15 +146,7 @@ pub(in crate::plan) fn leave_unloadable_experts(
             stages.iter().any(|stage| stage.index == treatment.stage && stage.has_default_skips_for(item));
         if keeps_defaults {
             bytes += item.tensor.bytes;
-            *decision = Decision {
-                action: Action::Keep,
-                rule: Rule {
-                    pointer: None,
-                    text: "built-in: experts that an engine cannot load".to_owned(),
-                    reason: stack_refusal(family, engine),
-                    is_default_skip: true,
-                },
-            };
+            *decision = left.clone();
         }
     }
     let all: u64 = model.tensors.iter().map(|tensor| tensor.bytes).sum();

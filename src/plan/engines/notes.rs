@@ -1,19 +1,15 @@
 //! What a plan says of engines without judging.
 
 use crate::model::ModelFolder;
-use crate::plan::layout::{ExportPlan, Piece};
-use crate::plan::select::Decision;
+use crate::plan::Piece;
+use crate::plan::layout::{Content, ExportPlan};
 use crate::quant::Bits;
 use crate::stage::ActivationScheme;
 use crate::stage::export::{Format, Target};
 
 /// What is worth knowing and no reason to change a recipe: kernels that are missing on some machine.
-pub(in crate::plan) fn notes(
-    model: &ModelFolder,
-    pieces: &[Piece],
-    decisions: &[Decision],
-    exports: &[ExportPlan],
-) -> Vec<String> {
+pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Vec<String> {
+    let Content { model, decisions, pieces } = content;
     let mut notes: Vec<String> = not_loaded(model).into_iter().collect();
     let formatted = exports
         .iter()
@@ -22,7 +18,7 @@ pub(in crate::plan) fn notes(
         return notes;
     }
     let packed = |piece: &Piece, bits: Bits| {
-        decisions[piece.tensor]
+        decisions[piece.tensor()]
             .treatment()
             .is_some_and(|t| t.scheme.bits == bits && t.activations == ActivationScheme::None)
     };
@@ -30,13 +26,15 @@ pub(in crate::plan) fn notes(
         notes.push("weights-only int8 runs on vLLM's GPUs, not on its CPU backend".to_owned());
     }
     let odd = pieces.iter().filter(|piece| packed(piece, Bits::Four)).find_map(|piece| {
-        let view = piece.matrix.filter(|view| view.rows % 32 != 0 || view.cols % 32 != 0)?;
+        let view = piece.matrix(model).filter(|view| view.rows % 32 != 0 || view.cols % 32 != 0)?;
         Some((piece, view))
     });
     if let Some((piece, view)) = odd {
         notes.push(format!(
             "vLLM's CPU backend needs rows and columns in multiples of 32: `{}` has {} and {}",
-            piece.module, view.rows, view.cols
+            piece.module(model),
+            view.rows,
+            view.cols
         ));
     }
     notes

@@ -50,7 +50,7 @@ impl std::fmt::Display for Limit {
 }
 
 /// How tensor parallelism cuts a module.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub(super) enum Cut {
     /// By rows: it reads the residual stream.
     Rows,
@@ -118,12 +118,14 @@ pub(super) struct Unit {
     pub count: usize,
 }
 
+/// What units have in common that count as one.
+pub(super) type Kind = (Vec<(String, u64)>, u64, Scheme, ActivationScheme, Cut, bool);
+
 impl Unit {
-    /// Whether another one differs in its name only.
-    pub fn is_like(&self, other: &Self) -> bool {
-        (&self.parts, self.cols, self.cut, self.is_expert)
-            == (&other.parts, other.cols, other.cut, other.is_expert)
-            && (self.scheme, self.activations) == (other.scheme, other.activations)
+    /// All but its name and how many there are.
+    pub fn kind(&self) -> Kind {
+        let Self { cols, scheme, activations, cut, is_expert, .. } = *self;
+        (self.parts.clone(), cols, scheme, activations, cut, is_expert)
     }
 
     /// The whole matrix.

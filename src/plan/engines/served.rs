@@ -1,18 +1,23 @@
 //! What the engines that compute with codes make of an export: which kernels take its matrices, and between how many GPUs it can be
 //! cut.
 
+use std::collections::HashMap;
+
 pub use super::kernels::Server;
 use super::kernels::{KERNELS, Kernel, Unfit};
-use super::parallel::{self, Cut, Heads, Limit, MOST, Parallel, Unit};
+use super::parallel::{self, Cut, Heads, Kind, Limit, MOST, Parallel, Unit};
 use crate::finding::Finding;
 use crate::layer::LayerType;
-use crate::model::{LayerClass, ModelFolder};
-use crate::plan::layout::{ExportPlan, Piece, treatment_at};
-use crate::plan::select::Decision;
+use crate::model::LayerClass;
+use crate::plan::Piece;
+use crate::plan::layout::{Content, ExportPlan, treatment_at};
 use crate::plan::siblings::{Siblings, experts_parent};
 use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
 use crate::stage::{ActivationScheme, Stage};
+
+/// More kinds of matrices than any model has. What is said of each takes memory.
+const MAX_KINDS: usize = 10_000;
 
 /// How many modules a message names.
 const NAMED: usize = 5;
@@ -58,10 +63,8 @@ pub(in crate::plan) struct Outlook {
 /// Looks at every export that is for vLLM or SGLang.
 pub(in crate::plan) fn look_at(
     loaded: &Loaded,
-    model: &ModelFolder,
+    content: Content<'_>,
     classes: &[LayerClass],
-    decisions: &[Decision],
-    pieces: &[Piece],
     groups: &[Siblings],
     exports: &[ExportPlan],
 ) -> Outlook {
@@ -73,11 +76,11 @@ pub(in crate::plan) fn look_at(
             Target::Any => &[Server::Vllm, Server::Sglang],
             Target::Transformers => continue,
         };
-        let units = units(model, classes, decisions, pieces, groups, export.stage);
+        let units = units(content, classes, groups, export.stage);
         if units.is_empty() {
             continue;
         }
-        let heads = Heads::of(&model.config, units.iter().any(|unit| unit.is_expert));
+        let heads = Heads::of(&content.model.config, units.iter().any(|unit| unit.is_expert));
         for &server in servers {
             outlook.served.push(Served {
                 stage: export.stage,
@@ -94,72 +97,98 @@ pub(in crate::plan) fn look_at(
     outlook
 }
 
-/// The modules that an engine makes of the quantized matrices of an export: those alike once.
-fn units(
-    model: &ModelFolder,
-    classes: &[LayerClass],
-    decisions: &[Decision],
-    pieces: &[Piece],
-    groups: &[Siblings],
-    stage: usize,
-) -> Vec<Unit> {
-    let hidden = model.config.hidden_size();
-    let mut group_of: Vec<Option<usize>> = vec![None; model.tensors.len()];
-    for (index, group) in groups.iter().enumerate().filter(|(_, group)| !group.are_experts()) {
-        for &member in &group.members {
-            group_of[member] = Some(index);
-        }
+/// The modules that an engine makes of the quantized matrices of an export: those alike once. None where there are more kinds of
+/// them than any model has.
+fn units(content: Content<'_>, classes: &[LayerClass], groups: &[Siblings], stage: usize) -> Vec<Unit> {
+    let is_fused = |group: &&Siblings| !group.are_experts();
+    let mut is_in_group = vec![false; content.model.tensors.len()];
+    for member in groups.iter().filter(is_fused).flat_map(Siblings::members) {
+        is_in_group[member] = true;
     }
-    let mut fused: Vec<Option<Unit>> = vec![None; groups.len()];
-    let mut units: Vec<Unit> = Vec::new();
-    let mut add = |unit: Unit| match units.iter_mut().find(|known| known.is_like(&unit)) {
-        Some(known) => known.count += 1,
-        None => units.push(unit),
-    };
-    for piece in pieces {
-        let Some(treatment) = treatment_at(&decisions[piece.tensor], stage) else { continue };
-        let Some(view) = piece.matrix else { continue };
-        let LayerClass { kind, role, .. } = classes[piece.tensor];
-        let is_expert = kind == LayerType::Experts || experts_parent(&piece.module).is_some();
-        let name = piece.module.clone();
-        let last = parallel::last_part(&name);
-        // The head's rows are filled up to what the GPUs share; towers and the like are whole on each.
-        let cut = if role.is_some() && !is_expert {
-            Cut::Not
-        } else {
-            parallel::cut(&name, view.rows, view.cols, hidden)
-        };
-        let parts = match last {
-            // Engines make one matrix of them.
-            "gate_proj" | "up_proj" | "w1" | "w3" if is_expert => {
-                ["gate_proj", "up_proj"].map(|last| (last.to_owned(), view.rows)).to_vec()
+    let mut units = Units::default();
+    for piece in content.pieces.iter().filter(|piece| !is_in_group[piece.tensor()]) {
+        units.extend(unit(content, classes, piece, stage));
+    }
+    for group in groups.iter().filter(is_fused) {
+        let mut fused: Option<Unit> = None;
+        for member in group.members() {
+            let first = content.pieces.partition_point(|piece| piece.tensor() < member);
+            for piece in content.pieces[first..].iter().take_while(|piece| piece.tensor() == member) {
+                let Some(unit) = unit(content, classes, piece, stage) else { continue };
+                match &mut fused {
+                    Some(known) => known.parts.extend(unit.parts),
+                    None => fused = Some(unit),
+                }
             }
-            _ if is_expert => vec![("down_proj".to_owned(), view.rows)],
-            _ => vec![(last.to_owned(), view.rows)],
-        };
-        let unit = Unit {
-            name,
-            parts,
-            cols: view.cols,
-            scheme: treatment.scheme,
-            activations: treatment.activations,
-            cut,
-            is_expert,
-            count: 1,
-        };
-        match group_of[piece.tensor] {
-            None => add(unit),
-            Some(group) => match &mut fused[group] {
-                Some(known) => known.parts.extend(unit.parts),
-                empty => *empty = Some(unit),
-            },
+        }
+        if let Some(unit) = &mut fused {
+            unit.parts.sort();
+        }
+        units.extend(fused);
+    }
+    units.all
+}
+
+/// Kinds of modules that an engine makes of an export.
+#[derive(Default)]
+struct Units {
+    all: Vec<Unit>,
+    /// By what they have in common with others.
+    known: HashMap<Kind, usize>,
+    is_too_much: bool,
+}
+
+impl Extend<Unit> for Units {
+    fn extend<T: IntoIterator<Item = Unit>>(&mut self, units: T) {
+        for unit in units {
+            match self.known.get(&unit.kind()) {
+                _ if self.is_too_much => {}
+                Some(&known) => self.all[known].count += 1,
+                None if self.all.len() == MAX_KINDS => {
+                    self.is_too_much = true;
+                    self.all.clear();
+                }
+                None => {
+                    self.known.insert(unit.kind(), self.all.len());
+                    self.all.push(unit);
+                }
+            }
         }
     }
-    for mut unit in fused.into_iter().flatten() {
-        unit.parts.sort();
-        add(unit);
-    }
-    units
+}
+
+/// The module that a quantized piece is in an export.
+fn unit(content: Content<'_>, classes: &[LayerClass], piece: &Piece, stage: usize) -> Option<Unit> {
+    let treatment = treatment_at(&content.decisions[piece.tensor()], stage)?;
+    let view = piece.matrix(content.model)?;
+    let LayerClass { kind, role, .. } = classes[piece.tensor()];
+    let name = piece.module(content.model).to_owned();
+    let is_expert = kind == LayerType::Experts || experts_parent(&name).is_some();
+    let last = parallel::last_part(&name);
+    // The head's rows are filled up to what the GPUs share; towers and the like are whole on each.
+    let cut = if role.is_some() && !is_expert {
+        Cut::Not
+    } else {
+        parallel::cut(&name, view.rows, view.cols, content.model.config.hidden_size())
+    };
+    let parts = match last {
+        // Engines make one matrix of them.
+        "gate_proj" | "up_proj" | "w1" | "w3" if is_expert => {
+            ["gate_proj", "up_proj"].map(|last| (last.to_owned(), view.rows)).to_vec()
+        }
+        _ if is_expert => vec![("down_proj".to_owned(), view.rows)],
+        _ => vec![(last.to_owned(), view.rows)],
+    };
+    Some(Unit {
+        name,
+        parts,
+        cols: view.cols,
+        scheme: treatment.scheme,
+        activations: treatment.activations,
+        cut,
+        is_expert,
+        count: 1,
+    })
 }
 
 fn kernels(server: Server, units: &[Unit]) -> Vec<KernelUse> {

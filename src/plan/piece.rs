@@ -1,0 +1,71 @@
+//! What is read, treated and written as one: a tensor, or one of the matrices of a stack of experts.
+
+use crate::model::{ExpertMatrix, MatrixView, ModelFolder};
+
+/// A part of a source tensor that is read, treated and written as one. There may be millions, so it holds only what does not
+/// follow from its tensor.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Piece {
+    tensor: u32,
+    form: Form,
+    expert: Option<Box<ExpertMatrix>>,
+}
+
+/// What a whole tensor is taken as.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Form {
+    /// Bytes, as they are.
+    Bytes,
+    /// A matrix [out, in].
+    Matrix,
+    /// A matrix [in, out].
+    Transposed,
+}
+
+impl Piece {
+    /// A tensor whose bytes are taken as they are.
+    #[must_use]
+    pub fn bytes(tensor: usize) -> Self {
+        Self { tensor: tensor as u32, form: Form::Bytes, expert: None }
+    }
+
+    /// A tensor that is a matrix.
+    #[must_use]
+    pub fn matrix_of(tensor: usize, is_transposed: bool) -> Self {
+        let form = if is_transposed { Form::Transposed } else { Form::Matrix };
+        Self { tensor: tensor as u32, form, expert: None }
+    }
+
+    /// One matrix of a stack of experts.
+    #[must_use]
+    pub fn expert(tensor: usize, matrix: ExpertMatrix) -> Self {
+        Self { tensor: tensor as u32, form: Form::Matrix, expert: Some(Box::new(matrix)) }
+    }
+
+    /// Index of the source tensor.
+    #[must_use]
+    pub fn tensor(&self) -> usize {
+        self.tensor as usize
+    }
+
+    /// The module that the piece is in the output, such as `model.layers.0.mlp.experts.3.up_proj`.
+    #[must_use]
+    pub fn module<'p>(&'p self, model: &'p ModelFolder) -> &'p str {
+        match &self.expert {
+            Some(expert) => &expert.module,
+            None => model.tensors[self.tensor()].module(),
+        }
+    }
+
+    /// The matrix of weights where the piece is one; none where the tensor's bytes are taken as they are.
+    #[must_use]
+    pub fn matrix(&self, model: &ModelFolder) -> Option<MatrixView> {
+        let info = &model.tensors[self.tensor()];
+        match (&self.expert, self.form) {
+            (Some(expert), _) => Some(expert.view),
+            (None, Form::Bytes) => None,
+            (None, Form::Matrix) => MatrixView::whole(info),
+            (None, Form::Transposed) => MatrixView::transposed(info).or_else(|| MatrixView::whole(info)),
+        }
+    }
+}
