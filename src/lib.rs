@@ -29,6 +29,7 @@ pub mod cli;
 pub mod exit;
 pub mod export;
 pub mod finding;
+pub mod format;
 pub mod fs;
 pub mod layer;
 pub mod model;

@@ -40,7 +40,7 @@ pub use draft::{Draft, draft};
 pub use engines::parallel::{Limit, Parallel};
 pub use engines::served::{KernelUse, Served, Server};
 pub use explain::{Explanation, explain};
-pub use layout::{Content, ExportPlan, OutputFile, OutputTensor, Part, PieceOutput};
+pub use layout::{Content, ExportPlan, OutputFile, OutputTensor, PieceOutput};
 pub use piece::Piece;
 pub use select::{Action, Decided, Decision, Rule, Treatment};
 pub use siblings::Siblings;

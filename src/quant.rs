@@ -32,6 +32,7 @@ mod quantizer;
 pub mod reference;
 mod scheme;
 mod search;
+mod solver;
 mod survey;
 
 #[cfg(test)]
@@ -44,6 +45,7 @@ pub use float_type::FloatType;
 pub use importance::{BadStatistics, Importance};
 pub use isa::Isa;
 pub use observer::{Mse, Observer};
-pub use quantizer::{BadValue, BadWeight, Quantized, QuantizedView, Quantizer, Scratch};
+pub use quantizer::{BadValue, BadWeight, Quantized, QuantizedView, Quantizer, Role, Scratch};
 pub use scheme::{Bits, CodeType, Granularity, Scheme, Storage};
+pub use solver::Solver;
 pub use survey::{Survey, SurveyPart, TensorParams};

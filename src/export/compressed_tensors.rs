@@ -11,6 +11,7 @@ use std::collections::{BTreeSet, HashSet};
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use crate::format::encoding;
 use crate::plan::Treatment;
 use crate::quant::{Bits, Granularity, Scheme, Storage};
 use crate::stage::ActivationScheme;
@@ -57,11 +58,11 @@ pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[Cow<
                 "weights": weights(scheme),
                 "input_activations": input_activations(*activations),
                 "output_activations": null,
-                "format": format_name(scheme.storage),
+                "format": encoding::of(scheme).name(),
             }),
         );
     }
-    let formats: BTreeSet<&str> = schemes.iter().map(|(scheme, _)| format_name(scheme.storage)).collect();
+    let formats: BTreeSet<&str> = schemes.iter().map(|(scheme, _)| encoding::of(scheme).name()).collect();
     let format = match formats.first() {
         Some(only) if formats.len() == 1 => only,
         _ => "mixed-precision",
@@ -94,15 +95,6 @@ fn said_before(quantized: &[QuantizedModule<'_>]) -> Vec<bool> {
 fn config_key(key: &(Scheme, ActivationScheme)) -> (Bits, bool, Granularity, Storage, ActivationScheme) {
     let (scheme, activations) = key;
     (scheme.bits, scheme.symmetric, scheme.granularity, scheme.storage, *activations)
-}
-
-/// The name of a storage in the config.
-#[must_use]
-pub fn format_name(storage: Storage) -> &'static str {
-    match storage {
-        Storage::Packed => "pack-quantized",
-        Storage::Plain => "int-quantized",
-    }
 }
 
 fn weights(scheme: &Scheme) -> Value {

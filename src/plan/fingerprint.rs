@@ -137,8 +137,8 @@ fn outputs(plan: &Plan, export: &ExportPlan, tensor: usize, mut hasher: blake3::
     add(&mut hasher, format_args!(" {:?}", export.format));
     for output in export.tensors_of(plan, tensor) {
         let written = &export.tensors[output];
-        let (part, dtype, shape) = (written.part(), written.dtype(content), written.shape(content));
-        add(&mut hasher, format_args!(" {part:?} {dtype} {shape:?}"));
+        let (role, dtype, shape) = (written.role(content), written.dtype(content), written.shape(content));
+        add(&mut hasher, format_args!(" {role:?} {dtype} {shape:?}"));
     }
     Fingerprint::of(&hasher)
 }

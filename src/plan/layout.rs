@@ -9,41 +9,45 @@ use serde_json::{Map, Value, json};
 
 use super::piece::Piece;
 use super::select::{Decision, Treatment};
-use crate::model::{MatrixView, ModelFolder, Shape, TensorInfo};
-use crate::quant::Storage;
+use crate::format::encoding;
+use crate::model::{ModelFolder, Shape, TensorInfo};
+use crate::quant::{Role, Scheme};
 use crate::stage::export::shards::Shards;
 use crate::stage::export::{Format, Overwrite, Target};
 use crate::threads;
 
-/// What part of a module an output tensor is.
+/// What of a piece an output tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Part {
-    /// The source's bytes (widened, where the source is scaled FP8).
+enum Part {
+    /// The part of the stored matrix with this number.
+    Encoded(u8),
+    /// The source's bytes (decoded, if the source is scaled FP8).
     Copy,
     /// One of the source's matrices, as it is, in a tensor of its own.
     Matrix,
-    /// Integer codes.
-    Codes,
-    /// Scales.
-    Scales,
-    /// Zero points.
-    ZeroPoints,
-    /// The shape of the unpacked weight.
-    Shape,
     /// Quantized weights as floating-point numbers.
     Dequantized,
 }
 
 impl Part {
-    const ALL: [Self; 7] = [
-        Self::Copy,
-        Self::Matrix,
-        Self::Codes,
-        Self::Scales,
-        Self::ZeroPoints,
-        Self::Shape,
-        Self::Dequantized,
-    ];
+    /// As a number below 16. Encodings have no more than [`MAX_PARTS`] parts.
+    fn number(self) -> u32 {
+        match self {
+            Self::Encoded(number) => number.into(),
+            Self::Copy => 13,
+            Self::Matrix => 14,
+            Self::Dequantized => 15,
+        }
+    }
+
+    fn of_number(number: u32) -> Self {
+        match number {
+            13 => Self::Copy,
+            14 => Self::Matrix,
+            15 => Self::Dequantized,
+            number => Self::Encoded(number as u8),
+        }
+    }
 }
 
 /// What the tensors of an output are made of: of each there may be millions, so what follows from these is not kept.
@@ -77,7 +81,7 @@ const MAX_FILES: usize = 1 << (32 - FILE_BITS);
 
 impl OutputTensor {
     fn new(piece: usize, part: Part, content: Content<'_>) -> Self {
-        let mut tensor = Self { offset: 0, piece: piece as u32, place: part as u32 };
+        let mut tensor = Self { offset: 0, piece: piece as u32, place: part.number() };
         let width: u32 = match tensor.dtype(content) {
             "I64" | "U64" | "F64" | "C64" => 3,
             "I32" | "U32" | "F32" => 2,
@@ -103,10 +107,18 @@ impl OutputTensor {
         (self.place >> FILE_BITS) as usize
     }
 
-    /// What it is.
+    fn part(&self) -> Part {
+        Part::of_number(self.place & ((1 << PART_BITS) - 1))
+    }
+
+    /// Its role.
     #[must_use]
-    pub fn part(&self) -> Part {
-        Part::ALL[(self.place & 7) as usize % Part::ALL.len()]
+    pub fn role(&self, content: Content<'_>) -> Role {
+        match self.part() {
+            Part::Copy | Part::Matrix => Role::Weights,
+            Part::Dequantized => Role::Dequantized,
+            Part::Encoded(number) => self.roles(content)[usize::from(number)].0,
+        }
     }
 
     /// The first piece that it holds.
@@ -124,33 +136,38 @@ impl OutputTensor {
         &content.model.tensors[self.tensor(content)]
     }
 
-    /// How the source tensor is quantized, and its matrix, where it is codes or what belongs to them.
-    fn codes<'p>(&self, content: Content<'p>) -> Option<(&'p Treatment, MatrixView)> {
-        let treatment = content.decisions[self.tensor(content)].treatment()?;
-        Some((treatment, self.piece(content).matrix(content.model)?))
+    /// How the source tensor is quantized, if it is.
+    fn scheme<'p>(&self, content: Content<'p>) -> Option<&'p Scheme> {
+        Some(&content.decisions[self.tensor(content)].treatment()?.scheme)
     }
 
-    /// Its name in the file, in two parts.
+    /// Roles and parameter names of the tensors that its matrix is stored in; none if it is not quantized.
+    fn roles(&self, content: Content<'_>) -> &'static [(Role, &'static str)] {
+        self.scheme(content).map_or(&[], |scheme| encoding::of(scheme).roles(scheme))
+    }
+
+    /// Itself as a part of a stored matrix.
+    fn encoded(&self, content: Content<'_>) -> Option<encoding::Part> {
+        let (scheme, view) = (self.scheme(content)?, self.piece(content).matrix(content.model)?);
+        Some(encoding::of(scheme).part(scheme, self.role(content), view.rows, view.cols))
+    }
+
+    /// Its name in the file, in two parts: with the dot between them, if it has two.
     fn name_parts<'p>(&self, content: Content<'p>) -> (&'p str, &'static str) {
-        let end = match self.part() {
+        let parameter = match self.part() {
             Part::Copy | Part::Dequantized => return (&self.source(content).name, ""),
-            Part::Codes => match self.codes(content) {
-                Some((treatment, _)) if treatment.scheme.storage == Storage::Packed => ".weight_packed",
-                _ => ".weight",
-            },
-            Part::Matrix => ".weight",
-            Part::Scales => ".weight_scale",
-            Part::ZeroPoints => ".weight_zero_point",
-            Part::Shape => ".weight_shape",
+            Part::Matrix => "weight",
+            Part::Encoded(number) => self.roles(content)[usize::from(number)].1,
         };
-        (self.piece(content).module(content.model), end)
+        (self.piece(content).module(content.model), parameter)
     }
 
     /// Its name in the file.
     #[must_use]
     pub fn name(&self, content: Content<'_>) -> String {
-        let (module, end) = self.name_parts(content);
-        format!("{module}{end}")
+        let (module, parameter) = self.name_parts(content);
+        let dot = if parameter.is_empty() { "" } else { "." };
+        format!("{module}{dot}{parameter}")
     }
 
     /// How its name and another's are ordered.
@@ -159,46 +176,33 @@ impl OutputTensor {
         let (a, a_end) = self.name_parts(content);
         let (b, b_end) = other.name_parts(content);
         let shared = a.len().min(b.len());
+        let dot = |end: &str| if end.is_empty() { &b""[..] } else { b"." };
         let (a_rest, b_rest) = (&a.as_bytes()[shared..], &b.as_bytes()[shared..]);
-        a.as_bytes()[..shared]
-            .cmp(&b.as_bytes()[..shared])
-            .then_with(|| a_rest.iter().chain(a_end.as_bytes()).cmp(b_rest.iter().chain(b_end.as_bytes())))
+        a.as_bytes()[..shared].cmp(&b.as_bytes()[..shared]).then_with(|| {
+            let a = a_rest.iter().chain(dot(a_end)).chain(a_end.as_bytes());
+            a.cmp(b_rest.iter().chain(dot(b_end)).chain(b_end.as_bytes()))
+        })
     }
 
     /// Its type as written in the header.
     #[must_use]
     pub fn dtype(&self, content: Content<'_>) -> &'static str {
-        let scheme = || self.codes(content).map(|(treatment, _)| treatment.scheme);
         match self.part() {
             Part::Copy | Part::Matrix | Part::Dequantized => self.source(content).dtype.name(),
-            Part::Codes if scheme().is_some_and(|scheme| scheme.storage == Storage::Packed) => "I32",
-            Part::ZeroPoints if scheme().is_some_and(|scheme| scheme.packs_zero_points()) => "I32",
-            Part::Codes | Part::ZeroPoints => "I8",
-            Part::Scales => scheme().map_or("", |scheme| scheme.scale_type.name()),
-            Part::Shape => "I64",
+            Part::Encoded(_) => self.encoded(content).map_or("", |part| part.dtype),
         }
     }
 
     /// Its shape.
     #[must_use]
     pub fn shape(&self, content: Content<'_>) -> Shape {
-        let wide = |shape: &[usize]| shape.iter().map(|&n| n as u64).collect::<Vec<u64>>().into();
-        let of = |shape: &dyn Fn(&crate::quant::Scheme, usize, usize) -> Option<Shape>| {
-            let (treatment, view) = self.codes(content)?;
-            shape(&treatment.scheme, view.rows as usize, view.cols as usize)
-        };
         match self.part() {
             Part::Copy | Part::Dequantized => Some(self.source(content).shape.clone()),
             Part::Matrix => {
                 let view = self.piece(content).matrix(content.model);
                 view.map(|view| Shape::from(vec![view.rows, view.cols]))
             }
-            Part::Codes => of(&|scheme, rows, columns| Some(wide(&scheme.codes_shape(rows, columns)))),
-            Part::Scales => of(&|scheme, rows, columns| Some(wide(&scheme.scales_shape(rows, columns)))),
-            Part::ZeroPoints => {
-                of(&|scheme, rows, columns| scheme.zero_points_shape(rows, columns).map(|shape| wide(&shape)))
-            }
-            Part::Shape => Some(vec![2].into()),
+            Part::Encoded(_) => self.encoded(content).map(|part| part.shape.into()),
         }
         .unwrap_or_else(|| Vec::new().into())
     }
@@ -212,7 +216,7 @@ impl OutputTensor {
                 let view = self.piece(content).matrix(content.model);
                 view.map_or(0, |view| view.rows * view.cols * self.source(content).dtype.bits() / 8)
             }
-            _ => self.shape(content).iter().product::<u64>() << self.width(),
+            Part::Encoded(_) => self.encoded(content).map_or(0, |part| part.bytes),
         }
     }
 }
@@ -243,16 +247,10 @@ pub enum PieceOutput {
         /// The tensor.
         tensor: u32,
     },
-    /// Codes, scales and what belongs to them.
-    Codes {
-        /// Integer codes.
-        codes: u32,
-        /// Scales.
-        scales: u32,
-        /// Zero points, where the scheme is asymmetric.
-        zero_points: Option<u32>,
-        /// The shape tensor, where codes are packed.
-        shape: Option<u32>,
+    /// The parts of the matrix as it is stored.
+    Encoded {
+        /// The tensors, in the order of the encoding's parts.
+        tensors: PartTensors,
     },
     /// Floating-point weights, at the piece's own place in the tensor.
     Dequantized {
@@ -261,18 +259,34 @@ pub enum PieceOutput {
     },
 }
 
+/// Tensors that a stored matrix has at most.
+const MAX_PARTS: usize = 6;
+
+/// The tensors of a stored matrix, by the number of their part.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PartTensors([u32; MAX_PARTS]);
+
+impl PartTensors {
+    const NONE: Self = Self([u32::MAX; MAX_PARTS]);
+
+    /// The tensors, in the order of the encoding's parts.
+    pub fn iter(&self) -> impl Iterator<Item = usize> {
+        self.0.into_iter().filter(|&tensor| tensor != u32::MAX).map(|tensor| tensor as usize)
+    }
+}
+
 impl PieceOutput {
     /// The output tensors that hold the piece's results.
     pub fn tensors(&self) -> impl Iterator<Item = usize> {
         let all = match *self {
             Self::Copy { tensor } | Self::InPlace { tensor } | Self::Dequantized { tensor } => {
-                [Some(tensor), None, None, None]
+                let mut one = PartTensors::NONE;
+                one.0[0] = tensor;
+                one
             }
-            Self::Codes { codes, scales, zero_points, shape } => {
-                [Some(codes), Some(scales), zero_points, shape]
-            }
+            Self::Encoded { tensors } => tensors,
         };
-        all.into_iter().flatten().map(|tensor| tensor as usize)
+        all.0.into_iter().filter(|&tensor| tensor != u32::MAX).map(|tensor| tensor as usize)
     }
 }
 
@@ -354,15 +368,8 @@ fn draft(content: Content<'_>, stage: usize, format: Format) -> Vec<OutputTensor
         let decision = &content.decisions[piece.tensor()];
         match (treatment_at(decision, stage), piece.matrix(content.model), format) {
             (Some(treatment), Some(_), Format::CompressedTensors) => {
-                let scheme = &treatment.scheme;
-                add(Part::Codes);
-                add(Part::Scales);
-                if !scheme.symmetric {
-                    add(Part::ZeroPoints);
-                }
-                if scheme.storage == Storage::Packed {
-                    add(Part::Shape);
-                }
+                let parts = encoding::of(&treatment.scheme).roles(&treatment.scheme).len();
+                (0..parts).for_each(|number| add(Part::Encoded(number as u8)));
             }
             (None, Some(_), _) if splits_kept && decision.treatment().is_none() => add(Part::Matrix),
             // Pieces of one tensor follow each other.
@@ -386,16 +393,11 @@ fn targets(content: Content<'_>, tensors: &[OutputTensor]) -> Vec<PieceOutput> {
         let index = tensor.piece as usize;
         let is_matrix = content.pieces[index].matrix(content.model).is_some();
         let target = &mut out[index];
-        if let Part::Codes | Part::Scales | Part::ZeroPoints | Part::Shape = tensor.part()
-            && *target == unset
-        {
-            *target = PieceOutput::Codes { codes: 0, scales: 0, zero_points: None, shape: None };
+        if matches!(tensor.part(), Part::Encoded(_)) && *target == unset {
+            *target = PieceOutput::Encoded { tensors: PartTensors::NONE };
         }
         match (tensor.part(), target) {
-            (Part::Codes, PieceOutput::Codes { codes, .. }) => *codes = number,
-            (Part::Scales, PieceOutput::Codes { scales, .. }) => *scales = number,
-            (Part::ZeroPoints, PieceOutput::Codes { zero_points, .. }) => *zero_points = Some(number),
-            (Part::Shape, PieceOutput::Codes { shape, .. }) => *shape = Some(number),
+            (Part::Encoded(part), PieceOutput::Encoded { tensors }) => tensors.0[usize::from(part)] = number,
             (Part::Dequantized, target) => *target = PieceOutput::Dequantized { tensor: number },
             (Part::Copy, target) if is_matrix => *target = PieceOutput::InPlace { tensor: number },
             (_, target) => *target = PieceOutput::Copy { tensor: number },

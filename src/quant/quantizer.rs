@@ -62,7 +62,35 @@ pub struct Quantized {
     pub zero_points: Vec<u8>,
 }
 
+/// The role of a tensor that belongs to a stored matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The weights themselves, as they are in the source (decoded, if the source is scaled FP8).
+    Weights,
+    /// Integer codes.
+    Codes,
+    /// Scales.
+    Scales,
+    /// Zero points.
+    ZeroPoints,
+    /// The shape of the unpacked weights.
+    Shape,
+    /// Quantized weights as floating-point numbers.
+    Dequantized,
+}
+
 impl Quantized {
+    /// The bytes for a part of the stored matrix; empty for a role that no solver fills.
+    #[must_use]
+    pub fn part(&self, role: Role) -> &[u8] {
+        match role {
+            Role::Codes => &self.codes,
+            Role::Scales => &self.scales,
+            Role::ZeroPoints => &self.zero_points,
+            Role::Weights | Role::Shape | Role::Dequantized => &[],
+        }
+    }
+
     /// The same bytes, borrowed.
     #[must_use]
     pub fn view(&self) -> QuantizedView<'_> {

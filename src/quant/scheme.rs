@@ -123,6 +123,12 @@ impl Scheme {
         }
     }
 
+    /// Whether one scale holds for the whole matrix.
+    #[must_use]
+    pub const fn is_per_tensor(&self) -> bool {
+        matches!(self.granularity, Granularity::Tensor)
+    }
+
     /// Scales a row: its groups; 1 for a channel. For one scale a tensor it is 1 as well, the same for all rows.
     #[must_use]
     pub const fn groups_per_row(&self, cols: usize) -> usize {

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 use super::cancel::Cancel;
 use super::event::{Event, Listener};
 use super::measured::{Collector, lock};
-use super::quantizers::Quantizers;
 use super::record::Journal;
+use super::solvers::Solvers;
 use super::source::{Source, SourceBuffers};
 use super::take_over;
 use super::tiles::{Cut, Queue, Tile};
@@ -20,12 +20,11 @@ use super::workers::Workers;
 use crate::exit::Exit;
 use crate::export::{Staging, files};
 use crate::finding::{Failure, Finding};
-use crate::model::MatrixView;
+use crate::format::encoding;
 use crate::plan::fingerprint::Prints;
 use crate::plan::{Piece, PieceOutput, Plan};
 use crate::quant::{
-    BadValue, BadWeight, Distortion, FloatType, Granularity, Isa, Quantized, Quantizer, Scratch, Survey,
-    TensorParams,
+    BadValue, BadWeight, Distortion, FloatType, Isa, Quantized, Scratch, Solver, Survey, TensorParams,
 };
 
 /// What a pass does beside quantizing and writing.
@@ -51,7 +50,7 @@ impl Checks {
 /// A run with what was found out before its one pass.
 struct Pass<'a> {
     run: &'a Run<'a>,
-    quantizers: &'a Quantizers<'a>,
+    solvers: &'a Solvers<'a>,
     params: &'a [Option<TensorParams>],
 }
 
@@ -99,9 +98,9 @@ pub(super) fn stream(
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
-    let quantizers = Quantizers::new(run.plan, &pieces, run.isa);
-    let params = survey(run, &quantizers, &pieces, workers, cancel)?;
-    let pass = Pass { run, quantizers: &quantizers, params: &params };
+    let solvers = Solvers::new(run.plan, &pieces, run.isa);
+    let params = survey(run, &solvers, &pieces, workers, cancel)?;
+    let pass = Pass { run, solvers: &solvers, params: &params };
     let queue = Queue::new(run.plan, pieces);
     workers.each(cancel, || queue.next(), |tile, buffers| pass.tile(tile, buffers))
 }
@@ -109,7 +108,7 @@ pub(super) fn stream(
 /// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
 fn survey(
     run: &Run<'_>,
-    quantizers: &Quantizers<'_>,
+    solvers: &Solvers<'_>,
     pieces: &[usize],
     workers: &Workers,
     cancel: &Cancel,
@@ -118,19 +117,19 @@ fn survey(
     let mut out = vec![None; plan.pieces.len()];
     for &index in pieces {
         let piece = &plan.pieces[index];
-        let Some(quantizer) = quantizers.of(index) else { continue };
-        if quantizer.survey_passes() == 0 {
+        let Some(solver) = solvers.of(index) else { continue };
+        if solver.survey_passes() == 0 {
             continue;
         }
-        let mut survey = quantizer.begin_survey();
-        for _ in 0..quantizer.survey_passes() {
-            survey_pass(run, workers, cancel, index, &quantizer, &mut survey)?;
-            quantizer.end_pass(&mut survey);
-            if quantizer.is_settled(&survey) {
+        let mut survey = solver.begin_survey();
+        for _ in 0..solver.survey_passes() {
+            survey_pass(run, workers, cancel, index, &*solver, &mut survey)?;
+            solver.end_pass(&mut survey);
+            if solver.is_settled(&survey) {
                 break;
             }
         }
-        let params = quantizer.tensor_params(&survey).map_err(|what| {
+        let params = solver.tensor_params(&survey).map_err(|what| {
             bad_weight(
                 plan,
                 piece,
@@ -148,7 +147,7 @@ fn survey_pass(
     workers: &Workers,
     cancel: &Cancel,
     index: usize,
-    quantizer: &Quantizer,
+    solver: &dyn Solver,
     survey: &mut Survey,
 ) -> Result<(), Failure> {
     let (plan, piece) = (run.plan, &run.plan.pieces[index]);
@@ -161,7 +160,7 @@ fn survey_pass(
         || queue.next(),
         |tile, buffers: &mut Buffers| {
             run.source.read(piece, tile, &mut buffers.source, None)?;
-            let part = quantizer
+            let part = solver
                 .survey(&so_far, &buffers.source.weights, tile.count as usize)
                 .map_err(|bad| bad_weight(plan, piece, tile, bad))?;
             let mut merged = lock(&merged);
@@ -205,8 +204,8 @@ impl Pass<'_> {
     fn tile(&self, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
         let piece = &self.plan.pieces[tile.piece];
         self.source.read(piece, tile, &mut buffers.source, Some(self.collector))?;
-        match self.quantizers.of(tile.piece) {
-            Some(quantizer) => self.quantize(piece, tile, &quantizer, buffers)?,
+        match self.solvers.of(tile.piece) {
+            Some(solver) => self.quantize(piece, tile, &*solver, buffers)?,
             None => self.keep(piece, tile, buffers)?,
         }
         let bytes = buffers.source.weights.len() as u64;
@@ -259,7 +258,7 @@ impl Pass<'_> {
                     let tensor = tensor as usize;
                     self.write_in_place(export, tensor, piece, tile, bytes, &mut buffers.read_back)?;
                 }
-                PieceOutput::Codes { .. } | PieceOutput::Dequantized { .. } => {}
+                PieceOutput::Encoded { .. } | PieceOutput::Dequantized { .. } => {}
             }
         }
         Ok(())
@@ -270,14 +269,15 @@ impl Pass<'_> {
         &self,
         piece: &Piece,
         tile: Tile,
-        quantizer: &Quantizer,
+        solver: &dyn Solver,
         buffers: &mut Buffers,
     ) -> Result<(), Failure> {
         let Buffers { source, quantized, dequantized, converted, read_back, scratch } = buffers;
         let rows = tile.count as usize;
-        let distortion = self.encode(piece, tile, quantizer, &source.weights, quantized, scratch)?;
-        let scheme = *quantizer.scheme();
-        let view = piece.matrix(&self.plan.model);
+        let distortion = self.encode(piece, tile, solver, &source.weights, quantized, scratch)?;
+        let parts = piece.matrix(&self.plan.model).map_or_else(Vec::new, |view| {
+            encoding::of(solver.scheme()).parts(solver.scheme(), view.rows, view.cols)
+        });
         for export in 0..self.plan.exports.len() {
             match self.plan.exports[export].pieces[tile.piece] {
                 PieceOutput::Copy { .. } => {}
@@ -292,29 +292,17 @@ impl Pass<'_> {
                         self.write_in_place(export, tensor, piece, tile, &source.weights, read_back)?;
                     }
                 }
-                PieceOutput::Codes { codes, scales, zero_points, shape } => {
-                    let parts =
-                        Parts::of(tile, &scheme, view.map_or(0, |view| view.cols as usize), quantized);
-                    self.write_and_check(export, codes as usize, parts.codes, &quantized.codes, read_back)?;
-                    let whole = scheme.granularity == Granularity::Tensor;
-                    if !whole || tile.number == 0 {
-                        let scales = scales as usize;
-                        self.write_and_check(export, scales, parts.scales, &quantized.scales, read_back)?;
-                        if let Some(zero_points) = zero_points {
-                            let (start, bytes) = (parts.zero_points, &quantized.zero_points);
-                            self.write_and_check(export, zero_points as usize, start, bytes, read_back)?;
+                PieceOutput::Encoded { tensors } => {
+                    for (tensor, part) in tensors.iter().zip(&parts) {
+                        if let Some((start, bytes)) = part.of_tile(tile.start, quantized.part(part.role)) {
+                            self.write_and_check(export, tensor, start, bytes, read_back)?;
                         }
-                    }
-                    if let Some(shape) = shape
-                        && tile.number == 0
-                    {
-                        self.write_and_check(export, shape as usize, 0, &shape_bytes(view), read_back)?;
                     }
                 }
                 PieceOutput::Dequantized { tensor } => {
                     self.dequantize(
                         piece,
-                        quantizer,
+                        solver,
                         rows,
                         quantized,
                         [&mut *dequantized, &mut *converted],
@@ -335,7 +323,7 @@ impl Pass<'_> {
         &self,
         piece: &Piece,
         tile: Tile,
-        quantizer: &Quantizer,
+        solver: &dyn Solver,
         weights: &[u8],
         quantized: &mut Quantized,
         scratch: &mut Scratch,
@@ -343,18 +331,17 @@ impl Pass<'_> {
         let (rows, params) = (tile.count as usize, self.params[tile.piece].as_ref());
         let bad = |bad| bad_weight(self.plan, piece, tile, bad);
         if !self.checks.measure {
-            quantizer.quantize(params, weights, rows, quantized, scratch).map_err(bad)?;
+            solver.solve(params, weights, rows, quantized, scratch).map_err(bad)?;
             return Ok(None);
         }
-        let measured =
-            quantizer.quantize_and_measure(params, weights, rows, quantized, scratch).map_err(bad)?;
-        if tile.number == 0 && self.quantizers.is_first(tile.piece) {
+        let measured = solver.solve_and_measure(params, weights, rows, quantized, scratch).map_err(bad)?;
+        if tile.number == 0 && self.solvers.is_first(tile.piece) {
             // What is measured while codes are in registers has to be what the bytes mean. One tile of each kind is enough to see
             // that kernels which fit together on other machines do so on this one.
-            let meant = quantizer.measure(weights, quantized.view(), rows, scratch);
+            let meant = solver.measure(weights, quantized.view(), rows, scratch);
             check_measured(&self.plan.model.tensors[piece.tensor()].name, &measured, &meant)?;
         }
-        let faint = quantizer.faint_signal(weights, quantized.view(), rows);
+        let faint = solver.faint_signal(weights, quantized.view(), rows);
         Ok(Some(Distortion { faint, ..measured }))
     }
 
@@ -370,15 +357,15 @@ impl Pass<'_> {
     fn dequantize(
         &self,
         piece: &Piece,
-        quantizer: &Quantizer,
+        solver: &dyn Solver,
         rows: usize,
         quantized: &Quantized,
         [dequantized, converted]: [&mut Vec<u8>; 2],
         scratch: &mut Scratch,
     ) {
-        quantizer.dequantize(quantized.view(), rows, dequantized, scratch);
+        solver.dequantize(quantized.view(), rows, dequantized, scratch);
         let tensor = &self.plan.model.tensors[piece.tensor()];
-        let scale_type = quantizer.scheme().scale_type;
+        let scale_type = solver.scheme().scale_type;
         if scale_type.name() != tensor.dtype.name() {
             convert(scale_type, tensor.dtype, dequantized, converted);
             std::mem::swap(dequantized, converted);
@@ -486,41 +473,6 @@ fn check_measured(tensor: &str, measured: &Distortion, meant: &Distortion) -> Re
              measured: {measured}\nmeant: {meant}"
         )),
     ))
-}
-
-/// Where a tile's codes, scales and zero points begin in their tensors, in bytes.
-struct Parts {
-    codes: u64,
-    scales: u64,
-    zero_points: u64,
-}
-
-impl Parts {
-    fn of(tile: Tile, scheme: &crate::quant::Scheme, columns: usize, quantized: &Quantized) -> Self {
-        if scheme.granularity == Granularity::Tensor {
-            let a_row = quantized.codes.len() as u64 / tile.count.max(1);
-            return Self { codes: tile.start * a_row, scales: 0, zero_points: 0 };
-        }
-        let rows = tile.count.max(1);
-        // Every tile but the last is a multiple of what zero points pack together, so its share of them is whole.
-        let packed_rows = if scheme.packs_zero_points() { scheme.row_multiple() as u64 } else { 1 };
-        let zero_row = scheme.groups_per_row(columns) as u64 * if scheme.packs_zero_points() { 4 } else { 1 };
-        Self {
-            codes: tile.start * (quantized.codes.len() as u64 / rows),
-            scales: tile.start * (quantized.scales.len() as u64 / rows),
-            zero_points: tile.start / packed_rows * zero_row,
-        }
-    }
-}
-
-/// The contents of `weight_shape`: rows and columns as I64.
-fn shape_bytes(view: Option<MatrixView>) -> [u8; 16] {
-    let mut bytes = [0; 16];
-    if let Some(view) = view {
-        bytes[..8].copy_from_slice(&view.rows.to_le_bytes());
-        bytes[8..].copy_from_slice(&view.cols.to_le_bytes());
-    }
-    bytes
 }
 
 /// Dequantized weights in another floating-point type: that of the source, where its scales have another.

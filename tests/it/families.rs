@@ -10,7 +10,8 @@ use std::path::Path;
 use monoquant::export::compressed_tensors::contradictions;
 use monoquant::export::config::{left_alone, quantized_modules};
 use monoquant::finding::Failure;
-use monoquant::plan::{self, Action, ExportPlan, Limits, Part, Plan};
+use monoquant::plan::{self, Action, ExportPlan, Limits, Plan};
+use monoquant::quant::Role;
 use monoquant::recipe::{self, Overrides};
 use serde_json::Value;
 
@@ -72,7 +73,7 @@ fn check(name: &str, plan: &Plan) {
                 export.tensors.iter().filter(|out| out.tensor(plan.content()) == index).collect();
             let is_quantized = plan.decisions[index].treatment().is_some();
             assert!(!parts.is_empty(), "{name}: {} does not leave", tensor.name);
-            let has_codes = parts.iter().any(|part| part.part() == Part::Codes);
+            let has_codes = parts.iter().any(|part| part.role(plan.content()) == Role::Codes);
             assert_eq!(has_codes, is_quantized, "{name}: {}", tensor.name);
             if !is_quantized {
                 assert_eq!(

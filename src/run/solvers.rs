@@ -1,13 +1,13 @@
-//! The quantizers of a run: one for all pieces that are quantized alike.
+//! The solvers of a run: one for all pieces that are quantized alike.
 
-use std::borrow::Cow;
+use std::ops::Deref;
 
 use crate::plan::Plan;
 use crate::plan::select::float_type;
-use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme};
+use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme, Solver};
 
-/// Quantizers, made once: a search for ranges prepares more than a tile should wait for.
-pub(super) struct Quantizers<'p> {
+/// Solvers, made once: a search for ranges prepares more than a tile should wait for.
+pub(super) struct Solvers<'p> {
     plan: &'p Plan,
     kinds: Vec<OfKind>,
     /// The kind of each piece of the plan; none where it is kept, or is none of this run's.
@@ -17,15 +17,15 @@ pub(super) struct Quantizers<'p> {
 /// What pieces of one kind have in common.
 struct OfKind {
     kind: Kind,
-    quantizer: Quantizer,
+    solver: Box<dyn Solver>,
     /// The first of them.
     first: usize,
 }
 
-/// What quantizers differ in: scheme, observer, type of the weights, columns.
+/// What solvers differ in: scheme, observer, type of the weights, columns.
 type Kind = (Scheme, Observer, FloatType, usize);
 
-impl<'p> Quantizers<'p> {
+impl<'p> Solvers<'p> {
     /// Of some of a plan's pieces.
     pub(super) fn new(plan: &'p Plan, pieces: &[usize], isa: Isa) -> Self {
         let mut kinds: Vec<OfKind> = Vec::new();
@@ -34,8 +34,8 @@ impl<'p> Quantizers<'p> {
             let Some(kind) = kind(plan, index) else { continue };
             let at = kinds.iter().position(|known| known.kind == kind).unwrap_or_else(|| {
                 let (scheme, observer, source, columns) = kind;
-                let quantizer = Quantizer::new(scheme, observer, source, columns, isa);
-                kinds.push(OfKind { kind, quantizer, first: index });
+                let solver = Box::new(Quantizer::new(scheme, observer, source, columns, isa));
+                kinds.push(OfKind { kind, solver, first: index });
                 kinds.len() - 1
             });
             of[index] = Some(at as u32);
@@ -43,18 +43,35 @@ impl<'p> Quantizers<'p> {
         Self { plan, kinds, of }
     }
 
-    /// The quantizer of a piece; none where it is kept.
-    pub(super) fn of(&self, piece: usize) -> Option<Cow<'_, Quantizer>> {
-        let OfKind { quantizer, .. } = &self.kinds[self.of[piece]? as usize];
+    /// The solver of a piece; none if it is kept.
+    pub(super) fn of(&self, piece: usize) -> Option<Shared<'_>> {
+        let solver = &self.kinds[self.of[piece]? as usize].solver;
         Some(match self.plan.weighing.of(piece) {
-            Some(importance) => Cow::Owned(quantizer.clone().weighted(importance.clone())),
-            None => Cow::Borrowed(quantizer),
+            Some(importance) => Shared::Own(solver.weighted(importance.clone())),
+            None => Shared::OfKind(solver.as_ref()),
         })
     }
 
     /// Whether a piece is the first of its kind.
     pub(super) fn is_first(&self, piece: usize) -> bool {
         self.of[piece].is_some_and(|kind| self.kinds[kind as usize].first == piece)
+    }
+}
+
+/// The solver of a piece: that of its kind, or one that knows the importance of the piece's columns.
+pub(super) enum Shared<'q> {
+    OfKind(&'q dyn Solver),
+    Own(Box<dyn Solver>),
+}
+
+impl<'q> Deref for Shared<'q> {
+    type Target = dyn Solver + 'q;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::OfKind(solver) => *solver,
+            Self::Own(solver) => solver.as_ref(),
+        }
     }
 }
 

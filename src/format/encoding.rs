@@ -1,0 +1,187 @@
+//! Encodings: how a quantized matrix is stored as tensors of a file.
+//!
+//! An encoding is one file in this folder and one line in [`ALL`]. It names the tensors that a matrix becomes, and says what
+//! their bytes mean. Solvers ([`crate::quant::Solver`]) make those bytes, tile by tile.
+
+use std::fmt;
+
+use crate::quant::{Role, Scheme};
+
+mod int_packed;
+mod int_plain;
+
+#[cfg(test)]
+mod tests;
+
+/// All encodings that can be written.
+pub const ALL: &[&dyn Encoding] = &[&int_packed::IntPacked, &int_plain::IntPlain];
+
+/// How matrices of some schemes are stored.
+pub trait Encoding: fmt::Debug + Send + Sync {
+    /// The name of the format in compressed-tensors' `quantization_config`, such as `pack-quantized`.
+    fn name(&self) -> &'static str;
+
+    /// Whether matrices of a scheme are stored like this.
+    fn stores(&self, scheme: &Scheme) -> bool;
+
+    /// Roles and parameter names of the tensors that a matrix becomes, at most six. A module's name stands before the parameter's.
+    fn roles(&self, scheme: &Scheme) -> &'static [(Role, &'static str)];
+
+    /// The tensor of one of these roles for a matrix `[rows, columns]`.
+    fn part(&self, scheme: &Scheme, role: Role, rows: u64, columns: u64) -> Part;
+
+    /// The tensors that a matrix `[rows, columns]` becomes.
+    fn parts(&self, scheme: &Scheme, rows: u64, columns: u64) -> Vec<Part> {
+        self.roles(scheme).iter().map(|(role, _)| self.part(scheme, *role, rows, columns)).collect()
+    }
+
+    /// The weights of a matrix `[rows, columns]`, row by row: (code − zero point) × scale, rounded once to the scheme's scale
+    /// type. `part` gives the bytes of each of [`Encoding::parts`]. None if a part is missing or has another size.
+    fn decode<'a>(
+        &self,
+        scheme: &Scheme,
+        rows: usize,
+        columns: usize,
+        part: &dyn Fn(Role) -> Option<&'a [u8]>,
+    ) -> Option<Vec<f32>>;
+}
+
+/// The encoding in which matrices of a scheme are stored.
+///
+/// # Panics
+/// If there is none. A test holds that there is one for each scheme.
+#[must_use]
+pub fn of(scheme: &Scheme) -> &'static dyn Encoding {
+    let found = ALL.iter().find(|encoding| encoding.stores(scheme));
+    *found.unwrap_or_else(|| unreachable!("a scheme has an encoding"))
+}
+
+/// A tensor that belongs to a stored matrix.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Part {
+    /// Its role.
+    pub role: Role,
+    /// Its type as headers write it.
+    pub dtype: &'static str,
+    /// Its shape.
+    pub shape: Vec<u64>,
+    /// Its size.
+    pub bytes: u64,
+    /// How it is filled.
+    pub contents: Contents,
+}
+
+/// How a part is filled while its matrix is solved tile by tile.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Contents {
+    /// Each tile gives the bytes of its rows.
+    Rows {
+        /// So many rows of the matrix lie together.
+        rows: u64,
+        /// Bytes that they take.
+        bytes: u64,
+    },
+    /// Every tile gives the same bytes, all of them.
+    Same,
+    /// These bytes, whatever the weights.
+    Constant(Vec<u8>),
+}
+
+impl Part {
+    /// Where a tile writes and what: none if an earlier tile has done so. `solved` are the bytes that the tile gives.
+    #[must_use]
+    pub fn of_tile<'b>(&'b self, first_row: u64, solved: &'b [u8]) -> Option<(u64, &'b [u8])> {
+        match &self.contents {
+            Contents::Rows { rows, bytes } => Some((first_row / (*rows).max(1) * bytes, solved)),
+            Contents::Same => (first_row == 0).then_some((0, solved)),
+            Contents::Constant(contents) => (first_row == 0).then_some((0, contents.as_slice())),
+        }
+    }
+}
+
+/// The scales of an integer matrix, as both integer encodings have them.
+fn scales(scheme: &Scheme, rows: u64, columns: u64) -> Part {
+    let shape = wide(scheme.scales_shape(rows as usize, columns as usize));
+    Part {
+        role: Role::Scales,
+        dtype: scheme.scale_type.name(),
+        bytes: shape.iter().product::<u64>() * scheme.scale_type.bytes() as u64,
+        contents: by_group(scheme, 1, scheme.scales_bytes(1, columns as usize)),
+        shape,
+    }
+}
+
+/// The zero points of an asymmetric integer matrix.
+fn zero_points(scheme: &Scheme, rows: u64, columns: u64) -> Option<Part> {
+    let shape = wide(scheme.zero_points_shape(rows as usize, columns as usize)?);
+    let dtype = scheme.zero_point_type()?;
+    let together = if scheme.packs_zero_points() { scheme.row_multiple() } else { 1 };
+    Some(Part {
+        role: Role::ZeroPoints,
+        dtype: dtype.name(),
+        bytes: shape.iter().product::<u64>() * dtype.bytes() as u64,
+        contents: by_group(scheme, together, scheme.zero_points_bytes(together, columns as usize)),
+        shape,
+    })
+}
+
+/// The codes of an integer matrix.
+fn codes(scheme: &Scheme, rows: u64, columns: u64) -> Part {
+    let (rows, columns) = (rows as usize, columns as usize);
+    Part {
+        role: Role::Codes,
+        dtype: scheme.code_type().name(),
+        shape: wide(scheme.codes_shape(rows, columns).to_vec()),
+        bytes: scheme.codes_bytes(rows, columns) as u64,
+        contents: Contents::Rows { rows: 1, bytes: scheme.codes_bytes(1, columns) as u64 },
+    }
+}
+
+/// The codes, scales or zero points of an integer matrix.
+fn integer_part(scheme: &Scheme, role: Role, rows: u64, columns: u64) -> Part {
+    match role {
+        Role::Scales => scales(scheme, rows, columns),
+        Role::ZeroPoints => zero_points(scheme, rows, columns).unwrap_or_else(|| codes(scheme, rows, columns)),
+        _ => codes(scheme, rows, columns),
+    }
+}
+
+fn by_group(scheme: &Scheme, rows: usize, bytes: usize) -> Contents {
+    if scheme.is_per_tensor() {
+        Contents::Same
+    } else {
+        Contents::Rows { rows: rows as u64, bytes: bytes as u64 }
+    }
+}
+
+fn wide(shape: Vec<usize>) -> Vec<u64> {
+    shape.into_iter().map(|size| size as u64).collect()
+}
+
+/// The weights that integer codes mean. `code` and `zero_point` give the signed code at (row, column) and the signed zero point of
+/// (row, group).
+fn dequantized(
+    scheme: &Scheme,
+    rows: usize,
+    columns: usize,
+    scales: &[u8],
+    code: impl Fn(usize, usize) -> i32,
+    zero_point: impl Fn(usize, usize) -> i32,
+) -> Vec<f32> {
+    let scales = scheme.scale_type.widen(scales);
+    let (groups, group) = (scheme.groups_per_row(columns), scheme.group_cols(columns).max(1));
+    let mut weights = Vec::with_capacity(rows * columns);
+    for row in 0..rows {
+        for column in 0..columns {
+            let at = if scheme.is_per_tensor() { 0 } else { row * groups + column / group };
+            let difference = code(row, column) - zero_point(row, column / group);
+            weights.push(scheme.scale_type.round(difference as f32 * scales[at]));
+        }
+    }
+    weights
+}
+
+/// The bytes of a part, if they are as many as they should be.
+fn whole<'a>(part: &Part, bytes: &dyn Fn(Role) -> Option<&'a [u8]>) -> Option<&'a [u8]> {
+    bytes(part.role).filter(|bytes| bytes.len() as u64 == part.bytes)
+}

@@ -1,0 +1,111 @@
+use proptest::prelude::*;
+
+use super::{ALL, Contents, of};
+use crate::quant::{
+    Bits, FloatType, Granularity, Isa, Observer, Quantized, Quantizer, Role, Scheme, Scratch, Storage,
+};
+
+fn schemes() -> impl Strategy<Value = Scheme> {
+    let bits = prop_oneof![Just(Bits::Four), Just(Bits::Eight)];
+    let granularity =
+        prop_oneof![Just(Granularity::Group(8)), Just(Granularity::Group(32)), Just(Granularity::Channel)];
+    let scale_type = prop_oneof![Just(FloatType::Bf16), Just(FloatType::F16), Just(FloatType::F32)];
+    let storage = prop_oneof![Just(Storage::Packed), Just(Storage::Plain)];
+    (bits, any::<bool>(), granularity, scale_type, storage).prop_map(
+        |(bits, symmetric, granularity, scale_type, storage)| Scheme {
+            bits,
+            symmetric,
+            granularity,
+            scale_type,
+            storage,
+        },
+    )
+}
+
+proptest! {
+    /// What is decoded from the parts is what the kernels mean by their bytes, and tiles fill every part exactly.
+    #[test]
+    fn parts_go_round(
+        scheme in schemes(),
+        rows in 1_usize..40,
+        groups in 1_usize..4,
+        seed in prop::collection::vec(-1.0_f32..1.0, 64),
+    ) {
+        let columns = groups * 32;
+        let quantizer = Quantizer::new(scheme, Observer::Minmax, FloatType::F32, columns, Isa::Portable);
+        let weights: Vec<f32> = (0..rows * columns).map(|i| seed[i * 7 % 64] * (1 + i % 5) as f32).collect();
+        let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
+        let (mut quantized, mut scratch) = (Quantized::default(), Scratch::default());
+
+        let encoding = of(&scheme);
+        let parts = encoding.parts(&scheme, rows as u64, columns as u64);
+        let mut stored: Vec<Vec<Option<u8>>> =
+            parts.iter().map(|part| vec![None; part.bytes as usize]).collect();
+        let step = scheme.row_multiple();
+        for first in (0..rows).step_by(step) {
+            let count = step.min(rows - first);
+            let tile = &bytes[first * columns * 4..(first + count) * columns * 4];
+            quantizer.quantize(None, tile, count, &mut quantized, &mut scratch).unwrap();
+            for (part, stored) in parts.iter().zip(&mut stored) {
+                let Some((start, bytes)) = part.of_tile(first as u64, quantized.part(part.role)) else {
+                    continue;
+                };
+                for (slot, byte) in stored[start as usize..].iter_mut().zip(bytes) {
+                    prop_assert!(slot.is_none(), "a byte is written once");
+                    *slot = Some(*byte);
+                }
+            }
+        }
+        let stored: Vec<Vec<u8>> = stored
+            .into_iter()
+            .map(|part| part.into_iter().map(|byte| byte.expect("every byte is written")).collect())
+            .collect();
+
+        let of_role = |role: Role| {
+            let at = parts.iter().position(|part| part.role == role)?;
+            Some(stored[at].as_slice())
+        };
+        let decoded = encoding.decode(&scheme, rows, columns, &of_role).expect("all parts are there");
+        quantizer.quantize(None, &bytes, rows, &mut quantized, &mut scratch).unwrap();
+        let mut meant = Vec::new();
+        quantizer.dequantize(quantized.view(), rows, &mut meant, &mut scratch);
+        prop_assert_eq!(decoded, scheme.scale_type.widen(&meant));
+
+        let without = |role: Role| of_role(role).filter(|_| role != Role::Scales);
+        prop_assert!(encoding.decode(&scheme, rows, columns, &without).is_none());
+        let cut = |role: Role| of_role(role).map(|bytes| &bytes[..bytes.len() - 1]);
+        prop_assert!(encoding.decode(&scheme, rows, columns, &cut).is_none());
+    }
+
+    #[test]
+    fn a_scheme_has_one_encoding(scheme in schemes()) {
+        prop_assert_eq!(ALL.iter().filter(|encoding| encoding.stores(&scheme)).count(), 1);
+    }
+}
+
+#[test]
+fn one_scale_per_tensor_is_written_once() {
+    let scheme = Scheme {
+        bits: Bits::Four,
+        symmetric: false,
+        granularity: Granularity::Tensor,
+        scale_type: FloatType::Bf16,
+        storage: Storage::Packed,
+    };
+    let parts = of(&scheme).parts(&scheme, 5, 13);
+    let names = of(&scheme).roles(&scheme).iter().map(|(_, name)| *name);
+    let shapes: Vec<(&str, &[u64])> = names.zip(parts.iter().map(|part| part.shape.as_slice())).collect();
+    assert_eq!(
+        shapes,
+        [
+            ("weight_packed", &[5, 2][..]),
+            ("weight_scale", &[1]),
+            ("weight_zero_point", &[1]),
+            ("weight_shape", &[2])
+        ]
+    );
+    assert_eq!(parts[1].contents, Contents::Same);
+    assert_eq!(parts[1].of_tile(0, &[1, 2]), Some((0, &[1, 2][..])));
+    assert_eq!(parts[1].of_tile(2, &[1, 2]), None);
+    assert_eq!(parts[0].of_tile(2, &[9; 16]), Some((16, &[9; 16][..])));
+}

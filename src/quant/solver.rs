@@ -1,0 +1,87 @@
+//! Solvers: what chooses the codes of a matrix.
+//!
+//! A solver is one file in this folder. It turns tiles of source weights into the bytes of a stored matrix ([`Quantized`]), and
+//! measures what they mean. Solvers are made once per kind of matrix and shared between threads.
+
+use std::fmt;
+
+use super::{
+    BadValue, BadWeight, Distortion, Importance, Quantized, QuantizedView, Scheme, Scratch, Survey,
+    SurveyPart, TensorParams,
+};
+
+mod nearest;
+
+/// Chooses the codes of matrices of one scheme, tile by tile. A tile is some whole rows, little-endian.
+pub trait Solver: fmt::Debug + Send + Sync {
+    /// The scheme of the matrices.
+    fn scheme(&self) -> &Scheme;
+
+    /// The same for columns that count by their importance.
+    fn weighted(&self, importance: Importance) -> Box<dyn Solver>;
+
+    /// How often all tiles of a matrix are looked at before the first can be solved: 0 unless one scale holds for all of them.
+    fn survey_passes(&self) -> usize;
+
+    /// A survey that has seen nothing.
+    fn begin_survey(&self) -> Survey;
+
+    /// Looks at a tile of `rows` rows for the pass that `so_far` is in.
+    ///
+    /// # Errors
+    /// The first weight that is not finite.
+    fn survey(&self, so_far: &Survey, tile: &[u8], rows: usize) -> Result<SurveyPart, BadWeight>;
+
+    /// Ends a pass in which every tile was merged.
+    fn end_pass(&self, survey: &mut Survey);
+
+    /// Whether the passes that are left would change nothing.
+    fn is_settled(&self, survey: &Survey) -> bool;
+
+    /// Scale and zero point of the matrix, after all passes or when it is settled.
+    ///
+    /// # Errors
+    /// [`BadValue::ScaleOverflow`] if the scale is not finite.
+    fn tensor_params(&self, survey: &Survey) -> Result<TensorParams, BadValue>;
+
+    /// Puts the bytes of a tile of `rows` rows in place of what `out` held. `tensor` is the result of the survey, if there is one.
+    ///
+    /// # Errors
+    /// The first weight that cannot be quantized; `out` then holds nothing of use.
+    fn solve(
+        &self,
+        tensor: Option<&TensorParams>,
+        tile: &[u8],
+        rows: usize,
+        out: &mut Quantized,
+        scratch: &mut Scratch,
+    ) -> Result<(), BadWeight>;
+
+    /// [`Solver::solve`] and then [`Solver::measure`], in one pass if possible.
+    ///
+    /// # Errors
+    /// As [`Solver::solve`].
+    fn solve_and_measure(
+        &self,
+        tensor: Option<&TensorParams>,
+        tile: &[u8],
+        rows: usize,
+        out: &mut Quantized,
+        scratch: &mut Scratch,
+    ) -> Result<Distortion, BadWeight>;
+
+    /// Compares a tile of `rows` rows with the meaning of its bytes.
+    fn measure(
+        &self,
+        tile: &[u8],
+        quantized: QuantizedView<'_>,
+        rows: usize,
+        scratch: &mut Scratch,
+    ) -> Distortion;
+
+    /// Σw² of the weights of a tile whose scale is too small for the type that engines hold it in.
+    fn faint_signal(&self, tile: &[u8], quantized: QuantizedView<'_>, rows: usize) -> f64;
+
+    /// Writes the weights of `rows` rows as engines see them, in the scheme's scale type, in place of what `out` held.
+    fn dequantize(&self, quantized: QuantizedView<'_>, rows: usize, out: &mut Vec<u8>, scratch: &mut Scratch);
+}
