@@ -21,7 +21,7 @@ fn main() -> ExitCode {
     };
     for warning in &report.warnings {
         let line = warning.line.map_or(String::new(), |line| format!(" (line {line} of the recipe)"));
-        println!("{}: {}: {}{line}", warning.severity, warning.code, warning.message);
+        println!("{}: {}: {}{line}", plain::severity(warning.severity), warning.code, warning.message);
     }
     println!("{}", report.verdict.summary);
     ExitCode::SUCCESS

@@ -4,13 +4,18 @@
 
 use std::sync::Arc;
 
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
 use crate::exit::Exit;
 use crate::text;
 
+mod diagnostic;
 pub mod github;
 pub mod graphical;
-pub mod json;
 pub mod plain;
+
+pub use diagnostic::{Diagnostic, PlaceRecord, all as diagnostics};
 
 /// A named text that findings point into: a recipe file, or an override from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -78,11 +83,15 @@ pub struct Label {
 }
 
 /// How bad a finding is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
 pub enum Severity {
+    /// Worth knowing, and no reason to change anything.
+    Note,
     /// Legal but doubtful; never changes the exit status.
     Warning,
-    /// The command cannot go on, or its result must not be used.
+    /// The command cannot go on, or its result must not be used. Reports before version 2 say `critical`.
+    #[serde(alias = "critical")]
     Error,
 }
 

@@ -33,6 +33,7 @@ mod reach;
 pub mod select;
 pub mod siblings;
 pub mod statistics;
+pub mod tasks;
 mod unmatched;
 
 pub use budget::Budget;

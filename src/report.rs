@@ -9,9 +9,10 @@ use serde::de::{IgnoredAny, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::exit::Exit;
-use crate::finding::{Failure, Finding};
+use crate::finding::{Diagnostic, Failure, Finding};
 use crate::fs::regular::{self, limit};
 pub use crate::plan::copies::Left;
+pub use scheme::{ObserverRecord, SchemeRecord};
 
 pub mod cycle;
 pub mod each;
@@ -20,13 +21,14 @@ pub mod files_text;
 pub mod ledger;
 pub mod plan_text;
 pub mod progress;
+mod scheme;
 pub mod statistics_text;
 pub mod summary;
 pub mod table;
 pub mod units;
 
 /// The version of the report's format.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The report's name in an output directory; also what marks a directory as monoquant's.
 pub const FILE_NAME: &str = "monoquant-report.json";
@@ -34,7 +36,7 @@ pub const FILE_NAME: &str = "monoquant-report.json";
 /// Everything about a run, as `monoquant-report.json` holds it. Nothing in it depends on when or how fast the run was.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
-    /// The version of this format. Always 1.
+    /// The version of this format.
     pub report_version: u32,
     /// The version of monoquant that wrote it.
     pub monoquant: String,
@@ -53,7 +55,7 @@ pub struct Report {
     /// The stages that judge or publish, in order.
     pub gates: Vec<GateRecord>,
     /// Every warning and error, whatever `on_failure` said.
-    pub warnings: Vec<WarningRecord>,
+    pub warnings: Vec<Diagnostic>,
     /// Every tensor of the source, exactly once.
     pub tensors: Vec<TensorRecord>,
     /// Whether bytes in and out add up.
@@ -188,21 +190,6 @@ impl GateOutcome {
     }
 }
 
-/// A warning or an error as data.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub struct WarningRecord {
-    /// A stable name, such as `check::low-sqnr`.
-    pub code: String,
-    /// `critical`, `warning` or `note`.
-    pub severity: String,
-    /// One sentence.
-    pub message: String,
-    /// The line of the recipe that it is about, from 1.
-    pub line: Option<usize>,
-    /// What to do.
-    pub help: Option<String>,
-}
-
 /// One tensor of the source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct TensorRecord {
@@ -220,8 +207,9 @@ pub struct TensorRecord {
     pub file: String,
     /// `quantized`, `kept`, or `consumed` (the scales of an FP8 source).
     pub action: String,
-    /// The scheme, where it is quantized, such as `int4 symmetric, groups of 128`.
-    pub scheme: Option<String>,
+    /// The scheme, if it is quantized.
+    #[serde(default, deserialize_with = "scheme::or_words")]
+    pub scheme: Option<SchemeRecord>,
     /// Index of the deciding stage, where a stage decided.
     pub stage: Option<usize>,
     /// The deciding rule.
@@ -372,7 +360,7 @@ pub fn ours(mut file: impl Read + Seek) -> Result<Ours, String> {
         sizes: Sizes,
         quality: Option<Quality>,
         gates: Vec<GateRecord>,
-        warnings: Vec<WarningRecord>,
+        warnings: Vec<Diagnostic>,
         tensors: Looked,
         balance: Balance,
         #[serde(default)]
@@ -390,7 +378,7 @@ pub fn ours(mut file: impl Read + Seek) -> Result<Ours, String> {
     let mut text = Digested::new(file);
     let report: Skimmed =
         serde_json::from_reader(BufReader::new(&mut text)).map_err(|error| misread(&error))?;
-    if report.report_version != VERSION {
+    if !(1..=VERSION).contains(&report.report_version) {
         return Err("has no version that there was".to_owned());
     }
     match report.digest {

@@ -8,7 +8,7 @@ use anstream::{AutoStream, ColorChoice};
 use serde::Serialize;
 
 use super::{Color, Format, Terminal};
-use crate::finding::{Finding, Severity, github, graphical, json, plain};
+use crate::finding::{Finding, Severity, diagnostics, github, graphical, plain};
 use crate::text;
 
 /// How a command prints.
@@ -134,7 +134,7 @@ impl Output {
             return;
         }
         match self.format {
-            Format::Json => self.json(&json::to_value(&shown)),
+            Format::Json => self.json(&diagnostics(&shown)),
             // Commands on purpose; what is in them was made harmless.
             Format::Github => self.own(&github::render(&shown)),
             Format::Plain => self.raw(&plain::render(&shown)),

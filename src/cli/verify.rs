@@ -33,7 +33,7 @@ pub(super) fn verify(directory: &Path, output: &Output) -> Result<Exit, Failure>
                 "made": found.made,
             })),
             "unchecked": verified.as_ref().ok().map(|found| &found.unchecked),
-            "findings": finding::json::to_value(findings),
+            "findings": finding::diagnostics(findings),
         });
         output.json(&found);
         return Ok(exit);

@@ -271,7 +271,7 @@ mod tests {
         fs::remove_file(&path).unwrap();
         fs::create_dir(&path).unwrap();
         assert!(matches!(check(&path, Overwrite::Refuse), Ok(Occupant::Folder(..))));
-        for text in ["", "{}", "null", r#"{"report_version": 1}"#, r#"{"report_version": 99}"#] {
+        for text in ["", "{}", "null", r#"{"report_version": 2}"#, r#"{"report_version": 99}"#] {
             fs::write(path.join(report::FILE_NAME), text).unwrap();
             assert_eq!(code(Overwrite::Replace), "export::occupied", "{text}");
         }

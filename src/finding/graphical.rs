@@ -159,7 +159,7 @@ impl Diagnostic for Report<'_> {
         match self.finding.map(|finding| finding.severity) {
             Some(Severity::Error) => Some(miette::Severity::Error),
             Some(Severity::Warning) => Some(miette::Severity::Warning),
-            None => Some(miette::Severity::Advice),
+            Some(Severity::Note) | None => Some(miette::Severity::Advice),
         }
     }
 

@@ -32,10 +32,12 @@ fn line(finding: &Finding) -> String {
 }
 
 /// The word for a severity in all machine-readable formats.
-pub(super) fn severity(severity: Severity) -> &'static str {
+#[must_use]
+pub fn severity(severity: Severity) -> &'static str {
     match severity {
         Severity::Error => "error",
         Severity::Warning => "warning",
+        Severity::Note => "note",
     }
 }
 

@@ -141,7 +141,9 @@ fn codes(scheme: &Scheme, rows: u64, columns: u64) -> Part {
 fn integer_part(scheme: &Scheme, role: Role, rows: u64, columns: u64) -> Part {
     match role {
         Role::Scales => scales(scheme, rows, columns),
-        Role::ZeroPoints => zero_points(scheme, rows, columns).unwrap_or_else(|| codes(scheme, rows, columns)),
+        Role::ZeroPoints => {
+            zero_points(scheme, rows, columns).unwrap_or_else(|| codes(scheme, rows, columns))
+        }
         _ => codes(scheme, rows, columns),
     }
 }

@@ -224,7 +224,7 @@ impl Cycle {
             "bytes": figures.map(|figures| figures.bytes),
             "tensors_redone": figures.map(|figures| figures.redone),
             "tensors": figures.map(|figures| figures.tensors),
-            "findings": crate::finding::json::to_value(&self.findings),
+            "findings": crate::finding::diagnostics(&self.findings),
         })
     }
 }

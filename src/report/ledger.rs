@@ -1,10 +1,10 @@
 //! The report of a run: every source tensor exactly once, with what was done and why, and bytes that must add up.
 
 use super::{
-    Balance, FileRecord, GateRecord, Metrics, OutputRecord, Quality, Report, Sizes, TensorRecord, Verdict,
-    WarningRecord, WorstGroup,
+    Balance, FileRecord, GateRecord, Metrics, OutputRecord, Quality, Report, SchemeRecord, Sizes,
+    TensorRecord, Verdict, WorstGroup,
 };
-use crate::finding::{Finding, Severity};
+use crate::finding::{Diagnostic, Finding};
 use crate::plan::select::matrix_shape;
 use crate::plan::{Action, Plan};
 use crate::quant::{Distortion, Granularity};
@@ -33,8 +33,8 @@ pub struct Results<'a> {
     pub other_files: Vec<Vec<FileRecord>>,
     /// What the stages that judge or publish decided.
     pub gates: Vec<GateRecord>,
-    /// Complaints of gates, with whether each is critical.
-    pub complaints: Vec<(bool, Finding)>,
+    /// Complaints of gates; the critical ones are errors, whatever `on_failure` says.
+    pub complaints: Vec<Finding>,
     /// Whether each export is published.
     pub published: Vec<bool>,
     /// The outcome.
@@ -80,16 +80,10 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
             engines: super::engines::of(plan, export.stage),
         })
         .collect();
-    let mut warnings: Vec<WarningRecord> =
-        results.complaints.iter().map(|(critical, finding)| warning(plan, finding, *critical)).collect();
-    warnings.extend(plan.warnings.iter().map(|finding| warning(plan, finding, false)));
-    warnings.extend(plan.notes.iter().map(|note| WarningRecord {
-        code: "plan::note".to_owned(),
-        severity: "note".to_owned(),
-        message: note.clone(),
-        line: None,
-        help: None,
-    }));
+    let findings = results.complaints.iter().chain(&plan.warnings);
+    let mut warnings: Vec<Diagnostic> =
+        findings.map(|finding| Diagnostic::of(finding).without_folders()).collect();
+    warnings.extend(plan.notes.iter().map(|note| Diagnostic::note("plan::note", note)));
     let tensors = tensors(plan, results.distortions);
     // A file has a checksum once every byte of it was seen: one without was not read or written whole.
     let mut digests = results.source_files.iter().chain(results.output_files.iter().flatten());
@@ -129,20 +123,6 @@ pub fn written_path(plan: &Plan, stage: usize) -> String {
             plan.loaded.written(&format!("/stages/{stage}/path")).unwrap_or(&export.path).to_owned()
         }
         _ => String::new(),
-    }
-}
-
-fn warning(plan: &Plan, finding: &Finding, critical: bool) -> WarningRecord {
-    let severity = match (critical, finding.severity) {
-        (true, _) | (_, Severity::Error) => "critical",
-        _ => "warning",
-    };
-    WarningRecord {
-        code: finding.code.to_owned(),
-        severity: severity.to_owned(),
-        message: finding.message.clone(),
-        line: crate::plan::places::line_of(&plan.loaded, finding),
-        help: finding.help_text(),
     }
 }
 
@@ -229,7 +209,7 @@ fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord>
                 role: class.role.map(|role| role.name().to_owned()),
                 file: plan.model.shards[tensor.shard()].name.clone(),
                 action: action.to_owned(),
-                scheme: decision.treatment().map(|treatment| treatment.scheme.to_string()),
+                scheme: decision.treatment().map(SchemeRecord::of),
                 stage: decision.treatment().map(|treatment| treatment.stage),
                 rule: decision.rule.text.to_string(),
                 line: plan.line(&decision.rule),

@@ -7,17 +7,22 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use super::each::Each;
-use super::files_text;
 use super::ledger::{bytes_out, format_name, written_path};
 use super::table::table;
 use super::units::{bytes, counted, grouped};
+use super::{SchemeRecord, files_text};
 use crate::export::disk::free_space;
+use crate::finding::{Diagnostic, diagnostics};
 use crate::model::Shape;
 use crate::plan::copies::Left;
 use crate::plan::layout::logical_bytes;
+use crate::plan::tasks::tasks;
 use crate::plan::{Decision, ExportPlan, Plan};
 use crate::run::disk_needed;
 use crate::text::visible;
+
+/// The version of the plan's format for programs.
+pub const PLAN_VERSION: u32 = 2;
 
 /// Tensors that one rule treats alike.
 struct Row<'p> {
@@ -188,13 +193,16 @@ pub fn json(plan: &Plan) -> impl Serialize {
             "reason": &*row.decision.rule.reason,
             "line": plan.line(&row.decision.rule),
             "stage": row.decision.treatment().map(|treatment| treatment.stage),
-            "scheme": row.decision.treatment().map(|_| &row.scheme),
+            "scheme": row.decision.treatment().map(SchemeRecord::of),
+            "scheme_text": row.decision.treatment().map(|_| &row.scheme),
             "tensors": row.tensors,
             "bytes_in": row.bytes_in,
             "bytes_out": row.bytes_out,
         })
     };
     AsJson {
+        plan_version: PLAN_VERSION,
+        monoquant: env!("CARGO_PKG_VERSION"),
         name: plan.loaded.name(),
         recipe: plan.loaded.written_recipe(),
         source_bytes: plan.source_bytes(),
@@ -203,25 +211,17 @@ pub fn json(plan: &Plan) -> impl Serialize {
         exports: plan.exports.iter().map(|export| export_json(plan, export)).collect(),
         memory_bound: plan.budget.bound,
         threads: plan.budget.workers,
-        warnings: plan
-            .warnings
-            .iter()
-            .map(|finding| {
-                json!({
-                    "code": finding.code,
-                    "message": finding.message,
-                    "line": crate::plan::places::line_of(&plan.loaded, finding),
-                    "help": finding.help_text(),
-                })
-            })
-            .collect(),
+        warnings: diagnostics(&plan.warnings),
         notes: &plan.notes,
         tensors: Each(|| (0..plan.model.tensors.len()).map(|index| tensor_json(plan, index))),
+        tasks: Each(|| tasks(plan)),
     }
 }
 
 #[derive(Serialize)]
-struct AsJson<'p, E, T> {
+struct AsJson<'p, E, T, K> {
+    plan_version: u32,
+    monoquant: &'static str,
     name: Option<&'p str>,
     recipe: Value,
     source_bytes: u64,
@@ -230,9 +230,10 @@ struct AsJson<'p, E, T> {
     exports: Vec<E>,
     memory_bound: u64,
     threads: usize,
-    warnings: Vec<Value>,
+    warnings: Vec<Diagnostic>,
     notes: &'p [String],
     tensors: T,
+    tasks: K,
 }
 
 fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {
@@ -293,7 +294,7 @@ fn tensor_json(plan: &Plan, index: usize) -> impl Serialize {
         kind: &'static str,
         role: Option<&'static str>,
         quantized: bool,
-        scheme: Option<String>,
+        scheme: Option<SchemeRecord>,
         rule: &'p str,
         reason: &'p str,
         line: Option<usize>,
@@ -308,7 +309,7 @@ fn tensor_json(plan: &Plan, index: usize) -> impl Serialize {
         kind: class.kind.name(),
         role: class.role.map(crate::layer::LayerType::name),
         quantized: decision.treatment().is_some(),
-        scheme: decision.treatment().map(|treatment| treatment.scheme.to_string()),
+        scheme: decision.treatment().map(SchemeRecord::of),
         rule: &decision.rule.text,
         reason: &decision.rule.reason,
         line: plan.line(&decision.rule),

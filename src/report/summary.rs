@@ -5,6 +5,7 @@ use std::fmt::Write;
 use super::Report;
 use super::table::table;
 use super::units::{bytes, counted, decibels};
+use crate::finding::Severity;
 use crate::plan::Plan;
 use crate::run::Outcome;
 use crate::text::visible;
@@ -86,10 +87,10 @@ fn overview(report: &Report) -> Vec<Vec<String>> {
             ),
         ]);
     }
-    let warnings = report.warnings.iter().filter(|warning| warning.severity != "note").count();
+    let warnings = report.warnings.iter().filter(|warning| warning.severity != Severity::Note).count();
     let text = if warnings == 0 { "none".to_owned() } else { warnings.to_string() };
     rows.push(vec!["warnings".to_owned(), text, String::new()]);
-    for note in report.warnings.iter().filter(|warning| warning.severity == "note") {
+    for note in report.warnings.iter().filter(|warning| warning.severity == Severity::Note) {
         rows.push(vec!["note".to_owned(), note.message.clone(), String::new()]);
     }
     rows
@@ -110,7 +111,7 @@ fn worst_layers(report: &Report) -> Vec<Vec<String>> {
                 tensor.name.trim_end_matches(".weight").to_owned(),
                 decibels(Some(sqnr)),
                 decibels(tensor.metrics.as_ref().and_then(|metrics| metrics.expected_sqnr_db)),
-                tensor.scheme.clone().unwrap_or_default(),
+                tensor.scheme.as_ref().map(ToString::to_string).unwrap_or_default(),
                 tensor
                     .line
                     .map_or_else(|| tensor.rule.clone(), |line| format!("{} (line {line})", tensor.rule)),

@@ -160,7 +160,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         }
     };
     let mut judgement = verdict::judge(plan, &measured, &folders);
-    plan.loaded.tell(judgement.complaints.iter_mut().map(|complaint| &mut complaint.finding));
+    plan.loaded.tell(&mut judgement.complaints);
     plan.loaded.tell(&mut judgement.shown);
     for gate in judgement.gates.iter().filter(|gate| gate.name != "export") {
         listener.on_event(&Event::Stage {

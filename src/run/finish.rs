@@ -149,7 +149,7 @@ impl Job<'_> {
                 output_files: &measured.output_files,
                 other_files: others.collect(),
                 gates: judgement.gates,
-                complaints: judgement.complaints.iter().map(|c| (c.is_critical, c.finding.clone())).collect(),
+                complaints: judgement.complaints,
                 published: published.clone(),
                 verdict,
             },

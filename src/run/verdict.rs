@@ -24,22 +24,13 @@ const NAMED: usize = 5;
 /// Above this SQNR, in dB, a model is called good (mono-quant's word).
 pub const GOOD_SQNR_DB: f64 = 30.0;
 
-/// A complaint of a gate.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Complaint {
-    /// Whether an error threshold was crossed, or a check failed.
-    pub is_critical: bool,
-    /// What there is to say.
-    pub finding: Finding,
-}
-
 /// What the gates decided.
 #[derive(Debug, Clone)]
 pub struct Judgement {
     /// One record a stage that judges or publishes, in order.
     pub gates: Vec<GateRecord>,
-    /// Every complaint, whatever `on_failure` says.
-    pub complaints: Vec<Complaint>,
+    /// Every complaint, whatever `on_failure` says: an error if an error threshold was crossed or a check failed.
+    pub complaints: Vec<Finding>,
     /// Complaints that are to be shown, being neither ignored nor failures.
     pub shown: Vec<Finding>,
     /// The stage that ended the run, and how.
@@ -61,11 +52,10 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
         };
         let gate = match stage {
             Stage::Validate(validate) => {
-                let complaints = validate_complaints(plan, measured, folders, tensors, index, validate);
+                let (complaints, is_damaged) =
+                    validate_complaints(plan, measured, folders, tensors, index, validate);
                 let on_failure = validate.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Error);
-                let damaged =
-                    complaints.iter().any(|complaint| complaint.finding.code.starts_with("output::"));
-                let exit = if damaged { Exit::OutputDamaged } else { Exit::GateFailed };
+                let exit = if is_damaged { Exit::OutputDamaged } else { Exit::GateFailed };
                 Gate {
                     complaints,
                     on_failure,
@@ -96,7 +86,7 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
             continue;
         }
         let fails =
-            gate.complaints.iter().any(|complaint| complaint.is_critical || gate.fail_on == FailOn::Warning);
+            gate.complaints.iter().any(|complaint| complaint.is_error() || gate.fail_on == FailOn::Warning);
         let outcome = match (fails, gate.on_failure) {
             (true, OnFailure::Error) => GateOutcome::Failed,
             (true, _) => GateOutcome::FailedAndIgnored,
@@ -113,9 +103,9 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
         }
         if gate.on_failure != OnFailure::Ignore {
             judgement.shown.extend(gate.complaints.iter().map(|complaint| {
-                let mut finding = complaint.finding.clone();
+                let mut finding = complaint.clone();
                 let is_fatal = outcome == GateOutcome::Failed
-                    && (complaint.is_critical || gate.fail_on == FailOn::Warning);
+                    && (complaint.is_error() || gate.fail_on == FailOn::Warning);
                 finding.severity = if is_fatal { Severity::Error } else { Severity::Warning };
                 finding
             }));
@@ -124,13 +114,13 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
     }
     if let Some(finding) = signal::dominant_tensor(plan, tensors) {
         judgement.shown.push(finding.clone());
-        judgement.complaints.push(Complaint { is_critical: false, finding });
+        judgement.complaints.push(finding);
     }
     judgement
 }
 
 struct Gate {
-    complaints: Vec<Complaint>,
+    complaints: Vec<Finding>,
     on_failure: OnFailure,
     fail_on: FailOn,
     exit: Exit,
@@ -192,11 +182,11 @@ fn validate_complaints(
     tensors: &[Option<Distortion>],
     stage: usize,
     validate: &Validate,
-) -> Vec<Complaint> {
-    let mut out = Vec::new();
+) -> (Vec<Finding>, bool) {
+    let (mut out, mut is_damaged) = (Vec::new(), false);
     let mut complain = |key: &str, finding: Finding| {
         let finding = finding.at_opt(place_of(plan, stage, key), "");
-        out.push(Complaint { is_critical: true, finding });
+        out.push(Finding { severity: Severity::Error, ..finding });
     };
     for check in &validate.checks {
         match check {
@@ -247,6 +237,7 @@ fn validate_complaints(
                     })
                     .collect();
                 if let Some(first) = mismatched.first() {
+                    is_damaged = true;
                     let message = format!("`{first}` was not read back as it was written");
                     let help = format!(
                         "{} differ. The disk or its driver is damaged.",
@@ -256,6 +247,7 @@ fn validate_complaints(
                 }
                 for (export, folder) in plan.exports.iter().zip(folders) {
                     if let Some(problem) = super::verify::headers(plan.content(), export, folder) {
+                        is_damaged = true;
                         complain("checks", Finding::error("output::round-trip", problem));
                     }
                 }
@@ -263,13 +255,14 @@ fn validate_complaints(
             Check::Size => {
                 for (export, folder) in plan.exports.iter().zip(folders) {
                     if let Some(problem) = super::verify::sizes(export, folder) {
+                        is_damaged = true;
                         complain("checks", Finding::error("output::size", problem));
                     }
                 }
             }
         }
     }
-    out
+    (out, is_damaged)
 }
 
 /// A quantized tensor with its SQNR and what its scheme reaches.
@@ -286,7 +279,7 @@ fn check_complaints(
     tensors: &[Option<Distortion>],
     stage: usize,
     check: &CheckWarnings,
-) -> Vec<Complaint> {
+) -> Vec<Finding> {
     let mut out = Vec::new();
     let scored: Vec<Scored<'_>> = seen(plan, tensors, stage)
         .map(|(tensor, treatment, distortion)| {
@@ -321,7 +314,7 @@ fn check_complaints(
             let finding = Finding::warning("check::model-sqnr", message)
                 .at_opt(place_of(plan, stage, key), "threshold")
                 .help_lines(advice(&scored));
-            out.push(Complaint { is_critical: below(error), finding });
+            out.push(graded(below(error), finding));
         }
     }
     if check.scope != Scope::Model {
@@ -337,7 +330,7 @@ fn check_complaints(
         ] {
             if !list.is_empty() {
                 let finding = layers_below(plan, stage, key, threshold, list, scored.len());
-                out.push(Complaint { is_critical, finding });
+                out.push(graded(is_critical, finding));
             }
         }
     }
@@ -363,7 +356,7 @@ fn check_complaints(
             .at_opt(place_of(plan, stage, key), "bound")
             .help_lines(lines)
             .help("Their weights have outliers; smaller groups or int8 suit them better.");
-        out.push(Complaint { is_critical: critical, finding });
+        out.push(graded(critical, finding));
     }
     if check.low_calibration_warning {
         out.extend(calibration::low(plan, stage, check.min_calibration_samples));
@@ -372,9 +365,14 @@ fn check_complaints(
         let finding = Finding::warning("check::nothing-skipped", "an int4 run skipped nothing")
             .at_opt(place_of(plan, stage, "all_layers_quantized_warning"), "asked for here")
             .help("Heads, embeddings and routers suffer most from 4 bits. `resolve-skips` with `defaults: auto` leaves them alone.");
-        out.push(Complaint { is_critical: false, finding });
+        out.push(finding);
     }
     out
+}
+
+/// A finding as an error if an error threshold was crossed, else as a warning.
+fn graded(is_critical: bool, finding: Finding) -> Finding {
+    Finding { severity: if is_critical { Severity::Error } else { Severity::Warning }, ..finding }
 }
 
 /// `1 layer is`, `3 layers are`.

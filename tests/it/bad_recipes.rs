@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use monoquant::exit::Exit;
 use monoquant::finding::graphical::{self, Style};
-use monoquant::finding::{Failure, Finding, github, json, plain};
+use monoquant::finding::{Failure, Finding, diagnostics, github, plain};
 use monoquant::recipe::{self, Loaded, Overrides, emit, from_text, resolve};
 
 use proptest::prelude::*;
@@ -130,7 +130,7 @@ fn other_formats_tell_the_same() {
         command.starts_with("::error file=unknown_key.yaml,line=7,endLine=7,col=5,endColumn=15,"),
         "{command}"
     );
-    let value: serde_json::Value = serde_json::from_str(&json::render(&findings)).unwrap();
+    let value: serde_json::Value = serde_json::to_value(diagnostics(&findings)).unwrap();
     let label = &value[0]["labels"][0];
     let text = std::fs::read_to_string(&path).unwrap();
     let bytes = label["start"].as_u64().unwrap() as usize..label["end"].as_u64().unwrap() as usize;
@@ -331,7 +331,7 @@ fn never_panics(text: &str) -> Result<(), TestCaseError> {
                 failure
             );
             prop_assert!(!graphical::render(&failure.findings, STYLE).is_empty());
-            prop_assert!(!json::render(&failure.findings).is_empty());
+            prop_assert!(!diagnostics(&failure.findings).is_empty());
             prop_assert!(!github::render(&failure.findings).is_empty());
         }
     }

@@ -26,7 +26,11 @@ fn run(workspace: &Workspace, gates: &str) -> (Exit, Report, String) {
 }
 
 fn codes(report: &Report) -> Vec<(&str, &str)> {
-    report.warnings.iter().map(|warning| (warning.code.as_str(), warning.severity.as_str())).collect()
+    report
+        .warnings
+        .iter()
+        .map(|warning| (warning.code.as_str(), monoquant::finding::plain::severity(warning.severity)))
+        .collect()
 }
 
 #[test]
@@ -151,7 +155,7 @@ fn scope_says_what_the_thresholds_are_held_against() {
     let workspace = Workspace::with(&Model::heavy());
     let (_, report, _) =
         run(&workspace, &format!("  - stage: check-warnings\n    scope: both\n{BELOW_ERROR}"));
-    assert_eq!(codes(&report), [("check::model-sqnr", "critical"), ("check::low-sqnr", "critical")]);
+    assert_eq!(codes(&report), [("check::model-sqnr", "error"), ("check::low-sqnr", "error")]);
 }
 
 #[test]
@@ -165,7 +169,7 @@ fn gaps_are_held_against_what_the_scheme_reaches() {
     let (exit, report, drawn) = run(&workspace, &gate("    gap_warning: 1\n"));
     assert_eq!((exit, codes(&report)), (Exit::Done, vec![("check::gap", "warning")]), "{drawn}");
     let (exit, report, drawn) = run(&workspace, &gate("    gap_error: 1\n"));
-    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::gap", "critical")]), "{drawn}");
+    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::gap", "error")]), "{drawn}");
     assert_eq!(drawn.matches(" dB below  model.").count(), 5, "the five worst: {drawn}");
     let worst = report.tensors.iter().filter_map(|tensor| {
         let metrics = tensor.metrics.as_ref()?;
@@ -180,7 +184,7 @@ fn gaps_are_held_against_what_the_scheme_reaches() {
 fn max_abs_weight_bounds_the_weights() {
     let workspace = Workspace::with(&uneven());
     let (exit, report, drawn) = run(&workspace, "  - stage: validate\n    max_abs_weight: 1.5\n");
-    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::weight-range", "critical")]));
+    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::weight-range", "error")]));
     insta::assert_snapshot!("weight-range", drawn);
     let (exit, report, _) = run(&workspace, "  - stage: validate\n    max_abs_weight: 2.5\n");
     assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
@@ -193,7 +197,7 @@ fn a_nan_in_a_tensor_that_is_kept_fails_the_finite_check() {
     let model = Model::llama().with_value("model.norm.weight", 5, f32::NAN);
     let workspace = Workspace::with(&model.with_value("lm_head.weight", 128 * 2 + 1, f32::INFINITY));
     let (exit, report, drawn) = run(&workspace, "  - stage: validate\n");
-    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::not-finite", "critical"); 2]));
+    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::not-finite", "error"); 2]));
     insta::assert_snapshot!("not-finite", drawn);
     let (exit, report, _) = run(&workspace, "  - stage: validate\n    checks: [size]\n");
     assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
@@ -245,7 +249,7 @@ fn warnings_of_one_kind_are_one_message_with_the_five_worst() {
     let workspace = Workspace::with(&uneven());
     let (_, report, drawn) =
         run(&workspace, &format!("  - stage: check-warnings\n    scope: layer\n{BELOW_ERROR}"));
-    assert_eq!(codes(&report), [("check::low-sqnr", "critical")]);
+    assert_eq!(codes(&report), [("check::low-sqnr", "error")]);
     let mut sqnr: Vec<f64> = report
         .tensors
         .iter()
@@ -316,7 +320,7 @@ fn scales_that_vanish_in_f16_are_named() {
     let (down, up) = ("model.layers.0.mlp.down_proj", "model.layers.1.mlp.up_proj");
     let workspace = Workspace::with(&faint(&[down, up]));
     let (exit, report, drawn) = run(&workspace, "  - stage: validate\n");
-    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::vanished-scales", "critical")]));
+    assert_eq!((exit, codes(&report)), (Exit::GateFailed, vec![("check::vanished-scales", "error")]));
     assert!(!report.outputs[0].published);
     let words: Vec<&str> = drawn.split_whitespace().filter(|word| *word != "│").collect();
     let flat = words.join(" ");
@@ -325,7 +329,7 @@ fn scales_that_vanish_in_f16_are_named() {
     }
     insta::assert_snapshot!("vanished-scales", drawn);
     let (exit, report, _) = run(&workspace, "  - stage: validate\n    on_failure: warn\n");
-    assert_eq!((exit, codes(&report)), (Exit::Done, vec![("check::vanished-scales", "critical")]));
+    assert_eq!((exit, codes(&report)), (Exit::Done, vec![("check::vanished-scales", "error")]));
     let (exit, report, _) = run(&workspace, "  - stage: validate\n    checks: [size]\n");
     assert_eq!((exit, codes(&report)), (Exit::Done, vec![]));
     // Every scheme that engines read, and a run that takes over what the last one measured.
@@ -338,7 +342,7 @@ fn scales_that_vanish_in_f16_are_named() {
         let recipe = workspace.recipe(&format!("{stage}  - stage: validate\n    on_failure: warn\n"));
         let outcome = workspace.run_in_process(&recipe).unwrap_or_else(|failure| panic!("{failure}"));
         let found = codes(&outcome.report);
-        assert!(found.contains(&("check::vanished-scales", "critical")), "{stage}: {found:?}");
+        assert!(found.contains(&("check::vanished-scales", "error")), "{stage}: {found:?}");
     }
     // The same numbers in BF16 have scales.
     let model = Model::llama().scaled(&format!("{down}.weight"), 2e-6);

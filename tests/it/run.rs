@@ -70,7 +70,7 @@ fn every_shipped_recipe_runs_as_planned_and_without_a_warning() {
         assert_eq!(report.balance.quantized + report.balance.kept, source.len(), "{name}");
         assert_eq!(report.sizes.outputs, [total], "{name}");
         assert!(
-            report.warnings.iter().all(|warning| warning.severity == "note"),
+            report.warnings.iter().all(|warning| warning.severity == monoquant::finding::Severity::Note),
             "{name}: {:?}",
             report.warnings
         );
@@ -145,7 +145,7 @@ fn progress_goes_to_standard_error_and_quiet_says_nothing() {
     let said = on_shipped(&workspace, "run", "llama-int4.yaml", &["-v", "--fresh"]).exits(0);
     assert!(said.stderr.contains("published [work]/out"), "{}", said.stderr);
     let said = on_shipped(&workspace, "run", "llama-int4.yaml", &["--format", "json"]).exits(0);
-    assert_eq!(said.json()["report_version"], 1);
+    assert_eq!(said.json()["report_version"], 2);
     let colored =
         on_shipped(&workspace, "run", "llama-int4.yaml", &["--set", "name=5", "--color", "always"]).exits(2);
     assert!(colored.stderr.contains("\u{1b}["), "{}", colored.stderr);

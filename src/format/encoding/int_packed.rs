@@ -20,11 +20,8 @@ impl Encoding for IntPacked {
     }
 
     fn roles(&self, scheme: &Scheme) -> &'static [(Role, &'static str)] {
-        const SYMMETRIC: [(Role, &str); 3] = [
-            (Role::Codes, "weight_packed"),
-            (Role::Scales, "weight_scale"),
-            (Role::Shape, "weight_shape"),
-        ];
+        const SYMMETRIC: [(Role, &str); 3] =
+            [(Role::Codes, "weight_packed"), (Role::Scales, "weight_scale"), (Role::Shape, "weight_shape")];
         const ASYMMETRIC: [(Role, &str); 4] = [
             (Role::Codes, "weight_packed"),
             (Role::Scales, "weight_scale"),

@@ -1,12 +1,12 @@
 //! Whether activation statistics are made of enough text.
 
-use super::{Complaint, NAMED, place_of};
+use super::{NAMED, place_of};
 use crate::finding::Finding;
 use crate::plan::Plan;
 use crate::report::units::counted;
 
 /// What is too little in the statistics of the quantize stages before a stage: samples, or tokens of single modules.
-pub(super) fn low(plan: &Plan, stage: usize, least: u64) -> Vec<Complaint> {
+pub(super) fn low(plan: &Plan, stage: usize, least: u64) -> Vec<Finding> {
     let mut out = Vec::new();
     for used in plan.weighing.stages.iter().filter(|used| used.stage < stage) {
         let place = || place_of(plan, stage, "min_calibration_samples");
@@ -23,7 +23,7 @@ pub(super) fn low(plan: &Plan, stage: usize, least: u64) -> Vec<Complaint> {
             let finding = Finding::warning("check::low-calibration", message)
                 .at_opt(place(), "asked for here")
                 .help("Few samples give every layer the taste of their text. Run more of them.");
-            out.push(Complaint { is_critical: false, finding });
+            out.push(finding);
         }
         if !used.thin.is_empty() {
             let message = format!("{} hardly any of the tokens of `{}`", saw(used.thin.len()), used.file);
@@ -33,7 +33,7 @@ pub(super) fn low(plan: &Plan, stage: usize, least: u64) -> Vec<Complaint> {
                 .help("Tokens:")
                 .help_lines(lines)
                 .help("Their numbers are noise; run more text, or other text.");
-            out.push(Complaint { is_critical: false, finding });
+            out.push(finding);
         }
     }
     out

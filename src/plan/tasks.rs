@@ -1,0 +1,136 @@
+//! The plan as a list of tasks, as data: what is read, what becomes of it, where it goes, and what must be there before.
+//!
+//! Tasks are independent unless [`Task::needs`] says otherwise, so that any of them can be left out, done elsewhere, or done
+//! first. [`slices`] deals them out.
+
+use std::cmp::Reverse;
+
+use serde::Serialize;
+
+use super::layout::{ExportPlan, PieceOutput, treatment_at};
+use super::{Piece, Plan};
+use crate::format::encoding;
+
+/// What is done with one matrix, or with a tensor that is no matrix.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Task<'p> {
+    /// Its number in the plan.
+    pub task: usize,
+    /// The source tensor.
+    pub tensor: &'p str,
+    /// The module that it is in the output.
+    pub module: &'p str,
+    /// The bytes that it reads.
+    pub inputs: Vec<Input<'p>>,
+    /// What is done.
+    pub action: &'static str,
+    /// Where it goes.
+    pub outputs: Vec<Slot<'p>>,
+    /// Tasks whose results it needs.
+    pub needs: Vec<usize>,
+}
+
+/// Bytes of a file of the source. A matrix that lies across a tensor is given by all of its tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Input<'p> {
+    /// The file.
+    pub file: &'p str,
+    /// The first byte.
+    pub start: u64,
+    /// One past the last byte.
+    pub end: u64,
+}
+
+/// A tensor of an output.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Slot<'p> {
+    /// The `export` stage.
+    pub stage: usize,
+    /// The file.
+    pub file: &'p str,
+    /// The tensor.
+    pub tensor: String,
+    /// The stored format: a name of compressed-tensors, or `unquantized`.
+    pub encoding: &'static str,
+}
+
+/// The tasks of a plan, in the order in which their sources lie in the files.
+pub fn tasks(plan: &Plan) -> impl Iterator<Item = Task<'_>> {
+    plan.pieces.iter().enumerate().map(|(task, piece)| {
+        let source = &plan.model.tensors[piece.tensor()];
+        let quantized = plan.decisions[piece.tensor()].treatment().is_some();
+        let is_decoded = source.stored != source.dtype;
+        Task {
+            task,
+            tensor: &source.name,
+            module: piece.module(&plan.model),
+            inputs: inputs(plan, piece),
+            action: match (quantized, is_decoded) {
+                (true, _) => "quantize",
+                (false, true) => "decode",
+                (false, false) => "copy",
+            },
+            outputs: plan.exports.iter().flat_map(|export| slots(plan, export, task)).collect(),
+            needs: Vec::new(),
+        }
+    })
+}
+
+fn inputs<'p>(plan: &'p Plan, piece: &Piece) -> Vec<Input<'p>> {
+    let scales = plan.model.tensors[piece.tensor()].fp8.map(|fp8| fp8.tensor as usize);
+    let input = |index: usize| {
+        let tensor = &plan.model.tensors[index];
+        let matrix = piece.matrix(&plan.model);
+        let part = matrix.filter(|view| index == piece.tensor() && view.is_contiguous());
+        let start = tensor.offset + part.map_or(0, |view| view.offset);
+        let stored = tensor.stored.bits();
+        let bytes = part.map_or(tensor.bytes, |view| (view.rows * view.cols * stored).div_ceil(8));
+        Input { file: &plan.model.shards[tensor.shard()].name, start, end: start + bytes }
+    };
+    std::iter::once(piece.tensor()).chain(scales).map(input).collect()
+}
+
+fn slots<'p>(plan: &'p Plan, export: &'p ExportPlan, task: usize) -> impl Iterator<Item = Slot<'p>> {
+    let output = &export.pieces[task];
+    let treatment = treatment_at(&plan.decisions[plan.pieces[task].tensor()], export.stage);
+    let encoding = match (output, treatment) {
+        (PieceOutput::Encoded { .. }, Some(treatment)) => encoding::of(&treatment.scheme).name(),
+        _ => "unquantized",
+    };
+    output.tensors().map(move |index| {
+        let tensor = &export.tensors[index];
+        let (file, name) = (&export.files[tensor.file()].name, tensor.name(plan.content()));
+        Slot { stage: export.stage, file, tensor: name, encoding }
+    })
+}
+
+/// Deals the tasks of a plan out to `count` parts, so that no output file of the first export is written by two of them: largest
+/// files first, each to the part that has least to do. The same plan gives the same parts.
+#[must_use]
+pub fn slices(plan: &Plan, count: usize) -> Vec<Vec<usize>> {
+    let mut parts: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); count.max(1)];
+    let Some(export) = plan.exports.first() else {
+        parts[0].1 = (0..plan.pieces.len()).collect();
+        return parts.into_iter().map(|(_, tasks)| tasks).collect();
+    };
+    let mut of_file: Vec<Vec<usize>> = vec![Vec::new(); export.files.len()];
+    for (task, output) in export.pieces.iter().enumerate() {
+        if let Some(tensor) = output.tensors().next() {
+            of_file[export.tensors[tensor].file()].push(task);
+        }
+    }
+    let mut order: Vec<usize> = (0..export.files.len()).collect();
+    order.sort_by_key(|&file| (Reverse(export.files[file].bytes), file));
+    for file in order {
+        let Some(least) = parts.iter_mut().min_by_key(|(bytes, _)| *bytes) else { break };
+        least.0 += export.files[file].bytes;
+        least.1.append(&mut of_file[file]);
+    }
+    parts
+        .into_iter()
+        .map(|(_, mut tasks)| {
+            tasks.sort_unstable();
+            tasks
+        })
+        .collect()
+}
