@@ -7,9 +7,10 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use monoquant::finding::{Failure, plain};
+use monoquant::finding::Failure;
 use monoquant::plan::{self, Limits};
 use monoquant::recipe::{self, Overrides};
+use monoquant::show::plain;
 
 fn main() -> ExitCode {
     let path = std::env::args().nth(1).unwrap_or_else(|| "recipes/llama-int4.yaml".to_owned());

@@ -9,10 +9,11 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use monoquant::exit::Exit;
-use monoquant::finding::{Failure, plain};
+use monoquant::finding::Failure;
 use monoquant::plan::{self, Limits};
 use monoquant::recipe::{self, Overrides};
 use monoquant::run::{self, Event, Listener, Options};
+use monoquant::show::plain;
 
 /// Counts what was read. Events come from all worker threads, so the sum is atomic.
 #[derive(Default)]

@@ -7,8 +7,8 @@
 use std::path::Path;
 use std::process::ExitCode;
 
-use monoquant::finding::plain;
 use monoquant::report;
+use monoquant::show::plain;
 
 fn main() -> ExitCode {
     let folder = std::env::args().nth(1).unwrap_or_else(|| "out/llama-int4".to_owned());

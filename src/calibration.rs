@@ -15,7 +15,7 @@ use crate::quant::{BadStatistics, Importance};
 
 mod cursor;
 mod gguf;
-mod legacy;
+pub mod imatrix_dat;
 pub mod names;
 mod safetensors;
 
@@ -203,7 +203,7 @@ pub fn is_statistics(path: &Path) -> bool {
     let is_named =
         |name: &str| path.extension().is_some_and(|extension| extension.eq_ignore_ascii_case(name));
     head.starts_with(gguf::MAGIC)
-        || legacy::begins(&head)
+        || crate::calibration::imatrix_dat::begins(&head)
         || ["gguf", "dat", "imatrix"].into_iter().any(is_named)
 }
 
@@ -222,7 +222,7 @@ pub fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
     } else if begins_as_safetensors(bytes) {
         safetensors::parse(bytes)?
     } else {
-        legacy::parse(bytes)?
+        crate::calibration::imatrix_dat::parse(bytes)?
     };
     if statistics.modules.is_empty() {
         return Err(Finding::error("calibration::no-modules", "there are no statistics in the file")

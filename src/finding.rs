@@ -11,9 +11,6 @@ use crate::exit::Exit;
 use crate::text;
 
 mod diagnostic;
-pub mod github;
-pub mod graphical;
-pub mod plain;
 
 pub use diagnostic::{Diagnostic, PlaceRecord, all as diagnostics};
 
@@ -173,7 +170,7 @@ impl Finding {
 }
 
 /// The lines of a finding's help as a terminal or a log shows them, with something between two of them.
-fn visible_help(finding: &Finding, between: &str) -> String {
+pub(crate) fn visible_help(finding: &Finding, between: &str) -> String {
     finding.help.iter().map(|line| text::visible(line)).collect::<Vec<_>>().join(between)
 }
 

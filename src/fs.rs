@@ -2,6 +2,7 @@
 //!
 //! Errors are `std::io::Error`s here; callers make findings of them.
 
+pub mod disk;
 pub mod exclusive;
 pub mod handles;
 pub mod limits;

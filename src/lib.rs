@@ -25,19 +25,24 @@
 //! ```
 
 pub mod calibration;
+pub mod cancel;
 pub mod cli;
+pub mod digest;
 pub mod exit;
-pub mod export;
 pub mod finding;
 pub mod format;
 pub mod fs;
+pub mod gates;
 pub mod layer;
 pub mod model;
 pub mod plan;
+pub mod publish;
 pub mod quant;
 pub mod recipe;
 pub mod report;
 pub mod run;
+pub mod show;
 pub mod stage;
 pub mod text;
 mod threads;
+pub mod watch;

@@ -20,22 +20,24 @@ use crate::stage::export::{Format, Target};
 use crate::stage::{SiblingPolicy, Stage};
 
 pub mod budget;
+pub mod compressed_tensors;
+pub mod config;
 pub mod copies;
 mod draft;
 mod engines;
 pub mod explain;
 pub mod fingerprint;
+pub mod fused_modules;
 pub mod layout;
 mod outputs;
 pub mod piece;
-pub mod places;
-mod reach;
 pub mod select;
-pub mod siblings;
 pub mod statistics;
 pub mod tasks;
 mod unmatched;
+pub mod unreachable_thresholds;
 
+pub use crate::plan::fused_modules::Siblings;
 pub use budget::Budget;
 pub use draft::{Draft, draft};
 pub use engines::parallel::{Limit, Parallel};
@@ -44,7 +46,6 @@ pub use explain::{Explanation, explain};
 pub use layout::{Content, ExportPlan, OutputFile, OutputTensor, PieceOutput};
 pub use piece::Piece;
 pub use select::{Action, Decided, Decision, Rule, Treatment};
-pub use siblings::Siblings;
 pub use statistics::{StageStatistics, Weighing};
 
 /// What a plan takes from the command line instead of the recipe.
@@ -110,7 +111,7 @@ impl Plan {
     /// The line of the recipe in which a rule stands, from 1; none for built-in rules and overrides.
     #[must_use]
     pub fn line(&self, rule: &Rule) -> Option<usize> {
-        places::line(&self.loaded, rule.pointer.as_deref()?)
+        crate::recipe::places::line(&self.loaded, rule.pointer.as_deref()?)
     }
 
     /// The place of a stage's name in the recipe.
@@ -195,7 +196,7 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     }
     let outlook = engines::served::look_at(&loaded, content, &classes, &siblings, &exports);
     findings.extend(outlook.findings);
-    findings.extend(reach::check(&loaded, content, &weighing));
+    findings.extend(crate::plan::unreachable_thresholds::check(&loaded, content, &weighing));
     stop_on_errors(&findings)?;
 
     let threads = limits
@@ -316,10 +317,10 @@ fn undivided_findings(
     loaded: &Loaded,
     model: &ModelFolder,
     decisions: &[Decision],
-    undivided: &[siblings::Undivided],
+    undivided: &[crate::plan::fused_modules::Undivided],
 ) -> Vec<Finding> {
     // One finding for each group size that a stage asks for.
-    let mut asked: BTreeMap<(usize, u64), Vec<&siblings::Undivided>> = BTreeMap::new();
+    let mut asked: BTreeMap<(usize, u64), Vec<&crate::plan::fused_modules::Undivided>> = BTreeMap::new();
     for one in undivided {
         let stage = decisions[one.tensor].treatment().map_or(0, |treatment| treatment.stage);
         asked.entry((stage, one.group_size)).or_default().push(one);
@@ -338,7 +339,7 @@ fn undivided_finding(
     model: &ModelFolder,
     stage: usize,
     group_size: u64,
-    undivided: &[&siblings::Undivided],
+    undivided: &[&crate::plan::fused_modules::Undivided],
 ) -> Finding {
     let place = loaded.place(&format!("/stages/{stage}/group_size"));
     let count = undivided.len();
@@ -376,7 +377,7 @@ fn undivided_finding(
 /// The first names of the layers with rows of each length, and how many there are besides.
 fn by_length<'m>(
     model: &'m ModelFolder,
-    undivided: &[&siblings::Undivided],
+    undivided: &[&crate::plan::fused_modules::Undivided],
 ) -> IndexMap<u64, (Vec<&'m str>, usize)> {
     let mut out: IndexMap<u64, (Vec<&str>, usize)> = IndexMap::new();
     for one in undivided {
@@ -403,7 +404,7 @@ fn split_findings(
             && export.target != Target::Transformers)
     });
     let mut found: Vec<(SplitKey<'_>, Finding, usize)> = Vec::new();
-    for split in siblings::splits(groups, decisions) {
+    for split in crate::plan::fused_modules::splits(groups, decisions) {
         let group = &groups[split.group];
         let parent = group.parent(items);
         let stage = split
@@ -462,7 +463,7 @@ fn split_findings(
         .into_iter()
         .map(|(_, mut finding, count)| {
             if count > 1 {
-                let more = crate::report::units::counted(count - 1, "more layer");
+                let more = crate::text::units::counted(count - 1, "more layer");
                 finding.message = format!("{}, and so in {more}", finding.message);
             }
             finding
@@ -550,7 +551,7 @@ fn exports(loaded: &Loaded, content: Content<'_>, classes: &[LayerClass]) -> Vec
     for (index, stage) in loaded.recipe.stages.iter().enumerate() {
         let Stage::Export(export) = stage else { continue };
         let (files, tensors, outputs) = layout::lay_out(content, index, export.format, export.shards);
-        let config = crate::export::config::config_text(content, classes, index, export.format);
+        let config = crate::plan::config::config_text(content, classes, index, export.format);
         let others = copies::sort(model, export.copy);
         exports.push(ExportPlan {
             stage: index,

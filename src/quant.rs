@@ -18,34 +18,33 @@ mod expected;
 mod faint;
 mod float_type;
 mod importance;
-mod isa;
 mod kernel;
-mod machine;
 mod measure;
 mod names;
 mod observer;
 mod pack;
 mod params;
 mod percentile;
-mod power;
+pub mod powf;
 mod quantizer;
 pub mod reference;
 mod scheme;
 mod search;
+pub mod simd;
 mod solver;
-mod survey;
+pub mod tensor_range;
+#[cfg(test)]
+pub mod test_weights;
 
 #[cfg(test)]
 mod equality_tests;
-#[cfg(test)]
-mod samples;
 
+pub use crate::quant::simd::Isa;
+pub use crate::quant::tensor_range::{Survey, SurveyPart, TensorParams};
 pub use distortion::{Distortion, WorstGroup};
 pub use float_type::FloatType;
 pub use importance::{BadStatistics, Importance};
-pub use isa::Isa;
 pub use observer::{Mse, Observer};
 pub use quantizer::{BadValue, BadWeight, Quantized, QuantizedView, Quantizer, Role, Scratch};
 pub use scheme::{Bits, CodeType, Granularity, Scheme, Storage};
 pub use solver::Solver;
-pub use survey::{Survey, SurveyPart, TensorParams};

@@ -4,21 +4,22 @@
 //! checks, and that same value becomes the recipe. No weights and no model folder are touched here.
 
 pub mod check;
-mod effect;
-pub mod emit;
 mod environment;
 pub mod load;
 pub mod model;
 mod order;
 mod overrides;
+pub mod places;
 pub mod reference;
 pub mod schema;
 mod statistics;
 mod text;
+pub mod to_yaml;
 mod tree;
+pub mod unused_parameters;
 mod written;
 
-pub use emit::{emit, emit_with, resolve};
+pub use crate::recipe::to_yaml::{emit, emit_with, resolve};
 pub use load::{Loaded, from_text, load};
 pub use model::Recipe;
 pub use overrides::Overrides;

@@ -14,18 +14,9 @@ use crate::fs::regular::{self, limit};
 pub use crate::plan::copies::Left;
 pub use scheme::{ObserverRecord, SchemeRecord};
 
-pub mod cycle;
-pub mod each;
 pub mod engines;
-pub mod files_text;
 pub mod ledger;
-pub mod plan_text;
-pub mod progress;
 mod scheme;
-pub mod statistics_text;
-pub mod summary;
-pub mod table;
-pub mod units;
 
 /// The version of the report's format.
 pub const VERSION: u32 = 2;

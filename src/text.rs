@@ -3,6 +3,7 @@
 //! Names, paths, values and messages come from files that strangers write. What a terminal or a log would act on instead of
 //! showing it is shown as an escape here, and here only; strings stay what they are until then.
 
+pub mod units;
 use std::borrow::Cow;
 use std::fmt::Write;
 

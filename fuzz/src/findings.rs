@@ -1,7 +1,8 @@
 //! What holds for every finding, whatever it is about.
 
-use monoquant::finding::graphical::Style;
-use monoquant::finding::{Diagnostic, Failure, Finding, diagnostics, github, graphical, plain};
+use monoquant::finding::{Diagnostic, Failure, Finding, diagnostics};
+use monoquant::show::graphical::Style;
+use monoquant::show::{github, graphical, plain};
 
 /// Renders a failure's findings in every form.
 pub fn check_failure(failure: &Failure) {

@@ -2,8 +2,8 @@
 
 use std::fs;
 
-use monoquant::export::siblings;
 use monoquant::plan::Plan;
+use monoquant::publish::hidden;
 use monoquant::run::{self, Options, Silent};
 use serde_json::Value;
 
@@ -47,7 +47,7 @@ impl Target for Record {
         let plan = folder.plan(RECIPE).expect("a plan");
         run::run(&plan, &Options::default(), &Silent).expect("a run");
         let weights = fs::read(folder.path("out/model.safetensors")).expect("the output's weights");
-        let text = fs::read_to_string(siblings::record(&folder.path("out"))).expect("a record");
+        let text = fs::read_to_string(hidden::record(&folder.path("out"))).expect("a record");
         let unsealed = |line| {
             let mut line: Value = serde_json::from_str(line).expect("JSON");
             line.as_object_mut().expect("an object").remove("hash");
@@ -59,7 +59,7 @@ impl Target for Record {
 
     fn try_on(&self, input: &[u8]) {
         let record = if input.first() == Some(&b'{') { self.whole(input) } else { self.changed(input) };
-        fs::write(siblings::record(&self.folder.path("out")), record).expect("a record");
+        fs::write(hidden::record(&self.folder.path("out")), record).expect("a record");
         match run::run(&self.plan, &Options::default(), &Silent) {
             Ok(outcome) => findings::check(&outcome.findings),
             Err(failure) => findings::check_failure(&failure),

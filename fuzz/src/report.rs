@@ -1,6 +1,7 @@
 //! `monoquant-report.json` of an output: from whoever put the folder there.
 
-use monoquant::export::occupant::{self, Occupant};
+use monoquant::publish::occupant;
+use monoquant::publish::occupant::Occupant;
 use monoquant::report;
 use monoquant::run::verify;
 use monoquant::stage::export::Overwrite;

@@ -1,7 +1,7 @@
 //! Activation statistics, in all formats: from whoever ran the model.
 
 use monoquant::calibration::{self, names};
-use monoquant::report::statistics_text;
+use monoquant::show::statistics;
 
 use super::folder::{Folder, check_plan};
 use super::{Target, findings};
@@ -27,8 +27,8 @@ impl Target for Statistics {
             Err(finding) => return findings::check(&[finding]),
         };
         assert!(!statistics.modules.is_empty());
-        assert!(!statistics_text::text("statistics", &statistics).is_empty());
-        assert!(statistics_text::json(&statistics).is_object());
+        assert!(!statistics::text("statistics", &statistics).is_empty());
+        assert!(statistics::json(&statistics).is_object());
         for module in &statistics.modules {
             let _ = (names::in_importance_matrix(&module.name), names::when_run(&module.name));
             let (matrices, len) = (module.counts.len(), module.sums.len());

@@ -5,7 +5,7 @@ use super::{CheckArgs, Format};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::recipe;
-use crate::report::units::counted;
+use crate::text::units::counted;
 
 pub(super) fn check(args: &CheckArgs, output: &Output) -> Result<Exit, Failure> {
     let mut findings: Vec<Finding> = Vec::new();

@@ -32,7 +32,7 @@ pub(super) fn explain(args: &ExplainArgs, output: &Output) -> Result<Exit, Failu
 
 /// The line of the recipe in which a rule stands, from 1; none for built-in rules and overrides.
 fn line(draft: &Draft, rule: &Rule) -> Option<usize> {
-    plan::places::line(&draft.loaded, rule.pointer.as_deref()?)
+    crate::recipe::places::line(&draft.loaded, rule.pointer.as_deref()?)
 }
 
 fn at(draft: &Draft, rule: &Rule) -> String {

@@ -13,10 +13,10 @@ use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::model::{self, Because, LayerClass, Layers, ModelFolder, TensorInfo};
-use crate::report::each::Each;
-use crate::report::statistics_text;
-use crate::report::table::{table, write_table};
-use crate::report::units::{bytes, counted, grouped};
+use crate::show::each::Each;
+use crate::show::statistics;
+use crate::show::table::{table, write_table};
+use crate::text::units::{bytes, counted, grouped};
 use crate::text::visible;
 
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failure> {
@@ -24,10 +24,10 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
     if calibration::is_statistics(&path) {
         let statistics = calibration::read(&path)?;
         if args.json || output.format() == Format::Json {
-            let value = statistics_text::json(&statistics);
+            let value = statistics::json(&statistics);
             output.json(&value);
         } else {
-            output.result(&statistics_text::text(&args.path, &statistics));
+            output.result(&statistics::text(&args.path, &statistics));
         }
         return Ok(Exit::Done);
     }

@@ -8,7 +8,8 @@ use anstream::{AutoStream, ColorChoice};
 use serde::Serialize;
 
 use super::{Color, Format, Terminal};
-use crate::finding::{Finding, Severity, diagnostics, github, graphical, plain};
+use crate::finding::{Finding, Severity, diagnostics};
+use crate::show::{github, graphical, plain};
 use crate::text;
 
 /// How a command prints.

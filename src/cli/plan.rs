@@ -5,15 +5,15 @@ use super::run::planned;
 use super::{Format, RecipeArgs};
 use crate::exit::Exit;
 use crate::finding::Failure;
-use crate::report::plan_text;
+use crate::show::plan;
 
 pub(super) fn plan(args: &RecipeArgs, json: bool, output: &Output) -> Result<Exit, Failure> {
     let plan = planned(args)?;
     if json || output.format() == Format::Json {
-        output.json(&plan_text::json(&plan));
+        output.json(&plan::json(&plan));
     } else {
         output.findings(&plan.warnings);
-        output.result(&plan_text::text(&plan));
+        output.result(&plan::text(&plan));
     }
     crate::run::preflight(&plan)?;
     Ok(Exit::Done)

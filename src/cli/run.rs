@@ -7,15 +7,15 @@ use super::output::Output;
 use super::signals::Signals;
 use super::{Format, RecipeArgs, RunArgs};
 use crate::exit::Exit;
-use crate::export::siblings;
 use crate::finding::{Failure, Finding};
 use crate::plan::{Limits, Plan};
+use crate::publish::hidden;
 use crate::quant::Isa;
 use crate::recipe::{Loaded, Overrides};
 use crate::report::GateOutcome;
-use crate::report::progress::{Bar, Lines};
-use crate::report::summary::summary;
 use crate::run::{Cancel, Listener, Options, Outcome, Silent};
+use crate::show::progress::{Bar, Lines};
+use crate::show::summary::summary;
 
 /// The plan that a recipe and its overrides on the command line make.
 pub(super) fn planned(args: &RecipeArgs) -> Result<Plan, Failure> {
@@ -62,9 +62,8 @@ impl Trust {
     pub(super) fn note(self, plan: &Plan) -> Option<&'static str> {
         let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
         let mut exports = plan.exports.iter();
-        let is_any = exports.any(|export| {
-            is_there(siblings::record(&export.path)) || is_there(siblings::journal(&export.path))
-        });
+        let is_any = exports
+            .any(|export| is_there(hidden::record(&export.path)) || is_there(hidden::journal(&export.path)));
         (self == Self::UntrustedInCi && is_any).then_some(
             "everything is made anew: CI is set, so what earlier runs have left is not believed; --trusted undoes it",
         )
@@ -129,7 +128,7 @@ fn restore(loaded: &Loaded, cancel: &Cancel, signals: &Signals) -> Result<(), Fa
 /// Says where the reports are kept of outputs that were not let out, beside what is wrong with them.
 pub(super) fn tell_failed_reports(plan: &Plan, outcome: &Outcome, output: &Output) {
     for export in &plan.exports {
-        let path = siblings::failed_report(&export.path);
+        let path = hidden::failed_report(&export.path);
         if outcome.report_paths.contains(&path) {
             output.say(&format!("the report of what failed is kept in {}", plan.told_path(&path)));
         }

@@ -9,8 +9,8 @@ use super::Format;
 use super::output::Output;
 use crate::exit::Exit;
 use crate::finding::{self, Failure};
-use crate::report::units::counted;
 use crate::run::verify::Verified;
+use crate::text::units::counted;
 use crate::text::visible;
 
 /// Names of files that were not checked that are told.

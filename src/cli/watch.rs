@@ -9,19 +9,19 @@ use super::run::{Trust, instruction_set, limits, loaded, tell_failed_reports};
 use super::signals::Signals;
 use super::{Format, RunArgs};
 use crate::exit::Exit;
-use crate::export::lock::Lock;
-use crate::export::staging;
 use crate::finding::Failure;
 use crate::model;
 use crate::plan::Plan;
+use crate::publish::lock::Lock;
+use crate::publish::staging;
 use crate::quant::Isa;
 use crate::recipe::{self, Loaded};
-use crate::report::cycle::{Cycle, Cycles};
-use crate::report::progress::Bar;
-use crate::report::summary::summary;
-use crate::run::watch::{Inputs, Watch};
 use crate::run::{Cancel, Listener, Options, Outcome, Silent};
+use crate::show::progress::Bar;
+use crate::show::summary::summary;
 use crate::stage::Stage;
+use crate::watch::changes::{Inputs, Watch};
+use crate::watch::cycle::{Cycle, Cycles};
 
 /// What came of a cycle.
 struct Ended {

@@ -47,7 +47,7 @@ pub(super) fn sort(model: &ModelFolder, copies: bool) -> Copies {
 
 /// Whether an export writes a file of this name.
 fn is_ours(file: &OtherFile) -> bool {
-    file.path == crate::report::FILE_NAME || file.path == crate::export::RECIPE_FILE_NAME
+    file.path == crate::report::FILE_NAME || file.path == crate::publish::RECIPE_FILE_NAME
 }
 
 /// Files that an export would carry over and cannot.

@@ -2,10 +2,11 @@
 
 use super::{
     Decision, Piece, Siblings, Weighing, correct_classes, engines, idle_stages, open_model, pieces,
-    row_lengths, select, siblings, split_findings, statistics, undivided_findings, unmatched,
+    row_lengths, select, split_findings, statistics, undivided_findings, unmatched,
 };
 use crate::finding::{Failure, Finding};
 use crate::model::{self, LayerClass, ModelFolder};
+use crate::plan::fused_modules;
 use crate::recipe::Loaded;
 use crate::stage::Indivisible;
 
@@ -64,15 +65,15 @@ fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     let mut known = select::Decisions::default();
     let mut decisions: Vec<Decision> =
         items.iter().map(|item| select::judge(&stages, item, &mut known, None)).collect();
-    let siblings = siblings::groups(&items);
+    let siblings = fused_modules::groups(&items);
     findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
-    siblings::keep_whole_by_default(&siblings, &items, &mut decisions);
+    fused_modules::keep_whole_by_default(&siblings, &items, &mut decisions);
     let indivisible = |stage: usize| {
         let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
         (policy.unwrap_or(Indivisible::Error), format!("/stages/{stage}/indivisible"))
     };
     let columns = |tensor: usize| row_lengths(&model, &classes, tensor);
-    let undivided = siblings::resolve_indivisible(&siblings, &mut decisions, &columns, &indivisible);
+    let undivided = fused_modules::resolve_indivisible(&siblings, &mut decisions, &columns, &indivisible);
     findings.extend(undivided_findings(loaded, &model, &decisions, &undivided));
     findings.extend(split_findings(loaded, &items, &siblings, &decisions));
     findings.extend(idle_stages(loaded, &stages, &items, &decisions));

@@ -7,10 +7,10 @@
 
 use super::layout::ExportPlan;
 use super::select::{Decision, Treatment};
-use super::siblings::Siblings;
 use crate::finding::{Finding, Severity};
 use crate::layer::LayerType;
 use crate::model::{Dtype, LayerClass, ModelFolder};
+use crate::plan::fused_modules::Siblings;
 use crate::quant::{Scheme, Storage};
 use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
@@ -167,7 +167,7 @@ pub(super) fn check(
                 Manner::Silently => severity = Severity::Error,
                 Manner::Sometimes => severity = Severity::Warning,
             }
-            let place = super::places::said_or_stage(loaded, stage, refusal.key);
+            let place = crate::recipe::places::said_or_stage(loaded, stage, refusal.key);
             let others = match others {
                 0 => format!("`{name}`"),
                 others => format!("`{name}` and {others} more"),
@@ -245,5 +245,5 @@ pub(super) fn fuser(loaded: &Loaded) -> &'static str {
 }
 
 fn is_expert(subject: &Subject<'_>) -> bool {
-    subject.kind == LayerType::Experts || super::siblings::experts_parent(subject.name).is_some()
+    subject.kind == LayerType::Experts || crate::plan::fused_modules::experts_parent(subject.name).is_some()
 }

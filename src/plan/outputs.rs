@@ -7,10 +7,10 @@ use serde_json::Value;
 
 use super::copies;
 use super::layout::{Content, ExportPlan, OutputTensor};
-use crate::export::{compressed_tensors, config};
 use crate::finding::Finding;
 use crate::model::LayerClass;
 use crate::model::header::MAX_HEADER;
+use crate::plan::{compressed_tensors, config};
 use crate::recipe::Loaded;
 use crate::stage::Stage;
 use crate::stage::export::Format;

@@ -1,6 +1,6 @@
 //! Which tensors are quantized, how, and the rule that decided. Pure: names, shapes and the recipe, nothing else.
 //!
-//! Every tensor is judged alone here; what engines fuse is brought together afterwards in [`super::siblings`].
+//! Every tensor is judged alone here; what engines fuse is brought together afterwards in [`crate::plan::fused_modules`].
 
 use std::collections::HashMap;
 use std::ops::Deref;

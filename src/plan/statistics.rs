@@ -3,15 +3,16 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
+use super::Piece;
 use super::select::{self, Decision, Treatment};
 use super::unmatched::{nearest, nearest_names};
-use super::{Piece, places};
 use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength, names};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::model::ModelFolder;
 use crate::quant::Importance;
 use crate::recipe::Loaded;
+use crate::recipe::places;
 use crate::stage::{OnMissing, Stage};
 
 /// Names that a message lists.

@@ -7,11 +7,11 @@ use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
 use super::reference::{Reference, Unpacked};
-use super::samples::gaussian;
 use super::{
     BadValue, Bits, Distortion, FloatType, Granularity, Importance, Isa, Mse, Observer, Quantized, Quantizer,
     Scheme, Scratch, Storage, TensorParams,
 };
+use crate::quant::test_weights::gaussian;
 use strategies::{case, float_type, importance, weights, wide_case};
 
 /// Matrices of a property; a debug build is too slow for many.

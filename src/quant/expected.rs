@@ -121,9 +121,9 @@ impl Scheme {
 
 #[cfg(test)]
 mod tests {
-    use super::super::samples::gaussian;
     use super::super::{Granularity, Isa, Mse, Quantized, Quantizer, Scratch, Storage};
     use super::*;
+    use crate::quant::test_weights::gaussian;
 
     fn scheme(bits: Bits, symmetric: bool, granularity: Granularity, scale_type: FloatType) -> Scheme {
         Scheme { bits, symmetric, granularity, scale_type, storage: Storage::Packed }

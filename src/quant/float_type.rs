@@ -3,7 +3,7 @@
 //! All arithmetic is f32; a value "of type F16" is an f32 that F16 can hold. Conversions are written with integer
 //! operations, so that they vectorise on every instruction set and give the same bits everywhere.
 
-use super::machine::{LANES, Machine};
+use crate::quant::simd::machine::{LANES, Machine};
 
 /// A floating-point type that weights or scales are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]

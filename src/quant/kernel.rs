@@ -3,7 +3,7 @@
 //! Nothing here depends on the order of evaluation, so every instruction set gives the same bits.
 
 use super::float_type::{Float, Half};
-use super::machine::{LANES, Machine};
+use crate::quant::simd::machine::{LANES, Machine};
 
 /// Adding this to |x| < 2^22 leaves the nearest integer, ties to even, in the low bits of the mantissa.
 pub(super) const MAGIC: f32 = 12_582_912.0;
@@ -242,9 +242,9 @@ fn correct(q: f32, w: f32, scale: f32, r: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use super::super::machine::{NEON, PORTABLE};
-    use super::super::samples::Numbers;
     use super::*;
+    use crate::quant::simd::machine::{NEON, PORTABLE};
+    use crate::quant::test_weights::Numbers;
 
     /// A positive number of every mantissa, with an exponent around 0.
     fn number(numbers: &mut Numbers) -> f32 {

@@ -11,10 +11,10 @@ use std::ops::Range;
 
 use super::distortion::WorstGroup;
 use super::float_type::{Bf16, F16, Half};
-use super::isa::Job;
 use super::kernel::Grid;
-use super::machine::{LANES, Machine};
 use super::{Distortion, FloatType, QuantizedView, Quantizer, Scratch};
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::{LANES, Machine};
 use allowance::Allowances;
 use codes::{Codes, NewCodes, StoredCodes, sum_up};
 use reader::Reader;

@@ -10,7 +10,7 @@
 
 use super::FloatType;
 use super::float_type::{F32, Float};
-use super::machine::{LANES, Machine};
+use crate::quant::simd::machine::{LANES, Machine};
 
 /// Bins of a histogram: one for each value of 16 bits.
 const BINS: usize = 1 << 16;
@@ -301,9 +301,9 @@ fn select(keys: &mut [u32], above: usize) -> (u32, u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::super::machine::PORTABLE;
-    use super::super::samples::{gaussian, heavy};
     use super::*;
+    use crate::quant::simd::machine::PORTABLE;
+    use crate::quant::test_weights::{gaussian, heavy};
 
     /// The definition, by sorting.
     fn percentile(mut values: Vec<f32>, share: f64) -> f32 {

@@ -3,16 +3,16 @@
 use std::marker::PhantomData;
 
 use super::float_type::{Bf16, F16, F32, Float};
-use super::isa::Job;
 use super::kernel::{Fine, Grid, all_fine};
-use super::machine::{LANES, Machine, on_lines};
 use super::measure::Meter;
 use super::pack::{pack_nibbles, pack_zero_points, packed_bytes};
 use super::params::Rules;
 use super::percentile::Tails;
 use super::search::Search;
-use super::survey::TensorParams;
 use super::{Bits, Distortion, FloatType, Granularity, Importance, Isa, Observer, Scheme, Storage};
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::{LANES, Machine, on_lines};
+use crate::quant::tensor_range::TensorParams;
 
 /// Why a weight cannot be quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,8 +5,8 @@
 //! with [`FloatType::F32`], which is what monoquant does, it keeps them as that library's GPU kernel does.
 
 use super::params::Rules;
-use super::power::power;
 use super::{Bits, FloatType, Granularity, Mse, Observer, Scheme, Storage};
+use crate::quant::powf::power;
 
 /// A quantized matrix, unpacked.
 #[derive(Debug, Clone, PartialEq)]

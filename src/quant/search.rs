@@ -9,9 +9,9 @@ mod estimate;
 
 use super::Mse;
 use super::kernel::round_code;
-use super::machine::{LANES, Machine};
 use super::params::Rules;
-use super::power::power;
+use crate::quant::powf::power;
+use crate::quant::simd::machine::{LANES, Machine};
 use estimate::{Bounds, Estimate, PADDING};
 
 /// The search of one observer and scheme.

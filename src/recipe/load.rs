@@ -8,10 +8,11 @@ use serde_json::Value;
 use super::overrides::{self, Overrides};
 use super::tree::{self, Node};
 use super::written::{self, Concealer, Written};
-use super::{check, effect, environment, order, statistics, text};
+use super::{check, environment, order, statistics, text};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place, SourceText};
 use crate::recipe::Recipe;
+use crate::recipe::unused_parameters;
 
 /// A recipe that passed every check that needs no model, with the places of its words.
 #[derive(Debug, Clone)]
@@ -191,7 +192,7 @@ fn from_source(
     let recipe = match schema_holds.then(|| typed(value, &tree)) {
         Some(Ok(mut recipe)) => {
             written::mark_patterns(&mut recipe, &tree);
-            findings.extend(effect::findings(&recipe, &tree));
+            findings.extend(unused_parameters::findings(&recipe, &tree));
             findings.extend(statistics::findings(&recipe, &tree));
             Some(recipe)
         }

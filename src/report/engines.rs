@@ -3,8 +3,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::units::counted;
 use crate::plan::{Parallel, Plan};
+use crate::text::units::counted;
 
 /// What an engine that computes with codes makes of an output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -96,7 +96,7 @@ fn parallel(parallel: &Parallel) -> ParallelRecord {
 }
 
 /// The same in rows of the plan's last table: which kernels take every matrix, and between how many GPUs it can be cut.
-pub(super) fn rows(plan: &Plan, stage: usize) -> Vec<Vec<String>> {
+pub fn rows(plan: &Plan, stage: usize) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let served: Vec<_> = plan.served.iter().filter(|served| served.stage == stage).collect();
     for served in &served {

@@ -4,18 +4,18 @@ use std::collections::HashMap;
 use std::io;
 use std::path::Path;
 
-use super::cancel::Cancel;
-use super::measured::asks_for_hashes;
-use super::store::Stores;
 use super::verify;
+use crate::cancel::Cancel;
 use crate::exit::Exit;
-use crate::export::Staging;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::Folder;
 use crate::fs::regular;
 use crate::model::{FileIdentity, ModelFolder, code};
 use crate::plan::Plan;
+use crate::publish::Staging;
 use crate::report::FileRecord;
+use crate::run::incremental::previous::Stores;
+use crate::run::stream::collector::asks_for_hashes;
 
 /// A file of the model that an export carries over.
 #[derive(Debug, Clone)]

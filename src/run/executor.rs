@@ -3,28 +3,33 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
-use super::cancel::Cancel;
+use super::carried;
 use super::event::{Event, Listener};
 use super::finish::{Job, header};
-use super::measured::Collector;
-use super::reuse::Reuse;
-use super::source::Source;
-use super::store::{self, Stores};
 use super::stream::{self, Checks};
 use super::workers::Workers;
-use super::{carried, hashes, take_over, verdict};
+use crate::cancel::Cancel;
 use crate::exit::Exit;
-use crate::export::lock::Lock;
-use crate::export::{Staging, disk, files, flush, occupant, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
+use crate::fs::disk;
 use crate::fs::exclusive::{self, Kind};
 use crate::fs::limits;
+use crate::gates;
 use crate::plan::{ExportPlan, Plan};
+use crate::publish::lock::Lock;
+use crate::publish::{Staging, exchange, files, flush, hidden, occupant, staging};
 use crate::quant::{Distortion, Isa};
 use crate::recipe::Loaded;
-use crate::report::{Report, ledger, units};
+use crate::report::{Report, ledger};
+use crate::run::incremental::previous;
+use crate::run::incremental::previous::Stores;
+use crate::run::incremental::reuse::Reuse;
+use crate::run::incremental::{hashes, take_over};
+use crate::run::stream::collector::Collector;
+use crate::run::stream::source::Source;
 use crate::stage::Stage;
 use crate::stage::validate::Check;
+use crate::text::units;
 
 /// How a run is carried out; nothing here changes its results.
 #[derive(Debug, Clone, Default)]
@@ -84,7 +89,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             listener.on_event(&Event::Note { text: plan.loaded.told(text) });
         }
         locks.push(lock);
-        publish::restore(&export.path)?;
+        exchange::restore(&export.path)?;
         occupants.push(occupant::check(&export.path, export.overwrite)?);
     }
     let (checks, cancel) = (checks(plan), &options.cancel);
@@ -97,7 +102,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             staging::clear(&export.path);
             stores.push(Stores::default());
         } else {
-            stores.push(store::stores(plan, export)?);
+            stores.push(previous::stores(plan, export)?);
         }
     }
     for note in stores.iter().flat_map(|stores| &stores.notes) {
@@ -159,7 +164,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             return Err(failure);
         }
     };
-    let mut judgement = verdict::judge(plan, &measured, &folders);
+    let mut judgement = gates::judge(plan, &measured, &folders);
     plan.loaded.tell(&mut judgement.complaints);
     plan.loaded.tell(&mut judgement.shown);
     for gate in judgement.gates.iter().filter(|gate| gate.name != "export") {
@@ -190,7 +195,7 @@ pub struct Work {
 /// [`Exit::CannotWrite`] with the first output that cannot.
 pub fn preflight(plan: &Plan) -> Result<(), Failure> {
     let looked_at = plan.exports.iter().try_for_each(|export| {
-        let checked = siblings::check(&export.path)
+        let checked = hidden::check(&export.path)
             .and_then(|()| occupant::check(&export.path, export.overwrite).map(drop))
             .and_then(|()| check_failed_report(&export.path))
             .and_then(|()| check_lengths(plan, export));
@@ -215,9 +220,9 @@ pub fn restore(loaded: &Loaded) -> Result<(), Failure> {
     for stage in &loaded.recipe.stages {
         let Stage::Export(export) = stage else { continue };
         let path = crate::plan::normalized(&loaded.resolve_path(&export.path));
-        if siblings::old(&path).symlink_metadata().is_ok() {
+        if hidden::old(&path).symlink_metadata().is_ok() {
             let lock = Lock::take(&path)?;
-            publish::restore(&path)?;
+            exchange::restore(&path)?;
             drop(lock);
         }
     }
@@ -249,7 +254,7 @@ fn check_space(plan: &Plan) -> Result<(), Failure> {
     }
     for (needed, export) in disks.into_values() {
         // What an interrupted run has left is cleared before anything is written.
-        let cleared = disk::folder_bytes(&siblings::staging(&export.path));
+        let cleared = disk::folder_bytes(&hidden::staging(&export.path));
         if let Some(free) = disk::free_space(&export.path)
             && free.saturating_add(cleared) < needed
         {
@@ -299,7 +304,7 @@ pub fn disk_needed(plan: &Plan, export: &ExportPlan) -> u64 {
 
 /// The report of a failed run replaces the one of an earlier failed run, and nothing else.
 fn check_failed_report(target: &Path) -> Result<(), Failure> {
-    let path = siblings::failed_report(target);
+    let path = hidden::failed_report(target);
     // Other kinds are told with the other siblings.
     if !exclusive::kind(&path).is_ok_and(|kind| kind == Kind::File) {
         return Ok(());

@@ -10,23 +10,26 @@ use super::carried::Carried;
 use super::event::{Event, Listener};
 use super::executor::{Options, Outcome, Work};
 use super::made::{MadeFile, made_files};
-use super::measured::{Measured, asks_for_hashes};
-use super::record::{self, CarriedFile, Header, Journal, SourceFile, Tensors, WrittenFile};
-use super::reuse::Reuse;
-use super::store::Stores;
 use super::stream::Checks;
-use super::take_over;
-use super::verdict::Judgement;
 use super::verify::Identity;
 use crate::exit::Exit;
-use crate::export::occupant::{self, Occupant};
-use crate::export::{Staging, files, publish, siblings, staging};
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder};
+use crate::gates::Judgement;
 use crate::model::FileIdentity;
 use crate::plan::{ExportPlan, Plan, fingerprint};
+use crate::publish::occupant;
+use crate::publish::occupant::Occupant;
+use crate::publish::{Staging, exchange, files, hidden, staging};
 use crate::report::ledger::{self, Results};
-use crate::report::{self, Report, Verdict, units};
+use crate::report::{self, Report, Verdict};
+use crate::run::incremental::previous::Stores;
+use crate::run::incremental::record;
+use crate::run::incremental::record::{CarriedFile, Header, Journal, SourceFile, Tensors, WrittenFile};
+use crate::run::incremental::reuse::Reuse;
+use crate::run::incremental::take_over;
+use crate::run::stream::collector::{Measured, asks_for_hashes};
+use crate::text::units;
 
 /// Up to so long is waited for until every later change of a file shows in its times.
 const TICK: Duration = Duration::from_millis(20);
@@ -211,7 +214,7 @@ impl Job<'_> {
         // All are looked at before the first is moved, so that one that cannot be published stops the others as well.
         for (index, export) in plan.exports.iter().enumerate().filter(|(index, _)| ready.is_published[*index])
         {
-            publish::look_again(&export.path, export.overwrite, &self.occupants[index])?;
+            exchange::look_again(&export.path, export.overwrite, &self.occupants[index])?;
         }
         let built = match built {
             Some(built) => Some(built),
@@ -266,16 +269,16 @@ impl Job<'_> {
             for (index, built) in unpublished {
                 let Some((staging, journal)) = built else { continue };
                 let header = self.written_header(index, ready.measured, &staging.folder);
-                let (path, new) = (siblings::journal(&staging.target), siblings::new(&staging.target));
+                let (path, new) = (hidden::journal(&staging.target), hidden::new(&staging.target));
                 record::write(&path, &new, &header, Tensors::Of(journal))?;
                 staging.keep();
             }
         }
         for (index, built) in built.iter_mut().enumerate() {
             let export = &plan.exports[index];
-            let failed_report = siblings::failed_report(&export.path);
+            let failed_report = hidden::failed_report(&export.path);
             let Some((staging, journal)) = built.take().filter(|_| ready.is_published[index]) else {
-                let new = siblings::new(&export.path);
+                let new = hidden::new(&export.path);
                 let file = files::replace(&failed_report, &new, |file| report::write(ready.report, file))?;
                 if options.durable {
                     files::sync_file(&failed_report, &file)?;
@@ -285,7 +288,7 @@ impl Job<'_> {
                 continue;
             };
             let at_first = &self.occupants[index];
-            let published = publish::publish(staging, export.overwrite, options.durable, at_first)?;
+            let published = exchange::publish(staging, export.overwrite, options.durable, at_first)?;
             if let Some(left) = published.left {
                 let text = format!("not all of the old output could be removed: see {}", left.display());
                 done.events.push(Event::Note { text });
@@ -345,7 +348,7 @@ impl Job<'_> {
                 written,
             })
             .collect();
-        let (path, new) = (siblings::record(&export.path), siblings::new(&export.path));
+        let (path, new) = (hidden::record(&export.path), hidden::new(&export.path));
         match record::write(&path, &new, &header, tensors) {
             Ok(file) if self.options.durable => files::sync_file(&path, &file)?,
             Ok(_) => {}
@@ -356,8 +359,8 @@ impl Job<'_> {
                 self.listener.on_event(&Event::Note { text });
             }
         }
-        let _ = fs::remove_file(siblings::journal(&export.path));
-        let _ = exclusive::remove_folder(&siblings::interrupted(&export.path));
+        let _ = fs::remove_file(hidden::journal(&export.path));
+        let _ = exclusive::remove_folder(&hidden::interrupted(&export.path));
         if self.options.durable { files::sync_way(&export.path) } else { Ok(()) }
     }
 

@@ -4,11 +4,11 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use crate::exit::Exit;
-use crate::export;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::Folder;
 use crate::fs::regular::Same;
 use crate::plan::{ExportPlan, Plan};
+use crate::publish;
 use crate::recipe::Recipe;
 use crate::stage::Stage;
 
@@ -41,11 +41,11 @@ pub(super) fn made_files<'p>(plan: &'p Plan, export: &'p ExportPlan) -> Result<V
     }
     let (recipe, written) = stored_recipe(plan, export);
     let recipe = crate::recipe::emit_with(&recipe, &written).map_err(|error| {
-        let finding = Finding::error("export::recipe", format!("cannot write the recipe down: {error}"));
+        let finding = Finding::error("publish::recipe", format!("cannot write the recipe down: {error}"));
         Failure::new(Exit::Internal, finding)
     })?;
     let write = move |out: &mut dyn Write| out.write_all(recipe.as_bytes());
-    out.push(MadeFile { name: export::RECIPE_FILE_NAME.to_owned(), write: Box::new(write) });
+    out.push(MadeFile { name: publish::RECIPE_FILE_NAME.to_owned(), write: Box::new(write) });
     Ok(out)
 }
 

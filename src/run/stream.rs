@@ -3,29 +3,33 @@
 //! A worker takes the next tile when it is done with the last, so memory is one tile's buffers a worker. No tile waits for
 //! another; sums are merged in tile order, so that no result depends on the number of workers.
 
+pub mod collector;
+pub mod solvers;
+pub mod source;
+pub mod tiles;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
-use super::cancel::Cancel;
 use super::event::{Event, Listener};
-use super::measured::{Collector, lock};
-use super::record::Journal;
-use super::solvers::Solvers;
-use super::source::{Source, SourceBuffers};
-use super::take_over;
-use super::tiles::{Cut, Queue, Tile};
 use super::workers::Workers;
+use crate::cancel::Cancel;
 use crate::exit::Exit;
-use crate::export::{Staging, files};
 use crate::finding::{Failure, Finding};
 use crate::format::encoding;
 use crate::plan::fingerprint::Prints;
 use crate::plan::{Piece, PieceOutput, Plan};
+use crate::publish::{Staging, files};
 use crate::quant::{
     BadValue, BadWeight, Distortion, FloatType, Isa, Quantized, Scratch, Solver, Survey, TensorParams,
 };
+use crate::run::incremental::record::Journal;
+use crate::run::incremental::take_over;
+use crate::run::stream::collector::{Collector, lock};
+use crate::run::stream::solvers::Solvers;
+use crate::run::stream::source::{Source, SourceBuffers};
+use crate::run::stream::tiles::{Cut, Queue, Tile};
 
 /// What a pass does beside quantizing and writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]

@@ -5,8 +5,8 @@ use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::path::{Component, Path};
 
-use super::cancel::Cancel;
-use super::checksum;
+use crate::cancel::Cancel;
+use crate::digest::checksum;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{Entry, Folder};

@@ -3,11 +3,11 @@
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use super::cancel::Cancel;
-use super::measured::lock;
+use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::report::units;
+use crate::run::stream::collector::lock;
+use crate::text::units;
 use crate::threads::{self, Pool};
 
 /// Threads that take one thing at a time.

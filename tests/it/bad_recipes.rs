@@ -4,9 +4,11 @@
 use std::path::{Path, PathBuf};
 
 use monoquant::exit::Exit;
-use monoquant::finding::graphical::{self, Style};
-use monoquant::finding::{Failure, Finding, diagnostics, github, plain};
-use monoquant::recipe::{self, Loaded, Overrides, emit, from_text, resolve};
+use monoquant::finding::{Failure, Finding, diagnostics};
+use monoquant::recipe::{self, Loaded, Overrides, from_text, resolve, to_yaml};
+use monoquant::show::graphical;
+use monoquant::show::graphical::Style;
+use monoquant::show::{github, plain};
 
 use proptest::prelude::*;
 use proptest::test_runner::RngSeed;

@@ -7,9 +7,9 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 use std::path::Path;
 
-use monoquant::export::compressed_tensors::contradictions;
-use monoquant::export::config::{left_alone, quantized_modules};
 use monoquant::finding::Failure;
+use monoquant::plan::compressed_tensors::contradictions;
+use monoquant::plan::config::{left_alone, quantized_modules};
 use monoquant::plan::{self, Action, ExportPlan, Limits, Plan};
 use monoquant::quant::Role;
 use monoquant::recipe::{self, Overrides};

@@ -29,7 +29,7 @@ fn codes(report: &Report) -> Vec<(&str, &str)> {
     report
         .warnings
         .iter()
-        .map(|warning| (warning.code.as_str(), monoquant::finding::plain::severity(warning.severity)))
+        .map(|warning| (warning.code.as_str(), monoquant::show::plain::severity(warning.severity)))
         .collect()
 }
 

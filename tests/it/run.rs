@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 
-use monoquant::run::checksum;
+use monoquant::digest::checksum;
 
 use crate::support::{Ended, Model, Workspace, files, json, report, root, tensors};
 

@@ -3,7 +3,7 @@
 use std::fs;
 
 use half::bf16;
-use monoquant::run::checksum;
+use monoquant::digest::checksum;
 use safetensors::tensor::Dtype;
 use serde_json::json;
 

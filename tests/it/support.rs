@@ -167,7 +167,7 @@ impl Workspace {
 
     /// Findings as a terminal of 100 columns shows them.
     pub fn drawn(&self, findings: &[monoquant::finding::Finding]) -> String {
-        use monoquant::finding::graphical::{Style, render};
+        use monoquant::show::graphical::{Style, render};
         self.filtered(&render(findings, Style { color: false, unicode: true, width: 100 }))
     }
 

@@ -5,7 +5,7 @@ use std::fs::{self, File};
 use std::path::Path;
 use std::time::Duration;
 
-use monoquant::export::siblings;
+use monoquant::publish::hidden;
 use monoquant::run::{Options, Outcome, Silent, run, sealed_record};
 use serde_json::{Value, json};
 
@@ -33,7 +33,7 @@ fn from_nothing(workspace: &Workspace) -> BTreeMap<String, Vec<u8>> {
 
 /// The lines of a record, without their hashes.
 fn record(workspace: &Workspace) -> Vec<Value> {
-    let text = fs::read_to_string(siblings::record(&workspace.path("out"))).expect("a record");
+    let text = fs::read_to_string(hidden::record(&workspace.path("out"))).expect("a record");
     let unsealed = |line: &str| {
         let mut line: Value = serde_json::from_str(line).expect("JSON");
         line.as_object_mut().expect("an object").remove("hash").expect("a hash");
@@ -45,7 +45,7 @@ fn record(workspace: &Workspace) -> Vec<Value> {
 /// Writes a record whose hashes are right, whatever it says.
 fn forge(workspace: &Workspace, lines: &[Value]) {
     let lines: Vec<String> = lines.iter().map(Value::to_string).collect();
-    fs::write(siblings::record(&workspace.path("out")), sealed_record(&lines)).expect("a record");
+    fs::write(hidden::record(&workspace.path("out")), sealed_record(&lines)).expect("a record");
 }
 
 /// Flips a bit in the middle of a file, whose time stays as it was.
@@ -129,7 +129,7 @@ fn an_output_with_more_or_other_than_files_is_not_up_to_date() {
 fn a_record_that_was_edited_counts_for_nothing() {
     let workspace = Workspace::with(&Model::llama());
     carry_out(&workspace);
-    let path = siblings::record(&workspace.path("out"));
+    let path = hidden::record(&workspace.path("out"));
     let text = fs::read_to_string(&path).expect("a record");
     let tensors = text.lines().count() - 1;
     let edits =

@@ -5,9 +5,9 @@ use super::experts::MERGED_EXPERTS;
 use crate::finding::Finding;
 use crate::layer::LayerType;
 use crate::model::{LayerClass, ModelFolder};
+use crate::plan::fused_modules::experts_parent;
 use crate::plan::layout::{ExportPlan, has_codes, treatment_at};
 use crate::plan::select::{self, Decision};
-use crate::plan::siblings::experts_parent;
 use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
 

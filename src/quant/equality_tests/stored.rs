@@ -3,10 +3,10 @@
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
 
-use super::super::samples::Numbers;
 use super::super::{Bits, Distortion, Granularity, Importance, Isa, Quantized, Scratch, Storage};
 use super::strategies::{case, wide_case};
 use super::{CASES, Case, close, plain_distortion, weighs_alike};
+use crate::quant::test_weights::Numbers;
 
 /// Stored bytes that are not of this crate's making: all codes, and scales of every size.
 fn strange(case: &Case, seed: u64) -> Quantized {

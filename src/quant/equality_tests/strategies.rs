@@ -2,9 +2,9 @@
 
 use proptest::prelude::*;
 
-use super::super::samples::{Numbers, gaussian, heavy};
 use super::super::{Bits, FloatType, Granularity, Importance, Mse, Observer, Scheme, Storage};
 use super::Case;
+use crate::quant::test_weights::{Numbers, gaussian, heavy};
 
 /// Weights of one character, of values that the type can hold.
 pub(super) fn weights(kind: usize, count: usize, seed: u64, source: FloatType) -> Vec<f32> {

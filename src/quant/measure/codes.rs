@@ -5,10 +5,10 @@ use std::ops::Range;
 use super::super::QuantizedView;
 use super::super::float_type::Half;
 use super::super::kernel::{FineBlocks, Grid};
-use super::super::machine::{LANES, Machine};
 use super::reader::{Meaning, NibbleTable, Reader, Steps};
 use super::sums::{BlockLanes, BlockSums, Running};
 use super::{BLOCKS, BlockFacts, Part};
+use crate::quant::simd::machine::{LANES, Machine};
 
 /// The codes of one row.
 pub(super) trait Codes {

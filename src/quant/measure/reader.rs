@@ -3,11 +3,11 @@
 use std::ops::Range;
 
 use super::super::kernel::MAGIC;
-use super::super::machine::{LANES, Machine};
 use super::super::pack::zero_point_at;
 use super::super::{Bits, FloatType, Granularity, QuantizedView, Quantizer, Scheme, Storage};
 use super::sums::BLOCK;
 use super::{BLOCKS, BlockFacts, SEGMENT, Segment};
+use crate::quant::simd::machine::{LANES, Machine};
 
 /// How to read a scheme's bytes.
 #[derive(Clone, Copy)]

@@ -1,11 +1,11 @@
 //! Energies in which each column counts by its importance: the nearest thing to the error of a layer's output that needs no
 //! forward pass.
 
-use super::super::isa::Job;
-use super::super::machine::{LANES, Machine};
 use super::super::search::fold;
 use super::super::{Importance, QuantizedView, Quantizer};
 use super::{Reader, SEGMENT, Segment};
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::{LANES, Machine};
 
 /// Σ importance·w² and Σ importance·e² of a tile, in f64 over 16 lanes.
 pub(super) struct WeighTile<'a> {

@@ -23,8 +23,8 @@
 use std::f32::consts::{FRAC_1_SQRT_2, LN_2};
 
 use super::super::kernel::MAGIC;
-use super::super::machine::{LANES, Machine};
 use super::{Candidates, Rules};
+use crate::quant::simd::machine::{LANES, Machine};
 
 /// The polynomial that all candidates are bounded with.
 type Coarse = Polynomial<5, 0>;
@@ -484,9 +484,9 @@ fn polynomial_error<const N: usize>(polynomial: &[f32; N], norm: f64, middle: f6
 
 #[cfg(test)]
 mod tests {
-    use super::super::super::machine::Arrays;
     use super::super::super::{Bits, FloatType};
     use super::*;
+    use crate::quant::simd::machine::Arrays;
 
     const RULES: Rules =
         Rules { bits: Bits::Four, symmetric: true, source: FloatType::Bf16, scale: FloatType::Bf16 };

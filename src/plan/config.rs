@@ -1,0 +1,86 @@
+//! The output's config.json: the source's, key order and all, with a `quantization_config` for the format.
+
+use std::borrow::Cow;
+
+use serde_json::Value;
+
+use crate::layer::LayerType;
+use crate::model::LayerClass;
+use crate::plan::Content;
+use crate::plan::compressed_tensors::{QuantizedModule, quantization_config};
+use crate::plan::fused_modules::experts_parent;
+use crate::plan::layout::treatment_at;
+use crate::plan::select::subject;
+use crate::stage::export::Format;
+
+/// The text of config.json for an export; none where the source has none.
+#[must_use]
+pub fn config_text(
+    content: Content<'_>,
+    classes: &[LayerClass],
+    export_stage: usize,
+    format: Format,
+) -> Option<String> {
+    // A dequantized scaled-FP8 source is no longer quantized, whatever the source said.
+    let Value::Object(mut config) = content.model.config.without_declarations() else { return None };
+    if content.model.config.is_empty() {
+        return None;
+    }
+    if format == Format::CompressedTensors {
+        let modules = quantized_modules(content, export_stage);
+        if !modules.is_empty() {
+            let left_alone = left_alone(content, classes, export_stage);
+            config.insert("quantization_config".to_owned(), quantization_config(&modules, &left_alone));
+        }
+    }
+    let mut text = serde_json::to_string_pretty(&Value::Object(config)).unwrap_or_default();
+    text.push('\n');
+    Some(text)
+}
+
+/// The modules of an export that hold codes.
+#[must_use]
+pub fn quantized_modules(content: Content<'_>, export_stage: usize) -> Vec<QuantizedModule<'_>> {
+    content
+        .pieces
+        .iter()
+        .filter_map(|piece| {
+            let treatment = treatment_at(&content.decisions[piece.tensor()], export_stage)?;
+            Some(QuantizedModule { name: piece.module(content.model), treatment })
+        })
+        .collect()
+}
+
+/// Linear modules that an export leaves alone: what a `Linear` target would hit in some engine. A stack of experts is also
+/// there as the module `experts` that engines make of it, by whatever name the file has it.
+#[must_use]
+pub fn left_alone<'p>(
+    content: Content<'p>,
+    classes: &[LayerClass],
+    export_stage: usize,
+) -> Vec<Cow<'p, str>> {
+    let Content { model, decisions, pieces } = content;
+    let mut names = Vec::new();
+    for piece in pieces {
+        let kind = classes[piece.tensor()].kind;
+        if !matches!(kind, LayerType::Linear | LayerType::Router | LayerType::Experts)
+            || treatment_at(&decisions[piece.tensor()], export_stage).is_some()
+        {
+            continue;
+        }
+        if piece.matrix(model).is_some() {
+            // An expert that is written as a module of its own.
+            names.push(piece.module(model).into());
+            continue;
+        }
+        let name = subject(&model.tensors[piece.tensor()]);
+        names.push(name.into());
+        if kind == LayerType::Experts
+            && experts_parent(name).is_none()
+            && let Some((parent, stack)) = name.rsplit_once('.')
+        {
+            names.push(format!("{parent}.experts.{stack}").into());
+        }
+    }
+    names
+}

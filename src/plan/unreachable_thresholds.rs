@@ -1,0 +1,62 @@
+//! Thresholds against what a scheme can reach: a gate that always fires helps nobody.
+
+use std::collections::BTreeMap;
+
+use crate::finding::Finding;
+use crate::plan::layout::{Content, treatment_at};
+use crate::plan::statistics::Weighing;
+use crate::recipe::Loaded;
+use crate::stage::Stage;
+use crate::stage::check_warnings::SqnrOf;
+
+/// A warning for each threshold of `check-warnings` that even Gaussian weights would not meet.
+pub(crate) fn check(loaded: &Loaded, content: Content<'_>, weighing: &Weighing) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (index, stage) in loaded.recipe.stages.iter().enumerate() {
+        let Stage::CheckWarnings(stage) = stage else { continue };
+        // What a scheme reaches is known of weights, not of outputs.
+        if stage.sqnr == SqnrOf::Outputs {
+            continue;
+        }
+        let Some((scheme, reach)) = least_reach(content, weighing, index) else { continue };
+        for (key, threshold) in [
+            ("sqnr_error_threshold", stage.sqnr_error_threshold),
+            ("sqnr_warning_threshold", stage.sqnr_warning_threshold),
+        ] {
+            if threshold <= reach {
+                continue;
+            }
+            let place = crate::recipe::places::said_or_stage(loaded, index, key);
+            findings.push(
+                Finding::warning(
+                    "plan::unreachable-threshold",
+                    format!("`{key}` of {threshold} dB is above what the scheme can reach"),
+                )
+                .at_opt(place, format!("{scheme}: {reach:.1} dB on Gaussian weights"))
+                .help(format!(
+                    "Real layers stay 0.5 to 2 dB below that. Set {:.0} or less, or use a finer scheme (smaller groups, \
+                     `observer: mse`, int8).",
+                    (reach - 2.0).floor()
+                )),
+            );
+        }
+    }
+    findings
+}
+
+/// Of the schemes of the stages before `stage`, the one that reaches least, each on the tensor on which it does best.
+fn least_reach(content: Content<'_>, weighing: &Weighing, stage: usize) -> Option<(String, f64)> {
+    let mut best: BTreeMap<String, f64> = BTreeMap::new();
+    for (number, piece) in content.pieces.iter().enumerate() {
+        let treatment = treatment_at(&content.decisions[piece.tensor()], stage);
+        let (Some(treatment), Some(view)) = (treatment, piece.matrix(content.model)) else { continue };
+        if weighing.changes_ranges(number, treatment) {
+            continue;
+        }
+        let Some(reach) = treatment.expected_sqnr(view.rows, view.cols) else { continue };
+        let name = format!("{}, {}", treatment.scheme, treatment.observer);
+        let known = best.entry(name).or_insert(reach);
+        *known = known.max(reach);
+    }
+    best.into_iter().min_by(|a, b| a.1.total_cmp(&b.1))
+}

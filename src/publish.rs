@@ -1,0 +1,14 @@
+//! What is left behind: the output directory, staged beside its place and published with one rename.
+
+pub mod exchange;
+pub mod files;
+pub mod flush;
+pub mod hidden;
+pub mod lock;
+pub mod occupant;
+pub mod staging;
+
+pub use crate::publish::staging::Staging;
+
+/// The resolved recipe in an output directory.
+pub const RECIPE_FILE_NAME: &str = "monoquant-recipe.yaml";

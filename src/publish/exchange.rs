@@ -1,0 +1,192 @@
+//! Putting a finished output in its place, in one step, and never over something that is not ours.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+use crate::fs::exclusive::{self, Folder, Kind};
+use crate::publish::files;
+use crate::publish::files::cannot_write;
+use crate::publish::hidden;
+use crate::publish::occupant;
+use crate::publish::occupant::Occupant;
+use crate::publish::staging::Staging;
+use crate::stage::export::Overwrite;
+
+/// Names that are tried for files that somebody has put into an output while it was replaced.
+const LEFT: usize = 999;
+
+/// An output that is in its place.
+#[derive(Debug)]
+pub struct Published {
+    /// Its place.
+    pub path: PathBuf,
+    /// Where files are that somebody has put into the old output while it was replaced.
+    pub left: Option<PathBuf>,
+}
+
+/// Moves a staged output to its place. What was there is replaced in the same step and removed afterwards. With `durable`
+/// the move is on the disk afterwards, as what is moved must be before ([`Staging::sync`]).
+///
+/// # Errors
+/// Where something foreign has appeared there, what was there `at_first` has changed, or the move fails; what was there is then
+/// untouched.
+pub fn publish(
+    mut staging: Staging,
+    overwrite: Overwrite,
+    durable: bool,
+    at_first: &Occupant,
+) -> Result<Published, Failure> {
+    let path = staging.target.clone();
+    let found = look_again(&path, overwrite, at_first)?;
+    let failed = |error: io::Error| cannot_write("publish", &path, &error);
+    let aside = match &found {
+        Occupant::Nothing => {
+            rename_new(&staging.folder, &path).map_err(failed)?;
+            if !staging.is_at(&path) {
+                let _ = rename_new(&path, &staging.folder);
+                return Err(swapped(&path));
+            }
+            None
+        }
+        Occupant::Folder(..) => Some(replace(&staging, &path, &found)?),
+    };
+    staging.published();
+    if durable {
+        files::sync_way(&path)?;
+    }
+    let left = match (found, aside) {
+        (Occupant::Folder(old, tree), Some(aside)) if old.remove(&aside, &tree).is_err() => {
+            // The new output is in place, and what is left of the old one is not ours to remove.
+            let free = (1..=LEFT).map(|number| hidden::left(&path, number));
+            let left = free.into_iter().find(|left| rename_new(&aside, left).is_ok());
+            Some(left.unwrap_or(aside))
+        }
+        _ => None,
+    };
+    Ok(Published { path, left })
+}
+
+/// Looks at an output's place once more, before it is replaced.
+///
+/// # Errors
+/// Where what is there must not be replaced, or is not as it was `at_first`.
+pub fn look_again(path: &Path, overwrite: Overwrite, at_first: &Occupant) -> Result<Occupant, Failure> {
+    let now = occupant::check(path, overwrite)?;
+    if at_first.allows(&now, path) { Ok(now) } else { Err(swapped(path)) }
+}
+
+/// Puts a staged output in the place of what was looked at, and says where that is now.
+fn replace(staging: &Staging, path: &Path, found: &Occupant) -> Result<PathBuf, Failure> {
+    let failed = |error: io::Error| cannot_write("publish", path, &error);
+    match exchange(&staging.folder, path) {
+        Ok(true) => {
+            if staging.is_at(path) && found.is_at(&staging.folder) {
+                return Ok(staging.folder.clone());
+            }
+            exchange(&staging.folder, path).map_err(failed)?;
+            return Err(swapped(path));
+        }
+        Ok(false) => {}
+        Err(error) => return Err(failed(error)),
+    }
+    // Here the output is gone for a moment. `restore` puts it back, should this process end just then.
+    let aside = hidden::old(path);
+    rename_new(path, &aside).map_err(failed)?;
+    let placed = if found.is_at(&aside) {
+        rename_new(&staging.folder, path).map_err(failed)
+    } else {
+        Err(swapped(path))
+    };
+    let placed = placed.and_then(|()| {
+        if staging.is_at(path) {
+            return Ok(());
+        }
+        rename_new(path, &staging.folder).map_err(failed)?;
+        Err(swapped(path))
+    });
+    if let Err(failure) = placed {
+        rename_new(&aside, path).map_err(failed)?;
+        return Err(failure);
+    }
+    Ok(aside)
+}
+
+/// What was looked at is not what was moved: it is back in its place.
+fn swapped(path: &Path) -> Failure {
+    let message = format!("{} was changed by somebody else during the run", path.display());
+    let help =
+        "It is as they left it, and nothing was published. Run the recipe again when nobody works in it.";
+    Failure::new(Exit::CannotWrite, Finding::error("export::occupied", message).help(help))
+}
+
+/// Puts back the output that a run had moved aside when it was killed; removes it where the new one had come to its place. The
+/// lock must be held.
+///
+/// # Errors
+/// Where it cannot be moved or removed, or one of the two is not ours.
+pub fn restore(target: &Path) -> Result<(), Failure> {
+    let aside = hidden::old(target);
+    let failed = |error: io::Error| cannot_write("restore", target, &error);
+    if exclusive::kind(&aside).map_err(failed)? != Kind::Folder {
+        return Ok(());
+    }
+    match exclusive::kind(target).map_err(failed)? {
+        Kind::Nothing => rename_new(&aside, target).map_err(failed),
+        Kind::Folder if is_empty(target) => fs::rename(&aside, target).map_err(failed),
+        _ => {
+            // Only where the new output came to its place is the old one of no more use.
+            occupant::check(target, Overwrite::Replace)?;
+            match occupant::check(&aside, Overwrite::Replace)? {
+                Occupant::Folder(folder, tree) => {
+                    folder.remove(&aside, &tree).map_err(|error| cannot_write("remove", &aside, &error))
+                }
+                Occupant::Nothing => Ok(()),
+            }
+        }
+    }
+}
+
+fn is_empty(path: &Path) -> bool {
+    Folder::open(path).and_then(|folder| folder.tree()).is_ok_and(|tree| tree.is_empty())
+}
+
+/// Renames a folder to a name that must be free.
+fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
+            Err(error) if unsupported(error) => {}
+            done => return done.map_err(io::Error::from),
+        }
+    }
+    // Over a file, a link or a folder with something in it this fails as well.
+    fs::rename(from, to)
+}
+
+/// Swaps two folders in one step; false where the system cannot.
+fn exchange(new: &Path, old: &Path) -> io::Result<bool> {
+    #[cfg(any(target_os = "linux", target_os = "macos"))]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
+            Err(error) if unsupported(error) => Ok(false),
+            done => done.map(|()| true).map_err(io::Error::from),
+        }
+    }
+    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
+    {
+        let _ = (new, old);
+        Ok(false)
+    }
+}
+
+/// Whether the file system does not know the flags of `renameat2`.
+#[cfg(any(target_os = "linux", target_os = "macos"))]
+fn unsupported(error: rustix::io::Errno) -> bool {
+    use rustix::io::Errno;
+    [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&error)
+}

@@ -1,0 +1,265 @@
+//! The folder in which an output is built: beside its place, on the same disk, and gone if the run fails. What an interrupted run
+//! has finished stays there, for the next one. The lock of the output must be held as long as there is one.
+
+use std::fs::{self, File};
+use std::io::{self, Read};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::finding::Failure;
+use crate::fs::exclusive::{self, Folder};
+use crate::fs::handles::Handle;
+use crate::plan::{Content, ExportPlan, OutputFile};
+use crate::publish::files;
+use crate::publish::files::cannot_write;
+use crate::publish::hidden;
+
+/// Bytes that are copied at once.
+const STRETCH: u64 = 16 << 20;
+
+/// Asks whether to go on with what takes long: an error where not.
+pub type GoOn<'a> = &'a dyn Fn() -> Result<(), Failure>;
+
+/// A weight file of the output, for positioned writes and reads.
+#[derive(Debug)]
+pub struct StagedFile {
+    /// The file.
+    pub file: Handle,
+    /// Its path.
+    pub path: PathBuf,
+}
+
+/// An output being built.
+#[derive(Debug)]
+pub struct Staging {
+    /// The folder that is written to.
+    pub folder: PathBuf,
+    /// Where it will be published.
+    pub target: PathBuf,
+    /// The weight files, as the plan numbers them.
+    pub weights: Vec<StagedFile>,
+    /// The folder, held open: all that is made in it is made from here.
+    root: Arc<Folder>,
+    end: End,
+}
+
+/// What becomes of a staging folder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum End {
+    /// It goes.
+    Remove,
+    /// It stays for a later run.
+    Keep,
+    /// It is in its place.
+    Published,
+}
+
+/// Removes what an interrupted run has left. The lock of the output must be held.
+pub fn clear(target: &Path) {
+    // What cannot be removed now is cleared by the next run.
+    let _ = exclusive::remove_folder(&hidden::staging(target));
+    let _ = exclusive::remove_folder(&hidden::interrupted(target));
+    let _ = fs::remove_file(hidden::journal(target));
+}
+
+/// How a weight file of an output begins.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FileStart {
+    /// Empty, at its full size.
+    New,
+    /// As an interrupted run has left it in the staging folder.
+    Kept,
+    /// It is this file, unchanged.
+    Linked(PathBuf),
+}
+
+impl Staging {
+    /// Makes the folder with every weight file at its full size and with its header.
+    ///
+    /// # Errors
+    /// Where the folder cannot be written.
+    pub fn create(
+        content: Content<'_>,
+        export: &ExportPlan,
+        starts: &[FileStart],
+        go_on: GoOn<'_>,
+    ) -> Result<Self, Failure> {
+        let folder = hidden::staging(&export.path);
+        let failed = |error: io::Error| cannot_write("make", &folder, &error);
+        let root = Arc::new(Folder::open_or_create(&folder).map_err(failed)?);
+        let mut staging = Self {
+            folder: folder.clone(),
+            target: export.path.clone(),
+            weights: Vec::new(),
+            root,
+            end: End::Remove,
+        };
+        staging.remove_all_but(|name| {
+            let mut planned = export.files.iter().zip(starts);
+            planned.any(|(file, start)| name == Path::new(&file.name) && *start == FileStart::Kept)
+        })?;
+        for (index, (planned, start)) in export.files.iter().zip(starts).enumerate() {
+            let (name, path) = (Path::new(&planned.name), staging.folder.join(&planned.name));
+            let failed = |error: io::Error| cannot_write("open", &path, &error);
+            let file = match start {
+                FileStart::New => {
+                    let file = staging.root.create_file(name).map_err(failed)?;
+                    file.set_len(planned.bytes).map_err(failed)?;
+                    file
+                }
+                FileStart::Kept => staging.root.open_file(name, true).map_err(failed)?,
+                FileStart::Linked(from) => {
+                    staging.link(from, name, go_on)?;
+                    let file = staging.root.open_file(name, false).map_err(failed)?;
+                    let staged = staging.held(file, planned, false)?;
+                    staging.weights.push(staged);
+                    continue;
+                }
+            };
+            export
+                .write_header(content, index, &file)
+                .map_err(|error| cannot_write("write", &path, &error))?;
+            let staged = staging.held(file, planned, true)?;
+            staging.weights.push(staged);
+        }
+        Ok(staging)
+    }
+
+    /// An open weight file. Where it has to be opened again, that is from the folder that is held open.
+    fn held(&self, file: File, planned: &OutputFile, is_written: bool) -> Result<StagedFile, Failure> {
+        let (root, name) = (Arc::clone(&self.root), PathBuf::from(&planned.name));
+        let path = self.folder.join(&name);
+        let file = Handle::new(file, move || root.open_file(&name, is_written))
+            .map_err(|error| cannot_write("open", &path, &error))?;
+        Ok(StagedFile { file, path })
+    }
+
+    /// Of an interrupted run only the files that are kept stay.
+    fn remove_all_but(&self, is_kept: impl Fn(&Path) -> bool) -> Result<(), Failure> {
+        let removed = self.root.tree().and_then(|mut tree| {
+            tree.retain(|entry| !(entry.is_file && is_kept(&entry.name)));
+            self.root.remove_listed(&tree)
+        });
+        removed.map_err(|error| cannot_write("clear", &self.folder, &error))
+    }
+
+    /// Gives a file that stays as it is a second name in the folder; copies it where the file system has no links.
+    ///
+    /// # Errors
+    /// Where neither can be done.
+    pub fn link(&self, from: &Path, name: &Path, go_on: GoOn<'_>) -> Result<(), Failure> {
+        match self.root.link_file(from, name) {
+            Ok(true) => Ok(()),
+            Ok(false) => self.copy(files::open_to_read(from)?, name, go_on),
+            Err(error) => Err(cannot_write("make", &self.folder.join(name), &error)),
+        }
+    }
+
+    /// Writes the whole of an open file into the folder, a stretch at a time, and asks before each whether to go on. The umask
+    /// decides about permissions, as for every file that is written.
+    ///
+    /// # Errors
+    /// Where it cannot be read or written, or is not to go on.
+    pub fn copy(&self, from: File, name: &Path, go_on: GoOn<'_>) -> Result<(), Failure> {
+        let failed = |error: io::Error| cannot_write("copy to", &self.folder.join(name), &error);
+        let mut to = self.root.create_file(name).map_err(failed)?;
+        loop {
+            go_on()?;
+            // Between two files the system copies by itself, where it can by sharing what is on the disk.
+            if io::copy(&mut (&from).take(STRETCH), &mut to).map_err(failed)? == 0 {
+                return Ok(());
+            }
+        }
+    }
+
+    /// Writes a file into the folder.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn write(
+        &self,
+        name: &Path,
+        write: impl FnOnce(&mut dyn io::Write) -> io::Result<()>,
+    ) -> Result<(), Failure> {
+        let written = self.root.create_file(name).and_then(|mut file| write(&mut file));
+        written.map_err(|error| cannot_write("write", &self.folder.join(name), &error))
+    }
+
+    /// Makes everything in the folder survive a power cut.
+    ///
+    /// # Errors
+    /// Where the disk reports an error.
+    pub fn sync(&self) -> Result<(), Failure> {
+        self.root.sync_all().map_err(|error| cannot_write("flush", &self.folder, &error))
+    }
+
+    /// Leaves the folder and its journal for a later run.
+    pub fn keep(&mut self) {
+        self.end = End::Keep;
+    }
+
+    /// Whether the folder that was built is at a path.
+    pub(crate) fn is_at(&self, path: &Path) -> bool {
+        self.root.is_at(path)
+    }
+
+    /// Says that the folder has been moved to its place.
+    pub(crate) fn published(&mut self) {
+        self.end = End::Published;
+    }
+}
+
+impl Drop for Staging {
+    fn drop(&mut self) {
+        if self.end != End::Remove {
+            return;
+        }
+        // The folder that was built, and not what may be at its path by now.
+        if let Ok(tree) = self.root.tree()
+            && self.root.remove(&self.folder, &tree).is_ok()
+        {
+            clear(&self.target);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::cell::Cell;
+
+    use super::*;
+    use crate::exit::Exit;
+    use crate::finding::Finding;
+
+    fn staging(root: &Path) -> Staging {
+        let folder = root.join("staging");
+        Staging {
+            root: Arc::new(Folder::open_or_create(&folder).unwrap()),
+            folder,
+            target: root.join("out"),
+            weights: Vec::new(),
+            end: End::Keep,
+        }
+    }
+
+    #[test]
+    fn a_copy_asks_before_each_stretch_whether_to_go_on() {
+        let root = tempfile::tempdir().unwrap();
+        let staging = staging(root.path());
+        let from = root.path().join("from");
+        fs::write(&from, "text").unwrap();
+        staging.copy(File::open(&from).unwrap(), Path::new("small"), &|| Ok(())).unwrap();
+        assert_eq!(fs::read(staging.folder.join("small")).unwrap(), b"text");
+        // Sparse, and more than any disk could take.
+        File::create(&from).unwrap().set_len(1 << 42).unwrap();
+        let asked = Cell::new(0);
+        let go_on = || {
+            asked.set(asked.get() + 1);
+            let failure = || Failure::new(Exit::Interrupted, Finding::error("test", "enough"));
+            if asked.get() <= 2 { Ok(()) } else { Err(failure()) }
+        };
+        let failure = staging.copy(File::open(&from).unwrap(), Path::new("large"), &go_on).unwrap_err();
+        assert_eq!(failure.exit, Exit::Interrupted);
+        assert_eq!(fs::metadata(staging.folder.join("large")).unwrap().len(), 2 * STRETCH);
+    }
+}

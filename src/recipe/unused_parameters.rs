@@ -1,0 +1,181 @@
+//! Parameters that have no effect beside the others of their stage, and those that contradict each other.
+
+use crate::finding::Finding;
+use crate::recipe::Recipe;
+use crate::recipe::tree::Node;
+use crate::stage::check_warnings::FailOn;
+use crate::stage::export::{Export, Format, Target};
+use crate::stage::resolve_skips::SkipDefaults;
+use crate::stage::{
+    ActivationScheme, CheckWarnings, GranularityChoice, Indivisible, ObserverChoice, OnFailure, Quantize,
+    ResolveSkips, Stage, Validate, validate::Check,
+};
+
+/// A parameter without effect, and why.
+pub(crate) struct Idle {
+    pub key: &'static str,
+    pub why: &'static str,
+    /// Whether the value is the default, so that leaving it out changes nothing.
+    pub is_default: bool,
+}
+
+/// The parameters of a stage that have no effect, written or not.
+pub(crate) fn idle(stage: &Stage) -> Vec<Idle> {
+    match stage {
+        Stage::QuantizeInt4(stage) => idle_of_quantize(stage),
+        Stage::QuantizeInt8(stage) => idle_of_quantize(stage),
+        Stage::Validate(stage) => idle_of_validate(stage),
+        Stage::CheckWarnings(stage) => idle_of_check(stage),
+        Stage::Export(stage) if stage.format == Format::Dequantized => {
+            let why = "any tool loads `dequantized`";
+            let is_default = stage.target == Target::Any;
+            vec![Idle { key: "target", why, is_default }, unsplit(stage, why)]
+        }
+        Stage::Export(stage) if stage.target == Target::Transformers => {
+            vec![unsplit(stage, "it is about vLLM and SGLang")]
+        }
+        Stage::ResolveSkips(stage) if stage.defaults == SkipDefaults::None => {
+            let is_default = stage.quantize_anyway.is_empty();
+            vec![Idle {
+                key: "quantize_anyway",
+                why: "`defaults: none` leaves nothing to take back",
+                is_default,
+            }]
+        }
+        _ => Vec::new(),
+    }
+}
+
+fn unsplit(stage: &Export, why: &'static str) -> Idle {
+    Idle { key: "tensor_parallel", why, is_default: stage.tensor_parallel.is_none() }
+}
+
+fn idle_of_quantize(stage: &dyn Quantize) -> Vec<Idle> {
+    let mut idle = Vec::new();
+    if stage.granularity() != GranularityChoice::Group {
+        let why = "only `granularity: group` has groups";
+        idle.push(Idle { key: "group_size", why, is_default: stage.group_size() == 128 });
+        idle.push(Idle { key: "indivisible", why, is_default: stage.indivisible() == Indivisible::Error });
+    }
+    if !stage.observer().searches() {
+        let why = "only `observer: mse` and `imatrix-mse` search";
+        for (key, value) in [("maxshrink", stage.maxshrink()), ("grid", stage.grid()), ("norm", stage.norm())]
+        {
+            idle.push(Idle { key, why, is_default: value.is_none() });
+        }
+    }
+    if stage.observer() != ObserverChoice::Percentile {
+        let why = "only `observer: percentile` reads it";
+        idle.push(Idle { key: "percentile", why, is_default: stage.percentile().is_none() });
+    }
+    idle
+}
+
+fn idle_of_validate(stage: &Validate) -> Vec<Idle> {
+    if stage.checks.contains(&Check::WeightRange) {
+        return Vec::new();
+    }
+    let why = "`checks` does not contain `weight-range`";
+    vec![Idle { key: "max_abs_weight", why, is_default: stage.max_abs_weight == 100.0 }]
+}
+
+fn idle_of_check(stage: &CheckWarnings) -> Vec<Idle> {
+    let mut idle = Vec::new();
+    if !stage.low_calibration_warning {
+        let why = "`low_calibration_warning` is off";
+        let is_default = stage.min_calibration_samples == 50;
+        idle.push(Idle { key: "min_calibration_samples", why, is_default });
+    }
+    if stage.on_failure == Some(OnFailure::Ignore) {
+        let why = "`on_failure: ignore` acts on nothing";
+        idle.push(Idle { key: "fail_on", why, is_default: stage.fail_on == FailOn::Critical });
+    }
+    idle
+}
+
+/// Errors and warnings about the parameters of each stage taken together.
+pub(crate) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let nodes = root.entry("stages").map_or(&[][..], |entry| entry.value.items());
+    for (stage, node) in recipe.stages.iter().zip(nodes) {
+        for idle in idle(stage) {
+            // Only what was written is worth a word; defaults are nobody's mistake.
+            if let Some(entry) = node.entry(idle.key) {
+                let message = format!("`{}` has no effect in this `{}`", idle.key, stage.name());
+                let finding = Finding::warning("recipe::no-effect", message)
+                    .at(entry.key_place.clone(), idle.why)
+                    .help(format!("Remove `{}`, or change what it depends on.", idle.key));
+                findings.push(finding);
+            }
+        }
+        match stage {
+            Stage::QuantizeInt4(stage) if stage.activations == ActivationScheme::DynamicToken => {
+                let finding = Finding::warning(
+                    "recipe::no-gain",
+                    "int4 with `activations` saves nothing over int8",
+                )
+                .at_opt(value_place(node, "activations"), "engines then want one byte a code")
+                .help("Use `quantize-int8`, which is more accurate at the same size, or drop `activations`.");
+                findings.push(finding);
+            }
+            Stage::CheckWarnings(stage) => thresholds(stage, node, &mut findings),
+            Stage::ResolveSkips(stage) => contradictions(stage, node, &mut findings),
+            _ => {}
+        }
+    }
+    findings
+}
+
+fn value_place(node: &Node, key: &str) -> Option<crate::finding::Place> {
+    node.entry(key).map(|entry| entry.value.used.clone())
+}
+
+fn thresholds(stage: &CheckWarnings, node: &Node, findings: &mut Vec<Finding>) {
+    if stage.sqnr_warning_threshold < stage.sqnr_error_threshold {
+        let message = format!(
+            "the warning threshold ({} dB) is below the error threshold ({} dB)",
+            stage.sqnr_warning_threshold, stage.sqnr_error_threshold
+        );
+        let key = if node.entry("sqnr_warning_threshold").is_some() {
+            "sqnr_warning_threshold"
+        } else {
+            "sqnr_error_threshold"
+        };
+        let finding = Finding::warning("recipe::no-effect", message)
+            .at_opt(value_place(node, key), "whatever is below it is critical already")
+            .help("Set `sqnr_warning_threshold` above `sqnr_error_threshold`.");
+        findings.push(finding);
+    }
+    if let (Some(warning), Some(error)) = (stage.gap_warning, stage.gap_error)
+        && warning > error
+    {
+        let message = format!("`gap_warning` ({warning} dB) is above `gap_error` ({error} dB)");
+        let finding = Finding::warning("recipe::no-effect", message)
+            .at_opt(value_place(node, "gap_warning"), "whatever is beyond it is critical already")
+            .help("Set `gap_warning` below `gap_error`.");
+        findings.push(finding);
+    }
+}
+
+/// What a stage's own lists leave alone cannot be quantized anyway: that takes back defaults only.
+fn contradictions(stage: &ResolveSkips, node: &Node, findings: &mut Vec<Finding>) {
+    let places = |key: &str| node.entry(key).map_or(&[][..], |entry| entry.value.items());
+    for (index, pattern) in stage.quantize_anyway.iter().enumerate() {
+        let names = stage.modules_to_not_convert.iter().zip(places("modules_to_not_convert"));
+        let more = stage.skip_layer_names.iter().zip(places("skip_layer_names"));
+        let by_name = names.chain(more).find(|(skipped, _)| *skipped == pattern).map(|(_, place)| place);
+        let types = stage.skip_layer_types.iter().zip(places("skip_layer_types"));
+        let by_type = types
+            .into_iter()
+            .find(|(skipped, _)| Some(**skipped) == pattern.layer_type())
+            .map(|(_, place)| place);
+        if let Some(skip) = by_name.or(by_type) {
+            let message = format!("`{pattern}` is both left alone and quantized anyway");
+            let mut finding = Finding::error("recipe::contradiction", message);
+            if let Some(anyway) = places("quantize_anyway").get(index) {
+                finding = finding.at(anyway.used.clone(), "takes back built-in defaults only");
+            }
+            findings.push(finding.at(skip.used.clone(), "left alone here").help("Remove one of the two."));
+        }
+    }
+}

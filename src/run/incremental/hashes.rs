@@ -1,0 +1,73 @@
+//! BLAKE3 hashes of files that were not seen whole on the way, because parts of them were taken over: remembered where the file is
+//! known, taken by reading it otherwise.
+
+use std::path::{Path, PathBuf};
+
+use crate::cancel::Cancel;
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+use crate::fs::regular;
+use crate::plan::Plan;
+use crate::publish::staging::FileStart;
+use crate::run::incremental::previous::Stores;
+use crate::run::incremental::reuse::Reuse;
+use crate::run::stream::collector::{Measured, asks_for_hashes};
+use crate::run::verify;
+
+/// Adds the hashes that are missing, where the recipe asks for them. `folders` hold the weight files of each export.
+///
+/// # Errors
+/// Where a file cannot be read, or the run is cancelled.
+pub(crate) fn complete(
+    plan: &Plan,
+    stores: &[Stores],
+    reuse: &Reuse<'_>,
+    folders: &[PathBuf],
+    measured: &mut Measured,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    if !asks_for_hashes(plan) {
+        return Ok(());
+    }
+    let all = || stores.iter().flat_map(|stores| &stores.stores);
+    for (shard, digest) in plan.model.shards.iter().zip(&mut measured.source_files) {
+        if digest.blake3.is_none() {
+            cancel.check()?;
+            let known = all()
+                .filter(|store| store.knows_source(shard))
+                .flat_map(|store| &store.header.sources)
+                .find(|source| source.name == shard.name && source.blake3.is_some());
+            digest.blake3 = match known {
+                Some(source) => source.blake3.clone(),
+                None => Some(read(&shard.path, cancel)?),
+            };
+        }
+    }
+    for (index, export) in plan.exports.iter().enumerate() {
+        for (file, digest) in measured.output_files[index].iter_mut().enumerate() {
+            if digest.blake3.is_none() {
+                cancel.check()?;
+                let known = match &reuse.starts[index][file] {
+                    FileStart::Linked(path) => {
+                        stores[index].stores.iter().find_map(|store| store.hash_of(path))
+                    }
+                    FileStart::New | FileStart::Kept => None,
+                };
+                digest.blake3 = match known {
+                    Some(hash) => Some(hash),
+                    None => Some(read(&folders[index].join(&export.files[file].name), cancel)?),
+                };
+            }
+        }
+    }
+    Ok(())
+}
+
+fn read(path: &Path, cancel: &Cancel) -> Result<String, Failure> {
+    let identified = regular::open(path).and_then(|file| verify::identify("", file, true, cancel));
+    cancel.check()?;
+    identified.map(|file| file.blake3.unwrap_or_default()).map_err(|error| {
+        let message = format!("cannot read {}: {error}", path.display());
+        Failure::new(Exit::BadModel, Finding::error("model::io", message))
+    })
+}

@@ -1,0 +1,275 @@
+//! Folders with finished tensors: the last output and what an interrupted run has left, as far as their records hold.
+//!
+//! Nothing in a record is believed that does not fit the plan, and no place in a file that is not in the file's own header.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io::BufReader;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use crate::finding::Failure;
+use crate::fs::exclusive::{self, Folder};
+use crate::fs::handles::Handle;
+use crate::model::{FileIdentity, Name, header};
+use crate::plan::fingerprint::{self, Prints};
+use crate::plan::{ExportPlan, Piece, Plan};
+use crate::publish::{files, hidden};
+use crate::quant::Distortion;
+use crate::report::FileRecord;
+use crate::run::incremental::record;
+use crate::run::incremental::record::{CarriedFile, Finished, Found, Header, WrittenFile};
+use crate::run::stream::Checks;
+
+/// A folder with finished tensors.
+#[derive(Debug)]
+pub(crate) struct Store {
+    pub header: Header,
+    /// Whether it is the staging folder of a run that did not publish it, laid out as the plan wants it.
+    pub is_staging: bool,
+    /// Whether the system is the one that the record was written in: after another start, what was not flushed may be lost.
+    is_of_this_boot: bool,
+    /// Of each tensor of the model what the record says, where it was finished and its bytes can be there.
+    finished: Vec<Option<Box<Finished>>>,
+    pub files: Vec<StoredFile>,
+}
+
+/// A weight file of a store.
+#[derive(Debug)]
+pub(crate) struct StoredFile {
+    pub path: PathBuf,
+    pub len: u64,
+    /// None where it could not be opened, or is a link.
+    file: Option<Handle>,
+    /// Whether it is as it was written, as far as its identity tells.
+    pub is_trusted: bool,
+    /// Whether it has another name too, perhaps in a published output: then it must not be written to.
+    pub is_shared: bool,
+}
+
+/// Where the tensors of a file are, by its own header: offset and bytes.
+type Places = HashMap<Name, (u64, u64)>;
+
+impl StoredFile {
+    /// Looks at a file in a folder and where its tensors are; one without tensors where it cannot be understood.
+    fn look(root: &Path, folder: &Arc<Folder>, file: &WrittenFile, is_of_this_boot: bool) -> (Self, Places) {
+        let path = root.join(&file.name);
+        let (folder, name) = (Arc::clone(folder), PathBuf::from(&file.name));
+        let open = move || folder.open_file(&name, false);
+        let Some((metadata, opened)) = open().ok().and_then(|file| Some((file.metadata().ok()?, file)))
+        else {
+            return (Self { path, len: 0, file: None, is_trusted: false, is_shared: true }, Places::new());
+        };
+        let found = FileIdentity::of(&metadata);
+        let read = header::read(BufReader::new(&opened), found.len, &file.name);
+        let places = |header: header::Header| {
+            header.tensors().map(|tensor| (tensor.name, (tensor.offset, tensor.bytes))).collect()
+        };
+        let places = read.map(places).unwrap_or_default();
+        let file = Self {
+            path,
+            len: found.len,
+            file: Handle::new(opened, open).ok(),
+            is_trusted: is_of_this_boot && file.identity == Some(found),
+            is_shared: is_shared(&metadata),
+        };
+        (file, places)
+    }
+}
+
+impl Store {
+    fn open(
+        plan: &Plan,
+        export: &ExportPlan,
+        root: &Path,
+        (header, finished): (Header, Vec<Finished>),
+        is_staging: bool,
+    ) -> Option<Self> {
+        let is_of_this_boot = header.is_of_this_boot();
+        let folder = Arc::new(Folder::open(root).ok()?);
+        let look = |file: &WrittenFile| StoredFile::look(root, &folder, file, is_of_this_boot);
+        let (files, places): (Vec<_>, Vec<_>) = header.files.iter().map(look).unzip();
+        let mut store = Self { header, is_staging, is_of_this_boot, finished: Vec::new(), files };
+        store.finished.resize_with(plan.model.tensors.len(), || None);
+        for one in finished {
+            let Some(tensor) = plan.model.find(&one.name) else { continue };
+            if store.is_there(plan, export, tensor, &one, &places) {
+                store.finished[tensor] = Some(Box::new(one));
+            }
+        }
+        Some(store)
+    }
+
+    /// Whether what is recorded of a tensor can be in the files, by their own headers.
+    fn is_there(
+        &self,
+        plan: &Plan,
+        export: &ExportPlan,
+        tensor: usize,
+        found: &Finished,
+        places: &[Places],
+    ) -> bool {
+        let content = plan.content();
+        let mut parts = found.parts.iter();
+        let are_there = export.tensors_of(plan, tensor).all(|output| {
+            let (planned, Some(part)) = (&export.tensors[output], parts.next()) else { return false };
+            let is_in = |file: &StoredFile| {
+                let is_in_place = (part.file, part.offset) == (planned.file(), planned.offset);
+                places[part.file].get(planned.name(content).as_str()) == Some(&(part.offset, part.bytes))
+                    && (!self.is_staging || is_in_place && !file.is_shared)
+            };
+            part.bytes == planned.bytes(content)
+                && (part.bytes == 0 || self.files.get(part.file).is_some_and(is_in))
+        });
+        are_there && parts.next().is_none()
+    }
+
+    /// The path of a weight file.
+    pub fn path(&self, file: usize) -> &Path {
+        &self.files[file].path
+    }
+
+    /// A weight file.
+    ///
+    /// # Errors
+    /// Where it could not be opened, or is a link.
+    pub fn file(&self, file: usize) -> std::io::Result<&Handle> {
+        self.files[file].file.as_ref().ok_or_else(|| std::io::ErrorKind::NotFound.into())
+    }
+
+    /// Whether a source file is the one that was read for this store.
+    pub fn knows_source(&self, shard: &crate::model::Shard) -> bool {
+        let known = self.header.sources.iter().find(|source| source.name == shard.name);
+        self.is_of_this_boot
+            && known.is_some_and(|source| source.is_settled && source.identity == shard.identity)
+    }
+
+    /// The hash of a file that is as it was written.
+    pub fn hash_of(&self, path: &Path) -> Option<String> {
+        let at = self.files.iter().position(|file| file.path == path && file.is_trusted)?;
+        self.header.files[at].blake3.clone()
+    }
+
+    /// What is known of a file that is carried over, if the source is the file that was looked at then.
+    pub fn carried(&self, name: &str, source: &FileIdentity) -> Option<&FileRecord> {
+        let is_it = |carried: &&CarriedFile| {
+            carried.file.name == name && carried.source == *source && carried.is_settled
+        };
+        let known = self.header.carried.iter().find(is_it).filter(|_| self.is_of_this_boot)?;
+        (known.file.bytes == source.len).then_some(&known.file)
+    }
+
+    /// Whether a file that was found in the published output is this one, as it was carried over then.
+    pub fn has_carried(&self, file: &FileRecord, found: &FileIdentity) -> bool {
+        let is_it = |carried: &CarriedFile| {
+            (&carried.file.name, &carried.file.crc64nvme) == (&file.name, &file.crc64nvme)
+                && carried.written == Some(*found)
+        };
+        self.is_of_this_boot && !self.is_staging && self.header.carried.iter().any(is_it)
+    }
+
+    /// The tensor, where what is recorded of it is what the plan wants of it and its bytes can be there.
+    pub fn find(&self, wanted: &Wanted<'_>, export: usize, checks: Checks) -> Option<&Finished> {
+        let found = self.finished[wanted.tensor].as_deref()?;
+        let fits = found.numbers == wanted.prints.numbers(wanted.tensor)
+            && found.output == wanted.prints.output(export, wanted.tensor)
+            && self.header.checks.cover(checks)
+            && wanted.is_measured_by(found, checks);
+        fits.then_some(found)
+    }
+}
+
+/// A source tensor that is wanted as a plan has it.
+pub(crate) struct Wanted<'a> {
+    pub plan: &'a Plan,
+    pub tensor: usize,
+    pub prints: &'a Prints,
+    /// Its pieces.
+    pub pieces: &'a [Piece],
+}
+
+impl Wanted<'_> {
+    /// Whether what was measured can be of this tensor.
+    fn is_measured_by(&self, found: &Finished, checks: Checks) -> bool {
+        let tensor = &self.plan.model.tensors[self.tensor];
+        let inputs = 1 + usize::from(tensor.fp8.is_some());
+        let is_quantized = self.plan.decisions[self.tensor].treatment().is_some();
+        let is_of = |(piece, distortion): (&Piece, &Option<Distortion>)| match (
+            piece.matrix(&self.plan.model),
+            distortion,
+        ) {
+            (Some(view), Some(distortion)) => is_quantized && distortion.is_of(view.rows, view.cols),
+            (None, Some(_)) => false,
+            (Some(view), None) => !is_quantized || !checks.measure || view.rows == 0 || view.cols == 0,
+            (None, None) => true,
+        };
+        found.source.len() == inputs
+            && found.not_finite.is_none_or(|element| element < tensor.elements())
+            && found.pieces.len() == self.pieces.len()
+            && self.pieces.iter().zip(&found.pieces).all(is_of)
+    }
+}
+
+/// Whether a file has more than one name.
+fn is_shared(metadata: &fs::Metadata) -> bool {
+    #[cfg(unix)]
+    {
+        use std::os::unix::fs::MetadataExt;
+        metadata.nlink() > 1
+    }
+    #[cfg(not(unix))]
+    {
+        let _ = metadata;
+        true
+    }
+}
+
+/// The stores of an export, the last output first, and what there is to say about those that are of no use.
+#[derive(Debug, Default)]
+pub(crate) struct Stores {
+    pub stores: Vec<Store>,
+    pub notes: Vec<String>,
+}
+
+/// Looks for finished tensors of an export. The staging folder of an interrupted run with another layout is moved aside; the
+/// lock of the output must be held.
+///
+/// # Errors
+/// Where that folder cannot be moved.
+pub(crate) fn stores(plan: &Plan, export: &ExportPlan) -> Result<Stores, Failure> {
+    let mut out = Stores::default();
+    // Names are those of the model, of which there is one text; what is not of the model is of no use.
+    let known = |mut finished: Finished| {
+        finished.name = plan.model.by_name(&finished.name)?.name.clone();
+        Some(finished)
+    };
+    match record::read(&hidden::record(&export.path), known) {
+        Found::Record(header, finished) if export.path.is_dir() => {
+            out.stores.extend(Store::open(plan, export, &export.path, (header, finished), false));
+        }
+        Found::OfAnother(which) if export.path.is_dir() => {
+            out.notes.push(format!("everything is made anew: the last output is of {which}"));
+        }
+        _ => {}
+    }
+    let folder = hidden::staging(&export.path);
+    match record::read(&hidden::journal(&export.path), known) {
+        Found::Record(header, finished) if folder.is_dir() => {
+            let is_staging = header.layout == fingerprint::layout(plan, export);
+            let root = if is_staging {
+                folder
+            } else {
+                let aside = hidden::interrupted(&export.path);
+                let _ = exclusive::remove_folder(&aside);
+                fs::rename(&folder, &aside).map_err(|error| files::cannot_write("move", &folder, &error))?;
+                aside
+            };
+            out.stores.extend(Store::open(plan, export, &root, (header, finished), is_staging));
+        }
+        Found::OfAnother(which) if folder.is_dir() => {
+            out.notes.push(format!("an interrupted run cannot be taken up: it was of {which}"));
+        }
+        _ => {}
+    }
+    Ok(out)
+}

@@ -1,0 +1,533 @@
+//! What a run has finished, on disk beside its output, so that the next one need not do it again.
+//!
+//! A record is a line about the run and a line for each finished tensor, as JSON. Each line begins with a hash of itself and of all
+//! lines before it, so that no line can be changed, moved or left out. While a run goes on its record is a journal, to which each
+//! finished tensor is added; a line that was cut off ends it. The record of a published output is believed as a whole or not at all.
+
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+
+use crate::finding::Failure;
+use crate::fs::exclusive;
+use crate::fs::regular::{self, limit};
+use crate::model::{FileIdentity, Name};
+use crate::plan::fingerprint::{BUILD, Fingerprint};
+use crate::publish::{files, hidden};
+use crate::quant::Distortion;
+use crate::report::FileRecord;
+use crate::run::stream::Checks;
+use crate::run::stream::collector::lock;
+
+/// The version of the format.
+const VERSION: u32 = 2;
+
+/// Bytes of a record that are read.
+const LONGEST: u64 = 1 << 30;
+
+/// Digits of the hash of a line.
+const DIGITS: usize = 32;
+
+/// The run that made a record.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Header {
+    record_version: u32,
+    /// The version of monoquant.
+    pub monoquant: String,
+    /// The build of monoquant.
+    build: String,
+    /// How many tensors follow, once they are all there.
+    tensors: Option<usize>,
+    /// The start of the system in which files were looked at: after another one, what was not flushed may be lost.
+    pub boot: String,
+    /// What was looked at on the way.
+    pub checks: Checks,
+    /// Where everything lies in the weight files.
+    pub layout: Fingerprint,
+    /// The model's weight files.
+    pub sources: Vec<SourceFile>,
+    /// The weight files that were written.
+    pub files: Vec<WrittenFile>,
+    /// The files that were carried over.
+    pub carried: Vec<CarriedFile>,
+}
+
+/// A weight file of the model.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct SourceFile {
+    pub name: String,
+    pub identity: FileIdentity,
+    /// Whether it had been left alone for long enough that any later change shows in its times.
+    pub is_settled: bool,
+    pub blake3: Option<String>,
+}
+
+/// A weight file of the output.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct WrittenFile {
+    pub name: String,
+    /// None while it is being written, or where a later change might not show.
+    pub identity: Option<FileIdentity>,
+    pub blake3: Option<String>,
+}
+
+/// A file that was carried over.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct CarriedFile {
+    pub file: FileRecord,
+    pub source: FileIdentity,
+    pub is_settled: bool,
+    /// None where a later change might not show.
+    pub written: Option<FileIdentity>,
+}
+
+/// A source tensor that was read, treated, written and measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub(crate) struct Finished {
+    pub name: Name,
+    /// What decides what was measured.
+    pub numbers: Fingerprint,
+    /// What decides what was written.
+    pub output: Fingerprint,
+    /// The checksum of the tensor's bytes, and of the scales that they are multiplied with.
+    pub source: Box<[u64]>,
+    /// The distortion of each of its pieces.
+    pub pieces: Box<[Option<Distortion>]>,
+    /// The first element that is not finite.
+    pub not_finite: Option<u64>,
+    /// Where what came of it is, in the order of its fingerprint.
+    pub parts: Box<[WrittenPart]>,
+}
+
+/// A tensor of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct WrittenPart {
+    /// Index among the weight files.
+    pub file: usize,
+    pub offset: u64,
+    pub bytes: u64,
+    pub checksum: u64,
+}
+
+impl Header {
+    pub fn new(checks: Checks, layout: Fingerprint) -> Self {
+        Self {
+            record_version: VERSION,
+            monoquant: env!("CARGO_PKG_VERSION").to_owned(),
+            build: BUILD.to_owned(),
+            tensors: None,
+            boot: boot(),
+            checks,
+            layout,
+            sources: Vec::new(),
+            files: Vec::new(),
+            carried: Vec::new(),
+        }
+    }
+
+    /// Whether files that have not changed since are as they were written.
+    pub fn is_of_this_boot(&self) -> bool {
+        !self.boot.is_empty() && self.boot == boot()
+    }
+}
+
+/// What tells one start of the system from another; empty where that is not known.
+fn boot() -> String {
+    regular::read_text(Path::new("/proc/sys/kernel/random/boot_id"), limit::WORD)
+        .map(|text| text.trim().to_owned())
+        .unwrap_or_default()
+}
+
+/// The hash over the lines of a record so far.
+#[derive(Debug, Default)]
+struct Seal(String);
+
+impl Seal {
+    fn of(&self, line: &[u8]) -> String {
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(self.0.as_bytes());
+        hasher.update(line);
+        hasher.finalize().to_hex()[..DIGITS].to_owned()
+    }
+
+    /// A JSON object as the next line.
+    fn sealed(&mut self, object: &str) -> String {
+        let rest = object.strip_prefix('{').unwrap_or(object);
+        self.0 = self.of(object.as_bytes());
+        format!("{{\"hash\":\"{}\",{rest}\n", self.0)
+    }
+
+    /// The JSON object in the next line; none where it is not the line that was written there.
+    fn opened(&mut self, line: &[u8]) -> Option<Vec<u8>> {
+        let line = line.strip_prefix(b"{\"hash\":\"")?;
+        let (hash, rest) = line.split_at_checked(DIGITS)?;
+        let rest = rest.strip_prefix(b"\",")?.strip_suffix(b"\n")?;
+        let object = [b"{", rest].concat();
+        let found = self.of(&object);
+        (found.as_bytes() == hash).then(|| {
+            self.0 = found;
+            object
+        })
+    }
+}
+
+/// The text of a record with these lines, each a JSON object, hashes and all: for tests of what a record may say.
+#[must_use]
+pub fn sealed(lines: &[String]) -> String {
+    let mut seal = Seal::default();
+    lines.iter().map(|line| seal.sealed(line)).collect()
+}
+
+/// The lines of a record, whatever they say.
+struct Lines(std::io::Take<BufReader<File>>);
+
+impl Lines {
+    fn open(path: &Path) -> Option<Self> {
+        let file = exclusive::open_existing(path).ok()?;
+        Some(Self(BufReader::new(file).take(LONGEST)))
+    }
+}
+
+impl Iterator for Lines {
+    type Item = Vec<u8>;
+
+    fn next(&mut self) -> Option<Vec<u8>> {
+        let mut line = Vec::new();
+        loop {
+            let read = self.0.fill_buf().ok()?;
+            let end = read.iter().position(|byte| *byte == b'\n').map(|at| at + 1);
+            let taken = &read[..end.unwrap_or(read.len())];
+            // Zeros without end, as a power cut or a stranger leaves them, are not read into memory.
+            if taken.contains(&0) {
+                return None;
+            }
+            line.extend_from_slice(taken);
+            let count = taken.len();
+            self.0.consume(count);
+            if end.is_some() || count == 0 {
+                return (!line.is_empty()).then_some(line);
+            }
+        }
+    }
+}
+
+/// What came of reading a record.
+#[derive(Debug)]
+pub(crate) enum Found {
+    Nothing,
+    /// It was written by another version or build, which is named.
+    OfAnother(String),
+    Record(Header, Vec<Finished>),
+}
+
+/// Reads a record. What cannot be understood is as good as missing: it only costs work. Of its tensors those are kept that
+/// `known` gives back.
+pub(crate) fn read(path: &Path, mut known: impl FnMut(Finished) -> Option<Finished>) -> Found {
+    #[derive(Deserialize)]
+    struct Versions {
+        record_version: u32,
+        monoquant: String,
+        #[serde(default)]
+        build: String,
+    }
+    let Some(mut lines) = Lines::open(path) else { return Found::Nothing };
+    let Some(first) = lines.next() else { return Found::Nothing };
+    let Ok(versions) = serde_json::from_slice::<Versions>(&first) else { return Found::Nothing };
+    if versions.monoquant != env!("CARGO_PKG_VERSION") {
+        return Found::OfAnother(format!("version {}", versions.monoquant));
+    }
+    if (versions.record_version, versions.build.as_str()) != (VERSION, BUILD) {
+        return Found::OfAnother(format!("another build of version {}", versions.monoquant));
+    }
+    let mut seal = Seal::default();
+    let header = seal.opened(&first).and_then(|line| serde_json::from_slice::<Header>(&line).ok());
+    let Some(header) = header else { return Found::Nothing };
+    let (mut finished, mut count, mut is_whole) = (Vec::new(), 0, true);
+    for line in lines {
+        match seal.opened(&line).and_then(|line| serde_json::from_slice(&line).ok()) {
+            Some(tensor) => {
+                count += 1;
+                finished.extend(known(tensor));
+            }
+            None => {
+                is_whole = false;
+                break;
+            }
+        }
+    }
+    match header.tensors {
+        Some(meant) if !is_whole || meant != count => Found::Nothing,
+        _ => Found::Record(header, finished),
+    }
+}
+
+/// What a complete record tells of: tensors one by one, or those of a journal.
+pub(crate) enum Tensors<'a> {
+    /// So many.
+    Each(usize, &'a mut dyn Iterator<Item = Finished>),
+    /// All of a journal, as far as it is still what was written there.
+    Of(&'a Journal),
+}
+
+/// Puts the record of a complete output in its place in one step, and returns it open.
+///
+/// # Errors
+/// Where it cannot be written.
+pub(crate) fn write(
+    path: &Path,
+    temporary: &Path,
+    header: &Header,
+    tensors: Tensors<'_>,
+) -> Result<File, Failure> {
+    let count = match &tensors {
+        Tensors::Each(count, _) => *count,
+        Tensors::Of(journal) => lock(&journal.state).count,
+    };
+    let header = Header { tensors: Some(count), ..header.clone() };
+    let write = |file: &mut File| {
+        let mut lines = Sealing::begin(file, &header)?;
+        match tensors {
+            Tensors::Each(_, each) => each.map(|tensor| lines.add(&tensor)).collect::<io::Result<()>>()?,
+            Tensors::Of(journal) => lines.copy(journal)?,
+        }
+        lines.out.flush()
+    };
+    exclusive::replace(path, temporary, write).map_err(|error| files::cannot_write("write", path, &error))
+}
+
+/// Writes a record line by line.
+struct Sealing<'f> {
+    seal: Seal,
+    out: BufWriter<&'f mut File>,
+}
+
+impl<'f> Sealing<'f> {
+    fn begin(file: &'f mut File, header: &Header) -> io::Result<Self> {
+        let mut lines = Self { seal: Seal::default(), out: BufWriter::new(file) };
+        lines.line(&serde_json::to_string(header)?)?;
+        Ok(lines)
+    }
+
+    fn line(&mut self, object: &str) -> io::Result<()> {
+        self.out.write_all(self.seal.sealed(object).as_bytes())
+    }
+
+    fn add(&mut self, tensor: &Finished) -> io::Result<()> {
+        self.line(&serde_json::to_string(tensor)?)
+    }
+
+    /// Adds the tensors of a journal, which are not held in memory.
+    fn copy(&mut self, journal: &Journal) -> io::Result<()> {
+        let state = lock(&journal.state);
+        let changed = || io::Error::other("the journal of the run was changed while it went on");
+        let mut seal = Seal::default();
+        let mut lines = Lines::open(&journal.path).ok_or_else(changed)?;
+        lines.next().and_then(|header| seal.opened(&header)).ok_or_else(changed)?;
+        for _ in 0..state.count {
+            let object = lines.next().and_then(|line| seal.opened(&line)).ok_or_else(changed)?;
+            self.line(&String::from_utf8(object).map_err(|_| changed())?)?;
+        }
+        // The last hash is over all lines.
+        if seal.0 == state.seal.0 { Ok(()) } else { Err(changed()) }
+    }
+}
+
+/// The record of a run that goes on.
+#[derive(Debug)]
+pub(crate) struct Journal {
+    path: PathBuf,
+    state: Mutex<Written>,
+}
+
+/// How far a journal was written.
+#[derive(Debug)]
+struct Written {
+    file: File,
+    seal: Seal,
+    /// How many tensors are in it.
+    count: usize,
+}
+
+impl Journal {
+    /// Begins the journal of an output in place of an older one.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn begin(target: &Path, header: &Header) -> Result<Self, Failure> {
+        let path = hidden::journal(target);
+        let mut seal = Seal::default();
+        // What is added follows what was just written, in the same open file.
+        let write = |file: &mut File| {
+            let mut lines = Sealing::begin(file, header)?;
+            lines.out.flush()?;
+            seal = lines.seal;
+            Ok(())
+        };
+        let file = exclusive::replace(&path, &hidden::new(target), write)
+            .map_err(|error| files::cannot_write("write", &path, &error))?;
+        Ok(Self { path, state: Mutex::new(Written { file, seal, count: 0 }) })
+    }
+
+    /// Adds a finished tensor.
+    ///
+    /// # Errors
+    /// Where it cannot be written.
+    pub fn add(&self, finished: &Finished) -> Result<(), Failure> {
+        let object = serde_json::to_string(finished).unwrap_or_default();
+        let mut state = lock(&self.state);
+        let line = state.seal.sealed(&object);
+        state.count += 1;
+        let written = state.file.write_all(line.as_bytes());
+        written.map_err(|error| files::cannot_write("write", &self.path, &error))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+
+    use super::*;
+
+    fn tensor(name: &str) -> Finished {
+        Finished {
+            name: name.into(),
+            numbers: fingerprint("1"),
+            output: fingerprint("2"),
+            source: Box::new([3]),
+            pieces: Box::new([None, Some(Distortion { count: 4, signal: 0.1, ..Distortion::default() })]),
+            not_finite: None,
+            parts: Box::new([WrittenPart { file: 0, offset: 8, bytes: 4, checksum: u64::MAX }]),
+        }
+    }
+
+    fn fingerprint(text: &str) -> Fingerprint {
+        serde_json::from_value(format!("{text:0>32}").into()).unwrap()
+    }
+
+    fn made() -> Header {
+        let checks = Checks { finite: true, round_trip: true, measure: true };
+        Header::new(checks, fingerprint("0"))
+    }
+
+    /// A record or a journal of three tensors, as text.
+    fn written(folder: &Path, is_complete: bool) -> (PathBuf, String) {
+        let target = folder.join("out");
+        let tensors = ["a", "b", "c"].map(tensor);
+        let path = if is_complete {
+            let path = siblings::record(&target);
+            let mut each = tensors.into_iter();
+            write(&path, &siblings::new(&target), &made(), Tensors::Each(3, &mut each)).unwrap();
+            path
+        } else {
+            let journal = Journal::begin(&target, &made()).unwrap();
+            tensors.iter().try_for_each(|tensor| journal.add(tensor)).unwrap();
+            siblings::journal(&target)
+        };
+        let text = fs::read_to_string(&path).unwrap();
+        (path, text)
+    }
+
+    fn names(path: &Path) -> Option<String> {
+        match read(path, Some) {
+            Found::Record(_, finished) => Some(finished.iter().map(|tensor| tensor.name.as_str()).collect()),
+            _ => None,
+        }
+    }
+
+    #[test]
+    fn what_was_written_is_read_and_lines_are_json() {
+        let folder = tempfile::tempdir().unwrap();
+        for is_complete in [true, false] {
+            let (path, text) = written(folder.path(), is_complete);
+            let Found::Record(found, finished) = read(&path, Some) else { panic!("it is there") };
+            assert_eq!(finished, ["a", "b", "c"].map(tensor));
+            assert_eq!(found, Header { tensors: is_complete.then_some(3), ..made() });
+            for line in text.lines() {
+                assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["hash"].is_string());
+            }
+        }
+    }
+
+    #[test]
+    fn a_record_is_made_of_a_journal_that_nobody_changed() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, text) = written(folder.path(), true);
+        let target = folder.path().join("out");
+        let journal = Journal::begin(&target, &made()).unwrap();
+        ["a", "b", "c"].iter().try_for_each(|name| journal.add(&tensor(name))).unwrap();
+        let again = || write(&path, &siblings::new(&target), &made(), Tensors::Of(&journal));
+        again().unwrap();
+        assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        let lines = fs::read_to_string(siblings::journal(&target)).unwrap();
+        let short: Vec<&str> = lines.split_inclusive('\n').take(3).collect();
+        for changed in [lines.replacen("\"b\"", "\"x\"", 1), short.concat(), String::new()] {
+            fs::write(siblings::journal(&target), changed).unwrap();
+            assert!(again().is_err());
+            assert_eq!(fs::read_to_string(&path).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_record_with_any_byte_changed_or_line_missing_is_none() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, text) = written(folder.path(), true);
+        for at in (0..text.len()).step_by(7) {
+            let mut bytes = text.clone().into_bytes();
+            bytes[at] ^= 1;
+            fs::write(&path, &bytes).unwrap();
+            assert_eq!(names(&path), None, "byte {at}");
+        }
+        let lines: Vec<&str> = text.split_inclusive('\n').collect();
+        for left_out in 0..lines.len() {
+            let left: Vec<&str> =
+                lines.iter().enumerate().filter(|(n, _)| *n != left_out).map(|(_, l)| *l).collect();
+            fs::write(&path, left.concat()).unwrap();
+            assert_eq!(names(&path), None, "line {left_out}");
+        }
+        let swapped = [lines[0], lines[2], lines[1], lines[3]].concat();
+        for text in [swapped, format!("{text}{}", lines[1]), text[..text.len() - 1].to_owned()] {
+            fs::write(&path, text).unwrap();
+            assert_eq!(names(&path), None);
+        }
+    }
+
+    #[test]
+    fn a_journal_ends_at_the_first_line_that_is_not_whole() {
+        let folder = tempfile::tempdir().unwrap();
+        let (path, text) = written(folder.path(), false);
+        let end = text.find("\n").unwrap() + 1;
+        for cut in end..text.len() {
+            fs::write(&path, &text[..cut]).unwrap();
+            let whole = text[..cut].matches('\n').count() - 1;
+            assert_eq!(names(&path).as_deref(), Some(&"abc"[..whole]), "{cut} bytes");
+        }
+        fs::write(&path, &text[..end - 1]).unwrap();
+        assert_eq!(names(&path), None);
+    }
+
+    #[test]
+    fn another_build_or_version_is_named_and_not_believed() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("record");
+        let said = |change: fn(&mut Header)| {
+            let mut header = made();
+            change(&mut header);
+            fs::write(&path, sealed(&[serde_json::to_string(&header).unwrap()])).unwrap();
+            match read(&path, Some) {
+                Found::OfAnother(what) => what,
+                found => format!("{found:?}"),
+            }
+        };
+        let version = env!("CARGO_PKG_VERSION");
+        assert_eq!(
+            said(|header| header.build = "0".repeat(16)),
+            format!("another build of version {version}")
+        );
+        assert_eq!(said(|header| header.record_version = 1), format!("another build of version {version}"));
+        assert_eq!(said(|header| header.monoquant = "9.9.9".to_owned()), "version 9.9.9");
+        assert!(said(|_| {}).starts_with("Record"));
+    }
+}

@@ -1,0 +1,337 @@
+//! What need not be done again: tensors that the last output or an interrupted run holds as the plan wants them.
+//!
+//! A tensor is taken over where its fingerprint, its source's bytes and its output's bytes are known to be the same. Bytes are
+//! known by the identity of their file where nothing can have touched it since, and otherwise by their checksum, which costs
+//! reading them and no more.
+
+use std::collections::HashMap;
+use std::io::Seek;
+use std::path::PathBuf;
+
+use crate::cancel::Cancel;
+use crate::digest::checksum;
+use crate::digest::checksum::Checksum;
+use crate::finding::Failure;
+use crate::fs::handles::Handle;
+use crate::fs::regular::Same;
+use crate::plan::fingerprint::Prints;
+use crate::plan::{ExportPlan, Plan};
+use crate::publish::staging::FileStart;
+use crate::run::incremental::previous::{Store, Stores, Wanted};
+use crate::run::incremental::record::{Finished, WrittenPart};
+use crate::run::stream::Checks;
+use crate::run::stream::source::Source;
+use crate::run::stream::tiles::Cut;
+use crate::run::workers::Workers;
+
+/// Bytes that are read at once where they are summed up.
+const STRETCH: u64 = 1 << 20;
+
+/// A tensor that is taken over, for one export.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Taken<'s> {
+    /// Index of the store.
+    pub store: usize,
+    pub finished: &'s Finished,
+}
+
+/// The source tensors that are taken over.
+#[derive(Debug)]
+pub(crate) struct Tensors<'s> {
+    exports: usize,
+    is_taken: Vec<bool>,
+    /// For each tensor and export.
+    taken: Vec<Option<Taken<'s>>>,
+}
+
+impl<'s> Tensors<'s> {
+    /// What is taken over of a tensor for each export; none where it is to be done again.
+    pub fn get(&self, tensor: usize) -> Option<impl Iterator<Item = Taken<'s>> + '_> {
+        let of = &self.taken[tensor * self.exports..][..self.exports];
+        self.is_taken[tensor].then(|| of.iter().copied().flatten())
+    }
+
+    /// What is taken over of a tensor for one export.
+    pub fn of(&self, tensor: usize, export: usize) -> Option<Taken<'s>> {
+        self.is_taken[tensor].then(|| self.taken[tensor * self.exports + export])?
+    }
+
+    /// Whether a tensor is taken over.
+    pub fn is_taken(&self, tensor: usize) -> bool {
+        self.is_taken[tensor]
+    }
+
+    /// How many are taken over.
+    pub fn count(&self) -> usize {
+        self.is_taken.iter().filter(|is_taken| **is_taken).count()
+    }
+
+    /// How many source tensors there are.
+    fn len(&self) -> usize {
+        self.is_taken.len()
+    }
+}
+
+/// What is taken over.
+#[derive(Debug)]
+pub(crate) struct Reuse<'s> {
+    /// The fingerprints of all source tensors.
+    pub prints: Prints,
+    /// What is taken over of the source tensors.
+    pub tensors: Tensors<'s>,
+    /// How each file of each export begins.
+    pub starts: Vec<Vec<FileStart>>,
+}
+
+impl<'s> Reuse<'s> {
+    /// Looks for everything that can be taken over.
+    ///
+    /// # Errors
+    /// Where the model cannot be read, or the run is cancelled.
+    pub fn find(
+        plan: &Plan,
+        source: &Source<'_>,
+        stores: &'s [Stores],
+        checks: Checks,
+        workers: &Workers,
+        cancel: &Cancel,
+    ) -> Result<Self, Failure> {
+        let prints = Prints::of(plan);
+        let mut pieces = plan.pieces.as_slice();
+        let mut tensors = Tensors { exports: stores.len(), is_taken: Vec::new(), taken: Vec::new() };
+        for tensor in 0..plan.model.tensors.len() {
+            let count = pieces.iter().take_while(|piece| piece.tensor() == tensor).count();
+            let (own, rest) = pieces.split_at(count);
+            pieces = rest;
+            let wanted = Wanted { plan, tensor, prints: &prints, pieces: own };
+            let taken = candidates(&wanted, stores, checks);
+            tensors.taken.extend(taken);
+            let taken = &tensors.taken[tensor * tensors.exports..];
+            // All exports have it, made of the same source bytes.
+            let source = |taken: &Option<Taken<'s>>| taken.map(|taken| &taken.finished.source);
+            let first = taken.first().and_then(source);
+            let is_taken = taken.iter().all(|taken| taken.is_some() && source(taken) == first);
+            tensors.is_taken.push(is_taken);
+        }
+        check_sources(plan, source, stores, &mut tensors, workers, cancel)?;
+        check_outputs(stores, &mut tensors, workers, cancel)?;
+        let mut reuse = Self { prints, tensors, starts: Vec::new() };
+        reuse.starts = plan
+            .exports
+            .iter()
+            .enumerate()
+            .map(|(index, export)| {
+                (0..export.files.len()).map(|file| reuse.start(plan, stores, index, file)).collect()
+            })
+            .collect();
+        Ok(reuse)
+    }
+
+    /// The pieces that are still to be done.
+    pub fn pieces_left(&self, plan: &Plan) -> Vec<usize> {
+        (0..plan.pieces.len()).filter(|&piece| !self.tensors.is_taken(plan.pieces[piece].tensor())).collect()
+    }
+
+    /// How many tensors with pieces are taken over, and how many are still to be done.
+    pub fn counts(&self, plan: &Plan) -> (usize, usize) {
+        let mut has_pieces = vec![false; plan.model.tensors.len()];
+        for piece in &plan.pieces {
+            has_pieces[piece.tensor()] = true;
+        }
+        let taken = |is_taken: bool| {
+            let of = self.tensors.is_taken.iter().zip(&has_pieces);
+            of.filter(|(known, has)| **has && **known == is_taken).count()
+        };
+        (taken(true), taken(false))
+    }
+
+    /// Whether every weight file is there already, under the name that it is to have.
+    pub fn is_everything(&self, plan: &Plan) -> bool {
+        let is_there = |export: &ExportPlan, starts: &[FileStart]| {
+            let mut files = export.files.iter().zip(starts);
+            files.all(|(file, start)| *start == FileStart::Linked(export.path.join(&file.name)))
+        };
+        plan.exports.iter().zip(&self.starts).all(|(export, starts)| is_there(export, starts))
+            && self.pieces_left(plan).iter().all(|&piece| Cut::of(plan, piece).total == 0)
+    }
+
+    /// How a file of an export begins.
+    fn start(&self, plan: &Plan, stores: &[Stores], export: usize, file: usize) -> FileStart {
+        let planned = &plan.exports[export].files[file];
+        if let Some(path) = self.same_file(plan, stores, export, file) {
+            return FileStart::Linked(path);
+        }
+        let staged = stores[export].stores.iter().find(|store| store.is_staging);
+        match staged.and_then(|store| store.files.get(file)) {
+            // A folder within the staging folder is cleared with all that is in it.
+            Some(stored)
+                if stored.len == planned.bytes && !stored.is_shared && !planned.name.contains('/') =>
+            {
+                FileStart::Kept
+            }
+            _ => FileStart::New,
+        }
+    }
+
+    /// The published file that holds exactly what a file of an export is to hold.
+    fn same_file(&self, plan: &Plan, stores: &[Stores], export: usize, file: usize) -> Option<PathBuf> {
+        let (planned, content) = (&plan.exports[export], plan.content());
+        let mut same: Option<(usize, usize)> = None;
+        for tensor in planned.files[file].tensors.clone() {
+            let written = &planned.tensors[tensor];
+            let bytes = written.bytes(content);
+            if bytes == 0 {
+                continue;
+            }
+            let (taken, part) = self.part(plan, export, tensor)?;
+            let place = (taken.store, part.file);
+            if stores[export].stores[taken.store].is_staging
+                || *same.get_or_insert(place) != place
+                || (part.offset, part.bytes) != (written.offset, bytes)
+            {
+                return None;
+            }
+        }
+        let (store, stored) = same?;
+        let holds = stores[export].stores[store].file(stored).ok()?;
+        let stored = &stores[export].stores[store].files[stored];
+        let has_header = || {
+            holds.with(|mut opened| {
+                opened.rewind()?;
+                planned.write_header(content, file, Same::new(opened))
+            })
+        };
+        (stored.len == planned.files[file].bytes && has_header().is_ok()).then(|| stored.path.clone())
+    }
+
+    /// Where an output tensor is taken from.
+    pub fn part(&self, plan: &Plan, export: usize, output: usize) -> Option<(Taken<'s>, WrittenPart)> {
+        let planned = &plan.exports[export];
+        let taken = self.tensors.of(planned.tensors[output].tensor(plan.content()), export)?;
+        let part = taken.finished.parts.get(planned.position_of(plan, output)?)?;
+        Some((taken, *part))
+    }
+}
+
+/// What each export has of a tensor.
+fn candidates<'a, 's: 'a>(
+    wanted: &'a Wanted<'_>,
+    stores: &'s [Stores],
+    checks: Checks,
+) -> impl Iterator<Item = Option<Taken<'s>>> + 'a {
+    stores.iter().enumerate().map(move |(export, stores)| {
+        stores.stores.iter().enumerate().find_map(|(store, found)| {
+            found.find(wanted, export, checks).map(|finished| Taken { store, finished })
+        })
+    })
+}
+
+/// Drops tensors whose source bytes are no longer the ones that were read.
+fn check_sources(
+    plan: &Plan,
+    source: &Source<'_>,
+    stores: &[Stores],
+    tensors: &mut Tensors<'_>,
+    workers: &Workers,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    // Whether each shard is known, to each store of each export.
+    let known: Vec<Vec<Vec<bool>>> = stores
+        .iter()
+        .map(|stores| {
+            let of =
+                |store: &Store| plan.model.shards.iter().map(|shard| store.knows_source(shard)).collect();
+            stores.stores.iter().map(of).collect()
+        })
+        .collect();
+    let mut doubtful: HashMap<usize, Checksum> = HashMap::new();
+    let inputs = |tensor: usize| {
+        let scales = plan.model.tensors[tensor].fp8.map(|fp8| fp8.tensor as usize);
+        std::iter::once(tensor).chain(scales)
+    };
+    for tensor in 0..tensors.len() {
+        for input in inputs(tensor) {
+            let Some(taken) = tensors.get(tensor) else { continue };
+            let info = &plan.model.tensors[input];
+            let is_known = taken.enumerate().any(|(export, taken)| known[export][taken.store][info.shard()]);
+            if !is_known {
+                doubtful.entry(input).or_insert_with(|| Checksum::new(info.bytes));
+            }
+        }
+    }
+    let mut stretches: Vec<(usize, u64, u64)> = doubtful
+        .keys()
+        .flat_map(|&tensor| {
+            let bytes = plan.model.tensors[tensor].bytes;
+            (0..bytes.div_ceil(STRETCH)).map(move |n| (tensor, n * STRETCH, STRETCH.min(bytes - n * STRETCH)))
+        })
+        .collect();
+    stretches.sort_unstable();
+    workers.each_of(cancel, &stretches, |&(tensor, start, count), buffer: &mut Vec<u8>| {
+        source.read_stored(tensor, start, count, buffer)?;
+        doubtful[&tensor].add(start, buffer);
+        Ok(())
+    })?;
+    for tensor in 0..tensors.len() {
+        let Some(mut taken) = tensors.get(tensor) else { continue };
+        let then = taken.next().map(|taken| &*taken.finished.source).unwrap_or_default();
+        let is_same = inputs(tensor).count() == then.len()
+            && inputs(tensor).zip(then).all(|(input, &then)| {
+                doubtful.get(&input).is_none_or(|checksum| checksum.value() == Some(then))
+            });
+        drop(taken);
+        if !is_same {
+            tensors.is_taken[tensor] = false;
+        }
+    }
+    Ok(())
+}
+
+/// Drops tensors whose output bytes are not the ones that were written.
+fn check_outputs(
+    stores: &[Stores],
+    tensors: &mut Tensors<'_>,
+    workers: &Workers,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    let mut doubtful: Vec<(usize, &Store, WrittenPart)> = Vec::new();
+    for tensor in 0..tensors.len() {
+        for (export, taken) in tensors.get(tensor).into_iter().flatten().enumerate() {
+            let store = &stores[export].stores[taken.store];
+            for part in taken.finished.parts.iter().filter(|part| part.bytes > 0) {
+                if !store.files[part.file].is_trusted {
+                    doubtful.push((tensor, store, *part));
+                }
+            }
+        }
+    }
+    let damaged = std::sync::Mutex::new(Vec::new());
+    workers.each_of(cancel, &doubtful, |&(tensor, store, part), buffer: &mut Vec<u8>| {
+        let sum = store.file(part.file).and_then(|file| sum_up(file, part, buffer, cancel));
+        if sum.ok() != Some(part.checksum) {
+            crate::run::stream::collector::lock(&damaged).push(tensor);
+        }
+        cancel.check()
+    })?;
+    for tensor in damaged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
+        tensors.is_taken[tensor] = false;
+    }
+    Ok(())
+}
+
+/// The checksum of a part of a file; of less, where the run is cancelled.
+fn sum_up(file: &Handle, part: WrittenPart, buffer: &mut Vec<u8>, cancel: &Cancel) -> std::io::Result<u64> {
+    let (mut crc, mut start) = (0, 0);
+    while start < part.bytes && !cancel.is_cancelled() {
+        let count = STRETCH.min(part.bytes - start);
+        buffer.resize(count as usize, 0);
+        read_at(file, part.offset + start, buffer)?;
+        crc = checksum::joined(crc, checksum::of(buffer), count);
+        start += count;
+    }
+    Ok(crc)
+}
+
+fn read_at(file: &Handle, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
+    file.with(|file| crate::model::read::read_exact_at(file, out, offset))
+}

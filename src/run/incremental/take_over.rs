@@ -1,0 +1,213 @@
+//! Puts what need not be done again into the staging folders, and into the record of the run.
+
+use crate::cancel::Cancel;
+use crate::digest::checksum;
+use crate::finding::Failure;
+use crate::plan::Plan;
+use crate::plan::fingerprint::Prints;
+use crate::publish::files;
+use crate::publish::staging::FileStart;
+use crate::run::incremental::previous::{Store, Stores};
+use crate::run::incremental::record::{Finished, WrittenPart};
+use crate::run::incremental::reuse::Reuse;
+use crate::run::stream::collector::Collector;
+use crate::run::stream::{Checks, Run};
+use crate::run::workers::Workers;
+
+/// Bytes of a stretch that is copied at once: a run can be cancelled between two.
+const STRETCH: u64 = 16 << 20;
+
+/// Bytes that are copied from one file into another.
+struct Stretch<'a> {
+    export: usize,
+    store: &'a Store,
+    /// The file in the store.
+    from: usize,
+    from_offset: u64,
+    file: usize,
+    offset: u64,
+    len: u64,
+}
+
+/// Tells the collector what is known of the tensors that are taken over.
+pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector: &Collector<'_>) {
+    for tensor in 0..plan.model.tensors.len() {
+        let Some(first) = reuse.tensors.get(tensor).and_then(|mut taken| taken.next()) else { continue };
+        let finished = first.finished;
+        if let Some(&checksum) = finished.source.first() {
+            collector.known_source(tensor, checksum);
+        }
+        if checks.measure {
+            for (piece, distortion) in plan.pieces_of(tensor).zip(&finished.pieces) {
+                collector.known_distortion(piece, *distortion);
+            }
+        }
+        if let Some(element) = finished.not_finite.filter(|_| checks.finite) {
+            collector.not_finite(tensor, element);
+        }
+        for (export, taken) in reuse.tensors.get(tensor).into_iter().flatten().enumerate() {
+            let outputs = plan.exports[export].tensors_of(plan, tensor);
+            for (output, part) in outputs.zip(&taken.finished.parts) {
+                collector.known_output(export, output, part.checksum);
+            }
+        }
+    }
+}
+
+/// Copies what is taken over into the files that are made anew, and notes it in the journals.
+///
+/// # Errors
+/// Where it cannot be read or written, or the run is cancelled.
+pub(crate) fn take_over(
+    run: &Run<'_>,
+    reuse: &Reuse<'_>,
+    stores: &[Stores],
+    workers: &Workers,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    let plan = run.plan;
+    let stretches = stretches(plan, reuse, stores);
+    workers.each_of(cancel, &stretches, |stretch, (): &mut ()| {
+        let to = &run.staging[stretch.export].weights[stretch.file];
+        let from = stretch.store.file(stretch.from);
+        let from =
+            from.map_err(|error| files::cannot_write("open", stretch.store.path(stretch.from), &error))?;
+        files::copy_range(from, stretch.from_offset, to, stretch.offset, stretch.len)
+    })?;
+    if run.checks.round_trip {
+        read_back(run, reuse, stores, workers, cancel)?;
+    }
+    for (export, journal) in run.journals.iter().enumerate() {
+        taken(plan, reuse, export).try_for_each(|finished| journal.add(&finished))?;
+    }
+    Ok(())
+}
+
+/// What an export takes over, where it is in the new files.
+pub(crate) fn taken<'a>(
+    plan: &'a Plan,
+    reuse: &'a Reuse<'_>,
+    export: usize,
+) -> impl Iterator<Item = Finished> + 'a {
+    (0..plan.model.tensors.len()).filter_map(move |tensor| {
+        let finished = reuse.tensors.of(tensor, export)?.finished;
+        let parts = plan.exports[export].tensors_of(plan, tensor).zip(&finished.parts);
+        let moved = parts.map(|(output, part)| {
+            let planned = &plan.exports[export].tensors[output];
+            WrittenPart { file: planned.file(), offset: planned.offset, ..*part }
+        });
+        Some(Finished { parts: moved.collect(), ..finished.clone() })
+    })
+}
+
+/// What has to be copied: neighbours that stay neighbours together.
+fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<Stretch<'a>> {
+    let mut out: Vec<Stretch<'a>> = Vec::new();
+    for (export, planned) in plan.exports.iter().enumerate() {
+        for (index, tensor) in planned.tensors.iter().enumerate() {
+            let (file, bytes) = (tensor.file(), tensor.bytes(plan.content()));
+            if bytes == 0 || matches!(reuse.starts[export][file], FileStart::Linked(_)) {
+                continue;
+            }
+            let Some((taken, part)) = reuse.part(plan, export, index) else { continue };
+            let store = &stores[export].stores[taken.store];
+            if store.is_staging {
+                // It lies where it belongs.
+                continue;
+            }
+            let (mut from_offset, mut offset, mut left) = (part.offset, tensor.offset, bytes);
+            while left > 0 {
+                let follows = out.last_mut().filter(|last| {
+                    (last.export, last.file) == (export, file)
+                        && last.store.path(last.from) == store.path(part.file)
+                        && last.offset + last.len == offset
+                        && last.from_offset + last.len == from_offset
+                        && last.len < STRETCH
+                });
+                let room = follows.as_ref().map_or(STRETCH, |last| STRETCH - last.len);
+                let len = left.min(room);
+                match follows {
+                    Some(last) => last.len += len,
+                    None => {
+                        out.push(Stretch { export, store, from: part.file, from_offset, file, offset, len })
+                    }
+                }
+                (from_offset, offset, left) = (from_offset + len, offset + len, left - len);
+            }
+        }
+    }
+    out
+}
+
+/// Reads what was copied back and compares it with what it was.
+fn read_back(
+    run: &Run<'_>,
+    reuse: &Reuse<'_>,
+    stores: &[Stores],
+    workers: &Workers,
+    cancel: &Cancel,
+) -> Result<(), Failure> {
+    let plan = run.plan;
+    let mut copied: Vec<(usize, usize, u64)> = Vec::new();
+    for (export, planned) in plan.exports.iter().enumerate() {
+        for (index, tensor) in planned.tensors.iter().enumerate() {
+            if let Some((taken, part)) = reuse.part(plan, export, index)
+                && !stores[export].stores[taken.store].is_staging
+                && !matches!(reuse.starts[export][tensor.file()], FileStart::Linked(_))
+            {
+                copied.push((export, index, part.checksum));
+            }
+        }
+    }
+    workers.each_of(cancel, &copied, |&(export, index, meant), buffer: &mut Vec<u8>| {
+        let tensor = &plan.exports[export].tensors[index];
+        let bytes = tensor.bytes(plan.content());
+        let (mut crc, mut start) = (0, 0);
+        while start < bytes {
+            cancel.check()?;
+            let count = (bytes - start).min(1 << 20);
+            buffer.resize(count as usize, 0);
+            files::read_at(&run.staging[export].weights[tensor.file()], tensor.offset + start, buffer)?;
+            crc = checksum::joined(crc, checksum::of(buffer), count);
+            start += count;
+        }
+        if crc != meant {
+            run.collector.mismatch(export, index);
+        }
+        Ok(())
+    })
+}
+
+/// What a finished tensor is in the record of an export; none where it was not read back as written,
+/// or what was measured cannot be written down.
+pub(crate) fn finished(
+    plan: &Plan,
+    prints: &Prints,
+    export: usize,
+    tensor: usize,
+    collector: &Collector<'_>,
+) -> Option<Finished> {
+    let info = &plan.model.tensors[tensor];
+    let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor as usize));
+    let parts = plan.exports[export].tensors_of(plan, tensor).map(|output| {
+        let planned = &plan.exports[export].tensors[output];
+        let checksum =
+            collector.output_checksum(export, output).filter(|_| !collector.is_mismatch(export, output))?;
+        let bytes = planned.bytes(plan.content());
+        Some(WrittenPart { file: planned.file(), offset: planned.offset, bytes, checksum })
+    });
+    let distortions: Box<[_]> = plan.pieces_of(tensor).map(|piece| collector.distortion_of(piece)).collect();
+    // JSON has no numbers that are not finite.
+    if distortions.iter().flatten().any(|distortion| !distortion.is_finite()) {
+        return None;
+    }
+    Some(Finished {
+        name: info.name.clone(),
+        numbers: prints.numbers(tensor),
+        output: prints.output(export, tensor),
+        source: inputs.map(|input| collector.source_checksum(input)).collect::<Option<_>>()?,
+        pieces: distortions,
+        not_finite: collector.not_finite_of(tensor),
+        parts: parts.collect::<Option<_>>()?,
+    })
+}

@@ -1,0 +1,368 @@
+//! What a pass over the weights found out: distortions, hashes and complaints, independent of the order of the tiles.
+
+use std::collections::BTreeMap;
+use std::io::{self, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use crate::digest::checksum;
+use crate::digest::checksum::Checksum;
+use crate::digest::file_hash::{FileHash, HashedPiece};
+use crate::plan::{ExportPlan, Plan};
+use crate::quant::Distortion;
+use crate::report::ledger::Digest;
+use crate::stage::Stage;
+use crate::stage::export::DigestChoice;
+
+/// Takes a lock whose data is whole even if another worker has panicked: the panic ends the run anyway.
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Merges the distortions of a piece's tiles in the order of the tiles, however they arrive.
+#[derive(Debug, Default)]
+struct InOrder {
+    next: u64,
+    waiting: BTreeMap<u64, (Distortion, u64)>,
+    merged: Option<Distortion>,
+}
+
+impl InOrder {
+    fn add(&mut self, number: u64, distortion: Distortion, first_row: u64) {
+        self.waiting.insert(number, (distortion, first_row));
+        while let Some((distortion, first_row)) = self.waiting.remove(&self.next) {
+            match &mut self.merged {
+                Some(merged) => merged.merge(&distortion, first_row as usize),
+                None => self.merged = Some(distortion),
+            }
+            self.next += 1;
+        }
+    }
+}
+
+/// A value that is not a finite number, where nothing but reading it was to be done.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct NotFinite {
+    /// Index of the source tensor.
+    pub tensor: usize,
+    /// The element, counted from the tensor's first.
+    pub element: u64,
+}
+
+/// A tile that was not read back as it was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Mismatch {
+    /// Index of the export.
+    pub export: usize,
+    /// Index of the output tensor.
+    pub tensor: usize,
+}
+
+/// Collects what workers find.
+#[derive(Debug)]
+pub(crate) struct Collector<'p> {
+    plan: &'p Plan,
+    /// What was measured of each piece, from its first tile on.
+    pieces: Vec<Mutex<Option<Box<InOrder>>>>,
+    tiles_left: Vec<AtomicU64>,
+    sources: Vec<Checksum>,
+    outputs: Vec<Vec<Checksum>>,
+    hashes: Option<Hashes>,
+    not_finite: Mutex<Vec<NotFinite>>,
+    mismatches: Mutex<Vec<Mismatch>>,
+}
+
+/// Hashes of whole files, where the recipe asks for them.
+#[derive(Debug)]
+struct Hashes {
+    sources: Vec<Mutex<FileHash>>,
+    outputs: Vec<Vec<Mutex<FileHash>>>,
+}
+
+/// What was found in a whole pass.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Measured {
+    /// The distortion of each source tensor, where it was quantized.
+    pub tensors: Vec<Option<Distortion>>,
+    /// What identifies each source file.
+    pub source_files: Vec<Digest>,
+    /// What identifies each file of each export.
+    pub output_files: Vec<Vec<Digest>>,
+    /// The first value of each kept tensor that is not finite, in the order of the tensors.
+    pub not_finite: Vec<NotFinite>,
+    /// Output tensors that were not read back as written.
+    pub mismatches: Vec<Mismatch>,
+}
+
+/// Whether the recipe asks for cryptographic hashes.
+pub(crate) fn asks_for_hashes(plan: &Plan) -> bool {
+    plan.recipe()
+        .stages
+        .iter()
+        .any(|stage| matches!(stage, Stage::Export(export) if export.digest == DigestChoice::Blake3))
+}
+
+impl<'p> Collector<'p> {
+    pub fn new(plan: &'p Plan) -> Self {
+        let mut tiles = vec![0; plan.model.tensors.len()];
+        for piece in 0..plan.pieces.len() {
+            tiles[plan.pieces[piece].tensor()] += crate::run::stream::tiles::Cut::of(plan, piece).tiles();
+        }
+        let content = plan.content();
+        let hash = |len: u64| Mutex::new(FileHash::new(len));
+        let hashes = asks_for_hashes(plan).then(|| Hashes {
+            sources: plan.model.shards.iter().map(|shard| hash(shard.len)).collect(),
+            outputs: plan
+                .exports
+                .iter()
+                .map(|export| export.files.iter().map(|file| hash(file.bytes)).collect())
+                .collect(),
+        });
+        Self {
+            plan,
+            pieces: plan.pieces.iter().map(|_| Mutex::default()).collect(),
+            tiles_left: tiles.into_iter().map(AtomicU64::new).collect(),
+            sources: plan.model.tensors.iter().map(|tensor| Checksum::new(tensor.bytes)).collect(),
+            outputs: plan
+                .exports
+                .iter()
+                .map(|export| {
+                    export.tensors.iter().map(|tensor| Checksum::new(tensor.bytes(content))).collect()
+                })
+                .collect(),
+            hashes,
+            not_finite: Mutex::default(),
+            mismatches: Mutex::default(),
+        }
+    }
+
+    /// Takes note of a source file's header, where files are hashed.
+    pub fn source_header(&self, shard: usize, header: &[u8]) {
+        if let Some(hashes) = &self.hashes {
+            let piece = HashedPiece::new(self.plan.model.shards[shard].len, 0, header);
+            lock(&hashes.sources[shard]).add(piece);
+        }
+    }
+
+    /// Takes note of stored bytes of a source tensor, from `start` on.
+    pub fn source(&self, tensor: usize, start: u64, bytes: &[u8]) {
+        self.sources[tensor].add(start, bytes);
+        if let Some(hashes) = &self.hashes {
+            let info = &self.plan.model.tensors[tensor];
+            let piece =
+                HashedPiece::new(self.plan.model.shards[info.shard()].len, info.offset + start, bytes);
+            lock(&hashes.sources[info.shard()]).add(piece);
+        }
+    }
+
+    /// Takes note of the headers of the outputs, where files are hashed.
+    pub fn output_headers(&self) {
+        let Some(hashes) = &self.hashes else { return };
+        for (export, hashes) in self.plan.exports.iter().zip(&hashes.outputs) {
+            for (index, (file, hash)) in export.files.iter().zip(hashes).enumerate() {
+                let mut at = 0;
+                let add = Taking(|bytes: &[u8]| {
+                    lock(hash).add(HashedPiece::new(file.bytes, at, bytes));
+                    at += bytes.len() as u64;
+                });
+                // A hash takes everything.
+                let _ = export.write_header(self.plan.content(), index, add);
+            }
+        }
+    }
+
+    /// Takes note of bytes of an output tensor, from `start` on.
+    pub fn output(&self, export: usize, tensor: usize, start: u64, bytes: &[u8]) {
+        self.outputs[export][tensor].add(start, bytes);
+        if let Some(hashes) = &self.hashes {
+            let planned = &self.plan.exports[export].tensors[tensor];
+            let len = self.plan.exports[export].files[planned.file()].bytes;
+            let piece = HashedPiece::new(len, planned.offset + start, bytes);
+            lock(&hashes.outputs[export][planned.file()]).add(piece);
+        }
+    }
+
+    pub fn distortion(&self, piece: usize, number: u64, distortion: Distortion, first_row: u64) {
+        lock(&self.pieces[piece]).get_or_insert_default().add(number, distortion, first_row);
+    }
+
+    pub fn not_finite(&self, tensor: usize, element: u64) {
+        lock(&self.not_finite).push(NotFinite { tensor, element });
+    }
+
+    /// The first element of a tensor that is not finite.
+    pub fn not_finite_of(&self, tensor: usize) -> Option<u64> {
+        let found = lock(&self.not_finite);
+        found.iter().filter(|value| value.tensor == tensor).map(|value| value.element).min()
+    }
+
+    /// Takes note of what is known of a tensor without reading it.
+    pub fn known_source(&self, tensor: usize, checksum: u64) {
+        self.sources[tensor].set(checksum);
+    }
+
+    /// As [`Collector::known_source`], of an output tensor.
+    pub fn known_output(&self, export: usize, tensor: usize, checksum: u64) {
+        self.outputs[export][tensor].set(checksum);
+    }
+
+    /// As [`Collector::known_source`], of the distortion of a piece.
+    pub fn known_distortion(&self, piece: usize, distortion: Option<Distortion>) {
+        *lock(&self.pieces[piece]) =
+            distortion.map(|merged| Box::new(InOrder { merged: Some(merged), ..InOrder::default() }));
+    }
+
+    /// The checksum of a source tensor; none while bytes of it are missing.
+    pub fn source_checksum(&self, tensor: usize) -> Option<u64> {
+        self.sources[tensor].value()
+    }
+
+    /// The checksum of an output tensor; none while bytes of it are missing.
+    pub fn output_checksum(&self, export: usize, tensor: usize) -> Option<u64> {
+        self.outputs[export][tensor].value()
+    }
+
+    /// Whether an output tensor was not read back as it was written.
+    pub fn is_mismatch(&self, export: usize, tensor: usize) -> bool {
+        lock(&self.mismatches).contains(&Mismatch { export, tensor })
+    }
+
+    pub fn mismatch(&self, export: usize, tensor: usize) {
+        lock(&self.mismatches).push(Mismatch { export, tensor });
+    }
+
+    /// Counts a tile of a source tensor as done; true for the last one.
+    pub fn tile_done(&self, tensor: usize) -> bool {
+        self.tiles_left[tensor].fetch_sub(1, Ordering::AcqRel) == 1
+    }
+
+    /// The distortion of a piece so far.
+    pub fn distortion_of(&self, piece: usize) -> Option<Distortion> {
+        lock(&self.pieces[piece]).as_ref()?.merged
+    }
+
+    /// Everything that was found.
+    ///
+    /// `source_headers` holds the checksum of each source file's header.
+    pub fn finish(self, source_headers: &[u64]) -> Measured {
+        let mut not_finite = self.not_finite.into_inner().unwrap_or_else(PoisonError::into_inner);
+        not_finite.sort_unstable();
+        not_finite.dedup_by_key(|value| value.tensor);
+        let mut mismatches = self.mismatches.into_inner().unwrap_or_else(PoisonError::into_inner);
+        mismatches.sort_unstable();
+        mismatches.dedup();
+        let source_crcs = source_checksums(self.plan, source_headers, &self.sources);
+        let output_crcs: Vec<Vec<Option<u64>>> = self
+            .plan
+            .exports
+            .iter()
+            .zip(&self.outputs)
+            .map(|(export, checksums)| {
+                let headers = (0..export.files.len()).map(|file| header_checksum(self.plan, export, file));
+                output_checksums(self.plan, export, headers, checksums)
+            })
+            .collect();
+        let (source_hashes, output_hashes) = match self.hashes {
+            Some(hashes) => {
+                (finished(hashes.sources), hashes.outputs.into_iter().map(finished).collect::<Vec<_>>())
+            }
+            None => (
+                vec![None; source_crcs.len()],
+                output_crcs.iter().map(|crcs| vec![None; crcs.len()]).collect(),
+            ),
+        };
+        let digests = |crcs: Vec<Option<u64>>, hashes: Vec<Option<String>>| {
+            crcs.into_iter().zip(hashes).map(|(crc64, blake3)| Digest { crc64, blake3 }).collect()
+        };
+        let distortions = self
+            .pieces
+            .into_iter()
+            .map(|piece| piece.into_inner().unwrap_or_else(PoisonError::into_inner)?.merged);
+        let tensors = by_tensor(self.plan, distortions);
+        Measured {
+            tensors,
+            source_files: digests(source_crcs, source_hashes),
+            output_files: output_crcs
+                .into_iter()
+                .zip(output_hashes)
+                .map(|(crcs, hashes)| digests(crcs, hashes))
+                .collect(),
+            not_finite,
+            mismatches,
+        }
+    }
+}
+
+/// The distortion of each source tensor, over all of its pieces.
+fn by_tensor(plan: &Plan, pieces: impl Iterator<Item = Option<Distortion>>) -> Vec<Option<Distortion>> {
+    let mut out: Vec<Option<Distortion>> = vec![None; plan.model.tensors.len()];
+    for (piece, distortion) in plan.pieces.iter().zip(pieces) {
+        let Some(distortion) = distortion else { continue };
+        match &mut out[piece.tensor()] {
+            Some(known) => known.merge(&distortion, 0),
+            empty => *empty = Some(distortion),
+        }
+    }
+    out
+}
+
+fn finished(hashes: Vec<Mutex<FileHash>>) -> Vec<Option<String>> {
+    hashes
+        .into_iter()
+        .map(|hash| hash.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
+        .collect()
+}
+
+/// The checksum of each source file, from those of its header and its tensors.
+fn source_checksums(plan: &Plan, headers: &[u64], tensors: &[Checksum]) -> Vec<Option<u64>> {
+    let mut out: Vec<(Option<u64>, u64)> =
+        plan.model.shards.iter().zip(headers).map(|(shard, crc)| (Some(*crc), shard.data_start)).collect();
+    // Tensors are in the order in which they lie in their files.
+    for (tensor, crc) in plan.model.tensors.iter().zip(tensors) {
+        let (file, end) = &mut out[tensor.shard()];
+        // Bytes that belong to no tensor would not be in the sum.
+        let crc = crc.value().filter(|_| tensor.offset == *end);
+        *file = file.zip(crc).map(|(file, crc)| checksum::joined(file, crc, tensor.bytes));
+        *end += tensor.bytes;
+    }
+    let whole = out.into_iter().zip(&plan.model.shards);
+    whole.map(|((crc, end), shard)| crc.filter(|_| end == shard.len)).collect()
+}
+
+/// The checksum of each file of an export, whose tensors are in the order of their files and offsets.
+fn output_checksums(
+    plan: &Plan,
+    export: &ExportPlan,
+    headers: impl Iterator<Item = u64>,
+    crcs: &[Checksum],
+) -> Vec<Option<u64>> {
+    let mut out: Vec<Option<u64>> = headers.map(Some).collect();
+    for (tensor, crc) in export.tensors.iter().zip(crcs) {
+        let (file, bytes) = (&mut out[tensor.file()], tensor.bytes(plan.content()));
+        *file = file.zip(crc.value()).map(|(file, crc)| checksum::joined(file, crc, bytes));
+    }
+    out
+}
+
+/// The checksum of what a file of an export begins with.
+fn header_checksum(plan: &Plan, export: &ExportPlan, file: usize) -> u64 {
+    let mut crc = 0;
+    let add = Taking(|bytes: &[u8]| crc = checksum::joined(crc, checksum::of(bytes), bytes.len() as u64));
+    // A sum takes everything.
+    let _ = export.write_header(plan.content(), file, add);
+    crc
+}
+
+/// Gives all that is written to a closure.
+struct Taking<F>(F);
+
+impl<F: FnMut(&[u8])> Write for Taking<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.0(bytes);
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}

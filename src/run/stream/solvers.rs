@@ -1,0 +1,83 @@
+//! The solvers of a run: one for all pieces that are quantized alike.
+
+use std::ops::Deref;
+
+use crate::plan::Plan;
+use crate::plan::select::float_type;
+use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme, Solver};
+
+/// Solvers, made once: a search for ranges prepares more than a tile should wait for.
+pub(crate) struct Solvers<'p> {
+    plan: &'p Plan,
+    kinds: Vec<OfKind>,
+    /// The kind of each piece of the plan; none where it is kept, or is none of this run's.
+    of: Vec<Option<u32>>,
+}
+
+/// What pieces of one kind have in common.
+struct OfKind {
+    kind: Kind,
+    solver: Box<dyn Solver>,
+    /// The first of them.
+    first: usize,
+}
+
+/// What solvers differ in: scheme, observer, type of the weights, columns.
+type Kind = (Scheme, Observer, FloatType, usize);
+
+impl<'p> Solvers<'p> {
+    /// Of some of a plan's pieces.
+    pub(crate) fn new(plan: &'p Plan, pieces: &[usize], isa: Isa) -> Self {
+        let mut kinds: Vec<OfKind> = Vec::new();
+        let mut of = vec![None; plan.pieces.len()];
+        for &index in pieces {
+            let Some(kind) = kind(plan, index) else { continue };
+            let at = kinds.iter().position(|known| known.kind == kind).unwrap_or_else(|| {
+                let (scheme, observer, source, columns) = kind;
+                let solver = Box::new(Quantizer::new(scheme, observer, source, columns, isa));
+                kinds.push(OfKind { kind, solver, first: index });
+                kinds.len() - 1
+            });
+            of[index] = Some(at as u32);
+        }
+        Self { plan, kinds, of }
+    }
+
+    /// The solver of a piece; none if it is kept.
+    pub(crate) fn of(&self, piece: usize) -> Option<Shared<'_>> {
+        let solver = &self.kinds[self.of[piece]? as usize].solver;
+        Some(match self.plan.weighing.of(piece) {
+            Some(importance) => Shared::Own(solver.weighted(importance.clone())),
+            None => Shared::OfKind(solver.as_ref()),
+        })
+    }
+
+    /// Whether a piece is the first of its kind.
+    pub(crate) fn is_first(&self, piece: usize) -> bool {
+        self.of[piece].is_some_and(|kind| self.kinds[kind as usize].first == piece)
+    }
+}
+
+/// The solver of a piece: that of its kind, or one that knows the importance of the piece's columns.
+pub(crate) enum Shared<'q> {
+    OfKind(&'q dyn Solver),
+    Own(Box<dyn Solver>),
+}
+
+impl<'q> Deref for Shared<'q> {
+    type Target = dyn Solver + 'q;
+
+    fn deref(&self) -> &Self::Target {
+        match self {
+            Self::OfKind(solver) => *solver,
+            Self::Own(solver) => solver.as_ref(),
+        }
+    }
+}
+
+fn kind(plan: &Plan, index: usize) -> Option<Kind> {
+    let piece = &plan.pieces[index];
+    let treatment = plan.decisions[piece.tensor()].treatment()?;
+    let source = float_type(&plan.model.tensors[piece.tensor()])?;
+    Some((treatment.scheme, treatment.observer, source, piece.matrix(&plan.model)?.cols as usize))
+}

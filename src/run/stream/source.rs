@@ -1,0 +1,189 @@
+//! The model's weight files, for the whole run: tiles of weights in a type that can be quantized, and their checksums.
+
+use crate::cancel::Cancel;
+use crate::digest::checksum;
+use crate::finding::Failure;
+use crate::model::read::{MatrixReader, WeightFile, read_scales};
+use crate::model::widen::ScaleGrid;
+use crate::model::{MatrixView, TensorInfo};
+use crate::plan::{Piece, Plan};
+use crate::run::stream::collector::Collector;
+use crate::run::stream::tiles::Tile;
+
+/// Every weight file of the model.
+#[derive(Debug)]
+pub(crate) struct Source<'p> {
+    plan: &'p Plan,
+    files: Vec<WeightFile>,
+}
+
+/// A worker's memory for source bytes, used again for each tile.
+#[derive(Debug, Default)]
+pub(crate) struct SourceBuffers {
+    /// The weights of the tile, in the tensor's working type.
+    pub weights: Vec<u8>,
+    raw: Vec<u8>,
+}
+
+impl<'p> Source<'p> {
+    /// Opens the files.
+    ///
+    /// # Errors
+    /// Where one cannot be opened, or is no longer the file whose header was read.
+    pub fn open(plan: &'p Plan) -> Result<Self, Failure> {
+        let files = plan.model.shards.iter().map(WeightFile::open).collect::<Result<_, _>>()?;
+        Ok(Self { plan, files })
+    }
+
+    /// Reads stored bytes of a tensor into `buffer`.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    pub fn read_stored(
+        &self,
+        tensor: usize,
+        start: u64,
+        count: u64,
+        buffer: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
+        let tensor = &self.plan.model.tensors[tensor];
+        buffer.resize(usize::try_from(count).unwrap_or(0), 0);
+        self.files[tensor.shard()].read_at(tensor.offset + start, buffer)
+    }
+
+    /// Whether the files are still as they were when their headers were read.
+    ///
+    /// # Errors
+    /// Where one is not: what was read of it may be of two versions.
+    pub fn check_unchanged(&self) -> Result<(), Failure> {
+        self.files
+            .iter()
+            .zip(&self.plan.model.shards)
+            .try_for_each(|(file, shard)| file.check_unchanged(shard))
+    }
+
+    /// Sums up what no tile reads: the scales of FP8 weights, and headers, whose checksums it gives.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn sum_up_the_rest(
+        &self,
+        pieces: &[usize],
+        collector: &Collector<'_>,
+        cancel: &Cancel,
+    ) -> Result<Vec<u64>, Failure> {
+        let mut headers = Vec::with_capacity(self.files.len());
+        for (index, shard) in self.plan.model.shards.iter().enumerate() {
+            let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
+            self.files[index].read_at(0, &mut header)?;
+            headers.push(checksum::of(&header));
+            collector.source_header(index, &header);
+        }
+        for (index, tensor) in self.plan.model.tensors.iter().enumerate() {
+            if tensor.scale_of.is_some() {
+                self.sum_up(index, collector, cancel)?;
+            }
+        }
+        // Of interleaved matrices every second element is read at a time, too little to be summed up on the way.
+        let mut last = None;
+        for piece in pieces.iter().map(|&piece| &self.plan.pieces[piece]) {
+            let interleaved = piece
+                .matrix(&self.plan.model)
+                .is_some_and(|view| !view.is_contiguous() && view.row_stride != 1);
+            if interleaved && last != Some(piece.tensor()) {
+                last = Some(piece.tensor());
+                self.sum_up(piece.tensor(), collector, cancel)?;
+            }
+        }
+        Ok(headers)
+    }
+
+    fn sum_up(&self, index: usize, collector: &Collector<'_>, cancel: &Cancel) -> Result<(), Failure> {
+        let bytes = self.plan.model.tensors[index].bytes;
+        let mut buffer = Vec::new();
+        let mut start = 0;
+        while start < bytes {
+            cancel.check()?;
+            let count = (bytes - start).min(crate::plan::budget::TILE_BYTES);
+            self.read_stored(index, start, count, &mut buffer)?;
+            collector.source(index, start, &buffer);
+            start += count;
+        }
+        Ok(())
+    }
+
+    /// The scales of a tensor, where it is scaled FP8.
+    ///
+    /// # Errors
+    /// Where they cannot be read.
+    fn scales(&self, tensor: &TensorInfo) -> Result<Option<ScaleGrid>, Failure> {
+        let Some(fp8) = tensor.fp8 else { return Ok(None) };
+        let shard = self.plan.model.tensors[fp8.tensor as usize].shard();
+        read_scales(&self.plan.model, tensor, &self.files[shard])
+    }
+
+    /// Reads a tile into `buffers.weights`; takes note of its bytes where a collector is given.
+    ///
+    /// # Errors
+    /// Where it cannot be read.
+    pub fn read(
+        &self,
+        piece: &Piece,
+        tile: Tile,
+        buffers: &mut SourceBuffers,
+        collector: Option<&Collector<'_>>,
+    ) -> Result<(), Failure> {
+        let tensor = &self.plan.model.tensors[piece.tensor()];
+        let file = &self.files[tensor.shard()];
+        let view = match piece.matrix(&self.plan.model) {
+            Some(view) => view,
+            None if tensor.fp8.is_some() => match MatrixView::whole(tensor) {
+                Some(view) => view,
+                None => return Ok(()),
+            },
+            None => {
+                buffers.weights.resize(tile.count as usize, 0);
+                let offset = tensor.offset + tile.start;
+                file.read_at(offset, &mut buffers.weights)?;
+                if let Some(collector) = collector {
+                    collector.source(piece.tensor(), tile.start, &buffers.weights);
+                }
+                return Ok(());
+            }
+        };
+        let reader = MatrixReader::new(file, tensor, view, self.scales(tensor)?)?;
+        reader.rows(tile.start..tile.start + tile.count, &mut buffers.weights, &mut buffers.raw)?;
+        if let Some(collector) = collector {
+            let stored =
+                if tensor.stored == tensor.working_dtype() { &buffers.weights } else { &buffers.raw };
+            note_stored(collector, piece.tensor(), tensor.stored.bits() / 8, view, tile, stored);
+        }
+        Ok(())
+    }
+}
+
+/// Takes note of a tile's stored bytes where they lie in the file: in one run, or across it, a stretch a column.
+fn note_stored(
+    collector: &Collector<'_>,
+    tensor: usize,
+    element: u64,
+    view: MatrixView,
+    tile: Tile,
+    stored: &[u8],
+) {
+    let start = view.offset + tile.start * view.row_stride * element;
+    if view.is_contiguous() {
+        collector.source(tensor, start, stored);
+    } else if view.row_stride == 1 {
+        let (cell, row_bytes) = (element as usize, (view.cols * element) as usize);
+        let mut stretch = Vec::with_capacity(tile.count as usize * cell);
+        for column in 0..view.cols {
+            let at = column as usize * cell;
+            stretch.clear();
+            for row in stored.chunks_exact(row_bytes) {
+                stretch.extend_from_slice(&row[at..at + cell]);
+            }
+            collector.source(tensor, start + column * view.column_stride * element, &stretch);
+        }
+    }
+}

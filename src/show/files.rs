@@ -1,0 +1,55 @@
+//! The other files of a model, for a person: what is carried over though it holds weights, and what stays behind.
+
+use serde_json::{Value, json};
+
+use crate::plan::copies::{Left, carried_weights};
+use crate::plan::{ExportPlan, Plan};
+use crate::show::table::table;
+use crate::text::units::{bytes, counted};
+
+/// Names in one line.
+const NAMED: usize = 3;
+
+/// Files of one export in a table: weights that are carried over as they are, and what stays behind. Empty where there is neither.
+#[must_use]
+pub fn tables(plan: &Plan, export: &ExportPlan) -> String {
+    let mut out = String::new();
+    let carried: Vec<Vec<String>> =
+        carried_weights(plan, export).into_iter().map(|(name, size)| vec![name, bytes(size)]).collect();
+    if !carried.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&["carried over as it is", "size"], &[1], carried));
+    }
+    let left: Vec<Vec<String>> = export
+        .left
+        .iter()
+        .map(|left| vec![left.name.clone(), size(left.bytes), left.reason.clone()])
+        .collect();
+    if !left.is_empty() {
+        out.push('\n');
+        out.push_str(&table(&["left behind", "size", "because"], &[1], left));
+    }
+    out
+}
+
+/// What stays behind in one line; none where nothing does.
+#[must_use]
+pub fn left_line(left: &[Left]) -> Option<String> {
+    let first: Vec<&str> = left.iter().take(NAMED).map(|left| left.name.as_str()).collect();
+    let more = left.len().saturating_sub(NAMED);
+    let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+    let total = left.iter().map(|left| left.bytes).sum();
+    let total = if total > 0 { format!(", {}", bytes(total)) } else { String::new() };
+    (!left.is_empty()).then(|| format!("{}{total}: {}{more}", counted(left.len(), "path"), first.join(", ")))
+}
+
+fn size(count: u64) -> String {
+    if count == 0 { String::new() } else { bytes(count) }
+}
+
+/// What is carried over, for a program.
+#[must_use]
+pub fn carried_json(plan: &Plan, export: &ExportPlan) -> Vec<Value> {
+    let files = export.copies.iter().map(|&index| &plan.model.others[index]);
+    files.map(|file| json!({"name": file.path, "bytes": file.len})).collect()
+}

@@ -1,0 +1,59 @@
+//! Findings as GitHub workflow commands, which show them beside the lines of a pull request.
+
+use crate::finding::{Finding, visible_help};
+use crate::show::plain;
+use crate::text::{inert, visible};
+
+/// `::error file=…,line=…,col=…,title=code::message`, one line a finding. GitHub counts columns from 1.
+#[must_use]
+pub fn render(findings: &[Finding]) -> String {
+    findings.iter().map(command).collect()
+}
+
+fn command(finding: &Finding) -> String {
+    let mut properties = Vec::new();
+    if let Some(label) = finding.labels.first() {
+        let (line, column) = label.place.line_column();
+        let (end_line, end_column) = label.place.end_line_column();
+        properties.push(format!("file={}", property(&visible(&label.place.source.name))));
+        properties.push(format!("line={line}"));
+        properties.push(format!("endLine={end_line}"));
+        properties.push(format!("col={column}"));
+        properties.push(format!("endColumn={end_column}"));
+    }
+    properties.push(format!("title={}", property(finding.code)));
+    let mut text = visible(&finding.message).into_owned();
+    if let Some(label) = finding.labels.first().filter(|label| !label.text.is_empty()) {
+        text.push_str(&format!(" ({})", visible(&label.text)));
+    }
+    if !finding.help.is_empty() {
+        text.push_str(&format!("\n{}", visible_help(finding, "\n")));
+    }
+    format!("::{} {}::{}\n", plain::severity(finding.severity), properties.join(","), data(&text))
+}
+
+/// Escapes the text of a command; what would begin another one in it is made harmless, too.
+fn data(text: &str) -> String {
+    inert(text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
+}
+
+/// Escapes the value of a property, where separators mean something too.
+fn property(text: &str) -> String {
+    data(text).replace(':', "%3A").replace(',', "%2C")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn separators_and_line_breaks_are_escaped() {
+        assert_eq!(
+            render(&crate::finding::tests::two_findings()),
+            "::error file=r.yaml,line=2,endLine=2,col=4,endColumn=5,title=recipe%3A%3Abad-value::\
+             `é` is not allowed (did you mean `e`?)%0AAllowed: e.%0AOr f.\n\
+             ::warning title=plan%3A%3Aslow::this takes long\n"
+        );
+        assert_eq!(property("a,b:c%"), "a%2Cb%3Ac%25");
+    }
+}

@@ -1,0 +1,319 @@
+//! A plan as a person reads it and as a program does: per rule what is quantized, per reason what is kept, sizes to the byte.
+
+use std::fmt::Write;
+use std::path::Path;
+
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::finding::{Diagnostic, diagnostics};
+use crate::fs::disk::free_space;
+use crate::model::Shape;
+use crate::plan::copies::Left;
+use crate::plan::layout::logical_bytes;
+use crate::plan::tasks::tasks;
+use crate::plan::{Decision, ExportPlan, Plan};
+use crate::report::SchemeRecord;
+use crate::report::ledger::{bytes_out, format_name, written_path};
+use crate::run::disk_needed;
+use crate::show::each::Each;
+use crate::show::files;
+use crate::show::table::table;
+use crate::text::units::{bytes, counted, grouped};
+use crate::text::visible;
+
+/// The version of the plan's format for programs.
+pub const PLAN_VERSION: u32 = 2;
+
+/// Tensors that one rule treats alike.
+struct Row<'p> {
+    decision: &'p Decision,
+    scheme: String,
+    tensors: usize,
+    bytes_in: u64,
+    bytes_out: Vec<u64>,
+    first: &'p str,
+}
+
+/// Rows for the quantized and for the kept tensors of a plan.
+fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
+    let bytes_out = bytes_out(plan);
+    let (mut quantized, mut kept): (Vec<Row<'_>>, Vec<Row<'_>>) = (Vec::new(), Vec::new());
+    for (index, (tensor, decision)) in plan.model.tensors.iter().zip(&plan.decisions).enumerate() {
+        if tensor.scale_of.is_some() {
+            continue;
+        }
+        let treatment = decision.treatment();
+        let list = if treatment.is_some() { &mut quantized } else { &mut kept };
+        let scheme = || {
+            treatment.map_or_else(String::new, |t| {
+                let activations = match t.activations {
+                    crate::stage::ActivationScheme::None => "",
+                    crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
+                };
+                let weighed = match plan.weighing.of_stage(t.stage) {
+                    Some(used) if t.observer.searches() => format!(", weighed by {}", used.file),
+                    Some(used) => format!(", measured with {}", used.file),
+                    None => String::new(),
+                };
+                format!("{}, {}{weighed}{activations}", t.scheme, t.observer)
+            })
+        };
+        let same = |row: &Row<'_>| {
+            row.decision.is_same(decision)
+                || if treatment.is_some() {
+                    row.decision.rule == decision.rule && row.scheme == scheme()
+                } else {
+                    row.decision.rule.reason == decision.rule.reason
+                }
+        };
+        let row = match list.iter().position(same) {
+            Some(at) => &mut list[at],
+            None => {
+                let none = vec![0; plan.exports.len()];
+                list.push(Row {
+                    decision,
+                    scheme: scheme(),
+                    tensors: 0,
+                    bytes_in: 0,
+                    bytes_out: none,
+                    first: &tensor.name,
+                });
+                let last = list.len() - 1;
+                &mut list[last]
+            }
+        };
+        row.tensors += 1;
+        row.bytes_in += logical_bytes(tensor);
+        for (sum, bytes) in row.bytes_out.iter_mut().zip(bytes_out.of(index)) {
+            *sum += bytes;
+        }
+    }
+    kept.sort_by_key(|row| std::cmp::Reverse(row.bytes_in));
+    (quantized, kept)
+}
+
+/// The plan for a person.
+#[must_use]
+pub fn text(plan: &Plan) -> String {
+    let mut out = String::new();
+    let name = visible(plan.loaded.name().unwrap_or("recipe"));
+    let model = &plan.model;
+    let _ = writeln!(
+        out,
+        "{name}: {} of {} in {} will be quantized\n",
+        grouped(plan.quantized_tensors() as u64),
+        counted(model.tensors.len(), "tensor"),
+        counted(model.shards.len(), "file"),
+    );
+    let (quantized, kept) = rows(plan);
+    let first = |row: &Row<'_>| row.bytes_out.first().copied().unwrap_or(0);
+    let line =
+        |row: &Row<'_>| plan.line(&row.decision.rule).map_or_else(|| "–".to_owned(), |line| line.to_string());
+    let lines = quantized
+        .iter()
+        .map(|row| {
+            vec![
+                row.decision.rule.text.to_string(),
+                line(row),
+                row.tensors.to_string(),
+                row.scheme.clone(),
+                bytes(row.bytes_in),
+                bytes(first(row)),
+            ]
+        })
+        .collect();
+    let _ = write!(
+        out,
+        "{}",
+        table(&["quantized by", "line", "tensors", "scheme", "from", "to"], &[1, 2, 4, 5], lines)
+    );
+    let lines = kept
+        .iter()
+        .map(|row| {
+            vec![
+                row.decision.rule.reason.to_string(),
+                line(row),
+                row.tensors.to_string(),
+                bytes(row.bytes_in),
+                row.first.to_owned(),
+            ]
+        })
+        .collect();
+    let _ = write!(
+        out,
+        "\n{}",
+        table(&["left alone", "line", "tensors", "size", "first of them"], &[1, 2, 3], lines)
+    );
+    let mut rows = vec![vec![
+        "reads".to_owned(),
+        format!("{} bytes", grouped(plan.source_bytes())),
+        bytes(plan.source_bytes()),
+        String::new(),
+    ]];
+    for export in &plan.exports {
+        let free = free_space(&export.path);
+        rows.push(vec![
+            "writes".to_owned(),
+            format!("{} bytes", grouped(export.weight_bytes())),
+            bytes(export.weight_bytes()),
+            format!("{} in {}", counted(export.files.len(), "file"), plan.told_path(&export.path)),
+        ]);
+        rows.push(vec![
+            "disk".to_owned(),
+            format!("{} bytes", grouped(disk_needed(plan, export))),
+            bytes(disk_needed(plan, export)),
+            free.map_or_else(String::new, |free| format!("of {} free", bytes(free))),
+        ]);
+        rows.extend(crate::report::engines::rows(plan, export.stage));
+    }
+    let budget = plan.budget;
+    rows.push(vec![
+        "memory".to_owned(),
+        format!("{} bytes", grouped(budget.bound)),
+        bytes(budget.bound),
+        format!("at most, with {}", counted(budget.workers, "thread")),
+    ]);
+    let _ = write!(out, "\n{}", table(&["", "", "", ""], &[1, 2], rows));
+    for export in &plan.exports {
+        out.push_str(&files::tables(plan, export));
+    }
+    for note in &plan.notes {
+        let _ = writeln!(out, "\n  note: {}", visible(note));
+    }
+    out
+}
+
+/// The plan for a program: everything that the text says, and every tensor. Tensors are written as they come: as a tree of values
+/// they would take more memory than the plan.
+pub fn json(plan: &Plan) -> impl Serialize {
+    let (quantized, kept) = rows(plan);
+    let group = |row: &Row<'_>| {
+        json!({
+            "rule": &*row.decision.rule.text,
+            "reason": &*row.decision.rule.reason,
+            "line": plan.line(&row.decision.rule),
+            "stage": row.decision.treatment().map(|treatment| treatment.stage),
+            "scheme": row.decision.treatment().map(SchemeRecord::of),
+            "scheme_text": row.decision.treatment().map(|_| &row.scheme),
+            "tensors": row.tensors,
+            "bytes_in": row.bytes_in,
+            "bytes_out": row.bytes_out,
+        })
+    };
+    AsJson {
+        plan_version: PLAN_VERSION,
+        monoquant: env!("CARGO_PKG_VERSION"),
+        name: plan.loaded.name(),
+        recipe: plan.loaded.written_recipe(),
+        source_bytes: plan.source_bytes(),
+        quantized: quantized.iter().map(group).collect(),
+        kept: kept.iter().map(group).collect(),
+        exports: plan.exports.iter().map(|export| export_json(plan, export)).collect(),
+        memory_bound: plan.budget.bound,
+        threads: plan.budget.workers,
+        warnings: diagnostics(&plan.warnings),
+        notes: &plan.notes,
+        tensors: Each(|| (0..plan.model.tensors.len()).map(|index| tensor_json(plan, index))),
+        tasks: Each(|| tasks(plan)),
+    }
+}
+
+#[derive(Serialize)]
+struct AsJson<'p, E, T, K> {
+    plan_version: u32,
+    monoquant: &'static str,
+    name: Option<&'p str>,
+    recipe: Value,
+    source_bytes: u64,
+    quantized: Vec<Value>,
+    kept: Vec<Value>,
+    exports: Vec<E>,
+    memory_bound: u64,
+    threads: usize,
+    warnings: Vec<Diagnostic>,
+    notes: &'p [String],
+    tensors: T,
+    tasks: K,
+}
+
+fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Export<'p, C, T> {
+        stage: usize,
+        path: String,
+        format: &'static str,
+        bytes: u64,
+        disk_needed: u64,
+        disk_free: Option<u64>,
+        carried: C,
+        left: &'p [Left],
+        engines: Vec<crate::report::engines::EngineRecord>,
+        files: Vec<Value>,
+        tensors: T,
+    }
+    #[derive(Serialize)]
+    struct Tensor<'p> {
+        name: String,
+        dtype: &'static str,
+        shape: Shape,
+        file: &'p str,
+        offset: u64,
+        bytes: u64,
+    }
+    let content = plan.content();
+    Export {
+        stage: export.stage,
+        path: written_path(plan, export.stage),
+        format: format_name(export.format),
+        bytes: export.weight_bytes(),
+        disk_needed: disk_needed(plan, export),
+        disk_free: free_space(Path::new(&export.path)),
+        carried: files::carried_json(plan, export),
+        left: &export.left,
+        engines: crate::report::engines::of(plan, export.stage),
+        files: export.files.iter().map(|file| json!({"name": file.name, "bytes": file.bytes})).collect(),
+        tensors: Each(move || {
+            export.tensors.iter().map(move |tensor| Tensor {
+                name: tensor.name(content),
+                dtype: tensor.dtype(content),
+                shape: tensor.shape(content),
+                file: &export.files[tensor.file()].name,
+                offset: tensor.offset,
+                bytes: tensor.bytes(content),
+            })
+        }),
+    }
+}
+
+fn tensor_json(plan: &Plan, index: usize) -> impl Serialize {
+    #[derive(Serialize)]
+    struct Tensor<'p> {
+        name: &'p str,
+        dtype: &'static str,
+        shape: &'p [u64],
+        kind: &'static str,
+        role: Option<&'static str>,
+        quantized: bool,
+        scheme: Option<SchemeRecord>,
+        rule: &'p str,
+        reason: &'p str,
+        line: Option<usize>,
+        bytes: u64,
+    }
+    let (tensor, decision, class) =
+        (&plan.model.tensors[index], &plan.decisions[index], &plan.classes[index]);
+    Tensor {
+        name: &tensor.name,
+        dtype: tensor.stored.name(),
+        shape: &tensor.shape,
+        kind: class.kind.name(),
+        role: class.role.map(crate::layer::LayerType::name),
+        quantized: decision.treatment().is_some(),
+        scheme: decision.treatment().map(SchemeRecord::of),
+        rule: &decision.rule.text,
+        reason: &decision.rule.reason,
+        line: plan.line(&decision.rule),
+        bytes: tensor.bytes,
+    }
+}

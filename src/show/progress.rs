@@ -1,0 +1,120 @@
+//! Progress while a run goes on: a bar on a terminal, a line now and then elsewhere. Listens to events, knows nothing else.
+
+use std::io::Write;
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::run::{Event, Listener};
+use crate::text;
+use crate::text::units;
+
+/// Between two lines where there is no terminal.
+const HEARTBEAT: Duration = Duration::from_secs(10);
+
+/// A bar with bytes, rate and time left, on standard error.
+#[derive(Debug)]
+pub struct Bar {
+    bar: ProgressBar,
+}
+
+impl Bar {
+    /// A bar that is not drawn until the run starts.
+    #[must_use]
+    pub fn new() -> Self {
+        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
+        let template = "{bar:32} {binary_bytes:>11} of {binary_total_bytes}  {binary_bytes_per_sec:>13}  {eta} left  {wide_msg}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style.progress_chars("━╸─"));
+        }
+        Self { bar }
+    }
+}
+
+impl Default for Bar {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Listener for Bar {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::Started { bytes, .. } => self.bar.set_length(*bytes),
+            Event::Note { text: note } => {
+                self.bar.println(text::inert(&text::visible(&format!("note: {note}"))))
+            }
+            Event::Tile { bytes, .. } => self.bar.inc(*bytes),
+            Event::Written { .. } => self.bar.finish_and_clear(),
+            _ => {}
+        }
+    }
+}
+
+impl Drop for Bar {
+    fn drop(&mut self) {
+        self.bar.finish_and_clear();
+    }
+}
+
+/// A line at the start, every ten seconds, and for each stage.
+#[derive(Debug)]
+pub struct Lines {
+    total: AtomicU64,
+    done: AtomicU64,
+    last: Mutex<Instant>,
+    is_verbose: bool,
+}
+
+impl Lines {
+    /// Lines on standard error.
+    #[must_use]
+    pub fn new(is_verbose: bool) -> Self {
+        let last = Mutex::new(Instant::now());
+        Self { total: AtomicU64::new(0), done: AtomicU64::new(0), last, is_verbose }
+    }
+}
+
+/// A line on standard error; a closed pipe there is nobody's concern.
+fn say(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{}", text::inert(&text::visible(line)));
+}
+
+impl Listener for Lines {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::Started { bytes, tensors, taken_over } => {
+                self.total.store(*bytes, Ordering::Relaxed);
+                let reading =
+                    format!("reading {} of {}", units::bytes(*bytes), units::counted(*tensors, "tensor"));
+                match (tensors, taken_over) {
+                    (_, 0) => say(&reading),
+                    (0, count) => {
+                        say(&format!("{} taken over as they are", units::counted(*count, "tensor")))
+                    }
+                    (_, count) => say(&format!("{reading}; {count} taken over as they are")),
+                }
+            }
+            Event::Note { text: note } => say(&format!("note: {note}")),
+            Event::Tile { bytes, .. } => {
+                let done = self.done.fetch_add(*bytes, Ordering::Relaxed) + bytes;
+                let Ok(mut last) = self.last.try_lock() else { return };
+                if last.elapsed() >= HEARTBEAT {
+                    *last = Instant::now();
+                    let total = self.total.load(Ordering::Relaxed);
+                    say(&format!("{} of {}", units::bytes(done), units::bytes(total)));
+                }
+            }
+            Event::Stage { name, outcome, summary, .. } => {
+                say(&format!("{name}: {}, {summary}", outcome.words()))
+            }
+            Event::Tensor { name, distortion: Some(distortion), .. } if self.is_verbose => {
+                say(&format!("{name}: {}", units::decibels(distortion.sqnr_db())));
+            }
+            Event::Published { told, .. } if self.is_verbose => say(&format!("published {told}")),
+            _ => {}
+        }
+    }
+}

@@ -1,0 +1,149 @@
+//! The end of a run, for a person: the verdict first, then sizes, quality, what was kept and why, and where the output is.
+
+use std::fmt::Write;
+
+use crate::finding::Severity;
+use crate::plan::Plan;
+use crate::report::Report;
+use crate::run::Outcome;
+use crate::show::table::table;
+use crate::text::units::{bytes, counted, decibels};
+use crate::text::visible;
+
+/// Layers that are listed as the worst.
+const WORST: usize = 5;
+
+/// The summary of a run. Every line stands for something in the report.
+#[must_use]
+pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
+    let (report, paths) = (&outcome.report, &outcome.report_paths);
+    let mut out = String::new();
+    let mark = if report.verdict.passed { "✓" } else { "✗" };
+    let name = visible(plan.loaded.name().unwrap_or("recipe"));
+    let _ = writeln!(out, "{mark} {name}: {}", visible(&report.verdict.summary));
+    let _ = writeln!(out, "{}", work(outcome));
+    let _ = write!(out, "{}", table(&["", "", ""], &[], overview(report)));
+    let worst = worst_layers(report);
+    if !worst.is_empty() {
+        let headings = ["worst layers", "SQNR", "Gaussian", "scheme", "rule"];
+        let _ = write!(out, "\n{}", table(&headings, &[1, 2], worst));
+    }
+    let _ = write!(
+        out,
+        "\n{}",
+        table(&["left alone", "tensors", "size", "first of them"], &[1, 2], kept(report))
+    );
+    let _ = write!(out, "\n{}", table(&["stage", "", ""], &[], gates(report)));
+    let _ = writeln!(out);
+    for output in &report.outputs {
+        let state = if output.published { "output" } else { "not published" };
+        let _ = writeln!(out, "  {state}  {}", visible(&plan.told_path(plan.export_path(output.stage))));
+        if let Some(text) = crate::show::files::left_line(&output.left) {
+            let _ = writeln!(out, "  left behind  {text}");
+        }
+    }
+    for path in paths {
+        let _ = writeln!(out, "  report  {}", visible(&plan.told_path(path)));
+    }
+    out
+}
+
+/// What there was to do; empty where nothing could be taken over.
+fn work(outcome: &Outcome) -> String {
+    let (taken_over, redone) = (outcome.work.taken_over, outcome.work.redone);
+    match (outcome.is_up_to_date, taken_over, redone) {
+        (true, ..) => {
+            "  up to date: recipe, model and version are those of the output, nothing was written\n"
+                .to_owned()
+        }
+        (false, 0, _) => String::new(),
+        (false, _, 0) => "  no weight was touched: all tensors are those of the last output\n".to_owned(),
+        (false, ..) => {
+            format!("  {}, {taken_over} taken over as they are\n", counted(redone, "tensor") + " redone")
+        }
+    }
+}
+
+fn overview(report: &Report) -> Vec<Vec<String>> {
+    let mut rows = Vec::new();
+    for (output, size) in report.outputs.iter().zip(&report.sizes.outputs) {
+        let ratio = report.sizes.source as f64 / (*size).max(1) as f64;
+        rows.push(vec![
+            "size".to_owned(),
+            format!("{} → {}", bytes(report.sizes.source), bytes(*size)),
+            format!("{ratio:.2} : 1, {}", output.format),
+        ]);
+    }
+    if let Some(quality) = &report.quality {
+        rows.push(vec![
+            "SQNR".to_owned(),
+            format!("{} (model)", decibels(quality.sqnr_db)),
+            format!(
+                "{} worst, {} 5th percentile, {} median of {}",
+                decibels(quality.min_sqnr_db),
+                decibels(quality.p5_sqnr_db),
+                decibels(quality.median_sqnr_db),
+                counted(quality.measured, "layer")
+            ),
+        ]);
+    }
+    let warnings = report.warnings.iter().filter(|warning| warning.severity != Severity::Note).count();
+    let text = if warnings == 0 { "none".to_owned() } else { warnings.to_string() };
+    rows.push(vec!["warnings".to_owned(), text, String::new()]);
+    for note in report.warnings.iter().filter(|warning| warning.severity == Severity::Note) {
+        rows.push(vec!["note".to_owned(), note.message.clone(), String::new()]);
+    }
+    rows
+}
+
+fn worst_layers(report: &Report) -> Vec<Vec<String>> {
+    let mut measured: Vec<_> = report
+        .tensors
+        .iter()
+        .filter_map(|tensor| Some((tensor.metrics.as_ref()?.sqnr_db?, tensor)))
+        .collect();
+    measured.sort_by(|a, b| a.0.total_cmp(&b.0));
+    measured
+        .into_iter()
+        .take(WORST)
+        .map(|(sqnr, tensor)| {
+            vec![
+                tensor.name.trim_end_matches(".weight").to_owned(),
+                decibels(Some(sqnr)),
+                decibels(tensor.metrics.as_ref().and_then(|metrics| metrics.expected_sqnr_db)),
+                tensor.scheme.as_ref().map(ToString::to_string).unwrap_or_default(),
+                tensor
+                    .line
+                    .map_or_else(|| tensor.rule.clone(), |line| format!("{} (line {line})", tensor.rule)),
+            ]
+        })
+        .collect()
+}
+
+fn kept(report: &Report) -> Vec<Vec<String>> {
+    let mut reasons: Vec<(&str, usize, u64, &str)> = Vec::new();
+    for tensor in report.tensors.iter().filter(|tensor| tensor.action == "kept") {
+        match reasons.iter_mut().find(|(reason, ..)| *reason == tensor.reason) {
+            Some((_, count, size, _)) => {
+                *count += 1;
+                *size += tensor.bytes_in;
+            }
+            None => reasons.push((&tensor.reason, 1, tensor.bytes_in, &tensor.name)),
+        }
+    }
+    reasons.sort_by(|a, b| b.2.cmp(&a.2).then_with(|| a.0.cmp(b.0)));
+    reasons
+        .into_iter()
+        .map(|(reason, count, size, first)| {
+            vec![reason.to_owned(), count.to_string(), bytes(size), first.to_owned()]
+        })
+        .collect()
+}
+
+fn gates(report: &Report) -> Vec<Vec<String>> {
+    report
+        .gates
+        .iter()
+        .map(|gate| vec![gate.name.clone(), gate.outcome.words().to_owned(), gate.summary.clone()])
+        .collect()
+}

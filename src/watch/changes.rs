@@ -1,0 +1,405 @@
+//! Waiting for changes of what a recipe reads, and running it again.
+//!
+//! Folders are watched rather than files, because most editors save by renaming a new file over the old one. What an event
+//! says is not trusted: it only asks to look again, and what counts is whether the recipe's text or a file of the model differs
+//! from what the last cycle has seen. So a burst of events is one change, and our own writing is none.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Mutex, MutexGuard};
+use std::time::{Duration, Instant};
+
+use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
+
+use crate::cancel::Cancel;
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+use crate::model::FileIdentity;
+use crate::run::stream::collector::lock;
+
+/// Without another event for so long, a change is complete.
+const QUIET: Duration = Duration::from_millis(30);
+
+/// A change that never becomes quiet is looked at after so long.
+const AT_MOST: Duration = Duration::from_millis(500);
+
+/// An editor may take so long between removing or emptying the old file and putting the new one in its place.
+const GONE: Duration = Duration::from_millis(250);
+
+/// Folders below a model's folder that are looked at.
+const DEPTH: usize = 2;
+
+/// What a cycle reads, as far as looking at it without reading weights tells.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+struct Seen {
+    /// The texts of recipe and other small files; none where one is missing.
+    texts: BTreeMap<PathBuf, Option<Vec<u8>>>,
+    /// The model's files.
+    files: BTreeMap<PathBuf, FileIdentity>,
+}
+
+/// What is watched.
+#[derive(Debug, Default)]
+struct Watched {
+    texts: Vec<PathBuf>,
+    model: Option<PathBuf>,
+    /// Other files that are read, large ones perhaps.
+    others: Vec<PathBuf>,
+    /// Our own folders, should they lie within the model's.
+    outputs: Vec<PathBuf>,
+    seen: Seen,
+}
+
+/// What the cycles tell about what they read.
+#[derive(Debug)]
+pub struct Inputs(Mutex<Watched>);
+
+impl Inputs {
+    fn new(recipe: &Path) -> Self {
+        let watched = Watched { texts: vec![recipe.to_owned()], ..Watched::default() };
+        Self(Mutex::new(watched))
+    }
+
+    /// Says which folder or file the model is, which other files are read, and where outputs are written. To be called before
+    /// they are read, so that no later change goes unnoticed.
+    pub fn set(&self, model: PathBuf, others: Vec<PathBuf>, outputs: Vec<PathBuf>) {
+        let mut watched = lock(&self.0);
+        let is_same =
+            watched.model.as_ref() == Some(&model) && watched.others == others && watched.outputs == outputs;
+        (watched.model, watched.others, watched.outputs) = (Some(model), others, outputs);
+        let seen = look(&watched);
+        if !is_same {
+            watched.seen.files = seen.files;
+        }
+    }
+
+    fn watched(&self) -> MutexGuard<'_, Watched> {
+        lock(&self.0)
+    }
+
+    /// Takes everything as seen that is there now.
+    fn look(&self) {
+        let mut watched = self.watched();
+        watched.seen = look(&watched);
+    }
+
+    /// Whether anything differs from what was seen.
+    fn has_changed(&self) -> bool {
+        let watched = self.watched();
+        look(&watched) != watched.seen
+    }
+
+    /// Whether a small file is missing, or empty, as one is between its being opened and written anew.
+    fn has_gone(&self) -> bool {
+        self.watched().texts.iter().any(|path| fs::metadata(path).map_or(true, |text| text.len() == 0))
+    }
+
+    /// Waits for a file that an editor is putting in its place.
+    fn wait_while_gone(&self) {
+        let gone = Instant::now();
+        while self.has_gone() && gone.elapsed() < GONE {
+            std::thread::sleep(QUIET);
+        }
+    }
+
+    /// The folders to be watched: those of all files, and that of the model's folder, which may be replaced as a whole.
+    fn folders(&self) -> Vec<PathBuf> {
+        let watched = self.watched();
+        let parent = |path: &PathBuf| path.parent().map(Path::to_owned).unwrap_or_default();
+        let files = watched.texts.iter().chain(&watched.others);
+        let mut out: Vec<PathBuf> = files.flat_map(|path| links(path)).map(|path| parent(&path)).collect();
+        if let Some(model) = &watched.model {
+            out.push(parent(model));
+            out.push(model.clone());
+            // Files of the Hub's cache are links to files elsewhere.
+            let files = watched.seen.files.keys();
+            out.extend(files.filter_map(|path| Some(path.canonicalize().ok()?.parent()?.to_owned())));
+        }
+        for path in &mut out {
+            if path.as_os_str().is_empty() {
+                *path = PathBuf::from(".");
+            }
+        }
+        out.sort();
+        out.dedup();
+        out.retain(|path| path.is_dir());
+        out
+    }
+}
+
+/// A path, and what it leads to link by link: any of the links may be switched, and what is at their end edited.
+fn links(path: &Path) -> Vec<PathBuf> {
+    let mut out = vec![path.to_owned()];
+    // The system follows no more than forty.
+    while out.len() <= 40
+        && let Some(last) = out.last()
+        && let Ok(target) = fs::read_link(last)
+    {
+        let next = last.parent().unwrap_or(Path::new("")).join(target);
+        out.push(next);
+    }
+    // A folder on the way may be a link as well.
+    out.extend(path.canonicalize());
+    out
+}
+
+fn look(watched: &Watched) -> Seen {
+    let mut seen = Seen::default();
+    for path in &watched.texts {
+        seen.texts.insert(path.clone(), crate::recipe::text_of(path).map(String::into_bytes));
+    }
+    for path in watched.model.iter().chain(&watched.others) {
+        look_below(path, 0, &watched.outputs, &mut seen.files);
+    }
+    seen
+}
+
+fn look_below(path: &Path, depth: usize, outputs: &[PathBuf], files: &mut BTreeMap<PathBuf, FileIdentity>) {
+    let Ok(metadata) = fs::metadata(path) else { return };
+    if metadata.is_file() {
+        files.insert(path.to_owned(), FileIdentity::of(&metadata));
+        return;
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if !is_hidden && depth <= DEPTH && !outputs.contains(&path) {
+            look_below(&path, depth + 1, outputs, files);
+        }
+    }
+}
+
+/// What the loop waits for.
+enum Message<T> {
+    /// Something may have changed.
+    Event,
+    /// A cycle has ended.
+    Done(T),
+    /// The person has had enough.
+    Interrupt,
+}
+
+/// Ends a watch, from a signal handler for one.
+#[derive(Debug, Clone)]
+pub struct Interrupt<T>(Sender<Message<T>>);
+
+impl<T> Interrupt<T> {
+    /// Asks the watch to end.
+    pub fn interrupt(&self) {
+        // A watch that is over needs no interruption.
+        let _ = self.0.send(Message::Interrupt);
+    }
+}
+
+/// A watch that has not begun.
+pub struct Watch<T> {
+    sender: Sender<Message<T>>,
+    receiver: Receiver<Message<T>>,
+    poll: Option<Duration>,
+}
+
+impl<T: Send + 'static> Watch<T> {
+    /// Watches by the system's events, or by looking every so often where a time is given.
+    #[must_use]
+    pub fn new(poll: Option<Duration>) -> Self {
+        let (sender, receiver) = channel();
+        Self { sender, receiver, poll }
+    }
+
+    /// What ends it.
+    #[must_use]
+    pub fn interrupt(&self) -> Interrupt<T> {
+        Interrupt(self.sender.clone())
+    }
+
+    /// Runs `cycle` now and after every change, and shows what came of each, until it is interrupted. A change during a cycle
+    /// cancels that cycle, whose result is not shown, and begins the next.
+    ///
+    /// # Errors
+    /// Where files cannot be watched.
+    pub fn run(
+        self,
+        recipe: &Path,
+        cycle: impl Fn(&Inputs, &Cancel) -> T + Sync,
+        mut show: impl FnMut(T, Duration),
+    ) -> Result<(), Failure> {
+        let inputs = Inputs::new(recipe);
+        let mut watcher = match self.poll {
+            Some(_) => None,
+            None => Some(Watching::start(&self.sender)?),
+        };
+        let mut follow = |inputs: &Inputs| {
+            if let Some(watcher) = &mut watcher {
+                watcher.follow(inputs);
+            }
+        };
+        loop {
+            inputs.wait_while_gone();
+            inputs.look();
+            follow(&inputs);
+            let (cancel, start) = (Cancel::default(), Instant::now());
+            let ended = std::thread::scope(|scope| {
+                let cycle = || {
+                    // Should the cycle panic, the loop must not wait for it for ever.
+                    let done =
+                        std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| cycle(&inputs, &cancel)));
+                    let _ = match done {
+                        Ok(done) => self.sender.send(Message::Done(done)),
+                        Err(panic) => {
+                            let _ = self.sender.send(Message::Interrupt);
+                            std::panic::resume_unwind(panic);
+                        }
+                    };
+                };
+                std::thread::Builder::new().spawn_scoped(scope, cycle).map_err(|error| no_thread(&error))?;
+                Ok(self.wait_for_the_cycle(&inputs, &cancel))
+            })?;
+            follow(&inputs);
+            match ended {
+                Ended::Interrupted => return Ok(()),
+                Ended::Changed => continue,
+                Ended::Done(done) => show(done, start.elapsed()),
+            }
+            if !self.wait_for_a_change(&inputs) {
+                return Ok(());
+            }
+        }
+    }
+
+    /// The next message. Where events are not waited for, one comes every so often.
+    fn receive(&self) -> Message<T> {
+        let received = match self.poll {
+            Some(every) => self.receiver.recv_timeout(every),
+            None => self.receiver.recv().map_err(|_| RecvTimeoutError::Disconnected),
+        };
+        match received {
+            Ok(message) => message,
+            Err(RecvTimeoutError::Timeout) => Message::Event,
+            Err(RecvTimeoutError::Disconnected) => Message::Interrupt,
+        }
+    }
+
+    fn wait_for_the_cycle(&self, inputs: &Inputs, cancel: &Cancel) -> Ended<T> {
+        let mut has_changed = false;
+        loop {
+            match self.receive() {
+                Message::Done(_) if has_changed => return Ended::Changed,
+                Message::Done(done) => return Ended::Done(done),
+                Message::Interrupt => {
+                    cancel.cancel();
+                    return Ended::Interrupted;
+                }
+                Message::Event if has_changed => {}
+                Message::Event => match self.settle() {
+                    Settled::Quiet => {
+                        has_changed = inputs.has_changed();
+                        if has_changed {
+                            cancel.cancel();
+                        }
+                    }
+                    Settled::Done(done) => return Ended::Done(done),
+                    Settled::Interrupted => {
+                        cancel.cancel();
+                        return Ended::Interrupted;
+                    }
+                },
+            }
+        }
+    }
+
+    /// Whether there is a change; false where the watch is to end.
+    fn wait_for_a_change(&self, inputs: &Inputs) -> bool {
+        loop {
+            // What changed between the end of a cycle and now needs no event.
+            if inputs.has_changed() {
+                inputs.wait_while_gone();
+                if inputs.has_changed() {
+                    return true;
+                }
+            }
+            match self.receive() {
+                Message::Event | Message::Done(_) => {
+                    if matches!(self.settle(), Settled::Interrupted) {
+                        return false;
+                    }
+                }
+                Message::Interrupt => return false,
+            }
+        }
+    }
+
+    /// Waits until there are no more events.
+    fn settle(&self) -> Settled<T> {
+        let start = Instant::now();
+        while start.elapsed() < AT_MOST {
+            match self.receiver.recv_timeout(QUIET) {
+                Ok(Message::Event) => {}
+                Ok(Message::Done(done)) => return Settled::Done(done),
+                Ok(Message::Interrupt) => return Settled::Interrupted,
+                Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
+            }
+        }
+        Settled::Quiet
+    }
+}
+
+/// How waiting for a cycle ended.
+enum Ended<T> {
+    Done(T),
+    Changed,
+    Interrupted,
+}
+
+/// How a burst of events ended.
+enum Settled<T> {
+    Quiet,
+    Done(T),
+    Interrupted,
+}
+
+/// Without a thread beside the one that waits there is no cycle.
+fn no_thread(error: &std::io::Error) -> Failure {
+    let finding = Finding::error("watch::unavailable", format!("cannot start a thread: {error}"))
+        .help("Allow more processes (`ulimit -u`) or more memory (`ulimit -v`), or run without `--watch`.");
+    Failure::new(Exit::CannotWrite, finding)
+}
+
+/// The system's watcher, and the folders that it watches.
+struct Watching {
+    watcher: RecommendedWatcher,
+    folders: Vec<PathBuf>,
+}
+
+impl Watching {
+    fn start<T: Send + 'static>(sender: &Sender<Message<T>>) -> Result<Self, Failure> {
+        let sender = sender.clone();
+        let made = notify::recommended_watcher(move |event: notify::Result<notify::Event>| {
+            // Reading a file, as cycles do, changes nothing.
+            let is_access = event.is_ok_and(|event| matches!(event.kind, EventKind::Access(_)));
+            if !is_access {
+                let _ = sender.send(Message::Event);
+            }
+        });
+        let watcher = made.map_err(|error| {
+            let finding = Finding::error("watch::unavailable", format!("cannot watch files: {error}"))
+                .help("`--poll` looks at the files every second instead.");
+            Failure::new(Exit::Internal, finding)
+        })?;
+        Ok(Self { watcher, folders: Vec::new() })
+    }
+
+    /// Watches the folders of what is read now. One that was replaced by another of its name is watched anew.
+    fn follow(&mut self, inputs: &Inputs) {
+        for folder in self.folders.drain(..) {
+            let _ = self.watcher.unwatch(&folder);
+        }
+        for folder in inputs.folders() {
+            // One that has gone in the meantime shows in its parent.
+            if self.watcher.watch(&folder, RecursiveMode::NonRecursive).is_ok() {
+                self.folders.push(folder);
+            }
+        }
+    }
+}

@@ -1,0 +1,230 @@
+//! A cycle of a watch, compared with the one before: what was edited, and what came of it.
+
+use std::fmt::Write;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+use similar::{ChangeTag, TextDiff};
+
+use crate::exit::Exit;
+use crate::finding::Finding;
+use crate::run::Outcome;
+use crate::text::units::{bytes, counted, decibels};
+use crate::text::visible;
+
+/// Lines of a change that are shown.
+const SHOWN_LINES: usize = 12;
+
+/// What cycles are compared by.
+#[derive(Debug, Clone, PartialEq)]
+struct Figures {
+    sqnr_db: Option<f64>,
+    min_sqnr_db: Option<f64>,
+    bytes: u64,
+    redone: usize,
+    tensors: usize,
+    exit: Exit,
+    is_up_to_date: bool,
+}
+
+impl Figures {
+    fn of(outcome: &Outcome) -> Self {
+        let quality = outcome.report.quality.as_ref();
+        Self {
+            sqnr_db: quality.and_then(|quality| quality.sqnr_db),
+            min_sqnr_db: quality.and_then(|quality| quality.min_sqnr_db),
+            bytes: outcome.report.sizes.outputs.first().copied().unwrap_or(0),
+            redone: outcome.work.redone,
+            tensors: outcome.work.redone + outcome.work.taken_over,
+            exit: outcome.exit,
+            is_up_to_date: outcome.is_up_to_date,
+        }
+    }
+}
+
+/// A cycle that has ended.
+#[derive(Debug, Clone)]
+pub struct Cycle {
+    /// Its number, from 1.
+    pub number: usize,
+    /// How long it took.
+    pub took: Duration,
+    /// Lines of the recipe that differ from those of the cycle before, with `-` and `+` in front.
+    changed: Vec<String>,
+    figures: Option<Figures>,
+    /// Those of the last cycle that came to an end.
+    before: Option<Figures>,
+    findings: Vec<Finding>,
+    exit: Exit,
+}
+
+/// The cycles of a watch, one after another.
+#[derive(Debug, Default)]
+pub struct Cycles {
+    number: usize,
+    text: Option<String>,
+    figures: Option<Figures>,
+    was_broken: bool,
+}
+
+impl Cycles {
+    /// Takes a cycle: the recipe's text, where it could be read, and what came of it. None where nothing at all has changed, so
+    /// that there is nothing to say.
+    pub fn next(
+        &mut self,
+        text: Option<String>,
+        ended: Result<&Outcome, (&[Finding], Exit)>,
+        took: Duration,
+    ) -> Option<Cycle> {
+        let figures = ended.ok().map(Figures::of);
+        let is_silent = self.number > 0
+            && text == self.text
+            && figures.as_ref().is_some_and(|figures| figures.is_up_to_date)
+            && !self.was_broken;
+        if is_silent {
+            return None;
+        }
+        self.was_broken = figures.is_none();
+        self.number += 1;
+        let changed = match (&self.text, &text) {
+            (Some(old), Some(new)) => changed_lines(old, new),
+            _ => Vec::new(),
+        };
+        let (findings, exit) = match ended {
+            Ok(outcome) => (outcome.findings.clone(), outcome.exit),
+            Err((findings, exit)) => (findings.to_vec(), exit),
+        };
+        let before = self.figures.clone();
+        if figures.is_some() {
+            self.figures.clone_from(&figures);
+        }
+        self.text = text.or_else(|| self.text.take());
+        Some(Cycle { number: self.number, took, changed, figures, before, findings, exit })
+    }
+}
+
+fn changed_lines(old: &str, new: &str) -> Vec<String> {
+    let diff = TextDiff::from_lines(old, new);
+    let sign = |tag| match tag {
+        ChangeTag::Delete => Some('-'),
+        ChangeTag::Insert => Some('+'),
+        ChangeTag::Equal => None,
+    };
+    diff.iter_all_changes()
+        .filter_map(|change| Some(format!("{} {}", sign(change.tag())?, change.value().trim_end())))
+        .collect()
+}
+
+impl Cycle {
+    /// Whether the recipe could not be carried out, so that the last good result still stands.
+    #[must_use]
+    pub fn is_broken(&self) -> bool {
+        self.figures.is_none()
+    }
+
+    fn verdict(&self) -> &'static str {
+        match &self.figures {
+            None => "broken",
+            Some(figures) if figures.is_up_to_date => "up to date",
+            Some(figures) if figures.exit == Exit::Done => "passed",
+            Some(_) => "failed",
+        }
+    }
+
+    /// The cycle in one line.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let mark = if self.exit == Exit::Done { '✓' } else { '✗' };
+        let mut out = format!("cycle {}: {mark} {}", self.number, self.verdict());
+        match &self.figures {
+            Some(figures) => {
+                for part in self.differences(figures) {
+                    let _ = write!(out, ", {part}");
+                }
+                let warnings = self.findings.iter().filter(|finding| !finding.is_error()).count();
+                if warnings > 0 {
+                    let _ = write!(out, ", {}", counted(warnings, "warning"));
+                }
+                if self.before.is_some() && !self.changed.is_empty() && figures.redone == 0 {
+                    out.push_str(", no weight touched");
+                }
+            }
+            None => {
+                if let Some(first) = self.findings.iter().find(|finding| finding.is_error()) {
+                    let place = first.labels.first().map(|label| {
+                        let (line, column) = label.place.line_column();
+                        format!("{}:{line}:{column}: ", visible(&label.place.source.name))
+                    });
+                    let _ = write!(out, ": {}{}", place.unwrap_or_default(), visible(&first.message));
+                }
+                let more = self.findings.iter().filter(|finding| finding.is_error()).count();
+                if more > 1 {
+                    let _ = write!(out, " (and {} more)", more - 1);
+                }
+                if self.before.is_some() {
+                    out.push_str("; the last good output stays");
+                }
+            }
+        }
+        let _ = write!(out, ", {:.2} s", self.took.as_secs_f64());
+        out
+    }
+
+    /// Quality, size and work, with what they were before where that differs.
+    fn differences(&self, figures: &Figures) -> Vec<String> {
+        let before = self.before.as_ref();
+        let sqnr = |name: &str, now: Option<f64>, before: Option<Option<f64>>| {
+            let mut out = format!("{name} {}", decibels(now));
+            if let (Some(now), Some(Some(before))) = (now, before)
+                && (now - before).abs() >= 0.005
+            {
+                let _ = write!(out, " ({:+.2})", now - before);
+            }
+            out
+        };
+        let mut size = bytes(figures.bytes);
+        if let Some(before) = before.filter(|before| before.bytes != figures.bytes) {
+            let sign = if figures.bytes > before.bytes { '+' } else { '-' };
+            let _ = write!(size, " ({sign}{})", bytes(figures.bytes.abs_diff(before.bytes)));
+        }
+        vec![
+            sqnr("SQNR", figures.sqnr_db, before.map(|before| before.sqnr_db)),
+            sqnr("worst layer", figures.min_sqnr_db, before.map(|before| before.min_sqnr_db)),
+            size,
+            format!("{} of {} redone", figures.redone, counted(figures.tensors, "tensor")),
+        ]
+    }
+
+    /// The cycle for a screen: the edit and its effect.
+    #[must_use]
+    pub fn text(&self) -> String {
+        let mut out = String::new();
+        let _ = writeln!(out, "{}", self.line());
+        for line in self.changed.iter().take(SHOWN_LINES) {
+            let _ = writeln!(out, "  {}", visible(line));
+        }
+        if self.changed.len() > SHOWN_LINES {
+            let _ = writeln!(out, "  … and {} more lines", self.changed.len() - SHOWN_LINES);
+        }
+        out
+    }
+
+    /// The cycle as one JSON object.
+    #[must_use]
+    pub fn json(&self) -> Value {
+        let figures = self.figures.as_ref();
+        json!({
+            "cycle": self.number,
+            "outcome": self.verdict(),
+            "exit_status": self.exit.code(),
+            "seconds": self.took.as_secs_f64(),
+            "changed_lines": self.changed,
+            "sqnr_db": figures.and_then(|figures| figures.sqnr_db),
+            "min_sqnr_db": figures.and_then(|figures| figures.min_sqnr_db),
+            "bytes": figures.map(|figures| figures.bytes),
+            "tensors_redone": figures.map(|figures| figures.redone),
+            "tensors": figures.map(|figures| figures.tensors),
+            "findings": crate::finding::diagnostics(&self.findings),
+        })
+    }
+}
