@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex};
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::run::stream::collector::lock;
+use crate::sync::lock;
 
 /// Shared between a run and whoever may end it; clones are the same switch.
 #[derive(Debug, Clone, Default)]

@@ -16,6 +16,7 @@ mod generate;
 mod inspect;
 mod output;
 mod plan;
+mod recipe_args;
 mod run;
 mod signals;
 mod verify;
@@ -295,6 +296,8 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
     let output = Output::new(&cli.terminal);
     let signals = Signals::listen(Output::new(&cli.terminal));
     let done = match &cli.command {
+        Command::Run(args) if args.dry_run => plan::plan(&args.recipe, false, &output),
+        Command::Run(args) if args.watch => watch::watch(args, &output, &signals),
         Command::Run(args) => run::run(args, &output, &signals),
         Command::Plan(args) => plan::plan(&args.recipe, args.json, &output),
         Command::Explain(args) => explain::explain(args, &output),

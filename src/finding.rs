@@ -217,10 +217,10 @@ pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) ->
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    pub(super) fn two_findings() -> Vec<Finding> {
+    pub(crate) fn two_findings() -> Vec<Finding> {
         let source =
             Arc::new(SourceText { name: "r.yaml".into(), text: "a: 1\nb: é\n".replace("b: ", "é: ") });
         let place = Place { source, start: 9, end: 11 };

@@ -8,8 +8,8 @@ use crate::exit::Exit;
 use crate::finding::{Finding, Severity};
 use crate::plan::{Plan, Treatment};
 use crate::quant::{Bits, Distortion};
+use crate::report::measured::Measured;
 use crate::report::{GateOutcome, GateRecord};
-use crate::run::stream::collector::Measured;
 use crate::stage::check_warnings::{FailOn, Scope, SqnrOf};
 use crate::stage::validate::Check;
 use crate::stage::{CheckWarnings, OnFailure, Stage, Validate};
@@ -17,6 +17,7 @@ use crate::text::units::{counted, decibels};
 
 mod calibration;
 mod signal;
+mod written;
 
 /// How many tensors a message names.
 const NAMED: usize = 5;
@@ -246,7 +247,7 @@ fn validate_complaints(
                     complain("checks", Finding::error("output::round-trip", message).help(help));
                 }
                 for (export, folder) in plan.exports.iter().zip(folders) {
-                    if let Some(problem) = crate::run::verify::headers(plan.content(), export, folder) {
+                    if let Some(problem) = written::headers(plan.content(), export, folder) {
                         is_damaged = true;
                         complain("checks", Finding::error("output::round-trip", problem));
                     }
@@ -254,7 +255,7 @@ fn validate_complaints(
             }
             Check::Size => {
                 for (export, folder) in plan.exports.iter().zip(folders) {
-                    if let Some(problem) = crate::run::verify::sizes(export, folder) {
+                    if let Some(problem) = written::sizes(export, folder) {
                         is_damaged = true;
                         complain("checks", Finding::error("output::size", problem));
                     }

@@ -43,6 +43,7 @@ pub mod report;
 pub mod run;
 pub mod show;
 pub mod stage;
+mod sync;
 pub mod text;
 mod threads;
 pub mod watch;

@@ -7,16 +7,19 @@
 //! `resolve` → `open` → [`ModelFolder`] → `classify` (kinds and roles), `experts` (3-D stacks as matrices),
 //! `read` (rows of a matrix as bytes).
 
+mod class;
 pub mod config;
 mod decoder;
 pub mod dtype;
 pub mod experts;
+mod facts;
 pub mod folder;
 pub mod header;
 pub mod hub;
 pub mod index;
 pub mod json;
 pub mod name;
+mod name_index;
 pub mod packed;
 mod quantized;
 pub mod read;
@@ -26,6 +29,7 @@ pub mod tensor;
 pub mod types;
 pub mod widen;
 
+pub use class::{Because, LayerClass};
 pub use config::Config;
 pub use dtype::Dtype;
 pub use experts::{ExpertMatrix, ExpertPart, ExpertStack, MatrixView};
@@ -36,7 +40,7 @@ pub use name::Name;
 pub use packed::{Layers, layers};
 pub use shape::Shape;
 pub use tensor::{FileIdentity, Fp8Layout, Fp8Scales, Shard, TensorInfo};
-pub use types::{Because, Classified, LayerClass, classify};
+pub use types::{Classified, classify};
 
 /// Codes of the findings of this module, stable names for scripts.
 pub mod code {

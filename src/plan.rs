@@ -16,10 +16,11 @@ use crate::finding::{Failure, Finding, Place};
 use crate::layer::LayerType;
 use crate::model::{self, Because, LayerClass, ModelFolder};
 use crate::recipe::{Loaded, Recipe};
-use crate::stage::export::{Format, Target};
+use crate::stage::export::{DigestChoice, Format, Target};
 use crate::stage::{SiblingPolicy, Stage};
 
 pub mod budget;
+pub mod checks;
 pub mod compressed_tensors;
 pub mod config;
 pub mod copies;
@@ -39,6 +40,7 @@ pub mod unreachable_thresholds;
 
 pub use crate::plan::fused_modules::Siblings;
 pub use budget::Budget;
+pub use checks::Checks;
 pub use draft::{Draft, draft};
 pub use engines::parallel::{Limit, Parallel};
 pub use engines::served::{KernelUse, Served, Server};
@@ -89,6 +91,13 @@ pub struct Plan {
 }
 
 impl Plan {
+    /// Whether the recipe asks for cryptographic hashes.
+    #[must_use]
+    pub fn asks_for_hashes(&self) -> bool {
+        let mut stages = self.recipe().stages.iter();
+        stages.any(|stage| matches!(stage, Stage::Export(export) if export.digest == DigestChoice::Blake3))
+    }
+
     /// The recipe.
     #[must_use]
     pub fn recipe(&self) -> &Recipe {

@@ -9,6 +9,3 @@ pub mod occupant;
 pub mod staging;
 
 pub use crate::publish::staging::Staging;
-
-/// The resolved recipe in an output directory.
-pub const RECIPE_FILE_NAME: &str = "monoquant-recipe.yaml";

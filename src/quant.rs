@@ -13,7 +13,9 @@
 //! Results are the same bytes on every instruction set: kernels are one source, compiled for each ([`Isa`]), and sums
 //! have a fixed order of 16 virtual lanes.
 
+mod bad_weight;
 mod distortion;
+mod encode;
 mod expected;
 mod faint;
 mod float_type;
@@ -32,6 +34,7 @@ mod scheme;
 mod search;
 pub mod simd;
 mod solver;
+mod tensor_params;
 pub mod tensor_range;
 #[cfg(test)]
 pub mod test_weights;
@@ -40,11 +43,13 @@ pub mod test_weights;
 mod equality_tests;
 
 pub use crate::quant::simd::Isa;
-pub use crate::quant::tensor_range::{Survey, SurveyPart, TensorParams};
+pub use crate::quant::tensor_range::{Survey, SurveyPart};
+pub use bad_weight::{BadValue, BadWeight};
 pub use distortion::{Distortion, WorstGroup};
 pub use float_type::FloatType;
 pub use importance::{BadStatistics, Importance};
 pub use observer::{Mse, Observer};
-pub use quantizer::{BadValue, BadWeight, Quantized, QuantizedView, Quantizer, Role, Scratch};
+pub use quantizer::{Quantized, QuantizedView, Quantizer, Role, Scratch};
 pub use scheme::{Bits, CodeType, Granularity, Scheme, Storage};
 pub use solver::Solver;
+pub use tensor_params::TensorParams;

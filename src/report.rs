@@ -11,18 +11,16 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::exit::Exit;
 use crate::finding::{Diagnostic, Failure, Finding};
 use crate::fs::regular::{self, limit};
-pub use crate::plan::copies::Left;
+pub use crate::plan::layout::{Left, REPORT_FILE_NAME as FILE_NAME};
 pub use scheme::{ObserverRecord, SchemeRecord};
 
 pub mod engines;
 pub mod ledger;
+pub mod measured;
 mod scheme;
 
 /// The version of the report's format.
 pub const VERSION: u32 = 2;
-
-/// The report's name in an output directory; also what marks a directory as monoquant's.
-pub const FILE_NAME: &str = "monoquant-report.json";
 
 /// Everything about a run, as `monoquant-report.json` holds it. Nothing in it depends on when or how fast the run was.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

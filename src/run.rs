@@ -3,11 +3,13 @@
 //! The only module that sees all the others.
 
 mod carried;
+mod context;
 pub mod event;
 mod executor;
 mod finish;
 pub mod incremental;
 mod made;
+mod outcome;
 pub mod stream;
 pub mod verify;
 mod workers;
@@ -15,4 +17,5 @@ mod workers;
 pub use crate::cancel::Cancel;
 pub use crate::run::incremental::record::sealed as sealed_record;
 pub use event::{Event, Listener, Silent};
-pub use executor::{Options, Outcome, Work, disk_needed, preflight, restore, run};
+pub use executor::{preflight, restore, run};
+pub use outcome::{Options, Outcome, Work};

@@ -8,7 +8,7 @@ use monoquant::finding::Failure;
 use monoquant::model::{self, ModelFolder};
 use monoquant::plan::{self, ExportPlan, Limits, OutputTensor, Plan};
 use monoquant::recipe::{self, Overrides};
-use monoquant::show::plan;
+use monoquant::show;
 use tempfile::TempDir;
 
 use super::findings;
@@ -164,8 +164,8 @@ fn check_folder(folder: &ModelFolder) {
 /// What a plan promises: every output tensor lies in its file, and none upon another.
 pub fn check_plan(plan: &Plan) {
     findings::check(&plan.warnings);
-    assert!(!plan::text(plan).is_empty());
-    let json = serde_json::to_value(plan::json(plan)).expect("a plan is JSON");
+    assert!(!show::plan::text(plan).is_empty());
+    let json = serde_json::to_value(show::plan::json(plan)).expect("a plan is JSON");
     assert!(json.is_object());
     if let Some(tensor) = plan.model.tensors.first() {
         let draft = plan::draft(plan.loaded.clone()).expect("what could be planned has a draft");

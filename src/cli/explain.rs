@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use super::output::Output;
-use super::run::{limits, loaded};
+use super::recipe_args::{limits, loaded};
 use super::{ExplainArgs, Format};
 use crate::exit::Exit;
 use crate::finding::Failure;

@@ -1,7 +1,7 @@
 //! `monoquant plan`.
 
 use super::output::Output;
-use super::run::planned;
+use super::recipe_args::planned;
 use super::{Format, RecipeArgs};
 use crate::exit::Exit;
 use crate::finding::Failure;

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use super::output::Output;
-use super::run::{Trust, instruction_set, limits, loaded, tell_failed_reports};
+use super::recipe_args::{Trust, instruction_set, limits, loaded, tell_failed_reports};
 use super::signals::Signals;
 use super::{Format, RunArgs};
 use crate::exit::Exit;

@@ -9,7 +9,7 @@
 use std::collections::{BTreeSet, HashMap, HashSet};
 
 use super::code;
-use super::types::{TensorFacts, Tensors};
+use super::facts::{TensorFacts, Tensors};
 use crate::finding::Finding;
 use crate::layer::LayerType;
 

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use super::code;
 use super::config::Config;
 use super::header::{self, Header};
+use super::name_index::NameIndex;
 use super::quantized;
 use super::tensor::{FileIdentity, Shard, TensorInfo};
 use crate::exit::Exit;
@@ -16,8 +17,9 @@ use crate::fs::regular::{self, limit};
 use crate::threads;
 
 use checks::{check_copies, check_duplicates, check_index};
-use complaints::{absent, adapter, broken_link, io, no_config, no_weights, not_a_model_file, pointer};
-use files::{Listing, file_name, is_pointer, list};
+use complaints::{absent, adapter, broken_link, file_name, io, no_config, not_a_model_file, pointer};
+use elsewhere::no_weights;
+use files::{Listing, is_pointer, list};
 use root::Root;
 use weights::Choice;
 
@@ -147,37 +149,6 @@ impl ModelFolder {
     #[must_use]
     pub fn tensor_bytes(&self) -> u64 {
         self.tensors.iter().map(|t| t.bytes).sum()
-    }
-}
-
-/// Finds tensors by name: their indices, ordered by name. Holds no copy of the names.
-#[derive(Debug, Clone)]
-pub(super) struct NameIndex(Vec<u32>);
-
-impl NameIndex {
-    fn of(tensors: &[TensorInfo]) -> Self {
-        let name = |index: u32| tensors[index as usize].name.as_str();
-        let mut order: Vec<u32> = (0..tensors.len() as u32).collect();
-        // Tensors of one name stay in their order.
-        threads::sort_by(&mut order, |&a, &b| name(a).cmp(name(b)).then(a.cmp(&b)));
-        Self(order)
-    }
-
-    /// The index of the tensor with this name.
-    pub(super) fn find(&self, tensors: &[TensorInfo], name: &str) -> Option<usize> {
-        self.find_where(tensors, |known| known.cmp(name))
-    }
-
-    /// The index of the tensor whose name compares as equal.
-    fn find_where(&self, tensors: &[TensorInfo], compare: impl Fn(&str) -> Ordering) -> Option<usize> {
-        let at = self.0.binary_search_by(|&i| compare(&tensors[i as usize].name)).ok()?;
-        Some(self.0[at] as usize)
-    }
-
-    /// Pairs of tensors with one name.
-    fn duplicates<'a>(&'a self, tensors: &'a [TensorInfo]) -> impl Iterator<Item = [&'a TensorInfo; 2]> {
-        let pairs = self.0.windows(2).map(|pair| [&tensors[pair[0] as usize], &tensors[pair[1] as usize]]);
-        pairs.filter(|[a, b]| a.name == b.name)
     }
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use super::code;
 use super::config::Config;
 use super::dtype::Dtype;
-use super::folder::NameIndex;
+use super::name_index::NameIndex;
 use super::tensor::{Fp8Layout, Fp8Scales, TensorInfo};
 use crate::finding::Finding;
 

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use super::decoder::{Decoder, Place};
-use super::types::{TensorFacts, Tensors};
+use super::facts::{TensorFacts, Tensors};
 use crate::layer::LayerType;
 
 /// What the rules ask about the model as a whole.

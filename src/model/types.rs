@@ -6,37 +6,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::class::{Because, LayerClass};
 use super::code;
+use super::facts::{TensorFacts, Tensors};
 use super::folder::ModelFolder;
 use super::roles::{self, Surroundings};
-use super::tensor::TensorInfo;
 use crate::finding::Finding;
 use crate::layer::LayerType;
 use crate::threads;
-
-/// What is inferred of a tensor.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct LayerClass {
-    /// Its kind.
-    pub kind: LayerType,
-    /// The rule that gave the kind.
-    pub kind_rule: Because,
-    /// Its role, where it has one.
-    pub role: Option<LayerType>,
-    /// The rule that gave the role.
-    pub role_rule: Option<Because>,
-}
-
-/// The rule that gave a kind or a role: its place in one of the tables.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Because {
-    /// That of a kind.
-    Kind(u8),
-    /// That of a role.
-    Role(u8),
-    /// The recipe says so.
-    Recipe,
-}
 
 impl Because {
     /// The rule in words.
@@ -89,65 +66,6 @@ pub fn classify(folder: &ModelFolder) -> Classified {
         .map(|(tensor, _)| tensor.name.as_str());
     let warnings = unsure_gates(&mut unsure).into_iter().chain(warning).collect();
     Classified { classes, decoder: words, warnings }
-}
-
-/// The tensors of a folder with their kinds.
-#[derive(Clone, Copy)]
-pub(super) struct Tensors<'a, 'c> {
-    pub(super) folder: &'a ModelFolder,
-    classes: &'c [LayerClass],
-}
-
-impl<'a> Tensors<'a, '_> {
-    /// What the rules ask about each, and its kind.
-    pub(super) fn iter(self) -> impl Iterator<Item = (TensorFacts<'a>, LayerType)> {
-        let kinds = self.classes.iter().map(|class| class.kind);
-        self.folder.tensors.iter().map(TensorFacts::of).zip(kinds)
-    }
-}
-
-/// A tensor and the parts of its name.
-#[derive(Clone, Copy)]
-pub(super) struct TensorFacts<'a> {
-    pub(super) info: &'a TensorInfo,
-    /// The last part.
-    pub(super) parameter: &'a str,
-    /// The part before it; empty where there is none.
-    pub(super) last: &'a str,
-    /// The part before that.
-    pub(super) parent: &'a str,
-}
-
-impl<'a> TensorFacts<'a> {
-    pub(super) fn of(info: &'a TensorInfo) -> Self {
-        let mut back = info.name.rsplit('.');
-        let mut next = || back.next().unwrap_or("");
-        let (parameter, last, parent) = (next(), next(), next());
-        Self { info, parameter, last, parent }
-    }
-
-    /// The parts of the name, the parameter last.
-    pub(super) fn segments(&self) -> impl Iterator<Item = &'a str> {
-        self.info.name.split('.')
-    }
-
-    /// Whether a part of the name is this word.
-    pub(super) fn is_below(&self, word: &str) -> bool {
-        self.segments().any(|segment| segment == word)
-    }
-
-    fn axes(&self) -> usize {
-        self.info.shape.len()
-    }
-
-    fn is_weight(&self) -> bool {
-        self.parameter == "weight"
-    }
-
-    /// The size of an axis; 0 where there is none.
-    fn axis(&self, n: usize) -> u64 {
-        self.info.shape.get(n).copied().unwrap_or(0)
-    }
 }
 
 /// What the rules ask about the model as a whole.

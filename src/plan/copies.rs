@@ -1,22 +1,10 @@
 //! The other files of a model: which are carried over, and which stay behind and why.
 
-use serde::{Deserialize, Serialize};
-
 use super::Plan;
+use super::layout::{Left, RECIPE_FILE_NAME, REPORT_FILE_NAME};
 use crate::finding::Finding;
 use crate::model::{Fate, ModelFolder, OtherFile};
 use crate::recipe::Loaded;
-
-/// A file or folder of the source that an export leaves behind.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
-pub struct Left {
-    /// Its path in the source; a folder's ends with `/`.
-    pub name: String,
-    /// Its bytes; 0 where they were not counted, as of hidden folders.
-    pub bytes: u64,
-    /// Why it stays behind.
-    pub reason: String,
-}
 
 /// What becomes of the model's other files in an export.
 pub(super) struct Copies {
@@ -47,7 +35,7 @@ pub(super) fn sort(model: &ModelFolder, copies: bool) -> Copies {
 
 /// Whether an export writes a file of this name.
 fn is_ours(file: &OtherFile) -> bool {
-    file.path == crate::report::FILE_NAME || file.path == crate::publish::RECIPE_FILE_NAME
+    file.path == REPORT_FILE_NAME || file.path == RECIPE_FILE_NAME
 }
 
 /// Files that an export would carry over and cannot.

@@ -5,6 +5,7 @@ use std::io::{self, Write};
 use std::ops::Range;
 use std::path::PathBuf;
 
+use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::piece::Piece;
@@ -15,6 +16,12 @@ use crate::quant::{Role, Scheme};
 use crate::stage::export::shards::Shards;
 use crate::stage::export::{Format, Overwrite, Target};
 use crate::threads;
+
+/// The report's name in an output directory; also the mark of a directory as monoquant's.
+pub const REPORT_FILE_NAME: &str = "monoquant-report.json";
+
+/// The name of the recipe in an output directory.
+pub const RECIPE_FILE_NAME: &str = "monoquant-recipe.yaml";
 
 /// What of a piece an output tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -290,6 +297,17 @@ impl PieceOutput {
     }
 }
 
+/// A file or folder of the source that an export leaves behind.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, schemars::JsonSchema)]
+pub struct Left {
+    /// Its path in the source; a folder's ends with `/`.
+    pub name: String,
+    /// Its bytes; 0 where they were not counted, as of hidden folders.
+    pub bytes: u64,
+    /// Why it stays behind.
+    pub reason: String,
+}
+
 /// One `export` stage, laid out.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExportPlan {
@@ -316,7 +334,7 @@ pub struct ExportPlan {
     /// Indices of the model's other files that are carried over.
     pub copies: Vec<usize>,
     /// What of the source stays behind.
-    pub left: Vec<super::copies::Left>,
+    pub left: Vec<Left>,
 }
 
 impl ExportPlan {
@@ -324,6 +342,14 @@ impl ExportPlan {
     #[must_use]
     pub fn weight_bytes(&self) -> u64 {
         self.files.iter().map(|file| file.bytes).sum()
+    }
+
+    /// Bytes that it takes on its disk, except for the report, the recipe and the index.
+    #[must_use]
+    pub fn disk_needed(&self, model: &ModelFolder) -> u64 {
+        let copied: u64 = self.copies.iter().map(|&index| model.others[index].len).sum();
+        let config = self.config.as_ref().map_or(0, String::len) as u64;
+        self.weight_bytes() + copied + config
     }
 }
 

@@ -360,7 +360,7 @@ fn asking(parameters: &dyn Quantize, items: &[Item<'_>]) -> Vec<usize> {
 }
 
 /// A tensor as the rules see it.
-pub(super) struct Item<'m> {
+pub(crate) struct Item<'m> {
     pub tensor: &'m TensorInfo,
     pub class: &'m LayerClass,
     pub subject: &'m str,
@@ -407,7 +407,7 @@ pub fn float_type(tensor: &TensorInfo) -> Option<FloatType> {
 }
 
 /// The items of a model, in the order of its tensors.
-pub(super) fn items<'m>(model: &'m ModelFolder, classes: &'m [LayerClass]) -> Vec<Item<'m>> {
+pub(crate) fn items<'m>(model: &'m ModelFolder, classes: &'m [LayerClass]) -> Vec<Item<'m>> {
     let mut biases: HashMap<&str, u64> = HashMap::new();
     for tensor in &model.tensors {
         if tensor.parameter() == "bias" {

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File};
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
@@ -11,7 +11,6 @@ use crate::fs::disk;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
 use crate::fs::{limits, regular};
-use crate::publish::staging::StagedFile;
 
 /// Codes of findings about files that cannot be written.
 pub mod code {
@@ -19,6 +18,15 @@ pub mod code {
     pub const CANNOT_WRITE: &str = "export::cannot-write";
     /// A file is longer than may be written.
     pub const FILE_SIZE: &str = "export::file-size";
+}
+
+/// A weight file of the output, for positioned writes and reads.
+#[derive(Debug)]
+pub struct StagedFile {
+    /// The file.
+    pub file: Handle,
+    /// Its path.
+    pub path: PathBuf,
 }
 
 /// A failure to write, with the path and what to do.

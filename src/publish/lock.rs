@@ -324,7 +324,7 @@ mod tests {
         drop(lock);
         assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
         for left in ["", "{}", "half of", r#"{"host":"h","place":"p","process":1,"started":"1"}"#] {
-            fs::write(siblings::lock(&target), left).unwrap();
+            fs::write(hidden::lock(&target), left).unwrap();
             drop(Lock::take(&target).unwrap());
         }
     }
@@ -335,7 +335,7 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
         let write = |holder: &Holder| {
-            fs::write(siblings::lock(&target), serde_json::to_vec(holder).unwrap()).unwrap();
+            fs::write(hidden::lock(&target), serde_json::to_vec(holder).unwrap()).unwrap();
         };
         let here = Holder::here();
         assert_eq!(here.state(), State::Alive);
@@ -360,7 +360,7 @@ mod tests {
     fn without_the_systems_locks_the_living_and_the_unknown_hold_and_the_dead_do_not() {
         let folder = tempfile::tempdir().unwrap();
         let target = folder.path().join("out");
-        let path = siblings::lock(&target);
+        let path = hidden::lock(&target);
         let lock = Lock::take_by(&target, without).unwrap();
         assert_eq!(Lock::take_by(&target, without).unwrap_err().findings[0].code, "export::locked");
         drop(lock);
@@ -386,7 +386,7 @@ mod tests {
         // Another one is clearing it away just now.
         let dead = Holder { started: "0".to_owned(), ..here };
         fs::write(&path, serde_json::to_vec(&dead).unwrap()).unwrap();
-        fs::write(siblings::lock_of_lock(&target), "").unwrap();
+        fs::write(hidden::lock_of_lock(&target), "").unwrap();
         assert!(Lock::take_by(&target, without).is_err() && path.exists());
     }
 
@@ -419,7 +419,7 @@ mod tests {
         let target = folder.path().join("out");
         for (host, is_told) in [("elsewhere", true), ("", false)] {
             let holder = Holder { host: host.to_owned(), place: "another".to_owned(), ..Holder::here() };
-            fs::write(siblings::lock(&target), serde_json::to_vec(&holder).unwrap()).unwrap();
+            fs::write(hidden::lock(&target), serde_json::to_vec(&holder).unwrap()).unwrap();
             let lock = Lock::take(&target).unwrap();
             assert_eq!(lock.note().is_some_and(|note| note.contains("elsewhere")), is_told);
         }
@@ -445,7 +445,7 @@ mod tests {
                     });
                 }
             });
-            assert!(taken.into_inner() >= 8 && !siblings::lock(&target).exists());
+            assert!(taken.into_inner() >= 8 && !hidden::lock(&target).exists());
         }
     }
 }

@@ -161,7 +161,7 @@ fn strangers(folder: &Folder, tree: &[Entry], report: &Ours) -> Vec<String> {
     let of = |output: &OutputRecord| {
         let names = output.files.iter().map(|file| file.name.as_str());
         let copied = output.copied.iter().map(String::as_str);
-        let fixed = [report::FILE_NAME, crate::publish::RECIPE_FILE_NAME, "config.json"];
+        let fixed = [report::FILE_NAME, crate::plan::layout::RECIPE_FILE_NAME, "config.json"];
         let files: HashSet<&Path> = names.chain(copied).chain(fixed).map(Path::new).collect();
         let folders: HashSet<&Path> = files.iter().flat_map(|file| file.ancestors().skip(1)).collect();
         let is_known = |entry: &&Entry| {

@@ -11,7 +11,7 @@ use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
 use crate::plan::{Content, ExportPlan, OutputFile};
 use crate::publish::files;
-use crate::publish::files::cannot_write;
+use crate::publish::files::{StagedFile, cannot_write};
 use crate::publish::hidden;
 
 /// Bytes that are copied at once.
@@ -19,15 +19,6 @@ const STRETCH: u64 = 16 << 20;
 
 /// Asks whether to go on with what takes long: an error where not.
 pub type GoOn<'a> = &'a dyn Fn() -> Result<(), Failure>;
-
-/// A weight file of the output, for positioned writes and reads.
-#[derive(Debug)]
-pub struct StagedFile {
-    /// The file.
-    pub file: Handle,
-    /// Its path.
-    pub path: PathBuf,
-}
 
 /// An output being built.
 #[derive(Debug)]

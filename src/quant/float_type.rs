@@ -3,7 +3,7 @@
 //! All arithmetic is f32; a value "of type F16" is an f32 that F16 can hold. Conversions are written with integer
 //! operations, so that they vectorise on every instruction set and give the same bits everywhere.
 
-use crate::quant::simd::machine::{LANES, Machine};
+use crate::quant::simd::machine::{LANES, Machine, f16_to_f32};
 
 /// A floating-point type that weights or scales are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
@@ -339,11 +339,7 @@ impl Float for F16 {
 
     #[inline(always)]
     fn widen(raw: [u8; 2]) -> f32 {
-        let half = u32::from(u16::from_le_bytes(raw));
-        // The mantissa moves by 13 bits; a product with 2^112 corrects the bias and normalises subnormals, exactly.
-        let magnitude = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-        let special = if half & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-        f32::from_bits(magnitude.to_bits() | special | (half & 0x8000) << 16)
+        f16_to_f32(raw)
     }
 
     #[inline(always)]

@@ -3,6 +3,7 @@
 mod allowance;
 mod codes;
 mod reader;
+pub(super) mod segment;
 mod sums;
 mod weighted;
 
@@ -18,83 +19,9 @@ use crate::quant::simd::machine::{LANES, Machine};
 use allowance::Allowances;
 use codes::{Codes, NewCodes, StoredCodes, sum_up};
 use reader::Reader;
-use sums::{BlockLanes, BlockSums, Running, Totals};
+use segment::{BlockFacts, Decoded, SEGMENT, Segment};
+use sums::{BLOCKS, BlockLanes, BlockSums, Running, Totals};
 use weighted::WeighTile;
-
-/// Columns that are decoded before they are looked at: what the first cache holds beside the files' bytes.
-const SEGMENT: usize = 2048;
-
-/// Blocks of a segment at most, and so groups.
-const BLOCKS: usize = 64;
-
-/// Some columns of a row: whole groups, or a part of one. Aligned for the widest registers.
-#[derive(Default)]
-#[repr(align(64))]
-pub(super) struct Segment {
-    memory: Decoded,
-    facts: BlockFacts,
-    blocks: BlockSums,
-}
-
-/// Weights, and what their codes mean: of all columns, or of one block at a time.
-#[repr(align(64))]
-struct Decoded {
-    values: [f32; SEGMENT],
-    decoded: [f32; SEGMENT],
-}
-
-/// What is known of the blocks of a segment before their weights are looked at.
-#[repr(align(64))]
-struct BlockFacts {
-    scales: [f32; BLOCKS],
-    /// Zero points.
-    zeros: [f32; BLOCKS],
-    /// What the least and the greatest code mean.
-    bottoms: [f32; BLOCKS],
-    tops: [f32; BLOCKS],
-    /// See [`Allowances::fill`].
-    reaches: [f32; BLOCKS],
-    /// What an |e| has to be above to be of interest: the reach, or the greatest so far.
-    limits: [f32; BLOCKS],
-    /// Whether it has to be looked at again whatever its weights are: not 0.
-    flags: [u32; BLOCKS],
-}
-
-impl Default for Decoded {
-    fn default() -> Self {
-        Self { values: [0.0; SEGMENT], decoded: [0.0; SEGMENT] }
-    }
-}
-
-impl Default for BlockFacts {
-    fn default() -> Self {
-        let none = [0.0; BLOCKS];
-        Self {
-            scales: none,
-            zeros: none,
-            bottoms: none,
-            tops: none,
-            reaches: none,
-            limits: none,
-            flags: [0; BLOCKS],
-        }
-    }
-}
-
-impl BlockFacts {
-    /// Scale, zero point and limit of a block. There are no more of them than [`BLOCKS`], which the compiler need not check then.
-    #[inline(always)]
-    fn of(&self, block: usize) -> (f32, f32, f32) {
-        let i = block % BLOCKS;
-        (self.scales[i], self.zeros[i], self.limits[i])
-    }
-}
-
-impl std::fmt::Debug for Segment {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Segment")
-    }
-}
 
 impl Quantizer {
     /// Writes the dequantized weights of `rows` rows, (code − zero point)·scale rounded once to the scheme's

@@ -17,36 +17,12 @@ use std::marker::PhantomData;
 
 use crate::quant::float_type::{Bf16, F16, F32, Float};
 use crate::quant::percentile::{Histogram, Refinement};
-use crate::quant::quantizer::BadValue;
 use crate::quant::search::{Errors, Search, add_all};
 use crate::quant::simd::Job;
 use crate::quant::simd::machine::Machine;
-use crate::quant::{BadWeight, FloatType, Granularity, Importance, Observer, Quantizer, Scheme};
-
-/// The one scale and zero point of a tensor.
-#[derive(Debug, Clone, Copy, PartialEq)]
-pub struct TensorParams {
-    /// A value of the scheme's scale type, finite and above 0.
-    pub scale: f32,
-    /// 0 where symmetric.
-    pub zero_point: i8,
-}
-
-impl TensorParams {
-    /// The bytes of the scale tensor.
-    #[must_use]
-    pub fn scale_bytes(&self, scheme: &Scheme) -> Vec<u8> {
-        let mut bytes = Vec::new();
-        scheme.scale_type.narrow(&[self.scale], &mut bytes);
-        bytes
-    }
-
-    /// The bytes of the zero-point tensor, one I8; none where symmetric.
-    #[must_use]
-    pub fn zero_point_bytes(&self, scheme: &Scheme) -> Vec<u8> {
-        if scheme.symmetric { Vec::new() } else { vec![self.zero_point as u8] }
-    }
-}
+use crate::quant::{
+    BadValue, BadWeight, FloatType, Granularity, Importance, Observer, Quantizer, TensorParams,
+};
 
 /// What is known of a tensor so far.
 #[derive(Debug, Clone)]

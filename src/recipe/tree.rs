@@ -20,7 +20,7 @@ const MAX_FINDINGS: usize = 100;
 
 /// A value, where it is used, and where it is defined if that is elsewhere.
 #[derive(Debug, Clone)]
-pub(super) struct Node {
+pub(crate) struct Node {
     pub content: Content,
     /// The text as it was written, where variables were replaced in it.
     pub written: Option<String>,
@@ -30,7 +30,7 @@ pub(super) struct Node {
 
 /// What a value is.
 #[derive(Debug, Clone)]
-pub(super) enum Content {
+pub(crate) enum Content {
     Null,
     Bool(bool),
     Number(Number),
@@ -41,7 +41,7 @@ pub(super) enum Content {
 
 /// A key and its value.
 #[derive(Debug, Clone)]
-pub(super) struct Entry {
+pub(crate) struct Entry {
     pub key: String,
     pub key_place: Place,
     pub key_defined: Option<Place>,

@@ -4,21 +4,13 @@ use super::{
     Balance, FileRecord, GateRecord, Metrics, OutputRecord, Quality, Report, SchemeRecord, Sizes,
     TensorRecord, Verdict, WorstGroup,
 };
+use crate::digest::Digest;
 use crate::finding::{Diagnostic, Finding};
 use crate::plan::select::matrix_shape;
 use crate::plan::{Action, Plan};
 use crate::quant::{Distortion, Granularity};
 use crate::stage::Stage;
 use crate::stage::export::Format;
-
-/// What identifies the bytes of a file.
-#[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Digest {
-    /// Its CRC-64/NVME; none where not every byte was seen.
-    pub crc64: Option<u64>,
-    /// Its BLAKE3 hash in hexadecimal, where the recipe asks for it.
-    pub blake3: Option<String>,
-}
 
 /// What a run adds to its plan.
 #[derive(Debug)]
@@ -171,13 +163,13 @@ pub(super) struct BytesOut {
 
 impl BytesOut {
     /// Those of one tensor.
-    pub(super) fn of(&self, tensor: usize) -> &[u64] {
+    pub fn of(&self, tensor: usize) -> &[u64] {
         &self.bytes[tensor * self.exports..][..self.exports]
     }
 }
 
 /// Bytes that each source tensor has in each export of a plan.
-pub(super) fn bytes_out(plan: &Plan) -> BytesOut {
+pub fn bytes_out(plan: &Plan) -> BytesOut {
     let (exports, content) = (plan.exports.len(), plan.content());
     let mut bytes = vec![0; exports * plan.model.tensors.len()];
     for (index, export) in plan.exports.iter().enumerate() {

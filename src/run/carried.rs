@@ -15,7 +15,6 @@ use crate::plan::Plan;
 use crate::publish::Staging;
 use crate::report::FileRecord;
 use crate::run::incremental::previous::Stores;
-use crate::run::stream::collector::asks_for_hashes;
 
 /// A file of the model that an export carries over.
 #[derive(Debug, Clone)]
@@ -31,7 +30,7 @@ pub(super) struct Carried {
 /// # Errors
 /// Where one cannot be read, or the run is cancelled.
 pub(super) fn look(plan: &Plan, stores: &[Stores], cancel: &Cancel) -> Result<Vec<Vec<Carried>>, Failure> {
-    let is_hashed = asks_for_hashes(plan);
+    let is_hashed = plan.asks_for_hashes();
     let mut seen: HashMap<usize, Carried> = HashMap::new();
     let mut out = Vec::with_capacity(plan.exports.len());
     for export in &plan.exports {

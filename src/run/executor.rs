@@ -4,9 +4,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use super::carried;
+use super::context::Context;
 use super::event::{Event, Listener};
 use super::finish::{Job, header};
-use super::stream::{self, Checks};
+use super::outcome::{Options, Outcome, Work};
+use super::stream;
 use super::workers::Workers;
 use crate::cancel::Cancel;
 use crate::exit::Exit;
@@ -15,6 +17,7 @@ use crate::fs::disk;
 use crate::fs::exclusive::{self, Kind};
 use crate::fs::limits;
 use crate::gates;
+use crate::plan::Checks;
 use crate::plan::{ExportPlan, Plan};
 use crate::publish::lock::Lock;
 use crate::publish::{Staging, exchange, files, flush, hidden, occupant, staging};
@@ -28,45 +31,7 @@ use crate::run::incremental::{hashes, take_over};
 use crate::run::stream::collector::Collector;
 use crate::run::stream::source::Source;
 use crate::stage::Stage;
-use crate::stage::validate::Check;
 use crate::text::units;
-
-/// How a run is carried out; nothing here changes its results.
-#[derive(Debug, Clone, Default)]
-pub struct Options {
-    /// The instruction set of the kernels; the best one of the machine where none is given.
-    pub isa: Option<Isa>,
-    /// The switch that ends the run.
-    pub cancel: Cancel,
-    /// Put everything on the disk before it is published, so that it survives a power cut.
-    pub durable: bool,
-    /// Take nothing over from earlier runs.
-    pub fresh: bool,
-    /// Keep what a failed gate does not let out, so that the next run need not make it again.
-    pub keep_unpublished: bool,
-}
-
-/// What a run came to. A failed gate is an outcome, not a [`Failure`]: everything was done, and the report says what of it is
-/// not good enough.
-#[derive(Debug)]
-pub struct Outcome {
-    /// The report, as it is written.
-    pub report: Report,
-    /// Where it is.
-    pub report_paths: Vec<PathBuf>,
-    /// The outputs that were published.
-    pub published: Vec<PathBuf>,
-    /// The distortion of each source tensor.
-    pub distortions: Vec<Option<Distortion>>,
-    /// What the gates have to say, failures and warnings, and what a limit of the system slowed down.
-    pub findings: Vec<Finding>,
-    /// The exit status.
-    pub exit: Exit,
-    /// What there was to do.
-    pub work: Work,
-    /// Whether the outputs were already as the run would have made them, to the byte: nothing was written.
-    pub is_up_to_date: bool,
-}
 
 /// Carries out a plan: streams the weights into staging folders, judges the gates, publishes what passed. Tensors that an
 /// earlier run has left as the plan wants them are taken over; with nothing left to do, nothing is written.
@@ -92,7 +57,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         exchange::restore(&export.path)?;
         occupants.push(occupant::check(&export.path, export.overwrite)?);
     }
-    let (checks, cancel) = (checks(plan), &options.cancel);
+    let (checks, cancel) = (Checks::of(plan.recipe()), &options.cancel);
     let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes())?;
     let source = Source::open(plan)?;
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
@@ -121,7 +86,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let mut built = None;
     if !reuse.is_everything(plan) {
         let (mut staging, journals) = job.stage()?;
-        let run = stream::Run {
+        let run = Context {
             plan,
             source: &source,
             staging: &staging,
@@ -180,15 +145,6 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     Ok(outcome)
 }
 
-/// What a run had to do.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Work {
-    /// Tensors that were taken over from an earlier run.
-    pub taken_over: usize,
-    /// Tensors that were read, treated and written.
-    pub redone: usize,
-}
-
 /// Looks whether the outputs of a plan can be written: nothing is in their places that must stay, and their disks have room.
 ///
 /// # Errors
@@ -229,28 +185,12 @@ pub fn restore(loaded: &Loaded) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the streaming pass has to do for the stages of the recipe.
-fn checks(plan: &Plan) -> Checks {
-    let has = |check: Check| {
-        plan.recipe()
-            .stages
-            .iter()
-            .any(|stage| matches!(stage, Stage::Validate(validate) if validate.checks.contains(&check)))
-    };
-    let measure = plan
-        .recipe()
-        .stages
-        .iter()
-        .any(|stage| matches!(stage, Stage::Validate(_) | Stage::CheckWarnings(_)));
-    Checks { finite: has(Check::Finite), round_trip: has(Check::RoundTrip), measure }
-}
-
 fn check_space(plan: &Plan) -> Result<(), Failure> {
     // Exports on one disk need their space together.
     let mut disks: BTreeMap<u64, (u64, &ExportPlan)> = BTreeMap::new();
     for export in &plan.exports {
         let disk = disks.entry(disk::disk_of(&export.path)).or_insert((0, export));
-        disk.0 += disk_needed(plan, export);
+        disk.0 += export.disk_needed(&plan.model);
     }
     for (needed, export) in disks.into_values() {
         // What an interrupted run has left is cleared before anything is written.
@@ -292,14 +232,6 @@ fn check_lengths(plan: &Plan, export: &ExportPlan) -> Result<(), Failure> {
             "Raise the limit (`ulimit -f`); weights can be cut into shorter files by `shards` of `export`.",
         );
     Err(Failure::new(Exit::CannotWrite, finding))
-}
-
-/// Bytes that an export takes on its disk, but for the report, the recipe and the index.
-#[must_use]
-pub fn disk_needed(plan: &Plan, export: &ExportPlan) -> u64 {
-    let copied: u64 = export.copies.iter().map(|&index| plan.model.others[index].len).sum();
-    let config = export.config.as_ref().map_or(0, String::len) as u64;
-    export.weight_bytes() + copied + config
 }
 
 /// The report of a failed run replaces the one of an earlier failed run, and nothing else.

@@ -8,27 +8,27 @@ use std::time::Duration;
 
 use super::carried::Carried;
 use super::event::{Event, Listener};
-use super::executor::{Options, Outcome, Work};
 use super::made::{MadeFile, made_files};
-use super::stream::Checks;
+use super::outcome::{Options, Outcome, Work};
 use super::verify::Identity;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder};
 use crate::gates::Judgement;
 use crate::model::FileIdentity;
+use crate::plan::Checks;
 use crate::plan::{ExportPlan, Plan, fingerprint};
 use crate::publish::occupant;
 use crate::publish::occupant::Occupant;
 use crate::publish::{Staging, exchange, files, hidden, staging};
 use crate::report::ledger::{self, Results};
+use crate::report::measured::Measured;
 use crate::report::{self, Report, Verdict};
 use crate::run::incremental::previous::Stores;
 use crate::run::incremental::record;
 use crate::run::incremental::record::{CarriedFile, Header, Journal, SourceFile, Tensors, WrittenFile};
 use crate::run::incremental::reuse::Reuse;
 use crate::run::incremental::take_over;
-use crate::run::stream::collector::{Measured, asks_for_hashes};
 use crate::text::units;
 
 /// Up to so long is waited for until every later change of a file shows in its times.
@@ -134,7 +134,7 @@ impl Job<'_> {
         };
         let made = plan.exports.iter().map(|export| made_files(plan, export));
         let made: Vec<Vec<MadeFile<'_>>> = made.collect::<Result<_, _>>()?;
-        let is_hashed = asks_for_hashes(plan);
+        let is_hashed = plan.asks_for_hashes();
         let others = carried.iter().zip(&made).map(|(carried, made)| {
             let made = made.iter().map(|made| {
                 let mut identity = Identity::new(is_hashed);

@@ -7,8 +7,8 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::Folder;
 use crate::fs::regular::Same;
+use crate::plan::layout::RECIPE_FILE_NAME;
 use crate::plan::{ExportPlan, Plan};
-use crate::publish;
 use crate::recipe::Recipe;
 use crate::stage::Stage;
 
@@ -45,7 +45,7 @@ pub(super) fn made_files<'p>(plan: &'p Plan, export: &'p ExportPlan) -> Result<V
         Failure::new(Exit::Internal, finding)
     })?;
     let write = move |out: &mut dyn Write| out.write_all(recipe.as_bytes());
-    out.push(MadeFile { name: publish::RECIPE_FILE_NAME.to_owned(), write: Box::new(write) });
+    out.push(MadeFile { name: RECIPE_FILE_NAME.to_owned(), write: Box::new(write) });
     Ok(out)
 }
 

@@ -12,7 +12,7 @@ use std::sync::Mutex;
 
 use serde::{Deserialize, Serialize};
 
-use super::event::{Event, Listener};
+use super::event::Event;
 use super::workers::Workers;
 use crate::cancel::Cancel;
 use crate::exit::Exit;
@@ -24,44 +24,24 @@ use crate::publish::{Staging, files};
 use crate::quant::{
     BadValue, BadWeight, Distortion, FloatType, Isa, Quantized, Scratch, Solver, Survey, TensorParams,
 };
-use crate::run::incremental::record::Journal;
-use crate::run::incremental::take_over;
-use crate::run::stream::collector::{Collector, lock};
+use crate::run::context::Context;
+use crate::run::incremental::record::Finished;
 use crate::run::stream::solvers::Solvers;
 use crate::run::stream::source::{Source, SourceBuffers};
 use crate::run::stream::tiles::{Cut, Queue, Tile};
-
-/// What a pass does beside quantizing and writing.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
-pub(super) struct Checks {
-    /// Look at every value that is kept.
-    pub finite: bool,
-    /// Read back and compare what was written.
-    pub round_trip: bool,
-    /// Measure distortions.
-    pub measure: bool,
-}
-
-impl Checks {
-    /// Whether a pass that did this has done all of that.
-    pub fn cover(self, wanted: Self) -> bool {
-        (self.finite || !wanted.finite)
-            && (self.round_trip || !wanted.round_trip)
-            && (self.measure || !wanted.measure)
-    }
-}
+use crate::sync::lock;
 
 /// A run with what was found out before its one pass.
 struct Pass<'a> {
-    run: &'a Run<'a>,
+    run: &'a Context<'a>,
     solvers: &'a Solvers<'a>,
     params: &'a [Option<TensorParams>],
 }
 
 impl<'a> std::ops::Deref for Pass<'a> {
-    type Target = Run<'a>;
+    type Target = Context<'a>;
 
-    fn deref(&self) -> &Run<'a> {
+    fn deref(&self) -> &Context<'a> {
         self.run
     }
 }
@@ -77,27 +57,12 @@ struct Buffers {
     scratch: Scratch,
 }
 
-/// What a run works with.
-pub(super) struct Run<'a> {
-    pub plan: &'a Plan,
-    pub source: &'a Source<'a>,
-    pub staging: &'a [Staging],
-    /// The record of each export.
-    pub journals: &'a [Journal],
-    /// The fingerprints of all source tensors.
-    pub prints: &'a Prints,
-    pub checks: Checks,
-    pub isa: Isa,
-    pub collector: &'a Collector<'a>,
-    pub listener: &'a dyn Listener,
-}
-
 /// Streams the weights of some of the plan's pieces into the staged files.
 ///
 /// # Errors
 /// Where a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
 pub(super) fn stream(
-    run: &Run<'_>,
+    run: &Context<'_>,
     pieces: Vec<usize>,
     workers: &Workers,
     cancel: &Cancel,
@@ -111,7 +76,7 @@ pub(super) fn stream(
 
 /// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
 fn survey(
-    run: &Run<'_>,
+    run: &Context<'_>,
     solvers: &Solvers<'_>,
     pieces: &[usize],
     workers: &Workers,
@@ -147,7 +112,7 @@ fn survey(
 }
 
 fn survey_pass(
-    run: &Run<'_>,
+    run: &Context<'_>,
     workers: &Workers,
     cancel: &Cancel,
     index: usize,
@@ -218,7 +183,7 @@ impl Pass<'_> {
             let distortion = self.collector.distortion_of(tile.piece);
             for (export, journal) in self.journals.iter().enumerate() {
                 if let Some(finished) =
-                    take_over::finished(self.plan, self.prints, export, piece.tensor(), self.collector)
+                    Finished::of(self.plan, self.prints, export, piece.tensor(), self.collector)
                 {
                     journal.add(&finished)?;
                 }

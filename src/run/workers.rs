@@ -6,12 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::run::stream::collector::lock;
+use crate::sync::lock;
 use crate::text::units;
 use crate::threads::{self, Pool};
 
 /// Threads that take one thing at a time.
-pub(super) struct Workers {
+pub(crate) struct Workers {
     pool: Pool,
     wanted: usize,
 }

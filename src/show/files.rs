@@ -2,7 +2,8 @@
 
 use serde_json::{Value, json};
 
-use crate::plan::copies::{Left, carried_weights};
+use crate::plan::copies::carried_weights;
+use crate::plan::layout::Left;
 use crate::plan::{ExportPlan, Plan};
 use crate::show::table::table;
 use crate::text::units::{bytes, counted};

@@ -9,13 +9,12 @@ use serde_json::{Value, json};
 use crate::finding::{Diagnostic, diagnostics};
 use crate::fs::disk::free_space;
 use crate::model::Shape;
-use crate::plan::copies::Left;
+use crate::plan::layout::Left;
 use crate::plan::layout::logical_bytes;
 use crate::plan::tasks::tasks;
 use crate::plan::{Decision, ExportPlan, Plan};
 use crate::report::SchemeRecord;
 use crate::report::ledger::{bytes_out, format_name, written_path};
-use crate::run::disk_needed;
 use crate::show::each::Each;
 use crate::show::files;
 use crate::show::table::table;
@@ -161,8 +160,8 @@ pub fn text(plan: &Plan) -> String {
         ]);
         rows.push(vec![
             "disk".to_owned(),
-            format!("{} bytes", grouped(disk_needed(plan, export))),
-            bytes(disk_needed(plan, export)),
+            format!("{} bytes", grouped(export.disk_needed(&plan.model))),
+            bytes(export.disk_needed(&plan.model)),
             free.map_or_else(String::new, |free| format!("of {} free", bytes(free))),
         ]);
         rows.extend(crate::report::engines::rows(plan, export.stage));
@@ -267,7 +266,7 @@ fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {
         path: written_path(plan, export.stage),
         format: format_name(export.format),
         bytes: export.weight_bytes(),
-        disk_needed: disk_needed(plan, export),
+        disk_needed: export.disk_needed(&plan.model),
         disk_free: free_space(Path::new(&export.path)),
         carried: files::carried_json(plan, export),
         left: &export.left,

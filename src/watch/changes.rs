@@ -17,7 +17,7 @@ use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::model::FileIdentity;
-use crate::run::stream::collector::lock;
+use crate::sync::lock;
 
 /// Without another event for so long, a change is complete.
 const QUIET: Duration = Duration::from_millis(30);

@@ -2,12 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use super::NameIndex;
 use super::complaints::{MAX_NAMES, be};
 use crate::finding::Finding;
 use crate::model::code;
 use crate::model::config::Config;
 use crate::model::index::Index;
+use crate::model::name_index::NameIndex;
 use crate::model::tensor::{Shard, TensorInfo};
 
 /// A tensor in two files: which one counts cannot be told.

@@ -4,7 +4,6 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::files::{Listing, file_name};
 use crate::finding::{Finding, nearest};
 use crate::fs::regular;
 use crate::model::code;
@@ -86,7 +85,7 @@ pub(super) fn absent(model: &Path, error: &std::io::Error) -> Finding {
 }
 
 /// What can be given as a model.
-const GIVE: &str = "Give a model's folder, one `.safetensors` file, or `hf://org/name`.";
+pub(super) const GIVE: &str = "Give a model's folder, one `.safetensors` file, or `hf://org/name`.";
 
 /// What to say of something that is neither a folder nor a file that can be read as a model.
 pub(super) fn not_a_model_file(model: &Path, metadata: &fs::Metadata) -> Option<Finding> {
@@ -113,39 +112,8 @@ fn not_safetensors(name: &str) -> Option<Finding> {
     })
 }
 
-const CONVERT: &str = "Weights in pickle files are not read, because reading one can run code. \
+pub(super) const CONVERT: &str = "Weights in pickle files are not read, because reading one can run code. \
     Convert them with transformers: `AutoModelForCausalLM.from_pretrained(DIR, dtype=\"auto\").save_pretrained(NEW)`.";
-
-/// A folder without weights to read: says what it holds instead.
-pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
-    let folder = root.display();
-    let found = |end: &[&str]| listing.files.iter().find(|file| end.iter().any(|e| file.path.ends_with(e)));
-    let error = |message| Finding::error(code::NOT_A_MODEL, message);
-    if listing.files.is_empty() && listing.folders.is_empty() {
-        return error(format!("the folder `{folder}` is empty")).help(GIVE);
-    }
-    if let Some(finding) = super::elsewhere::below(root, listing) {
-        return finding;
-    }
-    if let Some(file) = found(&[".safetensors"]) {
-        return error(format!("`{folder}` has no weight file of a model")).help(format!(
-            "There is `{}`; `include` of `load` reads a file whatever it is called.",
-            file.path
-        ));
-    }
-    if let Some(file) = found(&[".bin", ".pt", ".pth", ".ckpt"]) {
-        return error(format!("`{folder}` has its weights in `{}` and none in safetensors", file.path))
-            .help(CONVERT);
-    }
-    if let Some(file) = found(&[".gguf"]) {
-        return error(format!("`{folder}` has only GGUF weights (`{}`)", file.path))
-            .help("GGUF files are quantized already; give the model that they were made from.");
-    }
-    error(format!("`{folder}` has no `.safetensors` file")).help(format!(
-        "It holds {}.",
-        shown(&listing.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>())
-    ))
-}
 
 /// A model without a config. What it means for an export is said by the plan.
 pub(super) fn no_config(is_single_file: bool) -> Finding {
@@ -172,4 +140,9 @@ pub(super) fn adapter(files: &[super::OtherFile]) -> Finding {
     let names: Vec<&str> = files.iter().map(|file| file.path.as_str()).collect();
     Finding::error(code::NOT_A_MODEL, format!("{} a LoRA adapter, not a model", be(&names)))
         .help("Merge it into its base model first (PEFT's `merge_and_unload`).")
+}
+
+/// The name of a file or folder.
+pub(super) fn file_name(path: &Path) -> String {
+    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }

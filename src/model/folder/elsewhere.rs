@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
-use super::files::{Listing, file_name};
+use super::complaints::{CONVERT, GIVE, file_name, shown};
+use super::files::Listing;
 use super::names;
 use super::root::Root;
 use crate::finding::Finding;
@@ -169,4 +170,35 @@ pub(super) fn below(root: &Path, listing: &Listing) -> Option<Finding> {
             Some(finding.help(format!("Give one of the folders that have: {}{more}.", several.join(", "))))
         }
     }
+}
+
+/// A folder without weights to read: says what it holds instead.
+pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
+    let folder = root.display();
+    let found = |end: &[&str]| listing.files.iter().find(|file| end.iter().any(|e| file.path.ends_with(e)));
+    let error = |message| Finding::error(code::NOT_A_MODEL, message);
+    if listing.files.is_empty() && listing.folders.is_empty() {
+        return error(format!("the folder `{folder}` is empty")).help(GIVE);
+    }
+    if let Some(finding) = below(root, listing) {
+        return finding;
+    }
+    if let Some(file) = found(&[".safetensors"]) {
+        return error(format!("`{folder}` has no weight file of a model")).help(format!(
+            "There is `{}`; `include` of `load` reads a file whatever it is called.",
+            file.path
+        ));
+    }
+    if let Some(file) = found(&[".bin", ".pt", ".pth", ".ckpt"]) {
+        return error(format!("`{folder}` has its weights in `{}` and none in safetensors", file.path))
+            .help(CONVERT);
+    }
+    if let Some(file) = found(&[".gguf"]) {
+        return error(format!("`{folder}` has only GGUF weights (`{}`)", file.path))
+            .help("GGUF files are quantized already; give the model that they were made from.");
+    }
+    error(format!("`{folder}` has no `.safetensors` file")).help(format!(
+        "It holds {}.",
+        shown(&listing.files.iter().map(|f| f.path.as_str()).collect::<Vec<_>>())
+    ))
 }

@@ -221,7 +221,3 @@ pub(super) fn is_pointer(root: &Root, file: &OtherFile) -> bool {
     let read = root.open(&file.path).and_then(|(mut file, _)| file.read_exact(&mut start));
     read.is_ok() && start == POINTER
 }
-
-pub(super) fn file_name(path: &Path) -> String {
-    path.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
-}

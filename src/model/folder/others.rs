@@ -9,11 +9,12 @@ use serde_json::Value;
 use super::files::{Listing, is_pointer};
 use super::root::Root;
 use super::weights::{is_adapter, stem};
-use super::{Fate, NameIndex, OtherFile, names};
+use super::{Fate, OtherFile, names};
 use crate::finding::Finding;
 use crate::model::code;
 use crate::model::config::DECLARATIONS;
 use crate::model::header::{self, Header, HeaderTensor};
+use crate::model::name_index::NameIndex;
 use crate::model::tensor::TensorInfo;
 
 /// Extensions of weights in formats that are not read.

@@ -1,8 +1,10 @@
 //! Sums of squares of blocks: in f32 over lanes, in an order that depends on nothing but shapes and types.
 
 use super::super::search::fold;
-use super::BLOCKS;
 use crate::quant::simd::machine::{LANES, Machine};
+
+/// Blocks of a segment at most, and so groups.
+pub(super) const BLOCKS: usize = 64;
 
 /// Columns whose squares are summed in f32 before they go into f64 sums: 16 terms a lane.
 pub(super) const BLOCK: usize = 16 * LANES;

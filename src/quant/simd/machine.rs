@@ -2,8 +2,6 @@
 //!
 //! The same lanes on every instruction set, and so the same bits: one register, two, or an array.
 
-use crate::quant::float_type::{F16, Float};
-
 /// Lanes of all sums.
 pub(crate) const LANES: usize = 16;
 
@@ -338,8 +336,8 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
     fn f16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2] {
         let mut out = [[0.0; LANES]; 2];
         for (i, pair) in from.as_chunks::<4>().0.iter().enumerate() {
-            out[0][i] = F16::widen([pair[0], pair[1]]);
-            out[1][i] = F16::widen([pair[2], pair[3]]);
+            out[0][i] = f16_to_f32([pair[0], pair[1]]);
+            out[1][i] = f16_to_f32([pair[2], pair[3]]);
         }
         out
     }
@@ -389,6 +387,16 @@ fn look_up_bytes(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) mod x86;
+
+/// The value of an F16 number, little-endian.
+#[inline(always)]
+pub(crate) fn f16_to_f32(raw: [u8; 2]) -> f32 {
+    let half = u32::from(u16::from_le_bytes(raw));
+    // The mantissa moves by 13 bits; a product with 2^112 corrects the bias and normalises subnormals, exactly.
+    let magnitude = f32::from_bits((half & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+    let special = if half & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+    f32::from_bits(magnitude.to_bits() | special | (half & 0x8000) << 16)
+}
 
 #[cfg(test)]
 mod tests {

@@ -9,9 +9,9 @@ use crate::finding::{Failure, Finding};
 use crate::fs::regular;
 use crate::plan::Plan;
 use crate::publish::staging::FileStart;
+use crate::report::measured::Measured;
 use crate::run::incremental::previous::Stores;
 use crate::run::incremental::reuse::Reuse;
-use crate::run::stream::collector::{Measured, asks_for_hashes};
 use crate::run::verify;
 
 /// Adds the hashes that are missing, where the recipe asks for them. `folders` hold the weight files of each export.
@@ -26,7 +26,7 @@ pub(crate) fn complete(
     measured: &mut Measured,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
-    if !asks_for_hashes(plan) {
+    if !plan.asks_for_hashes() {
         return Ok(());
     }
     let all = || stores.iter().flat_map(|stores| &stores.stores);

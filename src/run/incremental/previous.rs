@@ -12,6 +12,7 @@ use crate::finding::Failure;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
 use crate::model::{FileIdentity, Name, header};
+use crate::plan::Checks;
 use crate::plan::fingerprint::{self, Prints};
 use crate::plan::{ExportPlan, Piece, Plan};
 use crate::publish::{files, hidden};
@@ -19,7 +20,6 @@ use crate::quant::Distortion;
 use crate::report::FileRecord;
 use crate::run::incremental::record;
 use crate::run::incremental::record::{CarriedFile, Finished, Found, Header, WrittenFile};
-use crate::run::stream::Checks;
 
 /// A folder with finished tensors.
 #[derive(Debug)]

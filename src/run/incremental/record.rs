@@ -15,12 +15,14 @@ use crate::finding::Failure;
 use crate::fs::exclusive;
 use crate::fs::regular::{self, limit};
 use crate::model::{FileIdentity, Name};
-use crate::plan::fingerprint::{BUILD, Fingerprint};
+use crate::plan::Checks;
+use crate::plan::Plan;
+use crate::plan::fingerprint::{BUILD, Fingerprint, Prints};
 use crate::publish::{files, hidden};
 use crate::quant::Distortion;
 use crate::report::FileRecord;
-use crate::run::stream::Checks;
-use crate::run::stream::collector::lock;
+use crate::run::stream::collector::Collector;
+use crate::sync::lock;
 
 /// The version of the format.
 const VERSION: u32 = 2;
@@ -110,6 +112,44 @@ pub(crate) struct WrittenPart {
     pub offset: u64,
     pub bytes: u64,
     pub checksum: u64,
+}
+
+impl Finished {
+    /// What a finished tensor is in the record of an export; none where it was not read back as written,
+    /// or what was measured cannot be written down.
+    pub fn of(
+        plan: &Plan,
+        prints: &Prints,
+        export: usize,
+        tensor: usize,
+        collector: &Collector<'_>,
+    ) -> Option<Self> {
+        let info = &plan.model.tensors[tensor];
+        let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor as usize));
+        let parts = plan.exports[export].tensors_of(plan, tensor).map(|output| {
+            let planned = &plan.exports[export].tensors[output];
+            let checksum = collector
+                .output_checksum(export, output)
+                .filter(|_| !collector.is_mismatch(export, output))?;
+            let bytes = planned.bytes(plan.content());
+            Some(WrittenPart { file: planned.file(), offset: planned.offset, bytes, checksum })
+        });
+        let distortions: Box<[_]> =
+            plan.pieces_of(tensor).map(|piece| collector.distortion_of(piece)).collect();
+        // JSON has no numbers that are not finite.
+        if distortions.iter().flatten().any(|distortion| !distortion.is_finite()) {
+            return None;
+        }
+        Some(Self {
+            name: info.name.clone(),
+            numbers: prints.numbers(tensor),
+            output: prints.output(export, tensor),
+            source: inputs.map(|input| collector.source_checksum(input)).collect::<Option<_>>()?,
+            pieces: distortions,
+            not_finite: collector.not_finite_of(tensor),
+            parts: parts.collect::<Option<_>>()?,
+        })
+    }
 }
 
 impl Header {
@@ -417,14 +457,14 @@ mod tests {
         let target = folder.join("out");
         let tensors = ["a", "b", "c"].map(tensor);
         let path = if is_complete {
-            let path = siblings::record(&target);
+            let path = hidden::record(&target);
             let mut each = tensors.into_iter();
-            write(&path, &siblings::new(&target), &made(), Tensors::Each(3, &mut each)).unwrap();
+            write(&path, &hidden::new(&target), &made(), Tensors::Each(3, &mut each)).unwrap();
             path
         } else {
             let journal = Journal::begin(&target, &made()).unwrap();
             tensors.iter().try_for_each(|tensor| journal.add(tensor)).unwrap();
-            siblings::journal(&target)
+            hidden::journal(&target)
         };
         let text = fs::read_to_string(&path).unwrap();
         (path, text)
@@ -458,13 +498,13 @@ mod tests {
         let target = folder.path().join("out");
         let journal = Journal::begin(&target, &made()).unwrap();
         ["a", "b", "c"].iter().try_for_each(|name| journal.add(&tensor(name))).unwrap();
-        let again = || write(&path, &siblings::new(&target), &made(), Tensors::Of(&journal));
+        let again = || write(&path, &hidden::new(&target), &made(), Tensors::Of(&journal));
         again().unwrap();
         assert_eq!(fs::read_to_string(&path).unwrap(), text);
-        let lines = fs::read_to_string(siblings::journal(&target)).unwrap();
+        let lines = fs::read_to_string(hidden::journal(&target)).unwrap();
         let short: Vec<&str> = lines.split_inclusive('\n').take(3).collect();
         for changed in [lines.replacen("\"b\"", "\"x\"", 1), short.concat(), String::new()] {
-            fs::write(siblings::journal(&target), changed).unwrap();
+            fs::write(hidden::journal(&target), changed).unwrap();
             assert!(again().is_err());
             assert_eq!(fs::read_to_string(&path).unwrap(), text);
         }

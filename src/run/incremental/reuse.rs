@@ -14,12 +14,12 @@ use crate::digest::checksum::Checksum;
 use crate::finding::Failure;
 use crate::fs::handles::Handle;
 use crate::fs::regular::Same;
+use crate::plan::Checks;
 use crate::plan::fingerprint::Prints;
 use crate::plan::{ExportPlan, Plan};
 use crate::publish::staging::FileStart;
 use crate::run::incremental::previous::{Store, Stores, Wanted};
 use crate::run::incremental::record::{Finished, WrittenPart};
-use crate::run::stream::Checks;
 use crate::run::stream::source::Source;
 use crate::run::stream::tiles::Cut;
 use crate::run::workers::Workers;
@@ -309,7 +309,7 @@ fn check_outputs(
     workers.each_of(cancel, &doubtful, |&(tensor, store, part), buffer: &mut Vec<u8>| {
         let sum = store.file(part.file).and_then(|file| sum_up(file, part, buffer, cancel));
         if sum.ok() != Some(part.checksum) {
-            crate::run::stream::collector::lock(&damaged).push(tensor);
+            crate::sync::lock(&damaged).push(tensor);
         }
         cancel.check()
     })?;

@@ -3,15 +3,16 @@
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::finding::Failure;
+use crate::plan::Checks;
 use crate::plan::Plan;
 use crate::plan::fingerprint::Prints;
 use crate::publish::files;
 use crate::publish::staging::FileStart;
+use crate::run::context::Context;
 use crate::run::incremental::previous::{Store, Stores};
 use crate::run::incremental::record::{Finished, WrittenPart};
 use crate::run::incremental::reuse::Reuse;
 use crate::run::stream::collector::Collector;
-use crate::run::stream::{Checks, Run};
 use crate::run::workers::Workers;
 
 /// Bytes of a stretch that is copied at once: a run can be cancelled between two.
@@ -59,7 +60,7 @@ pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector
 /// # Errors
 /// Where it cannot be read or written, or the run is cancelled.
 pub(crate) fn take_over(
-    run: &Run<'_>,
+    run: &Context<'_>,
     reuse: &Reuse<'_>,
     stores: &[Stores],
     workers: &Workers,
@@ -141,7 +142,7 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<St
 
 /// Reads what was copied back and compares it with what it was.
 fn read_back(
-    run: &Run<'_>,
+    run: &Context<'_>,
     reuse: &Reuse<'_>,
     stores: &[Stores],
     workers: &Workers,
@@ -175,39 +176,5 @@ fn read_back(
             run.collector.mismatch(export, index);
         }
         Ok(())
-    })
-}
-
-/// What a finished tensor is in the record of an export; none where it was not read back as written,
-/// or what was measured cannot be written down.
-pub(crate) fn finished(
-    plan: &Plan,
-    prints: &Prints,
-    export: usize,
-    tensor: usize,
-    collector: &Collector<'_>,
-) -> Option<Finished> {
-    let info = &plan.model.tensors[tensor];
-    let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor as usize));
-    let parts = plan.exports[export].tensors_of(plan, tensor).map(|output| {
-        let planned = &plan.exports[export].tensors[output];
-        let checksum =
-            collector.output_checksum(export, output).filter(|_| !collector.is_mismatch(export, output))?;
-        let bytes = planned.bytes(plan.content());
-        Some(WrittenPart { file: planned.file(), offset: planned.offset, bytes, checksum })
-    });
-    let distortions: Box<[_]> = plan.pieces_of(tensor).map(|piece| collector.distortion_of(piece)).collect();
-    // JSON has no numbers that are not finite.
-    if distortions.iter().flatten().any(|distortion| !distortion.is_finite()) {
-        return None;
-    }
-    Some(Finished {
-        name: info.name.clone(),
-        numbers: prints.numbers(tensor),
-        output: prints.output(export, tensor),
-        source: inputs.map(|input| collector.source_checksum(input)).collect::<Option<_>>()?,
-        pieces: distortions,
-        not_finite: collector.not_finite_of(tensor),
-        parts: parts.collect::<Option<_>>()?,
     })
 }

@@ -3,21 +3,16 @@
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Mutex, PoisonError};
 
+use crate::digest::Digest;
 use crate::digest::checksum;
 use crate::digest::checksum::Checksum;
 use crate::digest::file_hash::{FileHash, HashedPiece};
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::Distortion;
-use crate::report::ledger::Digest;
-use crate::stage::Stage;
-use crate::stage::export::DigestChoice;
-
-/// Takes a lock whose data is whole even if another worker has panicked: the panic ends the run anyway.
-pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
+use crate::report::measured::{Measured, Mismatch, NotFinite};
+use crate::sync::lock;
 
 /// Merges the distortions of a piece's tiles in the order of the tiles, however they arrive.
 #[derive(Debug, Default)]
@@ -38,24 +33,6 @@ impl InOrder {
             self.next += 1;
         }
     }
-}
-
-/// A value that is not a finite number, where nothing but reading it was to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct NotFinite {
-    /// Index of the source tensor.
-    pub tensor: usize,
-    /// The element, counted from the tensor's first.
-    pub element: u64,
-}
-
-/// A tile that was not read back as it was written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Mismatch {
-    /// Index of the export.
-    pub export: usize,
-    /// Index of the output tensor.
-    pub tensor: usize,
 }
 
 /// Collects what workers find.
@@ -79,29 +56,6 @@ struct Hashes {
     outputs: Vec<Vec<Mutex<FileHash>>>,
 }
 
-/// What was found in a whole pass.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Measured {
-    /// The distortion of each source tensor, where it was quantized.
-    pub tensors: Vec<Option<Distortion>>,
-    /// What identifies each source file.
-    pub source_files: Vec<Digest>,
-    /// What identifies each file of each export.
-    pub output_files: Vec<Vec<Digest>>,
-    /// The first value of each kept tensor that is not finite, in the order of the tensors.
-    pub not_finite: Vec<NotFinite>,
-    /// Output tensors that were not read back as written.
-    pub mismatches: Vec<Mismatch>,
-}
-
-/// Whether the recipe asks for cryptographic hashes.
-pub(crate) fn asks_for_hashes(plan: &Plan) -> bool {
-    plan.recipe()
-        .stages
-        .iter()
-        .any(|stage| matches!(stage, Stage::Export(export) if export.digest == DigestChoice::Blake3))
-}
-
 impl<'p> Collector<'p> {
     pub fn new(plan: &'p Plan) -> Self {
         let mut tiles = vec![0; plan.model.tensors.len()];
@@ -110,7 +64,7 @@ impl<'p> Collector<'p> {
         }
         let content = plan.content();
         let hash = |len: u64| Mutex::new(FileHash::new(len));
-        let hashes = asks_for_hashes(plan).then(|| Hashes {
+        let hashes = plan.asks_for_hashes().then(|| Hashes {
             sources: plan.model.shards.iter().map(|shard| hash(shard.len)).collect(),
             outputs: plan
                 .exports

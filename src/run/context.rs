@@ -1,0 +1,25 @@
+//! The context of a pass over the weights.
+
+use super::event::Listener;
+use super::incremental::record::Journal;
+use super::stream::collector::Collector;
+use super::stream::source::Source;
+use crate::plan::fingerprint::Prints;
+use crate::plan::{Checks, Plan};
+use crate::publish::Staging;
+use crate::quant::Isa;
+
+/// What a run works with.
+pub(crate) struct Context<'a> {
+    pub plan: &'a Plan,
+    pub source: &'a Source<'a>,
+    pub staging: &'a [Staging],
+    /// The record of each export.
+    pub journals: &'a [Journal],
+    /// The fingerprints of all source tensors.
+    pub prints: &'a Prints,
+    pub checks: Checks,
+    pub isa: Isa,
+    pub collector: &'a Collector<'a>,
+    pub listener: &'a dyn Listener,
+}

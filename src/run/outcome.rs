@@ -1,0 +1,55 @@
+//! Options of a run, and its outcome.
+
+use std::path::PathBuf;
+
+use crate::cancel::Cancel;
+use crate::exit::Exit;
+use crate::finding::Finding;
+use crate::quant::{Distortion, Isa};
+use crate::report::Report;
+
+/// How a run is carried out; nothing here changes its results.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// The instruction set of the kernels; the best one of the machine where none is given.
+    pub isa: Option<Isa>,
+    /// The switch that ends the run.
+    pub cancel: Cancel,
+    /// Put everything on the disk before it is published, so that it survives a power cut.
+    pub durable: bool,
+    /// Take nothing over from earlier runs.
+    pub fresh: bool,
+    /// Keep what a failed gate does not let out, so that the next run need not make it again.
+    pub keep_unpublished: bool,
+}
+
+/// What a run came to. A failed gate is an outcome, not a [`Failure`]: everything was done, and the report says what of it is
+/// not good enough.
+#[derive(Debug)]
+pub struct Outcome {
+    /// The report, as it is written.
+    pub report: Report,
+    /// Where it is.
+    pub report_paths: Vec<PathBuf>,
+    /// The outputs that were published.
+    pub published: Vec<PathBuf>,
+    /// The distortion of each source tensor.
+    pub distortions: Vec<Option<Distortion>>,
+    /// What the gates have to say, failures and warnings, and what a limit of the system slowed down.
+    pub findings: Vec<Finding>,
+    /// The exit status.
+    pub exit: Exit,
+    /// What there was to do.
+    pub work: Work,
+    /// Whether the outputs were already as the run would have made them, to the byte: nothing was written.
+    pub is_up_to_date: bool,
+}
+
+/// What a run had to do.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Work {
+    /// Tensors that were taken over from an earlier run.
+    pub taken_over: usize,
+    /// Tensors that were read, treated and written.
+    pub redone: usize,
+}
