@@ -2,4 +2,5 @@
 //!
 //! Each of these is a trait in a file of its own, with one file per implementation in the folder beside it.
 
+pub mod container;
 pub mod encoding;

@@ -1,7 +1,6 @@
 //! A model's folder, opened: every header read and checked, index and files compared, all problems reported
 //! at once.
 
-use std::cmp::Ordering;
 use std::fs;
 use std::path::{Path, PathBuf};
 

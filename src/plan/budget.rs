@@ -1,6 +1,8 @@
 //! How much memory a run takes: tiles of a fixed size, one a worker, whatever the size of model or tensor.
 
-use super::layout::{Content, ExportPlan, logical_bytes};
+use super::layout::ExportPlan;
+use super::output_tensor::Content;
+use super::output_tensor::logical_bytes;
 use super::statistics::Weighing;
 
 /// Source bytes of a tile, where its rows are not longer. Tiles stay in a core's cache from reading to writing, and their

@@ -1,9 +1,9 @@
 //! What a recipe asks for each tensor: the first half of a plan, of which there is something to say even where the whole cannot be.
 
-use super::{
-    Decision, Piece, Siblings, Weighing, correct_classes, engines, idle_stages, open_model, pieces,
-    row_lengths, select, split_findings, statistics, undivided_findings, unmatched,
-};
+use super::doubts::{idle_stages, split_findings, undivided_findings};
+use super::matrices::{pieces, row_lengths};
+use super::source_model::{correct_classes, open_model};
+use super::{Decision, Piece, Siblings, Weighing, engines, select, statistics, unmatched};
 use crate::finding::{Failure, Finding};
 use crate::model::{self, LayerClass, ModelFolder};
 use crate::plan::fused_modules;

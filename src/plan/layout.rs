@@ -1,6 +1,5 @@
 //! Where every byte of the output will be: output tensors, files, offsets and headers, fixed before a weight is read.
 
-use std::cmp::Ordering;
 use std::io::{self, Write};
 use std::ops::Range;
 use std::path::PathBuf;
@@ -8,11 +7,11 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
-use super::piece::Piece;
+use super::output_tensor::{Content, MAX_FILES, OutputTensor, Part};
 use super::select::{Decision, Treatment};
+use crate::format::container::{Entry, SAFETENSORS};
 use crate::format::encoding;
-use crate::model::{ModelFolder, Shape, TensorInfo};
-use crate::quant::{Role, Scheme};
+use crate::model::ModelFolder;
 use crate::stage::export::shards::Shards;
 use crate::stage::export::{Format, Overwrite, Target};
 use crate::threads;
@@ -22,211 +21,6 @@ pub const REPORT_FILE_NAME: &str = "monoquant-report.json";
 
 /// The name of the recipe in an output directory.
 pub const RECIPE_FILE_NAME: &str = "monoquant-recipe.yaml";
-
-/// What of a piece an output tensor holds.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
-    /// The part of the stored matrix with this number.
-    Encoded(u8),
-    /// The source's bytes (decoded, if the source is scaled FP8).
-    Copy,
-    /// One of the source's matrices, as it is, in a tensor of its own.
-    Matrix,
-    /// Quantized weights as floating-point numbers.
-    Dequantized,
-}
-
-impl Part {
-    /// As a number below 16. Encodings have no more than [`MAX_PARTS`] parts.
-    fn number(self) -> u32 {
-        match self {
-            Self::Encoded(number) => number.into(),
-            Self::Copy => 13,
-            Self::Matrix => 14,
-            Self::Dequantized => 15,
-        }
-    }
-
-    fn of_number(number: u32) -> Self {
-        match number {
-            13 => Self::Copy,
-            14 => Self::Matrix,
-            15 => Self::Dequantized,
-            number => Self::Encoded(number as u8),
-        }
-    }
-}
-
-/// What the tensors of an output are made of: of each there may be millions, so what follows from these is not kept.
-#[derive(Debug, Clone, Copy)]
-pub struct Content<'p> {
-    /// The model.
-    pub model: &'p ModelFolder,
-    /// What is done with each of its tensors.
-    pub decisions: &'p [Decision],
-    /// The pieces that it is cut into.
-    pub pieces: &'p [Piece],
-}
-
-/// A tensor of the output.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct OutputTensor {
-    /// Its first byte, from the start of the file.
-    pub offset: u64,
-    /// The first piece that it holds.
-    piece: u32,
-    /// Its file, and in the last bits how wide its elements are and what part it is.
-    place: u32,
-}
-
-/// Bits of a place behind the file: four of the part, before them two of the elements' width.
-const PART_BITS: u32 = 4;
-const FILE_BITS: u32 = PART_BITS + 2;
-
-/// Files that an output may have at most.
-const MAX_FILES: usize = 1 << (32 - FILE_BITS);
-
-impl OutputTensor {
-    fn new(piece: usize, part: Part, content: Content<'_>) -> Self {
-        let mut tensor = Self { offset: 0, piece: piece as u32, place: part.number() };
-        let width: u32 = match tensor.dtype(content) {
-            "I64" | "U64" | "F64" | "C64" => 3,
-            "I32" | "U32" | "F32" => 2,
-            "I16" | "U16" | "F16" | "BF16" => 1,
-            _ => 0,
-        };
-        tensor.place |= width << PART_BITS;
-        tensor
-    }
-
-    fn put_into(&mut self, file: usize) {
-        self.place = (file as u32) << FILE_BITS | self.place & ((1 << FILE_BITS) - 1);
-    }
-
-    /// How many bytes an element has, as a power of two.
-    fn width(&self) -> u32 {
-        self.place >> PART_BITS & 3
-    }
-
-    /// Index of its file.
-    #[must_use]
-    pub fn file(&self) -> usize {
-        (self.place >> FILE_BITS) as usize
-    }
-
-    fn part(&self) -> Part {
-        Part::of_number(self.place & ((1 << PART_BITS) - 1))
-    }
-
-    /// Its role.
-    #[must_use]
-    pub fn role(&self, content: Content<'_>) -> Role {
-        match self.part() {
-            Part::Copy | Part::Matrix => Role::Weights,
-            Part::Dequantized => Role::Dequantized,
-            Part::Encoded(number) => self.roles(content)[usize::from(number)].0,
-        }
-    }
-
-    /// The first piece that it holds.
-    fn piece<'p>(&self, content: Content<'p>) -> &'p Piece {
-        &content.pieces[self.piece as usize]
-    }
-
-    /// Index of the source tensor.
-    #[must_use]
-    pub fn tensor(&self, content: Content<'_>) -> usize {
-        self.piece(content).tensor()
-    }
-
-    fn source<'p>(&self, content: Content<'p>) -> &'p TensorInfo {
-        &content.model.tensors[self.tensor(content)]
-    }
-
-    /// How the source tensor is quantized, if it is.
-    fn scheme<'p>(&self, content: Content<'p>) -> Option<&'p Scheme> {
-        Some(&content.decisions[self.tensor(content)].treatment()?.scheme)
-    }
-
-    /// Roles and parameter names of the tensors that its matrix is stored in; none if it is not quantized.
-    fn roles(&self, content: Content<'_>) -> &'static [(Role, &'static str)] {
-        self.scheme(content).map_or(&[], |scheme| encoding::of(scheme).roles(scheme))
-    }
-
-    /// Itself as a part of a stored matrix.
-    fn encoded(&self, content: Content<'_>) -> Option<encoding::Part> {
-        let (scheme, view) = (self.scheme(content)?, self.piece(content).matrix(content.model)?);
-        Some(encoding::of(scheme).part(scheme, self.role(content), view.rows, view.cols))
-    }
-
-    /// Its name in the file, in two parts: with the dot between them, if it has two.
-    fn name_parts<'p>(&self, content: Content<'p>) -> (&'p str, &'static str) {
-        let parameter = match self.part() {
-            Part::Copy | Part::Dequantized => return (&self.source(content).name, ""),
-            Part::Matrix => "weight",
-            Part::Encoded(number) => self.roles(content)[usize::from(number)].1,
-        };
-        (self.piece(content).module(content.model), parameter)
-    }
-
-    /// Its name in the file.
-    #[must_use]
-    pub fn name(&self, content: Content<'_>) -> String {
-        let (module, parameter) = self.name_parts(content);
-        let dot = if parameter.is_empty() { "" } else { "." };
-        format!("{module}{dot}{parameter}")
-    }
-
-    /// How its name and another's are ordered.
-    #[must_use]
-    pub fn cmp_names(&self, other: &Self, content: Content<'_>) -> Ordering {
-        let (a, a_end) = self.name_parts(content);
-        let (b, b_end) = other.name_parts(content);
-        let shared = a.len().min(b.len());
-        let dot = |end: &str| if end.is_empty() { &b""[..] } else { b"." };
-        let (a_rest, b_rest) = (&a.as_bytes()[shared..], &b.as_bytes()[shared..]);
-        a.as_bytes()[..shared].cmp(&b.as_bytes()[..shared]).then_with(|| {
-            let a = a_rest.iter().chain(dot(a_end)).chain(a_end.as_bytes());
-            a.cmp(b_rest.iter().chain(dot(b_end)).chain(b_end.as_bytes()))
-        })
-    }
-
-    /// Its type as written in the header.
-    #[must_use]
-    pub fn dtype(&self, content: Content<'_>) -> &'static str {
-        match self.part() {
-            Part::Copy | Part::Matrix | Part::Dequantized => self.source(content).dtype.name(),
-            Part::Encoded(_) => self.encoded(content).map_or("", |part| part.dtype),
-        }
-    }
-
-    /// Its shape.
-    #[must_use]
-    pub fn shape(&self, content: Content<'_>) -> Shape {
-        match self.part() {
-            Part::Copy | Part::Dequantized => Some(self.source(content).shape.clone()),
-            Part::Matrix => {
-                let view = self.piece(content).matrix(content.model);
-                view.map(|view| Shape::from(vec![view.rows, view.cols]))
-            }
-            Part::Encoded(_) => self.encoded(content).map(|part| part.shape.into()),
-        }
-        .unwrap_or_else(|| Vec::new().into())
-    }
-
-    /// Its size.
-    #[must_use]
-    pub fn bytes(&self, content: Content<'_>) -> u64 {
-        match self.part() {
-            Part::Copy | Part::Dequantized => logical_bytes(self.source(content)),
-            Part::Matrix => {
-                let view = self.piece(content).matrix(content.model);
-                view.map_or(0, |view| view.rows * view.cols * self.source(content).dtype.bits() / 8)
-            }
-            Part::Encoded(_) => self.encoded(content).map_or(0, |part| part.bytes),
-        }
-    }
-}
 
 /// A weight file of the output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -439,12 +233,6 @@ fn targets(content: Content<'_>, tensors: &[OutputTensor]) -> Vec<PieceOutput> {
     out
 }
 
-/// The size of a tensor as it is delivered and written: scaled FP8 counts as what it means.
-#[must_use]
-pub fn logical_bytes(tensor: &TensorInfo) -> u64 {
-    if tensor.stored == tensor.dtype { tensor.bytes } else { tensor.elements() * tensor.dtype.bits() / 8 }
-}
-
 /// Gives each tensor its file; returns the files' names.
 fn assign_files(content: Content<'_>, tensors: &mut [OutputTensor], shards: Shards) -> Vec<String> {
     let shard = |tensor: &OutputTensor| tensor.source(content).shard();
@@ -498,10 +286,9 @@ fn place(content: Content<'_>, tensors: &mut [OutputTensor], names: Vec<String>)
             next += 1;
         }
         let mut file = OutputFile { name, header_len: 0, bytes: offset, tensors: start..next };
-        let mut length = Counted { out: io::sink(), count: 0 };
-        // Counting cannot fail.
-        let _ = write_entries(content, &file, &tensors[file.tensors.clone()], &mut length);
-        file.header_len = 8 + length.count.next_multiple_of(8);
+        let metadata = metadata(content.model, &file.name);
+        file.header_len =
+            SAFETENSORS.header_len(&metadata, &mut entries(content, 0, &tensors[file.tensors.clone()]));
         file.bytes += file.header_len;
         for tensor in &mut tensors[file.tensors.clone()] {
             tensor.offset += file.header_len;
@@ -511,27 +298,22 @@ fn place(content: Content<'_>, tensors: &mut [OutputTensor], names: Vec<String>)
     files
 }
 
-/// Writes the JSON of a file's header. Models have hundreds of thousands of tensors, so the text is written as it is known,
-/// without a tree of values.
-fn write_entries(
-    content: Content<'_>,
-    file: &OutputFile,
-    tensors: &[OutputTensor],
-    out: &mut impl Write,
-) -> io::Result<()> {
-    write!(out, "{{\"__metadata__\":{}", metadata(content.model, &file.name))?;
-    for tensor in tensors {
-        let start = tensor.offset - file.header_len;
-        let end = start + tensor.bytes(content);
-        out.write_all(b",")?;
-        serde_json::to_writer(&mut *out, &tensor.name(content))?;
-        write!(out, ":{{\"dtype\":\"{}\",\"shape\":[", tensor.dtype(content))?;
-        for (axis, size) in tensor.shape(content).iter().enumerate() {
-            write!(out, "{}{size}", if axis == 0 { "" } else { "," })?;
+/// The tensors of a file for its header. Their offsets count from `data_start`.
+fn entries<'t>(
+    content: Content<'t>,
+    data_start: u64,
+    tensors: &'t [OutputTensor],
+) -> impl Iterator<Item = Entry> + 't {
+    tensors.iter().map(move |tensor| {
+        let start = tensor.offset - data_start;
+        Entry {
+            name: tensor.name(content),
+            dtype: tensor.dtype(content),
+            shape: tensor.shape(content).to_vec(),
+            start,
+            end: start + tensor.bytes(content),
         }
-        write!(out, "],\"data_offsets\":[{start},{end}]}}")?;
-    }
-    out.write_all(b"}")
+    })
 }
 
 /// The metadata of an output file: that of the source file of this name, and that the tensors are PyTorch's, which loaders ask for.
@@ -550,17 +332,10 @@ impl ExportPlan {
     /// # Errors
     /// Where it cannot be written.
     pub fn write_header(&self, content: Content<'_>, file: usize, out: impl Write) -> io::Result<()> {
-        let file = &self.files[file];
-        let mut out = io::BufWriter::with_capacity(1 << 16, out);
-        let text = file.header_len - 8;
-        out.write_all(&text.to_le_bytes())?;
-        let mut counted = Counted { out: &mut out, count: 0 };
-        write_entries(content, file, &self.tensors[file.tensors.clone()], &mut counted)?;
-        let count = counted.count;
-        for _ in count..text {
-            out.write_all(b" ")?;
-        }
-        out.flush()
+        let (file, mut out) = (&self.files[file], out);
+        let mut entries = entries(content, file.header_len, &self.tensors[file.tensors.clone()]);
+        let metadata = metadata(content.model, &file.name);
+        SAFETENSORS.write_header(file.header_len, &metadata, &mut entries, &mut out)
     }
 
     /// The output tensors that hold a source tensor, in a fixed order.
@@ -597,33 +372,11 @@ impl ExportPlan {
             tensor(a).cmp_names(tensor(b), content).then(a.cmp(&b))
         });
         let total: u64 = self.tensors.iter().map(|tensor| tensor.bytes(content)).sum();
-        let mut out = io::BufWriter::with_capacity(1 << 16, out);
-        write!(out, "{{\n  \"metadata\": {{\n    \"total_size\": {total}\n  }},\n  \"weight_map\": {{")?;
-        for (position, &index) in order.iter().enumerate() {
-            out.write_all(if position == 0 { b"\n    " } else { b",\n    " })?;
-            serde_json::to_writer(&mut out, &tensor(index).name(content))?;
-            out.write_all(b": ")?;
-            serde_json::to_writer(&mut out, &self.files[tensor(index).file()].name)?;
-        }
-        out.write_all(if order.is_empty() { b"}\n}\n" } else { b"\n  }\n}\n" })?;
-        out.flush()
-    }
-}
-
-/// Counts what is written through it.
-struct Counted<W> {
-    out: W,
-    count: u64,
-}
-
-impl<W: Write> Write for Counted<W> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let count = self.out.write(bytes)?;
-        self.count += count as u64;
-        Ok(count)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        self.out.flush()
+        let mut entries = order.iter().map(|&index| {
+            let tensor = tensor(index);
+            (tensor.name(content), self.files[tensor.file()].name.clone())
+        });
+        let mut out = out;
+        SAFETENSORS.write_index(total, &mut entries, &mut out)
     }
 }

@@ -6,7 +6,8 @@ use std::hash::{BuildHasher, RandomState};
 use serde_json::Value;
 
 use super::copies;
-use super::layout::{Content, ExportPlan, OutputTensor};
+use super::layout::ExportPlan;
+use super::output_tensor::{Content, OutputTensor};
 use crate::finding::Finding;
 use crate::model::LayerClass;
 use crate::model::header::MAX_HEADER;

@@ -3,7 +3,8 @@
 use std::collections::BTreeMap;
 
 use crate::finding::Finding;
-use crate::plan::layout::{Content, treatment_at};
+use crate::plan::layout::treatment_at;
+use crate::plan::output_tensor::Content;
 use crate::plan::statistics::Weighing;
 use crate::recipe::Loaded;
 use crate::stage::Stage;

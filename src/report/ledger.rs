@@ -156,7 +156,7 @@ pub fn quality(distortions: &[Option<Distortion>]) -> Option<Quality> {
 }
 
 /// Bytes that each source tensor has in each export.
-pub(super) struct BytesOut {
+pub struct BytesOut {
     exports: usize,
     bytes: Vec<u64>,
 }

@@ -10,24 +10,21 @@ pub mod tiles;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
-use serde::{Deserialize, Serialize};
-
 use super::event::Event;
 use super::workers::Workers;
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::encoding;
-use crate::plan::fingerprint::Prints;
 use crate::plan::{Piece, PieceOutput, Plan};
-use crate::publish::{Staging, files};
+use crate::publish::files;
 use crate::quant::{
-    BadValue, BadWeight, Distortion, FloatType, Isa, Quantized, Scratch, Solver, Survey, TensorParams,
+    BadValue, BadWeight, Distortion, FloatType, Quantized, Scratch, Solver, Survey, TensorParams,
 };
 use crate::run::context::Context;
 use crate::run::incremental::record::Finished;
 use crate::run::stream::solvers::Solvers;
-use crate::run::stream::source::{Source, SourceBuffers};
+use crate::run::stream::source::SourceBuffers;
 use crate::run::stream::tiles::{Cut, Queue, Tile};
 use crate::sync::lock;
 

@@ -1,7 +1,7 @@
 //! Does a written output hold what was meant? Sizes and headers against the plan, files against the checksums of their report.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Component, Path};
 
@@ -11,8 +11,6 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{Entry, Folder};
 use crate::fs::regular::{self, limit};
-use crate::model::header;
-use crate::plan::{Content, ExportPlan};
 use crate::report::{self, FileRecord, OutputRecord, Report};
 
 /// What was found to be as it was written.

@@ -10,7 +10,7 @@ use crate::finding::{Diagnostic, diagnostics};
 use crate::fs::disk::free_space;
 use crate::model::Shape;
 use crate::plan::layout::Left;
-use crate::plan::layout::logical_bytes;
+use crate::plan::output_tensor::logical_bytes;
 use crate::plan::tasks::tasks;
 use crate::plan::{Decision, ExportPlan, Plan};
 use crate::report::SchemeRecord;

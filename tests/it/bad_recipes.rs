@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 
 use monoquant::exit::Exit;
 use monoquant::finding::{Failure, Finding, diagnostics};
-use monoquant::recipe::{self, Loaded, Overrides, from_text, resolve, to_yaml};
+use monoquant::recipe::{self, Loaded, Overrides, emit, from_text, resolve};
 use monoquant::show::graphical;
 use monoquant::show::graphical::Style;
 use monoquant::show::{github, plain};

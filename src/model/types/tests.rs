@@ -1,5 +1,6 @@
 //! Rules that the small models of `tests/it/layers.rs` do not show.
 
+use crate::model::TensorInfo;
 use std::path::PathBuf;
 
 use serde_json::{Value, json};

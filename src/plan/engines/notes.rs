@@ -2,7 +2,8 @@
 
 use crate::model::ModelFolder;
 use crate::plan::Piece;
-use crate::plan::layout::{Content, ExportPlan};
+use crate::plan::layout::ExportPlan;
+use crate::plan::output_tensor::Content;
 use crate::quant::Bits;
 use crate::stage::ActivationScheme;
 use crate::stage::export::{Format, Target};

@@ -5,7 +5,6 @@ use crate::digest::checksum;
 use crate::finding::Failure;
 use crate::plan::Checks;
 use crate::plan::Plan;
-use crate::plan::fingerprint::Prints;
 use crate::publish::files;
 use crate::publish::staging::FileStart;
 use crate::run::context::Context;

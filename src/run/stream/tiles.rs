@@ -5,7 +5,7 @@ use std::sync::Mutex;
 
 use crate::plan::Plan;
 use crate::plan::budget::{TILE_BYTES, tile_rows, tile_weight_bytes};
-use crate::plan::layout::logical_bytes;
+use crate::plan::output_tensor::logical_bytes;
 
 /// A unit of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

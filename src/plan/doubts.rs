@@ -1,0 +1,204 @@
+//! Findings about decisions: group sizes that divide no row, fused modules that are split, stages that quantize nothing.
+
+use std::collections::BTreeMap;
+
+use indexmap::IndexMap;
+
+use super::engines;
+use super::fused_modules::Siblings;
+use super::select::{self, Decision, Rule};
+use crate::finding::Finding;
+use crate::layer::LayerType;
+use crate::model::ModelFolder;
+use crate::recipe::Loaded;
+use crate::stage::export::{Format, Target};
+use crate::stage::{SiblingPolicy, Stage};
+
+pub(super) fn undivided_findings(
+    loaded: &Loaded,
+    model: &ModelFolder,
+    decisions: &[Decision],
+    undivided: &[crate::plan::fused_modules::Undivided],
+) -> Vec<Finding> {
+    // One finding for each group size that a stage asks for.
+    let mut asked: BTreeMap<(usize, u64), Vec<&crate::plan::fused_modules::Undivided>> = BTreeMap::new();
+    for one in undivided {
+        let stage = decisions[one.tensor].treatment().map_or(0, |treatment| treatment.stage);
+        asked.entry((stage, one.group_size)).or_default().push(one);
+    }
+    asked
+        .into_iter()
+        .map(|((stage, size), layers)| undivided_finding(loaded, model, stage, size, &layers))
+        .collect()
+}
+
+/// Lengths of rows, and names of layers of each, that one finding lists.
+const LISTED: usize = 100;
+
+fn undivided_finding(
+    loaded: &Loaded,
+    model: &ModelFolder,
+    stage: usize,
+    group_size: u64,
+    undivided: &[&crate::plan::fused_modules::Undivided],
+) -> Finding {
+    let place = loaded.place(&format!("/stages/{stage}/group_size"));
+    let count = undivided.len();
+    let mut finding = Finding::error(
+        "plan::indivisible",
+        format!(
+            "groups of {group_size} do not divide the rows of {count} layer{}",
+            if count == 1 { "" } else { "s" }
+        ),
+    )
+    .at_opt(place, "must divide the length of every row");
+    let lengths = by_length(model, undivided);
+    let more = lengths.len().saturating_sub(LISTED);
+    let lines = lengths.into_iter().take(LISTED).map(|(columns, (names, more))| {
+        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
+        format!("  {columns} columns: {}{more}", names.join(", "))
+    });
+    finding = finding.help("Rows that cannot be divided:").help_lines(lines);
+    if more > 0 {
+        finding = finding.help_lines([format!("  and {more} more lengths")]);
+    }
+    let shrunk = [128_u64, 64, 32, 16]
+        .into_iter()
+        .find(|size| *size < group_size && undivided.iter().all(|u| u.columns % size == 0));
+    let advice = match shrunk {
+        Some(size) => format!(
+            "`indivisible: shrink` would use groups of {size} for these layers, `channel` one scale a row, `skip` would leave \
+             them alone."
+        ),
+        None => "`indivisible: channel` would use one scale a row for these layers, `skip` would leave them alone.".to_owned(),
+    };
+    finding.help(advice)
+}
+
+/// The first names of the layers with rows of each length, and how many there are besides.
+fn by_length<'m>(
+    model: &'m ModelFolder,
+    undivided: &[&crate::plan::fused_modules::Undivided],
+) -> IndexMap<u64, (Vec<&'m str>, usize)> {
+    let mut out: IndexMap<u64, (Vec<&str>, usize)> = IndexMap::new();
+    for one in undivided {
+        let (names, more) = out.entry(one.columns).or_default();
+        match names.len() < LISTED {
+            true => names.push(select::subject(&model.tensors[one.tensor])),
+            false => *more += 1,
+        }
+    }
+    out
+}
+
+/// What makes two splits the same mistake: what engines call the group, and the rules that split it.
+type SplitKey<'g> = (&'g str, Vec<Rule>);
+
+pub(super) fn split_findings(
+    loaded: &Loaded,
+    items: &[select::Item<'_>],
+    groups: &[Siblings],
+    decisions: &[Decision],
+) -> Vec<Finding> {
+    let targets_vllm = loaded.recipe.stages.iter().any(|stage| {
+        matches!(stage, Stage::Export(export) if export.format == Format::CompressedTensors
+            && export.target != Target::Transformers)
+    });
+    let mut found: Vec<(SplitKey<'_>, Finding, usize)> = Vec::new();
+    for split in crate::plan::fused_modules::splits(groups, decisions) {
+        let group = &groups[split.group];
+        let parent = group.parent(items);
+        let stage = split
+            .examples
+            .iter()
+            .filter_map(|&index| decisions[index].treatment().map(|treatment| treatment.stage))
+            .max()
+            .unwrap_or(0);
+        let policy = loaded.recipe.stages[stage].quantize().map_or(SiblingPolicy::Error, |q| q.siblings());
+        if policy == SiblingPolicy::Ignore || (!targets_vllm && !group.are_experts()) {
+            continue;
+        }
+        // The same rules split the same group in every layer: one finding for all of them, in whatever order the members lie
+        // in the files.
+        let mut rules: Vec<Rule> =
+            split.examples.iter().map(|&index| decisions[index].rule.clone()).collect();
+        rules.sort_by(|a, b| (&a.pointer, &a.text).cmp(&(&b.pointer, &b.text)));
+        let key = (group.fused, rules);
+        if let Some((_, _, count)) = found.iter_mut().find(|(known, _, _)| *known == key) {
+            *count += 1;
+            continue;
+        }
+        let what = |index: usize| match decisions[index].treatment() {
+            Some(treatment) => treatment.scheme.to_string(),
+            None => "left alone".to_owned(),
+        };
+        let parts: Vec<String> = split
+            .examples
+            .iter()
+            .map(|&index| {
+                let subject = items[index].subject;
+                let last = subject.strip_prefix(parent).unwrap_or(subject);
+                format!("`{}` is {}", last.trim_start_matches('.'), what(index))
+            })
+            .collect();
+        let message = format!("parts of `{parent}.{}` are treated differently", group.fused);
+        let message = message.replace(".experts.experts", ".experts");
+        let mut finding = match policy {
+            SiblingPolicy::Error => Finding::error("plan::split-siblings", message),
+            _ => Finding::warning("plan::split-siblings", message),
+        };
+        for (&index, part) in split.examples.iter().zip(&parts) {
+            let pointer = decisions[index].rule.pointer.as_deref();
+            finding = finding.at_opt(pointer.and_then(|pointer| loaded.place(pointer)), part.clone());
+        }
+        let who = if group.are_experts() { "vLLM and transformers make" } else { engines::fuser(loaded) };
+        finding = finding.help(format!(
+            "{}. {who} one module of them, so they must share one scheme or all be left alone.",
+            parts.join(", ")
+        ));
+        finding = finding
+            .help("`siblings: warn` or `ignore` on the quantize stage lets it through for other engines.");
+        found.push((key, finding, 1));
+    }
+    found
+        .into_iter()
+        .map(|(_, mut finding, count)| {
+            if count > 1 {
+                let more = crate::text::units::counted(count - 1, "more layer");
+                finding.message = format!("{}, and so in {more}", finding.message);
+            }
+            finding
+        })
+        .collect()
+}
+
+pub(super) fn idle_stages(
+    loaded: &Loaded,
+    stages: &[select::QuantizeStage<'_>],
+    items: &[select::Item<'_>],
+    decisions: &[Decision],
+) -> Vec<Finding> {
+    let transposed = items.iter().filter(|item| item.is(LayerType::Conv1D)).count();
+    stages
+        .iter()
+        .filter(|stage| {
+            !decisions.iter().any(|d| d.treatment().is_some_and(|treatment| treatment.stage == stage.index))
+        })
+        .map(|stage| {
+            let name = loaded.recipe.stages[stage.index].name();
+            let finding = Finding::error("plan::nothing-to-quantize", format!("`{name}` quantizes nothing"))
+                .at_opt(loaded.stage_place(stage.index), "claims no tensor of the model")
+                .help(
+                    "Its targets are all skipped, or claimed by a stage before it. `monoquant inspect` shows the model's layer \
+                     types, `monoquant explain RECIPE TENSOR` why a tensor is left alone.",
+                );
+            if transposed == 0 {
+                return finding;
+            }
+            finding.help(format!(
+                "{transposed} layers are Conv1D, GPT-2's transposed linear layers, of which no engine has a quantized form: \
+                 `targets: [Conv1D]` takes them for an export with `format: dequantized`."
+            ))
+        })
+        .collect()
+}

@@ -1,0 +1,72 @@
+//! Paths of outputs: told without the file system, and held against the model and each other.
+
+use std::path::PathBuf;
+
+use super::ExportPlan;
+use crate::finding::Finding;
+use crate::model::ModelFolder;
+use crate::recipe::Loaded;
+
+/// A path without `.` and `..`, as far as that can be told without the file system.
+pub(crate) fn normalized(path: &std::path::Path) -> PathBuf {
+    use std::path::Component;
+    let mut out = PathBuf::new();
+    for component in path.components() {
+        match component {
+            Component::CurDir => {}
+            Component::ParentDir if matches!(out.components().next_back(), Some(Component::Normal(_))) => {
+                out.pop();
+            }
+            other => out.push(other),
+        }
+    }
+    // The working directory, or one above it: told by its own name, beside which the output is staged.
+    match std::path::absolute(if out.as_os_str().is_empty() { std::path::Path::new(".") } else { &out }) {
+        Ok(absolute) if out.file_name().is_none() && absolute != out => normalized(&absolute),
+        _ => out,
+    }
+}
+
+/// A path with its links resolved, as far as it exists; the rest need not.
+fn canonical(path: &std::path::Path) -> PathBuf {
+    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+    let resolved = absolute.ancestors().find_map(|existing| {
+        let rest = absolute.strip_prefix(existing).ok()?;
+        let found = existing.canonicalize().ok()?;
+        // Joining nothing would leave a slash at the end.
+        Some(if rest.as_os_str().is_empty() { found } else { found.join(rest) })
+    });
+    resolved.unwrap_or(absolute)
+}
+
+/// Output paths that would destroy the model or each other.
+pub(super) fn export_paths(loaded: &Loaded, model: &ModelFolder, exports: &[ExportPlan]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    let source = canonical(&model.root);
+    for (position, export) in exports.iter().enumerate() {
+        let place = loaded.place(&format!("/stages/{}/path", export.stage));
+        let path = canonical(&export.path);
+        let message = if path == source {
+            Some("the output would replace the model")
+        } else if path.starts_with(&source) && !model.is_single_file {
+            Some("the output lies inside the model's folder")
+        } else if source.starts_with(&path) {
+            Some("the model lies inside the output's folder")
+        } else {
+            exports[..position].iter().map(|other| canonical(&other.path)).find_map(|other| {
+                if other == path {
+                    Some("two exports write to the same folder")
+                } else if other.starts_with(&path) || path.starts_with(&other) {
+                    Some("one export lies inside another")
+                } else {
+                    None
+                }
+            })
+        };
+        if let Some(message) = message {
+            let finding = Finding::error("plan::output-path", message).at_opt(place, "choose another path");
+            findings.push(finding.help(format!("The model is {}.", source.display())));
+        }
+    }
+    findings
+}

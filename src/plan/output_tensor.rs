@@ -1,0 +1,220 @@
+//! Tensors of an output. There may be millions, so each holds only what does not follow from its piece.
+
+use std::cmp::Ordering;
+
+use super::piece::Piece;
+use super::select::Decision;
+use crate::format::encoding;
+use crate::model::{ModelFolder, Shape, TensorInfo};
+use crate::quant::{Role, Scheme};
+
+/// What of a piece an output tensor holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Part {
+    /// The part of the stored matrix with this number.
+    Encoded(u8),
+    /// The source's bytes (decoded, if the source is scaled FP8).
+    Copy,
+    /// One of the source's matrices, as it is, in a tensor of its own.
+    Matrix,
+    /// Quantized weights as floating-point numbers.
+    Dequantized,
+}
+
+impl Part {
+    /// As a number below 16. Encodings have no more than [`MAX_PARTS`] parts.
+    fn number(self) -> u32 {
+        match self {
+            Self::Encoded(number) => number.into(),
+            Self::Copy => 13,
+            Self::Matrix => 14,
+            Self::Dequantized => 15,
+        }
+    }
+
+    fn of_number(number: u32) -> Self {
+        match number {
+            13 => Self::Copy,
+            14 => Self::Matrix,
+            15 => Self::Dequantized,
+            number => Self::Encoded(number as u8),
+        }
+    }
+}
+
+/// What the tensors of an output are made of: of each there may be millions, so what follows from these is not kept.
+#[derive(Debug, Clone, Copy)]
+pub struct Content<'p> {
+    /// The model.
+    pub model: &'p ModelFolder,
+    /// What is done with each of its tensors.
+    pub decisions: &'p [Decision],
+    /// The pieces that it is cut into.
+    pub pieces: &'p [Piece],
+}
+
+/// A tensor of the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutputTensor {
+    /// Its first byte, from the start of the file.
+    pub offset: u64,
+    /// The first piece that it holds.
+    pub(super) piece: u32,
+    /// Its file, and in the last bits how wide its elements are and what part it is.
+    place: u32,
+}
+
+/// Bits of a place behind the file: four of the part, before them two of the elements' width.
+const PART_BITS: u32 = 4;
+const FILE_BITS: u32 = PART_BITS + 2;
+
+/// Files that an output may have at most.
+pub(super) const MAX_FILES: usize = 1 << (32 - FILE_BITS);
+
+impl OutputTensor {
+    pub(super) fn new(piece: usize, part: Part, content: Content<'_>) -> Self {
+        let mut tensor = Self { offset: 0, piece: piece as u32, place: part.number() };
+        let width: u32 = match tensor.dtype(content) {
+            "I64" | "U64" | "F64" | "C64" => 3,
+            "I32" | "U32" | "F32" => 2,
+            "I16" | "U16" | "F16" | "BF16" => 1,
+            _ => 0,
+        };
+        tensor.place |= width << PART_BITS;
+        tensor
+    }
+
+    pub(super) fn put_into(&mut self, file: usize) {
+        self.place = (file as u32) << FILE_BITS | self.place & ((1 << FILE_BITS) - 1);
+    }
+
+    /// How many bytes an element has, as a power of two.
+    pub(super) fn width(&self) -> u32 {
+        self.place >> PART_BITS & 3
+    }
+
+    /// Index of its file.
+    #[must_use]
+    pub fn file(&self) -> usize {
+        (self.place >> FILE_BITS) as usize
+    }
+
+    pub(super) fn part(&self) -> Part {
+        Part::of_number(self.place & ((1 << PART_BITS) - 1))
+    }
+
+    /// Its role.
+    #[must_use]
+    pub fn role(&self, content: Content<'_>) -> Role {
+        match self.part() {
+            Part::Copy | Part::Matrix => Role::Weights,
+            Part::Dequantized => Role::Dequantized,
+            Part::Encoded(number) => self.roles(content)[usize::from(number)].0,
+        }
+    }
+
+    /// The first piece that it holds.
+    fn piece<'p>(&self, content: Content<'p>) -> &'p Piece {
+        &content.pieces[self.piece as usize]
+    }
+
+    /// Index of the source tensor.
+    #[must_use]
+    pub fn tensor(&self, content: Content<'_>) -> usize {
+        self.piece(content).tensor()
+    }
+
+    pub(super) fn source<'p>(&self, content: Content<'p>) -> &'p TensorInfo {
+        &content.model.tensors[self.tensor(content)]
+    }
+
+    /// How the source tensor is quantized, if it is.
+    pub(super) fn scheme<'p>(&self, content: Content<'p>) -> Option<&'p Scheme> {
+        Some(&content.decisions[self.tensor(content)].treatment()?.scheme)
+    }
+
+    /// Roles and parameter names of the tensors that its matrix is stored in; none if it is not quantized.
+    pub(super) fn roles(&self, content: Content<'_>) -> &'static [(Role, &'static str)] {
+        self.scheme(content).map_or(&[], |scheme| encoding::of(scheme).roles(scheme))
+    }
+
+    /// Itself as a part of a stored matrix.
+    pub(super) fn encoded(&self, content: Content<'_>) -> Option<encoding::Part> {
+        let (scheme, view) = (self.scheme(content)?, self.piece(content).matrix(content.model)?);
+        Some(encoding::of(scheme).part(scheme, self.role(content), view.rows, view.cols))
+    }
+
+    /// Its name in the file, in two parts: with the dot between them, if it has two.
+    fn name_parts<'p>(&self, content: Content<'p>) -> (&'p str, &'static str) {
+        let parameter = match self.part() {
+            Part::Copy | Part::Dequantized => return (&self.source(content).name, ""),
+            Part::Matrix => "weight",
+            Part::Encoded(number) => self.roles(content)[usize::from(number)].1,
+        };
+        (self.piece(content).module(content.model), parameter)
+    }
+
+    /// Its name in the file.
+    #[must_use]
+    pub fn name(&self, content: Content<'_>) -> String {
+        let (module, parameter) = self.name_parts(content);
+        let dot = if parameter.is_empty() { "" } else { "." };
+        format!("{module}{dot}{parameter}")
+    }
+
+    /// How its name and another's are ordered.
+    #[must_use]
+    pub fn cmp_names(&self, other: &Self, content: Content<'_>) -> Ordering {
+        let (a, a_end) = self.name_parts(content);
+        let (b, b_end) = other.name_parts(content);
+        let shared = a.len().min(b.len());
+        let dot = |end: &str| if end.is_empty() { &b""[..] } else { b"." };
+        let (a_rest, b_rest) = (&a.as_bytes()[shared..], &b.as_bytes()[shared..]);
+        a.as_bytes()[..shared].cmp(&b.as_bytes()[..shared]).then_with(|| {
+            let a = a_rest.iter().chain(dot(a_end)).chain(a_end.as_bytes());
+            a.cmp(b_rest.iter().chain(dot(b_end)).chain(b_end.as_bytes()))
+        })
+    }
+
+    /// Its type as written in the header.
+    #[must_use]
+    pub fn dtype(&self, content: Content<'_>) -> &'static str {
+        match self.part() {
+            Part::Copy | Part::Matrix | Part::Dequantized => self.source(content).dtype.name(),
+            Part::Encoded(_) => self.encoded(content).map_or("", |part| part.dtype),
+        }
+    }
+
+    /// Its shape.
+    #[must_use]
+    pub fn shape(&self, content: Content<'_>) -> Shape {
+        match self.part() {
+            Part::Copy | Part::Dequantized => Some(self.source(content).shape.clone()),
+            Part::Matrix => {
+                let view = self.piece(content).matrix(content.model);
+                view.map(|view| Shape::from(vec![view.rows, view.cols]))
+            }
+            Part::Encoded(_) => self.encoded(content).map(|part| part.shape.into()),
+        }
+        .unwrap_or_else(|| Vec::new().into())
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self, content: Content<'_>) -> u64 {
+        match self.part() {
+            Part::Copy | Part::Dequantized => logical_bytes(self.source(content)),
+            Part::Matrix => {
+                let view = self.piece(content).matrix(content.model);
+                view.map_or(0, |view| view.rows * view.cols * self.source(content).dtype.bits() / 8)
+            }
+            Part::Encoded(_) => self.encoded(content).map_or(0, |part| part.bytes),
+        }
+    }
+}
+
+/// The size of a tensor as it is delivered and written: scaled FP8 counts as what it means.
+#[must_use]
+pub fn logical_bytes(tensor: &TensorInfo) -> u64 {
+    if tensor.stored == tensor.dtype { tensor.bytes } else { tensor.elements() * tensor.dtype.bits() / 8 }
+}
