@@ -214,11 +214,8 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         .threads
         .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
         .unwrap_or(1);
-    let budget = budget::budget(content, &exports, &weighing, threads, limits.memory).map_err(|least| {
-        let finding = Finding::error("plan::memory", "the memory bound is too small for this model")
-            .help(format!("One worker needs {} MiB here.", least.div_ceil(1 << 20)));
-        Failure::new(Exit::BadRecipe, finding)
-    })?;
+    let budget = budget::budget(content, &exports, &weighing, threads, limits.memory)
+        .map_err(|memory| Failure::new(Exit::BadRecipe, memory.into()))?;
     let mut notes = engines::notes(content, &exports);
     notes.extend(copies::stale_declarations(&model));
     notes.extend(outlook.notes);

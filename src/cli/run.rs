@@ -6,16 +6,14 @@ use super::signals::Signals;
 use super::{Format, RunArgs};
 use crate::exit::Exit;
 use crate::finding::Failure;
-use crate::recipe::Loaded;
 use crate::report::GateOutcome;
-use crate::run::{Cancel, Listener, Options, Silent};
+use crate::run::{Listener, Options, Silent};
 use crate::show::progress::{Bar, Lines};
 use crate::show::summary::summary;
 
 pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<Exit, Failure> {
     let loaded = loaded(&args.recipe)?;
-    let cancel = Cancel::default();
-    restore(&loaded, &cancel, signals)?;
+    crate::run::restore(&loaded)?;
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     // As JSON there is one result, the report, and it holds every warning.
@@ -28,7 +26,7 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
         output.say(note);
     }
     let fresh = args.fresh || trust != Trust::Trusted;
-    let options = Options { isa, cancel, durable: args.durable, fresh, ..Options::default() };
+    let options = Options { isa, durable: args.durable, fresh, ..Options::default() };
     let listener: Box<dyn Listener> = if output.is_quiet() || output.format() != Format::Human {
         Box::new(Silent)
     } else if output.is_interactive() {
@@ -53,10 +51,4 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
         output.result(&summary(&plan, &outcome));
     }
     Ok(outcome.exit)
-}
-
-/// Puts back outputs that a run had moved aside when it was killed.
-fn restore(loaded: &Loaded, cancel: &Cancel, signals: &Signals) -> Result<(), Failure> {
-    let _running = signals.running(cancel);
-    cancel.whole(|| crate::run::restore(loaded))
 }

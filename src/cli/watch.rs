@@ -81,7 +81,7 @@ fn carry_out(
 ) -> Result<(Plan, Outcome), Failure> {
     let loaded = loaded(&args.recipe)?;
     tell_inputs(&loaded, inputs);
-    cancel.whole(|| crate::run::restore(&loaded))?;
+    crate::run::restore(&loaded)?;
     let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     let listener: Box<dyn Listener> =
         if output.is_interactive() { Box::new(Bar::new()) } else { Box::new(Silent) };

@@ -14,7 +14,7 @@ use super::regular;
 mod system;
 
 /// What a name stands for, links not followed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Nothing.
     Nothing,
@@ -150,12 +150,24 @@ pub struct Folder {
 pub struct Entry {
     /// The way there.
     pub name: PathBuf,
-    /// Whether it is a folder.
-    pub is_folder: bool,
-    /// Whether it is a regular file.
-    pub is_file: bool,
+    /// What it is.
+    pub kind: Kind,
     /// What a regular file's length and last change are; a change of what is in it changes them.
     pub state: State,
+}
+
+impl Entry {
+    /// Whether it is a folder.
+    #[must_use]
+    pub fn is_folder(&self) -> bool {
+        self.kind == Kind::Folder
+    }
+
+    /// Whether it is a regular file.
+    #[must_use]
+    pub fn is_file(&self) -> bool {
+        self.kind == Kind::File
+    }
 }
 
 /// The length of a file, and when it was last changed in nanoseconds since 1970. Zeros for all that is no file: folders and
@@ -223,9 +235,8 @@ impl Folder {
                 if kind == Kind::Folder {
                     waiting.push(name.clone());
                 }
-                let (is_folder, is_file) = (kind == Kind::Folder, kind == Kind::File);
-                let state = if is_file { state } else { State::default() };
-                out.push(Entry { name, is_folder, is_file, state });
+                let state = if kind == Kind::File { state } else { State::default() };
+                out.push(Entry { name, kind, state });
             }
         }
         out.sort();
@@ -235,7 +246,7 @@ impl Folder {
     /// The first folder in it, or it itself, from which nothing can be removed by this process.
     #[must_use]
     pub fn unremovable<'a>(&self, tree: &'a [Entry]) -> Option<&'a Path> {
-        let folders = tree.iter().filter(|entry| entry.is_folder).map(|entry| entry.name.as_path());
+        let folders = tree.iter().filter(|entry| entry.is_folder()).map(|entry| entry.name.as_path());
         std::iter::once(Path::new(""))
             .chain(folders)
             .find(|name| self.walk(name, false).is_ok_and(|handle| !system::may_change(&handle)))
@@ -283,10 +294,10 @@ impl Folder {
         for entry in tree.iter().rev() {
             let removed = self
                 .above(&entry.name, false)
-                .and_then(|(folder, last)| system::remove(&folder, last, entry.is_folder));
+                .and_then(|(folder, last)| system::remove(&folder, last, entry.is_folder()));
             match removed {
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) if entry.is_folder && error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
+                Err(error) if entry.is_folder() && error.kind() == io::ErrorKind::DirectoryNotEmpty => {}
                 done => done?,
             }
         }
@@ -309,9 +320,9 @@ impl Folder {
     /// Where the disk reports an error.
     pub fn sync_all(&self) -> io::Result<()> {
         for entry in self.tree()?.iter().rev() {
-            if entry.is_folder {
+            if entry.is_folder() {
                 system::sync_folder(&self.walk(&entry.name, false)?)?;
-            } else if entry.is_file {
+            } else if entry.is_file() {
                 let (folder, last) = self.above(&entry.name, false)?;
                 system::sync_file(&folder, last)?;
             }

@@ -168,7 +168,7 @@ mod tests {
         let names = names.shared();
         let (first, empty, last) = (names.at(first), names.at(empty), names.at(last));
         assert_eq!((&*first, &*empty, &*last), ("a.ä", "", "b.weight"));
-        assert!(last == "b.weight" && last == Name::from("b.weight") && last != first);
+        assert!(last == "b.weight" && Name::from("b.weight").as_str() == &*last && last != first);
         assert_eq!(format!("{last:>10} {first:?}"), "  b.weight \"a.ä\"");
         assert_eq!((&*last.without_first(2), &*last.without_first(99)), ("weight", ""));
         assert!(size_of::<Name>() <= 16);

@@ -122,7 +122,8 @@ mod tests {
             assert_eq!(text, serde_json::to_string(axes).unwrap());
             assert_eq!(serde_json::from_str::<Shape>(&text).unwrap(), shape);
         }
-        assert!(Shape::from(vec![1, 2]) == [1, 2] && size_of::<Shape>() <= 24);
+        let shape = Shape::from(vec![1, 2]);
+        assert!(shape == [1, 2] && shape == vec![1, 2] && size_of::<Shape>() <= 24);
         let long = |axes: usize| serde_json::from_str::<Shape>(&format!("[{}1]", "1,".repeat(axes - 1)));
         assert!(long(MAX_AXES).is_ok());
         assert!(long(MAX_AXES + 1).unwrap_err().to_string().contains("more than 64 axes"));

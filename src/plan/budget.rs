@@ -1,9 +1,10 @@
 //! How much memory a run takes: tiles of a fixed size, one a worker, whatever the size of model or tensor.
 
 use super::layout::ExportPlan;
-use super::output_tensor::Content;
-use super::output_tensor::logical_bytes;
+use super::output_tensor::{Content, logical_bytes};
 use super::statistics::Weighing;
+use crate::finding::Finding;
+use crate::text::units::counted;
 
 /// Source bytes of a tile, where its rows are not longer. Tiles stay in a core's cache from reading to writing, and their
 /// size is fixed, so that sums over tiles are the same in every run.
@@ -12,14 +13,17 @@ pub const TILE_BYTES: u64 = 1 << 20;
 /// What the process takes without tiles: code, headers, the plan of an ordinary model.
 const BASE_BYTES: u64 = 24 << 20;
 
-/// What plan, pass and report keep of a tensor of the model: names, rule, record.
-const TENSOR_BYTES: usize = 3072;
+/// What plan, pass, record and report keep of a tensor of the model, its name aside.
+const TENSOR_BYTES: usize = 2048;
 
-/// What they keep of a piece: its name, view and sums.
-const PIECE_BYTES: usize = 1024;
+/// What they keep of a piece: its view and sums, and those that are taken over.
+const PIECE_BYTES: usize = 640;
 
-/// What they keep of a tensor of an output, its line of the index included.
-const OUTPUT_BYTES: usize = 768;
+/// What they keep of a tensor of an output: its place and sums, and those that are taken over.
+const OUTPUT_BYTES: usize = 384;
+
+/// How often they keep a name.
+const NAMES: usize = 4;
 
 /// Buffers of a worker for each source byte of a tile: the source, its stored form, codes with scales, the dequantized weights, the
 /// same in the source's type, and some to spare.
@@ -62,17 +66,53 @@ pub fn tile_weight_bytes(stored_bits: u64, working_bits: u64) -> u64 {
     stored_bits.max(working_bits).div_ceil(8)
 }
 
+/// Memory in which not even one worker fits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct TooLittle {
+    /// The least that would do.
+    least: u64,
+    /// What of it is held of tensors.
+    held: u64,
+    tensors: usize,
+}
+
+impl From<TooLittle> for Finding {
+    fn from(memory: TooLittle) -> Self {
+        let mebibytes = |bytes: u64| bytes.div_ceil(1 << 20);
+        let needs = format!("One worker needs {} MiB here", mebibytes(memory.least));
+        let finding = Self::error("plan::memory", "the memory bound is too small for this model");
+        match memory.held > memory.least / 2 {
+            true => finding.help(format!(
+                "{needs}, {} of them for what is kept of the model's {}.",
+                mebibytes(memory.held),
+                counted(memory.tensors, "tensor")
+            )),
+            false => finding.help(format!("{needs}.")),
+        }
+    }
+}
+
+/// What is kept of tensors, pieces and outputs until a run ends.
+fn held(content: Content<'_>, exports: &[ExportPlan]) -> u64 {
+    let outputs: usize = exports.iter().map(|export| export.tensors.len()).sum();
+    let names: usize = content.model.tensors.iter().map(|tensor| tensor.name.len()).sum();
+    let modules: usize = content.pieces.iter().filter_map(|piece| piece.own_module().map(str::len)).sum();
+    let (tensors, pieces) = (content.model.tensors.len(), content.pieces.len());
+    (tensors * TENSOR_BYTES + pieces * PIECE_BYTES + outputs * OUTPUT_BYTES + NAMES * (names + modules))
+        as u64
+}
+
 /// The bound for as many workers as `threads`, fewer where `memory` asks for it.
 ///
 /// # Errors
-/// Where not even one worker fits into `memory`; the error is the least that would.
+/// Where not even one worker fits into `memory`.
 pub(super) fn budget(
     content: Content<'_>,
     exports: &[ExportPlan],
     weighing: &Weighing,
     threads: usize,
     memory: Option<u64>,
-) -> Result<Budget, u64> {
+) -> Result<Budget, TooLittle> {
     let Content { model, decisions, pieces } = content;
     let mut tile_bytes = 0;
     for piece in pieces {
@@ -89,15 +129,13 @@ pub(super) fn budget(
         tile_bytes = tile_bytes.max(bytes);
     }
     let a_worker = worker_bytes(tile_bytes);
-    let outputs: usize = exports.iter().map(|export| export.tensors.len()).sum();
-    let base = BASE_BYTES
-        + weighing.bytes
-        + (model.tensors.len() * TENSOR_BYTES + pieces.len() * PIECE_BYTES + outputs * OUTPUT_BYTES) as u64;
+    let held = held(content, exports);
+    let base = BASE_BYTES + weighing.bytes + held;
     let fits = memory.map_or(usize::MAX, |memory| {
         usize::try_from(memory.saturating_sub(base) / a_worker).unwrap_or(usize::MAX)
     });
     match threads.min(fits) {
-        0 => Err(base + a_worker),
+        0 => Err(TooLittle { least: base + a_worker, held, tensors: model.tensors.len() }),
         workers => Ok(Budget { workers, tile_bytes, bound: base + a_worker * workers as u64 }),
     }
 }

@@ -57,6 +57,12 @@ impl Piece {
         }
     }
 
+    /// The module, where that is not the tensor's own.
+    #[must_use]
+    pub fn own_module(&self) -> Option<&str> {
+        self.expert.as_ref().map(|expert| expert.module.as_str())
+    }
+
     /// The matrix of weights where the piece is one; none where the tensor's bytes are taken as they are.
     #[must_use]
     pub fn matrix(&self, model: &ModelFolder) -> Option<MatrixView> {

@@ -166,8 +166,8 @@ fn strangers(folder: &Folder, tree: &[Entry], report: &Ours) -> Vec<String> {
         let folders: HashSet<&Path> = files.iter().flat_map(|file| file.ancestors().skip(1)).collect();
         let is_known = |entry: &&Entry| {
             let name = entry.name.as_path();
-            entry.is_folder && folders.contains(name)
-                || entry.is_file && (files.contains(name) || is_index(folder, name, output))
+            entry.is_folder() && folders.contains(name)
+                || entry.is_file() && (files.contains(name) || is_index(folder, name, output))
         };
         let unknown = tree.iter().filter(|entry| !is_known(entry));
         unknown.map(|entry| entry.name.display().to_string()).collect::<Vec<_>>()

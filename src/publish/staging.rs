@@ -128,7 +128,7 @@ impl Staging {
     /// Of an interrupted run only the files that are kept stay.
     fn remove_all_but(&self, is_kept: impl Fn(&Path) -> bool) -> Result<(), Failure> {
         let removed = self.root.tree().and_then(|mut tree| {
-            tree.retain(|entry| !(entry.is_file && is_kept(&entry.name)));
+            tree.retain(|entry| !(entry.is_file() && is_kept(&entry.name)));
             self.root.remove_listed(&tree)
         });
         removed.map_err(|error| cannot_write("clear", &self.folder, &error))

@@ -205,7 +205,7 @@ impl Job<'_> {
                 }
                 let mut taken = take_over::taken(plan, self.reuse, index);
                 let tensors = Tensors::Each(self.reuse.tensors.count(), &mut taken);
-                options.cancel.whole(|| self.record(index, ready, tensors))?;
+                self.record(index, ready, tensors)?;
                 staging::clear(&export.path);
                 done.report_paths.push(export.path.join(report::FILE_NAME));
             }
@@ -378,9 +378,9 @@ impl Job<'_> {
                 let Ok(tree) = folder.tree() else { return false };
                 let is_expected = |entry: &Entry| {
                     let name = entry.name.as_path();
-                    entry.is_file && files.contains(name) || entry.is_folder && folders.contains(name)
+                    entry.is_file() && files.contains(name) || entry.is_folder() && folders.contains(name)
                 };
-                tree.iter().filter(|entry| entry.is_file).count() == files.len()
+                tree.iter().filter(|entry| entry.is_file()).count() == files.len()
                     && tree.iter().all(is_expected)
                     && made.iter().all(|made| made.is_in(&folder))
                     && carried

@@ -15,8 +15,11 @@ use crate::stage::Stage;
 /// A file that monoquant makes beside the weights. Some have a line a tensor, so they are written anew instead of being held.
 pub(super) struct MadeFile<'p> {
     pub name: String,
-    pub write: Box<dyn Fn(&mut dyn Write) -> io::Result<()> + 'p>,
+    pub write: Box<Writes<'p>>,
 }
+
+/// Writes what a file holds.
+type Writes<'p> = dyn Fn(&mut dyn Write) -> io::Result<()> + 'p;
 
 impl MadeFile<'_> {
     /// Whether it is in a folder, as it would be made.

@@ -85,8 +85,8 @@ fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecor
         let Some(entry) = tree.get(path) else {
             return Some(format!("{name} cannot be read: it is not there"));
         };
-        if !entry.is_file {
-            let what = if entry.is_folder { "a folder" } else { "a link or no file" };
+        if !entry.is_file() {
+            let what = entry.kind.words();
             return Some(format!("{name} cannot be read: it is {what}, and outputs have files"));
         }
         let opened = folder.open_file(path, false);
@@ -140,7 +140,7 @@ fn sorted(tree: &BTreeMap<&Path, &Entry>, output: &OutputRecord, report: &Report
         .chain(weights.iter().chain(&carried).chain(&made).map(String::as_str))
         .map(Path::new)
         .collect();
-    let others = tree.values().filter(|entry| !entry.is_folder && !known.contains(entry.name.as_path()));
+    let others = tree.values().filter(|entry| !entry.is_folder() && !known.contains(entry.name.as_path()));
     let unchecked = others.map(|entry| entry.name.display().to_string()).collect();
     Verified { report: report.clone(), weights, carried, made, unchecked }
 }

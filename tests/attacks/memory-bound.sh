@@ -41,7 +41,7 @@ for count in 100000 20000; do
     said=$("$MQ" run x.yaml -q --memory 16MiB 2>&1); rc=$?
     [ $rc = 2 ] || wrong "too little: status $rc"
     grep -q "plan::memory" <<<"$said" || wrong "too little: $said"
-    MEMORY=$(grep -o '[0-9]* MiB' <<<"$said" | tail -n 1 | tr -d ' ')
+    MEMORY=$(grep -o '[0-9]* MiB' <<<"$said" | head -n 1 | tr -d ' ')
     run "$count tensors, as little as is said" --fresh
 done
 conclude

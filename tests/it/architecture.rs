@@ -82,13 +82,13 @@ impl Tree {
         let mut files = Vec::new();
         sources(&src, &mut files);
         let mut modules = BTreeMap::new();
+        let test = regex::Regex::new(r"(?m)^#\[cfg\([^\n]*test[^\n]*\)\]\n(?:#\[[^\n]*\]\n)*mod \w+ \{")
+            .expect("a pattern");
         for file in files {
             let relative = file.strip_prefix(&src).expect("below src").with_extension("");
             let module = relative.iter().map(|part| part.to_string_lossy()).collect::<Vec<_>>().join("::");
             let text = fs::read_to_string(&file).expect("a source file");
             // Tests may name what they like, and comments name what they explain.
-            let test = regex::Regex::new(r"(?m)^#\[cfg\([^\n]*test[^\n]*\)\]\n(?:#\[[^\n]*\]\n)*mod \w+ \{")
-                .expect("a pattern");
             let end = test.find(&text).map_or(text.len(), |found| found.start());
             let code: Vec<&str> =
                 text[..end].lines().map(|line| line.split("//").next().unwrap_or("")).collect();

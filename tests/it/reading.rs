@@ -55,6 +55,9 @@ impl Kind {
         let aside = root.join("aside");
         fs::create_dir(&aside).expect("a folder");
         let kept = aside.join(path.file_name().expect("a name"));
+        if path.symlink_metadata().is_err() {
+            fs::write(path, "{}").expect("something like it");
+        }
         fs::rename(path, &kept).expect("what was there");
         match self {
             Pipe => mknodat(CWD, path, FileType::Fifo, Mode::from_raw_mode(0o666), 0).expect("a pipe"),
@@ -84,7 +87,7 @@ impl Kind {
                 } else {
                     fs::copy(&kept, path).map(drop).expect("a copy")
                 }
-                fs::set_permissions(path, fs::Permissions::from_mode(0)).expect("permissions");
+                fs::set_permissions(path, fs::Permissions::from_mode(0o0)).expect("permissions");
             }
             Empty => drop(File::create(path).expect("a file")),
         }
@@ -97,7 +100,7 @@ impl Kind {
             Pipe => &["a pipe"],
             Device => &["a device", "a pipe, socket or device", "link"],
             Socket => &["a socket", "a pipe, socket or device"],
-            Folder => &["a folder", "a directory", "is empty"],
+            Folder => &["a folder", "a directory", "is empty", "No such file"],
             Dangling => &["does not exist", "No such file", "link"],
             Outside => &["a link", "a symbolic link"],
             Loop => &["symbolic link", "a link"],
@@ -109,6 +112,7 @@ impl Kind {
                 "header of",
                 "needs",
                 "is not a",
+                "is a file",
             ],
             Unreadable => &["ermission denied"],
             Empty => &[""],
@@ -207,9 +211,6 @@ fn everything() -> Workspace {
     Model::llama().write(&snapshot);
     workspace.write("hub/models--org--tiny/refs/main", "abc");
     workspace.monoquant(["run", "recipe.yaml"]).exits(0);
-    for absent in [".out.monoquant-journal", ".out.monoquant-lock", "out.failed-report.json"] {
-        workspace.write(absent, "{}");
-    }
     workspace
 }
 
@@ -312,7 +313,8 @@ fn complaint(
         let message = finding["message"].as_str().expect("a message");
         let says_what = is_stranger || kind.words().iter().any(|word| message.contains(word));
         // Of what has no room only the output is named.
-        (message.contains(name) || exit == 4 && kind == Endless) && says_what && !finding["help"].is_null()
+        let names_it = message.contains(name) || finding["labels"].to_string().contains(name);
+        (names_it || exit == 4 && kind == Endless) && says_what && !finding["help"].is_null()
     });
     (!is_told).then(|| format!("what it is and what to do is not told: {findings:?}"))
 }

@@ -330,7 +330,11 @@ pub(crate) fn write(
     let write = |file: &mut File| {
         let mut lines = Sealing::begin(file, &header)?;
         match tensors {
-            Tensors::Each(_, each) => each.map(|tensor| lines.add(&tensor)).collect::<io::Result<()>>()?,
+            Tensors::Each(_, each) => {
+                for tensor in each {
+                    lines.add(&tensor)?;
+                }
+            }
             Tensors::Of(journal) => lines.copy(journal)?,
         }
         lines.out.flush()
