@@ -1,8 +1,8 @@
-//! Activation statistics: what the columns of each layer's weights were multiplied with, from a file that was made by running the
-//! model on text.
+//! Activation statistics: measurements of the activations that multiply the columns of each layer's weights. They
+//! come from a file that was made by running the model on text.
 //!
-//! Three formats are told apart by their content: safetensors with `MODULE.in_sum2` and `MODULE.counts`, llama.cpp's importance
-//! matrix as GGUF, and its older binary file.
+//! Three formats are told apart by their content: safetensors with `MODULE.in_sum2` and `MODULE.counts`, llama.cpp's
+//! importance matrix as GGUF, and its older binary file.
 
 use std::collections::HashSet;
 use std::io::Read;
@@ -22,10 +22,10 @@ mod safetensors;
 /// Files above this are no statistics: those of the largest mixtures of experts have a GiB or two.
 const LARGEST: u64 = 4 << 30;
 
-/// How much of a file is looked at to tell whether it is a file of statistics.
+/// Number of leading bytes that are read to decide if a file holds statistics.
 const HEAD: u64 = 1 << 20;
 
-/// The format of a file of statistics.
+/// The format of a statistics file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Format {
     /// `MODULE.in_sum2` and `MODULE.counts`, with the model's own names.
@@ -48,47 +48,48 @@ impl Format {
     }
 }
 
-/// What is known of the inputs of one module.
+/// Statistics of the inputs of one module.
 #[derive(Debug, Clone, PartialEq)]
 pub struct ModuleStatistics {
     /// Its name as the file has it, without `.weight`.
     pub name: String,
-    /// Sums of squared activations, one a column; for several matrices one after another.
+    /// Sums of squared activations, one per column. The sums of several matrices follow one another.
     pub sums: Vec<f32>,
-    /// What the sums are divided by to be means: tokens; one number, or one a matrix.
+    /// Token counts by which the sums are divided to get means: one number, or one per matrix.
     pub counts: Vec<f64>,
 }
 
-/// A file of statistics.
+/// The content of a statistics file.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Statistics {
     /// Its format.
     pub format: Format,
     /// The modules, in the order of the file.
     pub modules: Vec<ModuleStatistics>,
-    /// Samples (chunks, for an importance matrix) that were run; none where the file does not say.
+    /// Number of samples (chunks, for an importance matrix) that were run. None if the file does not say.
     pub samples: Option<u64>,
-    /// Tokens that were run; none where the file does not say.
+    /// Number of tokens that were run. None if the file does not say.
     pub tokens: Option<u64>,
-    /// What text was run.
+    /// The texts that were run.
     pub sources: Vec<String>,
 }
 
-/// Why a module's statistics do not fit a matrix.
+/// The reason why a module's statistics do not fit a matrix.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct WrongLength {
-    /// Numbers that there should be: one a column.
+    /// The expected number of values: one per column.
     pub expected: u64,
     /// Numbers that there are.
     pub found: usize,
 }
 
 impl ModuleStatistics {
-    /// The sums and the count of one matrix of `columns` columns; `matrix` is its number where the module is a stack of several.
+    /// The sums and the count of one matrix of `columns` columns. `matrix` is its index if the module is a stack of
+    /// several matrices.
     fn of(&self, columns: u64, matrix: Option<usize>) -> Result<(&[f32], f64), WrongLength> {
         let wrong = WrongLength { expected: columns, found: self.sums.len() };
         let width = usize::try_from(columns).ok().filter(|width| *width > 0).ok_or(wrong)?;
-        // Several counts tell how many matrices there are; where there is one, only the columns do.
+        // Several counts give the number of matrices. With a single count, only the columns do.
         if self.counts.len() > 1 && self.counts.len().checked_mul(width) != Some(self.sums.len()) {
             return Err(wrong);
         }
@@ -103,10 +104,11 @@ impl ModuleStatistics {
         Ok((sums, *count.ok_or(wrong)?))
     }
 
-    /// Whether the sums are those of `matrices` matrices of `columns` columns, or of one that stands for all of them.
+    /// Whether the sums are those of `matrices` matrices of `columns` columns, or of one matrix that represents all
+    /// of them.
     ///
     /// # Errors
-    /// Where there are more or fewer.
+    /// If there are more or fewer.
     pub fn fits(&self, columns: u64, matrices: usize) -> Result<(), WrongLength> {
         let expected = columns.saturating_mul(matrices as u64);
         let found = self.sums.len() as u64;
@@ -116,10 +118,10 @@ impl ModuleStatistics {
         Err(WrongLength { expected, found: self.sums.len() })
     }
 
-    /// The importance of the columns of one matrix; none where no token was routed to it.
+    /// The importance of the columns of one matrix. None if no token was routed to it.
     ///
     /// # Errors
-    /// Where there are not as many numbers as columns.
+    /// If the number of values differs from the number of columns.
     pub fn importance(&self, columns: u64, matrix: Option<usize>) -> Result<Option<Importance>, WrongLength> {
         let (sums, count) = self.of(columns, matrix)?;
         // The older binary file, and what is made of it, has a mean square of exactly 1 in every column of an expert that no
@@ -131,13 +133,14 @@ impl ModuleStatistics {
         Ok(Importance::new(sums, count).ok())
     }
 
-    /// Tokens that a matrix has seen.
+    /// The number of tokens that a matrix has seen.
     #[must_use]
     pub fn tokens(&self, matrix: Option<usize>) -> Option<f64> {
         if self.counts.len() == 1 { self.counts.first().copied() } else { self.counts.get(matrix?).copied() }
     }
 
-    /// The first thing that makes these numbers no statistics. A matrix of several that saw no token has none, which is no error.
+    /// The first reason why these numbers are not valid statistics. In a stack, a matrix that saw no token has no
+    /// statistics, which is not an error.
     fn check(&self) -> Option<BadStatistics> {
         let matrices = self.counts.len().max(1);
         let width = self.sums.len() / matrices;
@@ -165,10 +168,11 @@ impl ModuleStatistics {
 /// What a recipe can give.
 const NAMES: &str = "`calibration` names a file of activation statistics.";
 
-/// Reads a file of statistics.
+/// Reads a statistics file.
 ///
 /// # Errors
-/// [`Exit::BadModel`] where it cannot be read, is of no known format, is cut off, or holds numbers that are no statistics.
+/// [`Exit::BadModel`] if the file cannot be read, has an unknown format, is truncated, or holds numbers that are not
+/// valid statistics.
 pub fn read(path: &Path) -> Result<Statistics, Failure> {
     let shown = path.display();
     let cannot = |error: std::io::Error| {
@@ -189,7 +193,8 @@ pub fn read(path: &Path) -> Result<Statistics, Failure> {
     })
 }
 
-/// Whether a path is a file of statistics rather than a model, told by how it begins; where that tells nothing, by its name.
+/// Whether a path is a statistics file rather than a model. The first bytes of the file decide. If they are
+/// inconclusive, its name decides.
 #[must_use]
 pub fn is_statistics(path: &Path) -> bool {
     let mut head = Vec::new();
@@ -212,7 +217,7 @@ fn begins_as_safetensors(bytes: &[u8]) -> bool {
     bytes.get(8) == Some(&b'{')
 }
 
-/// Parses the bytes of a file of statistics.
+/// Parses the bytes of a statistics file.
 ///
 /// # Errors
 /// As [`read`].
@@ -259,7 +264,7 @@ fn same_name(name: &str) -> Finding {
         .help("Only one of them could be used; collect the statistics again.")
 }
 
-/// A file that ends before what it promises.
+/// The finding for a file that is shorter than it declares.
 fn truncated() -> Finding {
     Finding::error("calibration::truncated", "the file ends before what its header promises")
         .help("It was cut off while it was written or copied; get it again.")

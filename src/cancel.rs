@@ -7,7 +7,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::sync::lock;
 
-/// Shared between a run and whoever may end it; clones are the same switch.
+/// A switch that is shared between a run and the code that may end it. Clones are the same switch.
 #[derive(Debug, Clone, Default)]
 pub struct Cancel(Arc<Switch>);
 
@@ -30,10 +30,10 @@ impl Cancel {
         self.0.is_cancelled.load(Ordering::SeqCst)
     }
 
-    /// Goes on, or fails as interrupted.
+    /// Returns `Ok` to go on, or fails as interrupted.
     ///
     /// # Errors
-    /// [`Exit::Interrupted`] where the run was asked to end.
+    /// [`Exit::Interrupted`] if the run was asked to end.
     pub fn check(&self) -> Result<(), Failure> {
         if !self.is_cancelled() {
             return Ok(());

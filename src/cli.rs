@@ -1,4 +1,4 @@
-//! The command line: one file a command. It holds no logic that the library lacks.
+//! The command line, with one file per command. It holds no logic that the library lacks.
 
 use std::ffi::OsString;
 use std::path::PathBuf;
@@ -61,7 +61,7 @@ struct Terminal {
 /// When to use colour.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Color {
-    /// Where the terminal can.
+    /// If the terminal supports it.
     Auto,
     /// Always.
     Always,
@@ -91,14 +91,15 @@ enum Command {
     Run(RunArgs),
     /// Show what a run would do, from the headers of the model alone.
     ///
-    /// Per rule: tensors, scheme and bytes; per reason: what is left alone; then the size of the output to the byte, the disk
-    /// space it takes and the memory bound. Reads no weight and writes nothing.
+    /// Per rule: tensors, scheme and bytes. Per reason: the skipped tensors. Then the size of the output to the byte,
+    /// the disk space it takes and the memory bound. Reads no weight and writes nothing.
     Plan(PlanArgs),
-    /// Show every rule that touches a tensor, and the one that decides.
+    /// Show every rule that matches a tensor, and the rule that decides.
     Explain(ExplainArgs),
     /// Check recipes without their models. Fast enough for a pre-commit hook.
     Check(CheckArgs),
-    /// Show a model's tensors, layer types, types, totals and quantization config; or a file of activation statistics.
+    /// Show a model's tensors, layer types, data types, totals and quantization config; or a file of activation
+    /// statistics.
     Inspect(InspectArgs),
     /// Check an output directory against its report: sizes and checksums of its files.
     Verify(VerifyArgs),
@@ -110,7 +111,7 @@ enum Command {
     Man,
 }
 
-/// What overrides values of a recipe.
+/// Overrides of recipe values.
 #[derive(Debug, Args)]
 struct OverrideArgs {
     /// Override a value of the recipe, such as `quantize-int4.group_size=64` or `stages.2.group_size=64`.
@@ -135,10 +136,10 @@ impl OverrideArgs {
     }
 }
 
-/// Where links may lead.
+/// Folders that links may lead to.
 #[derive(Debug, Args)]
 struct LinkArgs {
-    /// Follow links in the model's folder that lead into DIR, as where files are kept in a shared place. May be given again.
+    /// Follow links in the model's folder that lead into DIR, for example a shared store of files. May be repeated.
     #[arg(long, value_name = "DIR")]
     follow_links: Vec<PathBuf>,
 }
@@ -178,11 +179,11 @@ struct RunArgs {
     /// Do everything again: take nothing over from the last output or an interrupted run
     #[arg(long)]
     fresh: bool,
-    /// Believe nothing that is there already: take nothing over, ever, and keep nothing for the next cycle of a watch. The
-    /// default where CI is set in the environment and not `false`: there, what lies around may come from a stranger
+    /// Trust no existing files: never reuse earlier results, and keep nothing for the next cycle of a watch. This is
+    /// the default if CI is set in the environment and not `false`: there, existing files may come from a stranger
     #[arg(long, overrides_with = "trusted")]
     untrusted: bool,
-    /// Take over what an earlier run has left, also where CI is set
+    /// Reuse results that an earlier run has left, even if CI is set
     #[arg(long, overrides_with = "untrusted")]
     trusted: bool,
     /// Run, then wait, and run again whenever the recipe or the model changes; Ctrl-C ends it
@@ -211,7 +212,7 @@ struct PlanArgs {
 struct ExplainArgs {
     #[command(flatten)]
     recipe: RecipeArgs,
-    /// A tensor's name, or a module's.
+    /// The name of a tensor or a module.
     tensor: String,
 }
 
@@ -243,7 +244,7 @@ struct VerifyArgs {
 
 #[derive(Debug, Args)]
 struct SchemaArgs {
-    /// What to print the schema of.
+    /// The document whose schema is printed.
     #[arg(value_enum, default_value_t = SchemaOf::Recipe)]
     of: SchemaOf,
 }
@@ -277,7 +278,8 @@ pub fn as_process(work: impl FnOnce() -> Exit) -> Exit {
     shielded(work)
 }
 
-/// A panic is a bug in monoquant, and its exit status says so. What was staged is gone by then, as after any failure.
+/// A panic is a bug in monoquant, and the exit status says so. Staged files have been removed by then, as after any
+/// failure.
 fn shielded(work: impl FnOnce() -> Exit) -> Exit {
     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(Exit::Internal)
 }
@@ -315,7 +317,7 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
     if exit == Exit::Done && output.has_lost_a_result() { Exit::CannotWrite } else { exit }
 }
 
-/// Reads a command line. What is wrong with a command that is not known is told with the commands that there are.
+/// Parses a command line. The error for an unknown command lists the commands that exist.
 fn parse(args: impl IntoIterator<Item = OsString>) -> Result<Cli, clap::Error> {
     Cli::try_parse_from(args).map_err(|mut error| {
         if error.kind() == clap::error::ErrorKind::InvalidSubcommand {

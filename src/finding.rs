@@ -1,4 +1,5 @@
-//! One diagnostic, as data: what is wrong, where, and what to do. Renderers live in the files below this module.
+//! Findings: one diagnostic as data, with its message, its place and its help. Renderers live in the files below this
+//! module.
 //!
 //! A finding carries the text it points into, so it can be rendered anywhere without the parser that made it.
 
@@ -17,22 +18,22 @@ pub use diagnostic::{Diagnostic, PlaceRecord, all as diagnostics};
 /// A named text that findings point into: a recipe file, or an override from the command line.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct SourceText {
-    /// What the reader calls it: a path, or `--set`.
+    /// The name that is shown to the reader: a path, or `--set`.
     pub name: String,
     /// The whole text.
     pub text: String,
 }
 
 impl SourceText {
-    /// Line and column of a byte, both from 1; columns count characters. A byte beyond the end, or inside a character, counts as
-    /// the next position that there is.
+    /// Line and column of a byte, both from 1. Columns count characters. A byte beyond the end, or inside a
+    /// character, counts as the next valid position.
     #[must_use]
     pub fn line_column(&self, byte: usize) -> (usize, usize) {
         let byte =
             (byte..self.text.len()).find(|at| self.text.is_char_boundary(*at)).unwrap_or(self.text.len());
         let before = &self.text[..byte];
         let line = before.matches('\n').count() + 1;
-        // A byte-order mark is no character of the first line.
+        // A byte-order mark does not count as a character of the first line.
         let column =
             before.rsplit('\n').next().unwrap_or("").trim_start_matches('\u{feff}').chars().count() + 1;
         (line, column)
@@ -73,9 +74,9 @@ impl Place {
 /// A place with what is to be said of it. The text adds to the message, it does not repeat it.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Label {
-    /// Where.
+    /// The place that the label points at.
     pub place: Place,
-    /// What about it; may be empty.
+    /// The label's text; may be empty.
     pub text: String,
 }
 
@@ -101,14 +102,14 @@ pub struct Finding {
     pub severity: Severity,
     /// One short sentence that stands alone, lower case at the start, no full stop at the end.
     pub message: String,
-    /// Where; the first is the primary place. May be empty.
+    /// The labelled places; the first is the primary one. May be empty.
     pub labels: Vec<Label>,
-    /// What to do, in full sentences: a line each.
+    /// Instructions in full sentences, one line each.
     pub help: Vec<String>,
 }
 
 impl Finding {
-    /// An error with a code and a message.
+    /// Creates an error with a code and a message.
     #[must_use]
     pub fn error(code: &'static str, message: impl Into<String>) -> Self {
         Self {
@@ -120,7 +121,7 @@ impl Finding {
         }
     }
 
-    /// A warning with a code and a message.
+    /// Creates a warning with a code and a message.
     #[must_use]
     pub fn warning(code: &'static str, message: impl Into<String>) -> Self {
         Self { severity: Severity::Warning, ..Self::error(code, message) }
@@ -133,7 +134,7 @@ impl Finding {
         self
     }
 
-    /// Adds a labelled place where there is one.
+    /// Adds a labelled place, if there is one.
     #[must_use]
     pub fn at_opt(self, place: Option<Place>, text: impl Into<String>) -> Self {
         match place {
@@ -142,7 +143,7 @@ impl Finding {
         }
     }
 
-    /// Says what to do, in one line. A second call adds a line.
+    /// Adds an instruction, as one line. A second call adds another line.
     #[must_use]
     pub fn help(mut self, text: impl Into<String>) -> Self {
         self.help.push(text.into());
@@ -156,7 +157,7 @@ impl Finding {
         self
     }
 
-    /// What to do as one text, where there is something.
+    /// All instructions as one text, if there are any.
     #[must_use]
     pub fn help_text(&self) -> Option<String> {
         (!self.help.is_empty()).then(|| self.help.join("\n"))
@@ -205,7 +206,7 @@ impl std::fmt::Display for Failure {
 
 impl std::error::Error for Failure {}
 
-/// The nearest of `candidates` to `word`, where one is near enough to be what was meant.
+/// The nearest of `candidates` to `word`, if one is near enough to be the intended word.
 #[must_use]
 pub fn nearest<'a>(word: &str, candidates: impl IntoIterator<Item = &'a str>) -> Option<&'a str> {
     candidates

@@ -1,6 +1,6 @@
-//! The file system, as this program uses it: the floor below everything that reads or writes.
+//! File system access: the lowest layer, below everything that reads or writes.
 //!
-//! Errors are `std::io::Error`s here; callers make findings of them.
+//! Errors are `std::io::Error`s here; callers turn them into findings.
 
 pub mod disk;
 pub mod exclusive;

@@ -1,6 +1,7 @@
-//! The gates: what `validate` and `check-warnings` make of what was measured, and which exports may be published.
+//! Gates: the judgement of `validate` and `check-warnings` on the measurements, and the exports that may be
+//! published.
 //!
-//! Gates are judged in the order of the recipe, from what the one pass over the weights has found.
+//! Gates are judged in the order of the recipe, from the measurements of the single pass over the weights.
 
 use std::path::PathBuf;
 
@@ -25,10 +26,10 @@ const NAMED: usize = 5;
 /// Above this SQNR, in dB, a model is called good (mono-quant's word).
 pub const GOOD_SQNR_DB: f64 = 30.0;
 
-/// What the gates decided.
+/// The decisions of the gates.
 #[derive(Debug, Clone)]
 pub struct Judgement {
-    /// One record a stage that judges or publishes, in order.
+    /// One record per stage that judges or publishes, in order.
     pub gates: Vec<GateRecord>,
     /// Every complaint, whatever `on_failure` says: an error if an error threshold was crossed or a check failed.
     pub complaints: Vec<Finding>,
@@ -38,7 +39,7 @@ pub struct Judgement {
     pub failed: Option<(usize, Exit)>,
 }
 
-/// Judges every gate of a plan, with the weight files of each export in one of the folders.
+/// Judges every gate of a plan. `folders` holds the weight files of each export, one folder per export.
 #[must_use]
 pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement {
     let tensors = &measured.tensors;
@@ -156,7 +157,7 @@ fn check_summary(tensors: &[Option<Distortion>], check: &CheckWarnings) -> Strin
     format!("SQNR {} (model{word}), {} (worst layer)", decibels(model), decibels(least))
 }
 
-/// The tensors that a stage sees: those quantized by stages before it.
+/// The tensors that a stage judges: those quantized by stages before it.
 fn seen<'a>(
     plan: &'a Plan,
     tensors: &'a [Option<Distortion>],
@@ -270,7 +271,7 @@ fn validate_complaints(
 struct Scored<'a> {
     tensor: usize,
     treatment: &'a Treatment,
-    /// None where the tensor has no signal, which says nothing about quality; NaN where it was not measured, which fails.
+    /// None if the tensor has no signal, which says nothing about quality. NaN if it was not measured, which fails.
     sqnr: Option<f64>,
     expected: Option<f64>,
 }
@@ -287,7 +288,7 @@ fn check_complaints(
             let sqnr = match (distortion, check.sqnr) {
                 (Some(distortion), _) if distortion.signal == 0.0 => None,
                 (Some(distortion), SqnrOf::Weights) => Some(distortion.sqnr_db().unwrap_or(f64::NAN)),
-                // A layer without statistics has no such SQNR, which the plan has said.
+                // A layer without statistics has no such SQNR, as the plan has already reported.
                 (Some(distortion), SqnrOf::Outputs) => distortion.weighted_sqnr_db(),
                 (None, _) => Some(f64::NAN),
             };
@@ -419,7 +420,7 @@ fn advice(scored: &[Scored<'_>]) -> Vec<String> {
     advice_for(&scored.iter().collect::<Vec<_>>())
 }
 
-/// What the schemes in use can reach at best, and what to change.
+/// The best SQNR that the schemes in use can reach, and advice on what to change.
 fn advice_for(scored: &[&Scored<'_>]) -> Vec<String> {
     let mut schemes: Vec<(String, f64)> = Vec::new();
     for one in scored {

@@ -1,4 +1,4 @@
-//! What layers are called: the kinds and roles a recipe can name. (Patterns over names are in [`pattern`].)
+//! Layer types: the kinds and roles that a recipe can name. (Patterns over names are in [`pattern`].)
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -88,7 +88,7 @@ layer_types! {
 }
 
 impl LayerType {
-    /// Whether it is a role (a tensor has one kind and at most one role).
+    /// Whether this is a role (a tensor has one kind and at most one role).
     #[must_use]
     pub fn is_role(self) -> bool {
         self >= LayerType::Head

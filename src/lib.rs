@@ -1,16 +1,18 @@
-//! monoquant runs recipes: a YAML file, kept in version control, says how a Hugging Face model directory is quantized to INT4
-//! or INT8, and one command does it.
+//! Recipe-driven weight quantization: a YAML file, kept in version control, says how a Hugging Face model directory
+//! is quantized to INT4 or INT8, and one command does it.
 //!
-//! The flow, in the order of the modules:
+//! The flow of a recipe through the folders; `docs/architecture.md` draws it:
 //!
-//! 1. [`recipe`]: what was written. Text becomes a typed [`recipe::Recipe`]; every mistake is found and shown at its word.
-//! 2. [`stage`]: what each stage can say. The doc comments of its parameters are the reference and the JSON Schema.
-//! 3. [`model`]: what is on disk. Headers, config, layer types ([`layer`]); positioned reads of weights.
-//! 4. [`plan`]: what will be done. For every tensor a decision and the rule that made it, for every output byte its place.
-//! 5. [`quant`]: the numbers. Scales, zero points, codes, packing, distortion; pure functions on slices.
-//! 6. [`run`]: doing it. One pass over the weights in tiles, then the gates.
-//! 7. [`export`]: what is left behind. A staged directory, published in one step.
-//! 8. [`report`]: what is told, to people and to programs.
+//! 1. [`recipe`]: text becomes a typed [`recipe::Recipe`]; every mistake is found and shown at its word.
+//! 2. [`stage`]: parameters of the stages. Their doc comments are the reference and the JSON Schema.
+//! 3. [`model`]: headers, config, layer types ([`layer`]); positioned reads of weights.
+//! 4. [`mod@format`]: how a matrix is stored (encodings), and how tensors lie in files (containers).
+//! 5. [`plan`]: for every tensor a decision and the rule that made it, for every output byte its place.
+//! 6. [`quant`]: scales, zero points, codes, packing, distortion; pure functions on slices.
+//! 7. [`run`]: one pass over the weights in tiles.
+//! 8. [`gates`]: the verdict on what was measured.
+//! 9. [`publish`]: a staged directory, published in one step.
+//! 10. [`report`]: the results as data; [`show`] and [`watch`] present them to people.
 //!
 //! ```no_run
 //! use monoquant::{plan, recipe, run};

@@ -1,4 +1,4 @@
-//! The `monoquant` command: parses arguments, calls one command, turns its outcome into an exit status.
+//! The `monoquant` command: parses arguments, calls one command, and turns its outcome into an exit status.
 
 use std::process::ExitCode;
 

@@ -1,8 +1,8 @@
-//! What is on disk: the headers of a model folder, its index and config, what kind of layer each tensor is,
-//! and positioned reads of the weights.
+//! Model folders: the headers, the index, the config, the kind of layer of each tensor, and positioned reads of the
+//! weights.
 //!
-//! Opening a folder reads headers only, never a weight, and checks all that can be checked without one. What
-//! is to be done with the tensors is not known here (see `plan`).
+//! Opening a folder reads headers only, never a weight, and checks everything that can be checked without one. This
+//! module does not know how the tensors will be treated (see `plan`).
 //!
 //! `resolve` → `open` → [`ModelFolder`] → `classify` (kinds and roles), `experts` (3-D stacks as matrices),
 //! `read` (rows of a matrix as bytes).
@@ -46,7 +46,7 @@ pub use types::{Classified, classify};
 pub mod code {
     /// The model is not there.
     pub const NOT_FOUND: &str = "model::not-found";
-    /// What is there is not a model that can be read.
+    /// The path is not a model that can be read.
     pub const NOT_A_MODEL: &str = "model::not-a-model";
     /// A file system call failed.
     pub const IO: &str = "model::io";
@@ -54,17 +54,17 @@ pub mod code {
     pub const HEADER: &str = "model::header";
     /// A weight file is shorter or longer than its header says.
     pub const LENGTH: &str = "model::length";
-    /// Offsets of a tensor overlap, leave a hole or contradict its shape.
+    /// Tensor offsets overlap, leave a gap or contradict the tensor's shape.
     pub const OFFSETS: &str = "model::offsets";
     /// A dtype that no version of the format knows.
     pub const DTYPE: &str = "model::dtype";
-    /// One tensor name twice, in a file or in two.
+    /// One tensor name occurs twice, in one file or in two.
     pub const DUPLICATE: &str = "model::duplicate-tensor";
     /// Index and files disagree.
     pub const INDEX: &str = "model::index";
     /// A link leads out of the model's folder.
     pub const LINK: &str = "model::link";
-    /// A file name of the index points out of the folder.
+    /// A file name in the index points out of the folder.
     pub const PATH: &str = "model::path-traversal";
     /// `config.json` is missing or cannot be read.
     pub const CONFIG: &str = "model::config";
@@ -74,11 +74,11 @@ pub mod code {
     pub const FP8: &str = "model::fp8-scales";
     /// Several files could be the model.
     pub const UNCLEAR: &str = "model::unclear-weights";
-    /// Weights that are not read and of which nobody knows what they are.
+    /// Weights that are not read and whose purpose is unknown.
     pub const LEFT_OUT: &str = "model::left-out";
     /// Names of tensors have the modules of a wrapper in them.
     pub const WRAPPED: &str = "model::wrapped-names";
-    /// A pointer of Git LFS in place of a file.
+    /// A Git LFS pointer in place of a file.
     pub const POINTER: &str = "model::lfs-pointer";
     /// A glob of `include` or `exclude` is wrong or matches nothing.
     pub const FILTER: &str = "model::filter";
@@ -88,7 +88,7 @@ pub mod code {
     pub const SHORT_READ: &str = "model::short-read";
     /// The axes of a stack of experts cannot be told.
     pub const EXPERTS: &str = "model::experts";
-    /// A layer that looks like a router and cannot be told from a linear layer.
+    /// A layer that looks like a router and cannot be told apart from a linear layer.
     pub const GATE: &str = "model::unsure-gate";
     /// No stack of layers is what the configuration says of the language model.
     pub const DECODER: &str = "model::unsure-decoder";

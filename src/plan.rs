@@ -1,8 +1,8 @@
-//! What will be done: a checked recipe and the headers of a model, compiled into a [`Plan`]. Pure, but for file sizes: no
+//! Planning: a checked recipe and the headers of a model, compiled into a [`Plan`]. Pure, except for file sizes: no
 //! weight is read and nothing is written.
 //!
-//! Everything that can be known before the first weight is read is known here: for every tensor the decision and the rule
-//! that made it, for every output tensor its file and offset, and whatever an engine would refuse.
+//! A plan holds everything that can be known before the first weight is read: for every tensor the decision and the
+//! rule that made it, for every output tensor its file and offset, and everything that an engine would refuse.
 
 use std::ops::Range;
 use std::path::Path;
@@ -19,6 +19,7 @@ pub mod checks;
 pub mod compressed_tensors;
 pub mod config;
 pub mod copies;
+mod decision;
 mod doubts;
 mod draft;
 mod engines;
@@ -52,10 +53,10 @@ pub use piece::Piece;
 pub use select::{Action, Decided, Decision, Rule, Treatment};
 pub use statistics::{StageStatistics, Weighing};
 
-/// What a plan takes from the command line instead of the recipe.
+/// Command-line limits of a plan, which are not part of the recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Limits {
-    /// Worker threads; the number of cores where none is given.
+    /// Worker threads. Defaults to the number of cores.
     pub threads: Option<usize>,
     /// Bound of the resident memory, in bytes.
     pub memory: Option<u64>,
@@ -64,25 +65,25 @@ pub struct Limits {
 /// A recipe compiled for a model. Only [`plan`] makes one.
 #[derive(Debug)]
 pub struct Plan {
-    /// The recipe, with where everything stands in it.
+    /// The recipe, with the source place of every value.
     pub loaded: Loaded,
     /// The model's headers.
     pub model: ModelFolder,
     /// Kind and role of each tensor of the model.
     pub classes: Vec<LayerClass>,
-    /// Which layers were taken for the language model, where something lies beside it.
+    /// The layers that were taken for the language model, if the model has other parts beside it.
     pub decoder: Option<String>,
-    /// What is done with each tensor of the model.
+    /// The decision for each tensor of the model.
     pub decisions: Vec<Decision>,
-    /// What is read, treated and written as one, in the order of the files.
+    /// The units that are read, treated and written as one, in the order of the files.
     pub pieces: Vec<Piece>,
     /// Modules that engines fuse.
     pub siblings: Vec<Siblings>,
     /// The exports, laid out.
     pub exports: Vec<ExportPlan>,
-    /// What engines that compute with codes make of the exports.
+    /// How engines that compute with codes serve the exports.
     pub served: Vec<Served>,
-    /// What activation statistics say about the columns of the pieces.
+    /// The importance of the columns of the pieces, from activation statistics.
     pub weighing: Weighing,
     /// The memory bound.
     pub budget: Budget,
@@ -131,7 +132,8 @@ impl Plan {
         self.loaded.stage_place(stage)
     }
 
-    /// What a quantized tensor's scheme reaches on Gaussian weights of its shape, in dB; of a stack, of one of its matrices.
+    /// The SQNR that a quantized tensor's scheme reaches on Gaussian weights of its shape, in dB. For a stack, that
+    /// of one of its matrices.
     #[must_use]
     pub fn expected_sqnr(&self, tensor: usize) -> Option<f64> {
         let first = self.pieces.partition_point(|piece| piece.tensor() < tensor);

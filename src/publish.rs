@@ -1,4 +1,4 @@
-//! What is left behind: the output directory, staged beside its place and published with one rename.
+//! Publishing: the output directory, staged beside its place and published with one rename.
 
 pub mod exchange;
 pub mod files;

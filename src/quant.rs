@@ -1,14 +1,14 @@
-//! The numbers: weights to integer codes, scales and zero points, back again, and how much was lost.
+//! Quantization numerics: weights to integer codes, scales and zero points, back again, and the resulting error.
 //!
 //! Pure functions on slices of bytes, exactly as they lie in the files. This module knows no file, no recipe and no
 //! thread, and names no other module of the crate. The unit of work is a *tile*: some whole rows of one matrix
-//! `[out, in]`. A [`Quantizer`] is made once a tensor and turns tiles of source weights into the bytes of the output
-//! tensors ([`Quantized`]); [`Quantizer::measure`] compares the two ([`Distortion`]). One scale for a whole tensor
-//! needs a look at all tiles first, which is a [`Survey`].
+//! `[out, in]`. A [`Quantizer`] is made once per tensor and turns tiles of source weights into the bytes of the
+//! output tensors ([`Quantized`]); [`Quantizer::measure`] compares the two ([`Distortion`]). One scale for a whole
+//! tensor needs a look at all tiles first, which is a [`Survey`].
 //!
-//! The arithmetic is that of compressed-tensors 0.19 (scales and zero points bit for bit); the quotient of
-//! weight and scale is kept in f32, as that library's GPU kernel does and its CPU path does not.
-//! [`mod@reference`] states it slowly.
+//! The arithmetic is that of compressed-tensors 0.19 (scales and zero points bit for bit). The quotient of weight and
+//! scale is kept in f32, as in that library's GPU kernel but not in its CPU path. [`mod@reference`] is a slow and
+//! plain implementation.
 //!
 //! Results are the same bytes on every instruction set: kernels are one source, compiled for each ([`Isa`]), and sums
 //! have a fixed order of 16 virtual lanes.

@@ -1,7 +1,7 @@
-//! What was written: YAML text becomes a typed [`Recipe`], or findings at the exact words.
+//! Recipes: YAML text becomes a typed [`Recipe`], or findings at the exact words.
 //!
-//! One parse gives a located tree in which every key and value knows its bytes. The tree gives the JSON value that the schema
-//! checks, and that same value becomes the recipe. No weights and no model folder are touched here.
+//! One parse gives a located tree in which every key and value knows its bytes. The tree gives the JSON value that
+//! the schema checks, and that same value becomes the recipe. No weights and no model folder are touched here.
 
 pub mod check;
 mod environment;

@@ -1,4 +1,4 @@
-//! What is told: the report of a run, and how runs, plans and models are shown to people and programs.
+//! Reports: the report of a run, and how runs, plans and models are shown to people and programs.
 
 use std::fmt::Display;
 use std::io::{self, BufReader, Read, Seek, Write};
@@ -22,7 +22,8 @@ mod scheme;
 /// The version of the report's format.
 pub const VERSION: u32 = 2;
 
-/// Everything about a run, as `monoquant-report.json` holds it. Nothing in it depends on when or how fast the run was.
+/// The full record of a run, as `monoquant-report.json` holds it. Nothing in it depends on the time or the speed of
+/// the run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Report {
     /// The version of this format.
@@ -39,7 +40,7 @@ pub struct Report {
     pub outputs: Vec<OutputRecord>,
     /// Sizes of the whole.
     pub sizes: Sizes,
-    /// Quality of the whole; none where nothing was measured.
+    /// Quality of the whole. None if nothing was measured.
     pub quality: Option<Quality>,
     /// The stages that judge or publish, in order.
     pub gates: Vec<GateRecord>,
@@ -55,7 +56,7 @@ pub struct Report {
     pub digest: Option<String>,
 }
 
-/// How a run ended.
+/// The final verdict on a run.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Verdict {
     /// Whether every gate let the run pass.
@@ -66,7 +67,7 @@ pub struct Verdict {
     pub summary: String,
 }
 
-/// A file with its size and what identifies its bytes.
+/// A file with its size and the digests that identify its bytes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct FileRecord {
     /// Its name in its folder.
@@ -75,7 +76,7 @@ pub struct FileRecord {
     pub bytes: u64,
     /// Its CRC-64/NVME in hexadecimal, the checksum that object stores call `crc64nvme`.
     pub crc64nvme: String,
-    /// Its BLAKE3 hash in hexadecimal, where an `export` stage says `digest: blake3`.
+    /// Its BLAKE3 hash in hexadecimal, if an `export` stage says `digest: blake3`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub blake3: Option<String>,
 }
@@ -99,10 +100,10 @@ pub struct OutputRecord {
     /// reports of earlier versions.
     #[serde(default)]
     pub others: Vec<FileRecord>,
-    /// What of the source was left behind, and why.
+    /// Source files that were left behind, and why.
     #[serde(default)]
     pub left: Vec<Left>,
-    /// What vLLM and SGLang make of it, as far as it is for them.
+    /// How vLLM and SGLang serve the output, if it targets them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub engines: Vec<engines::EngineRecord>,
 }
@@ -121,12 +122,12 @@ pub struct Sizes {
 /// Quality over all quantized tensors. Decibels are never averaged.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Quality {
-    /// Energy of all weights over energy of all errors, in dB; none where there is no error or no signal.
+    /// Energy of all weights over energy of all errors, in dB. None if there is no error or no signal.
     pub sqnr_db: Option<f64>,
     /// As `sqnr_db`, over the tensors whose columns are weighed by activation statistics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weighted_sqnr_db: Option<f64>,
-    /// The least SQNR of a tensor, in dB.
+    /// The lowest SQNR of any tensor, in dB.
     pub min_sqnr_db: Option<f64>,
     /// The 5th percentile of the tensors' SQNR, in dB.
     pub p5_sqnr_db: Option<f64>,
@@ -136,20 +137,20 @@ pub struct Quality {
     pub measured: usize,
 }
 
-/// What came of a stage that judges or publishes.
+/// The result of a stage that judges or publishes.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GateRecord {
     /// Index of the stage in the recipe, from 0.
     pub stage: usize,
     /// Its name.
     pub name: String,
-    /// What came of it.
+    /// The outcome of the stage.
     pub outcome: GateOutcome,
     /// One line for people.
     pub summary: String,
 }
 
-/// What came of a stage.
+/// The outcome of a stage.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum GateOutcome {
@@ -161,7 +162,7 @@ pub enum GateOutcome {
     FailedAndIgnored,
     /// It failed, and the run ended.
     Failed,
-    /// A stage before it failed.
+    /// An earlier stage failed.
     NotReached,
 }
 
@@ -190,7 +191,7 @@ pub struct TensorRecord {
     pub shape: Vec<u64>,
     /// Its kind, inferred or corrected.
     pub kind: String,
-    /// Its role, where it has one.
+    /// Its role, if it has one.
     pub role: Option<String>,
     /// Its file in the source.
     pub file: String,
@@ -199,7 +200,7 @@ pub struct TensorRecord {
     /// The scheme, if it is quantized.
     #[serde(default, deserialize_with = "scheme::or_words")]
     pub scheme: Option<SchemeRecord>,
-    /// Index of the deciding stage, where a stage decided.
+    /// Index of the deciding stage, if a stage decided.
     pub stage: Option<usize>,
     /// The deciding rule.
     pub rule: String,
@@ -215,19 +216,19 @@ pub struct TensorRecord {
     pub metrics: Option<Metrics>,
 }
 
-/// How far the quantized weights of a tensor are from the source. Weights are compared as an engine sees them: dequantized, in
-/// the type of their scales.
+/// The distance of a tensor's quantized weights from the source. Weights are compared as an engine sees them:
+/// dequantized, in the type of their scales.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Metrics {
-    /// 10·log10 of Σw² over Σe², in dB; none for a tensor of zeros, or without error.
+    /// 10·log10 of Σw² over Σe², in dB. None for a tensor of zeros, or without error.
     pub sqnr_db: Option<f64>,
     /// Why there is no SQNR.
     pub sqnr_note: Option<String>,
-    /// 10·log10 of Σ importance·w² over Σ importance·e², in dB, where activation statistics weigh the columns: the nearest thing
-    /// to the SQNR of the layer's output.
+    /// 10·log10 of Σ importance·w² over Σ importance·e², in dB, if activation statistics weigh the columns. This is
+    /// the closest estimate of the SQNR of the layer's output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weighted_sqnr_db: Option<f64>,
-    /// What the scheme reaches on Gaussian weights of this width, in dB.
+    /// The SQNR that the scheme reaches on Gaussian weights of this width, in dB.
     pub expected_sqnr_db: Option<f64>,
     /// Cosine of the angle between source and dequantized weights.
     pub cosine: Option<f64>,
@@ -243,7 +244,7 @@ pub struct Metrics {
     pub worst_group: Option<WorstGroup>,
 }
 
-/// The group of a tensor with the least SQNR.
+/// The group of a tensor with the lowest SQNR.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorstGroup {
     /// Its row.
@@ -443,15 +444,15 @@ impl<R: Read> Read for Digested<R> {
 /// Reads a report.
 ///
 /// # Errors
-/// Where it cannot be read or is not a report of this version.
+/// If it cannot be read or is not a report of this version.
 pub fn read(path: &Path) -> Result<Report, Failure> {
     parse(path, &regular::read_bounded(path, limit::REPORT).map_err(|error| unreadable(path, &error))?)
 }
 
-/// Understands what was read of a report that is at a path.
+/// Parses the bytes of the report at a path.
 ///
 /// # Errors
-/// Where it is not a report of this version.
+/// If they are not a report of this version.
 pub fn parse(path: &Path, bytes: &[u8]) -> Result<Report, Failure> {
     serde_json::from_slice(bytes)
         .map_err(|error| not_a_report(format!("{} is not a report: {error}", path.display())))

@@ -1,4 +1,4 @@
-//! Doing it: streams a plan's weights once, judges what was measured, and publishes what passed.
+//! Execution: streams a plan's weights once, judges the measurements, and publishes the exports that passed.
 //!
 //! The only module that sees all the others.
 

@@ -1,4 +1,4 @@
-//! Texts for people: plans, summaries, progress, tables, and findings as graphics, as lines and for GitHub.
+//! Text output for people: plans, summaries, progress, tables, and findings as graphics, as lines and for GitHub.
 
 pub mod each;
 pub mod files;

@@ -1,7 +1,7 @@
-//! What each stage of a recipe can say: its parameters, their defaults, and what they mean. One file a stage.
+//! Stages of a recipe: their parameters, defaults and meaning. One file per stage.
 //!
-//! These types are what is deserialized, what the JSON Schema is generated from, and what editors show; the doc comments of
-//! their fields are the reference. What a stage does to a model is the plan's business ([`crate::plan`]).
+//! These types are deserialized, the JSON Schema is generated from them, and editors show them. The doc comments of
+//! their fields are the reference. The effect of a stage on a model is decided in the plan ([`crate::plan`]).
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -28,7 +28,7 @@ pub use quantize_int8::QuantizeInt8;
 pub use resolve_skips::ResolveSkips;
 pub use validate::Validate;
 
-/// What to do when a check fails.
+/// The action to take when a check fails.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnFailure {
@@ -40,7 +40,7 @@ pub enum OnFailure {
     Ignore,
 }
 
-/// What to do about a pattern that matches nothing.
+/// The action to take when a pattern matches nothing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnUnmatched {
@@ -59,7 +59,7 @@ pub enum OnUnmatched {
 pub enum Stage {
     /// Names the model directory and reads its headers. First, and once.
     Load(Load),
-    /// Says which modules the quantize stages after it leave alone.
+    /// Says which modules the later quantize stages skip.
     ResolveSkips(ResolveSkips),
     /// Turns the weights of the targeted modules into 4-bit integers.
     QuantizeInt4(QuantizeInt4),
@@ -109,7 +109,7 @@ impl Stage {
         }
     }
 
-    /// The stage's parameters where it is a quantize stage.
+    /// The stage's parameters if it is a quantize stage.
     #[must_use]
     pub fn quantize(&self) -> Option<&dyn Quantize> {
         match self {

@@ -1,16 +1,17 @@
-//! Words and strings on their way to people.
+//! Text for display: words and strings that are shown to people.
 //!
-//! Names, paths, values and messages come from files that strangers write. What a terminal or a log would act on instead of
-//! showing it is shown as an escape here, and here only; strings stay what they are until then.
+//! Names, paths, values and messages come from files that strangers write. A terminal or a log may act on some
+//! characters instead of showing them. Such characters are escaped here, and only here. Until then, strings stay
+//! unchanged.
 
 pub mod units;
 use std::borrow::Cow;
 use std::fmt::Write;
 
-/// What begins a workflow command of GitHub Actions at the start of a line.
+/// The start of a GitHub Actions workflow command, at the start of a line.
 const COMMAND: &str = "::";
 
-/// What begins one of the older form, anywhere in a line.
+/// The start of an older-style workflow command, anywhere in a line.
 const OLD_COMMAND: &str = "##[";
 
 /// Whether a character would be acted on, or not be seen: control characters, what changes the direction of a text, separators
@@ -26,7 +27,7 @@ pub fn is_hidden(c: char) -> bool {
             | '\u{e0000}'..='\u{e0fff}')
 }
 
-/// Adds a character, as an escape where it would be acted on or not be seen.
+/// Adds a character, as an escape if it would be acted on or be invisible.
 pub fn push_visible(out: &mut String, c: char) {
     match c {
         '\n' => out.push_str("\\n"),
@@ -39,7 +40,7 @@ pub fn push_visible(out: &mut String, c: char) {
     }
 }
 
-/// A text as one line in which every character can be seen: `\n`, `\u{1b}` and the like stand for the others.
+/// A text as one line in which every character is visible: `\n`, `\u{1b}` and similar escapes replace the others.
 #[must_use]
 pub fn visible(text: &str) -> Cow<'_, str> {
     if !text.contains(is_hidden) {
@@ -50,7 +51,7 @@ pub fn visible(text: &str) -> Cow<'_, str> {
     Cow::Owned(out)
 }
 
-/// As [`visible`], of at most so many characters: `…` stands for what was left out of the middle.
+/// As [`visible`], but limited to `most` characters: `…` marks the part that was left out of the middle.
 #[must_use]
 pub fn visible_part(text: &str, most: usize) -> Cow<'_, str> {
     let count = text.chars().count();
@@ -100,8 +101,8 @@ pub fn inert(text: &str) -> Cow<'_, str> {
     Cow::Owned(out.replace(OLD_COMMAND, "##\\["))
 }
 
-/// The same JSON, with escapes in its strings for what [`visible`] shows as escapes, and for what begins a workflow command:
-/// whoever reads the JSON reads the exact strings, a terminal shows them.
+/// The same JSON, safe to show in a terminal. Its strings have escapes for the characters that [`visible`] escapes,
+/// and for the start of a workflow command. A JSON parser still reads the exact strings.
 #[must_use]
 pub fn json(text: &str) -> Cow<'_, str> {
     // Line breaks are between values; within strings they are escapes already.

@@ -1,4 +1,4 @@
-//! Watching a recipe: waiting for changes, and comparing one cycle with the one before.
+//! Watch mode: waiting for changes, and comparing one cycle with the one before.
 
 pub mod changes;
 pub mod cycle;

@@ -1,4 +1,5 @@
-//! Reading little-endian numbers from bytes that a stranger wrote: past the end is an error, and lengths are checked first.
+//! Cursor over little-endian numbers in untrusted bytes: reading past the end is an error, and lengths are checked
+//! first.
 
 use super::truncated;
 use crate::finding::Finding;

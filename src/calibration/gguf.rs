@@ -6,7 +6,7 @@ use super::cursor::{Cursor, floats};
 use super::{Format, ModuleStatistics, Statistics, same_name, truncated};
 use crate::finding::Finding;
 
-/// What every GGUF file begins with.
+/// The magic bytes at the start of every GGUF file.
 pub(super) const MAGIC: &[u8] = b"GGUF";
 
 /// Arrays within arrays are no use here, and a way to exhaust the stack.

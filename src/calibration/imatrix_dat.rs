@@ -1,4 +1,5 @@
-//! llama.cpp's older binary importance matrix: no magic number; entries of a name, a number of chunks and mean squares times it.
+//! llama.cpp's older binary importance matrix: no magic number. Each entry has a name, a number of chunks, and mean
+//! squares multiplied by that number.
 
 use crate::calibration::cursor::{Cursor, floats};
 use crate::calibration::{Format, ModuleStatistics, Statistics};
@@ -23,7 +24,7 @@ fn unknown() -> Finding {
 }
 
 pub(crate) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
-    // Letters where there should be a number of entries.
+    // Text in place of the number of entries.
     if bytes
         .first_chunk::<8>()
         .is_some_and(|head| head.iter().all(|byte| matches!(byte, b'\t'..=b'\r' | b' '..=b'~')))

@@ -1,5 +1,5 @@
-//! The names that a module of a Hugging Face checkpoint has in a file of statistics: those of llama.cpp in an importance matrix
-//! (Llama, Mistral, Qwen 2 and 3, Gemma, Phi-3, Mixtral, Qwen MoE, Granite MoE and GPT-2), and those under which transformers
+//! Names of a Hugging Face module in a file of statistics: those of llama.cpp in an importance matrix (Llama,
+//! Mistral, Qwen 2 and 3, Gemma, Phi-3, Mixtral, Qwen MoE, Granite MoE and GPT-2), and those under which transformers
 //! runs it.
 
 /// Segments that may come before the layers of a text decoder. Others are towers and extra predictors, of which an importance
@@ -13,8 +13,8 @@ const PREFIXES: &[&[&str]] = &[
     &["language_model", "model"],
 ];
 
-/// The names of a module in an importance matrix, likeliest first, and its number where it is one of several experts. Empty where
-/// none is known. What is fused on either side shares its input, and so its numbers.
+/// The names of a module in an importance matrix, likeliest first, and its number if it is one of several experts.
+/// Empty if none is known. Modules that are fused on either side share their input, and so their numbers.
 #[must_use]
 pub fn in_importance_matrix(module: &str) -> (Vec<String>, Option<usize>) {
     let none = (Vec::new(), None);
@@ -27,7 +27,7 @@ pub fn in_importance_matrix(module: &str) -> (Vec<String>, Option<usize>) {
         return none;
     }
     match rest {
-        // The head is the embedding where the two are tied.
+        // The head is the embedding if the two are tied.
         ["lm_head"] => (vec!["output".to_owned(), "token_embd".to_owned()], None),
         ["layers" | "h", layer, rest @ ..] => {
             let (parts, expert) = parts(rest);
@@ -83,8 +83,9 @@ const RENAMED: &[(&str, &str)] = &[
     ("language_model.lm_head", "lm_head"),
 ];
 
-/// Other names that a library may run a module of a checkpoint under, and its number where it is one of several experts: experts
-/// that lie one by one are run as stacks, and some families have other names in memory than in the file.
+/// Other names under which a library may run a module of a checkpoint, and its number if it is one of several
+/// experts. Experts that are stored one by one are run as stacks, and some families have other names in memory than
+/// in the file.
 #[must_use]
 pub fn when_run(module: &str) -> (Vec<String>, Option<usize>) {
     let (mut names, expert) = of_stacks(module);
@@ -100,7 +101,7 @@ pub fn when_run(module: &str) -> (Vec<String>, Option<usize>) {
     (names, expert)
 }
 
-/// The stacks that an expert may be a row of, and its number. Of a stack with a name of its own, the usual name.
+/// The stacks that an expert may be a row of, and its number. For a stack with a name of its own, the usual name.
 fn of_stacks(module: &str) -> (Vec<String>, Option<usize>) {
     for (own, usual) in [("input_linear", "experts.gate_up_proj"), ("output_linear", "experts.down_proj")] {
         if let Some(block) = module.strip_suffix(own).filter(|block| block.ends_with("moe.")) {

@@ -1,5 +1,5 @@
-//! Statistics as safetensors: `MODULE.in_sum2` F32 [columns] or [experts, columns], `MODULE.counts` one number or one an expert,
-//! and `samples`, `tokens` and `source` in the metadata.
+//! Statistics as safetensors: `MODULE.in_sum2` F32 [columns] or [experts, columns], `MODULE.counts` one number or one
+//! per expert, and `samples`, `tokens` and `source` in the metadata.
 
 use std::collections::BTreeMap;
 
@@ -49,7 +49,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
     Ok(Statistics { format: Format::Safetensors, modules, samples, tokens, sources })
 }
 
-/// The numbers of a small tensor; none where its type is none of those that count.
+/// The numbers of a small tensor; none if its type is not supported.
 fn numbers(tensor: &TensorView<'_>) -> Option<Vec<f64>> {
     let data = tensor.data();
     Some(match tensor.dtype() {

@@ -23,7 +23,7 @@ pub(super) fn explain(args: &ExplainArgs, output: &Output) -> Result<Exit, Failu
     let all: Vec<String> =
         explanations.iter().map(|explanation| text(&draft, &weighing, explanation)).collect();
     output.result(&all.join("\n"));
-    // What a plan would end with is told, and no reason not to answer.
+    // A failure of the plan is reported, but it does not prevent an answer.
     if let Err(failure) = plan::compile(draft, limits(&args.recipe)) {
         output.findings_if(false, &failure.findings);
     }

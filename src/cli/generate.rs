@@ -1,4 +1,4 @@
-//! `monoquant schema`, `completions` and `man`: what is made from the program's own definitions.
+//! `monoquant schema`, `completions` and `man`: output that is generated from the program's own definitions.
 
 use super::SchemaOf;
 use super::output::Output;

@@ -97,7 +97,7 @@ fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io:
     write_table(out, &headings, &[5], || folder.tensors.iter().zip(classes).map(row))
 }
 
-/// What a `quantization_config` says, in a line.
+/// A summary of a `quantization_config`, in one line.
 fn quantization(config: &Value) -> String {
     let word = |value: &Value| value.as_str().map(str::to_owned);
     let method = word(&config["quant_method"]).unwrap_or_else(|| "unknown method".to_owned());

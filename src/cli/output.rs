@@ -1,4 +1,4 @@
-//! Where everything is printed: results on standard output, all the rest on standard error. A closed pipe is no failure.
+//! All printing: results go to standard output, everything else to standard error. A closed pipe is not a failure.
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, IsTerminal, Write};
@@ -119,7 +119,7 @@ impl Output {
         }
     }
 
-    /// Prints findings; warnings are left out where only what is wrong is wanted.
+    /// Prints findings. Warnings are left out if only errors are wanted.
     pub fn findings(&self, findings: &[Finding]) {
         self.findings_if(!self.is_quiet, findings);
     }
@@ -136,7 +136,7 @@ impl Output {
         }
         match self.format {
             Format::Json => self.json(&diagnostics(&shown)),
-            // Commands on purpose; what is in them was made harmless.
+            // Commands are intended here. Their content was made harmless.
             Format::Github => self.own(&github::render(&shown)),
             Format::Plain => self.raw(&plain::render(&shown)),
             Format::Human => {
@@ -221,7 +221,7 @@ pub fn usage(error: &clap::Error, again: impl FnOnce() -> Option<clap::Error>) {
     let _ = std::io::stderr().lock().write_all(text.as_bytes());
 }
 
-/// Says where and why monoquant panicked, and that this is no fault of the user. Set as the hook of panics.
+/// Reports the place and the reason of a panic, and that it is not the user's fault. Set as the panic hook.
 pub fn panicked(info: &std::panic::PanicHookInfo<'_>) {
     let payload = info.payload();
     let text = payload.downcast_ref::<&str>().copied();

@@ -1,4 +1,4 @@
-//! Arguments that commands on a recipe share, and what they mean.
+//! Arguments shared by the commands on a recipe, and their meaning.
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
@@ -24,19 +24,19 @@ pub(super) fn loaded(args: &RecipeArgs) -> Result<Loaded, Failure> {
     crate::recipe::load(&args.recipe, &Overrides { follow_links, ..args.overrides.overrides() })
 }
 
-/// What the command line says about how a plan is carried out.
+/// Command-line limits of a plan.
 pub(super) fn limits(args: &RecipeArgs) -> Limits {
     Limits { threads: args.threads.map(usize::from), memory: args.memory }
 }
 
-/// Whether to believe what is there already, and who said so.
+/// Whether to trust existing results of earlier runs, and the source of that decision.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Trust {
     /// It is this machine's own work.
     Trusted,
     /// The command line says that it is not.
     Untrusted,
-    /// The environment says that this is a job of CI, where it may be a stranger's.
+    /// The environment says that this is a CI job, where existing results may come from a stranger.
     UntrustedInCi,
 }
 
@@ -54,7 +54,7 @@ impl Trust {
         }
     }
 
-    /// What there is to say, where something is there that is not believed without a word on the command line.
+    /// The note for results of earlier runs that are not trusted without a command-line option.
     pub(super) fn note(self, plan: &Plan) -> Option<&'static str> {
         let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
         let mut exports = plan.exports.iter();
@@ -66,7 +66,7 @@ impl Trust {
     }
 }
 
-/// Says where the reports are kept of outputs that were not let out, beside what is wrong with them.
+/// Names the paths of the reports of outputs that were not published, beside the findings about them.
 pub(super) fn tell_failed_reports(plan: &Plan, outcome: &Outcome, output: &Output) {
     for export in &plan.exports {
         let path = hidden::failed_report(&export.path);

@@ -43,7 +43,7 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
         output.json(&outcome.report);
         return Ok(outcome.exit);
     }
-    // What failed is wrong, also where the recipe goes on.
+    // A failed gate is an error, even if the recipe continues.
     let has_failed = outcome.report.gates.iter().any(|gate| gate.outcome == GateOutcome::FailedAndIgnored);
     output.findings_if(has_failed || !output.is_quiet(), &outcome.findings);
     tell_failed_reports(&plan, &outcome, output);

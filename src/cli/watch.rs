@@ -23,9 +23,9 @@ use crate::stage::Stage;
 use crate::watch::changes::{Inputs, Watch};
 use crate::watch::cycle::{Cycle, Cycles};
 
-/// What came of a cycle.
+/// The result of a cycle.
 struct Ended {
-    /// The recipe's text, where it could be read.
+    /// The recipe's text, if it could be read.
     text: Option<String>,
     result: Result<(Plan, Outcome), Failure>,
 }
@@ -61,7 +61,7 @@ pub(super) fn watch(args: &RunArgs, output: &Output, signals: &Signals) -> Resul
         }
         show(output, &cycle, &ended.result, &mut last_good);
     });
-    // What a failed gate did not let out was kept for the next cycle only.
+    // An output that a failed gate held back was kept for the next cycle only.
     for path in unpublished {
         if let Ok(lock) = Lock::take(&path) {
             staging::clear(&path);
@@ -117,7 +117,7 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
     }
 }
 
-/// Shows a cycle: on a screen the whole result, elsewhere a line or a JSON object.
+/// Shows a cycle: on a screen the whole result, elsewhere one line or one JSON object.
 fn show(
     output: &Output,
     cycle: &Cycle,

@@ -1,8 +1,8 @@
-//! CRC-64/NVME of bytes that come in any order, as tiles are read or written: no second read is needed.
+//! CRC-64/NVME of bytes that come in any order, as tiles are read or written. No second read is needed.
 //!
-//! A CRC is linear: that of A followed by B is the CRC of A moved past the length of B, exclusive-or that of B. So each part is
-//! moved past what follows it and the parts are added up, whatever their order. It is what object stores check uploads with
-//! (`x-amz-checksum-crc64nvme`), and takes a tenth of the time of any cryptographic hash.
+//! A CRC is linear: the CRC of A followed by B is the CRC of A moved past the length of B, exclusive-or the CRC of B.
+//! So each part is moved past the bytes that follow it, and the parts are added up in any order. Object stores check
+//! uploads with this CRC (`x-amz-checksum-crc64nvme`). It takes a tenth of the time of any cryptographic hash.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -10,7 +10,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 /// 64-bit CRC).
 const POLYNOMIAL: u64 = 0x9A6C_9329_AC4B_C9B5;
 
-/// x^0; bits stand for powers in falling order.
+/// x^0. Bits represent powers in falling order.
 const ONE: u64 = 1 << 63;
 
 /// x^(8·2^k) modulo the polynomial: moves a CRC past 2^k bytes.
@@ -43,7 +43,7 @@ pub fn of(bytes: &[u8]) -> u64 {
     crc_fast::checksum(crc_fast::CrcAlgorithm::Crc64Nvme, bytes)
 }
 
-/// What the CRC of bytes adds to that of a whole in which `following` bytes come after them.
+/// The contribution of the CRC of some bytes to the CRC of a whole in which `following` bytes come after them.
 #[must_use]
 pub fn moved(mut crc: u64, mut following: u64) -> u64 {
     let mut k = 0;
@@ -98,7 +98,7 @@ impl Checksum {
         self.seen.store(self.len, Ordering::Relaxed);
     }
 
-    /// The checksum; none where bytes are missing.
+    /// The checksum. None if bytes are missing.
     #[must_use]
     pub fn value(&self) -> Option<u64> {
         (self.seen.load(Ordering::Relaxed) == self.len).then(|| self.crc.load(Ordering::Relaxed))

@@ -1,8 +1,9 @@
-//! BLAKE3 of a file whose bytes come in any order, as tiles are read or written: no second read is needed.
+//! BLAKE3 of a file whose bytes come in any order, as tiles are read or written. No second read is needed.
 //!
-//! BLAKE3 is a binary tree over chunks of 1024 bytes, so any aligned run of a power of two of chunks can be hashed alone.
-//! Each piece is cut into such subtrees; what is left at its ends (less than a chunk) waits for its neighbour. Subtrees are
-//! merged as soon as both halves are there, so that little is kept. The result is that of `b3sum`.
+//! BLAKE3 is a binary tree over chunks of 1024 bytes, so any aligned run of a power of two of chunks can be hashed
+//! alone. Each piece is cut into such subtrees. The rest at its ends (less than a chunk) waits for the neighbouring
+//! piece. Subtrees are merged as soon as both halves are there, so that little is kept. The result is that of
+//! `b3sum`.
 
 use std::collections::BTreeMap;
 
@@ -51,7 +52,7 @@ impl HashedPiece {
             return out;
         }
         let first = offset.next_multiple_of(CHUNK).min(end);
-        // The file's last chunk may be short; it is whole where the piece holds all of it.
+        // The file's last chunk may be short. It is whole if the piece holds all of it.
         let whole = end - end % CHUNK;
         let last = if end == len && whole >= first { end } else { whole };
         let last = last.max(first);
@@ -151,7 +152,7 @@ impl FileHash {
         }
     }
 
-    /// The hash in hexadecimal; none where bytes are missing.
+    /// The hash in hexadecimal. None if bytes are missing.
     #[must_use]
     pub fn finish(&self) -> Option<String> {
         if self.len <= CHUNK {

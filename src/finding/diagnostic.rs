@@ -1,11 +1,12 @@
-//! A finding as data: the one shape in which `check`, `plan`, `run`, `verify`, `watch` and reports give it to programs.
+//! Findings as data: the one form in which `check`, `plan`, `run`, `verify`, `watch` and reports give them to
+//! programs.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{Finding, Label, Severity};
 
-/// What is wrong or doubtful, where, and what to do.
+/// A problem or a doubt, its place, and the remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Diagnostic {
     /// A stable name, such as `check::low-sqnr`.
@@ -16,7 +17,7 @@ pub struct Diagnostic {
     pub message: String,
     /// The line of the first label, from 1; none if there is no place.
     pub line: Option<usize>,
-    /// What to do.
+    /// The remedy.
     pub help: Option<String>,
     /// The places; the first is the primary one. Empty in reports before version 2.
     #[serde(default)]
@@ -40,7 +41,7 @@ pub struct PlaceRecord {
     pub start: usize,
     /// One past the last byte.
     pub end: usize,
-    /// What about it; may be empty.
+    /// The remark about the place. It may be empty.
     pub text: String,
 }
 

@@ -1,7 +1,7 @@
 //! Encodings: how a quantized matrix is stored as tensors of a file.
 //!
-//! An encoding is one file in this folder and one line in [`ALL`]. It names the tensors that a matrix becomes, and says what
-//! their bytes mean. Solvers ([`crate::quant::Solver`]) make those bytes, tile by tile.
+//! An encoding is one file in this folder and one line in [`ALL`]. It names the tensors that a matrix becomes, and
+//! says what their bytes mean. Solvers ([`crate::quant::Solver`]) make those bytes, tile by tile.
 
 use std::fmt;
 
@@ -35,8 +35,9 @@ pub trait Encoding: fmt::Debug + Send + Sync {
         self.roles(scheme).iter().map(|(role, _)| self.part(scheme, *role, rows, columns)).collect()
     }
 
-    /// The weights of a matrix `[rows, columns]`, row by row: (code − zero point) × scale, rounded once to the scheme's scale
-    /// type. `part` gives the bytes of each of [`Encoding::parts`]. None if a part is missing or has another size.
+    /// The weights of a matrix `[rows, columns]`, row by row: (code − zero point) × scale, rounded once to the
+    /// scheme's scale type. `part` gives the bytes of each of [`Encoding::parts`]. None if a part is missing or has
+    /// another size.
     fn decode<'a>(
         &self,
         scheme: &Scheme,
@@ -88,7 +89,8 @@ pub enum Contents {
 }
 
 impl Part {
-    /// Where a tile writes and what: none if an earlier tile has done so. `solved` are the bytes that the tile gives.
+    /// The byte offset at which a tile writes, and the bytes. None if an earlier tile has written them. `solved` are
+    /// the bytes that the tile gives.
     #[must_use]
     pub fn of_tile<'b>(&'b self, first_row: u64, solved: &'b [u8]) -> Option<(u64, &'b [u8])> {
         match &self.contents {

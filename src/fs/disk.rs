@@ -1,4 +1,4 @@
-//! What the system says of the disk that an output is on.
+//! Properties of an output's disk, as the system reports them.
 
 use std::fs;
 use std::path::Path;
@@ -19,7 +19,7 @@ pub fn above(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
-/// A number that is the same for paths on one disk; 0 where the system has none.
+/// A number that is the same for paths on one disk. It is 0 if the system has none.
 #[must_use]
 pub fn disk_of(path: &Path) -> u64 {
     #[cfg(unix)]
@@ -34,14 +34,14 @@ pub fn disk_of(path: &Path) -> u64 {
     }
 }
 
-/// Bytes of the files right in a folder; 0 where there is none.
+/// The total bytes of the files directly in a folder. It is 0 if there are none.
 #[must_use]
 pub fn folder_bytes(path: &Path) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| disk_usage(&metadata)).sum()
 }
 
-/// Bytes that a file takes on its disk, which is less than its length where it was not written yet.
+/// The bytes that a file takes on its disk. This is less than its length if parts were not written yet.
 fn disk_usage(metadata: &fs::Metadata) -> u64 {
     #[cfg(unix)]
     {
@@ -54,7 +54,7 @@ fn disk_usage(metadata: &fs::Metadata) -> u64 {
     }
 }
 
-/// Bytes that can be written to the disk of a path, which need not exist yet; none where the system does not say.
+/// The bytes that can be written to the disk of a path, which need not exist yet. None if the system does not say.
 #[must_use]
 pub fn free_space(path: &Path) -> Option<u64> {
     #[cfg(unix)]

@@ -1,7 +1,7 @@
-//! Files and folders that this program makes: never through a link, never in place of something that was there.
+//! Files and folders that this program creates: never through a link, and never in place of an existing file.
 //!
-//! A [`Folder`] is held open, and everything in it is reached from its handle one name at a time, so that a folder or link that
-//! somebody puts at its path meanwhile leads nowhere.
+//! A [`Folder`] is held open, and everything in it is reached from its handle one name at a time. So a folder or link
+//! that another process puts at its path meanwhile has no effect.
 
 use std::fs::{self, File};
 use std::io;
@@ -13,7 +13,7 @@ use super::regular;
 #[cfg_attr(not(unix), path = "exclusive/other.rs")]
 mod system;
 
-/// What a name stands for, links not followed.
+/// The kind of object that a name refers to. Links are not followed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Kind {
     /// Nothing.
@@ -54,10 +54,10 @@ impl Kind {
     }
 }
 
-/// What is at a path.
+/// The kind of object at a path.
 ///
 /// # Errors
-/// Where the system does not say.
+/// If the system does not say.
 pub fn kind(path: &Path) -> io::Result<Kind> {
     match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Kind::of(metadata.file_type())),
@@ -66,19 +66,20 @@ pub fn kind(path: &Path) -> io::Result<Kind> {
     }
 }
 
-/// Makes a file where nothing is, open to be read and written. The umask decides about permissions.
+/// Creates a new file, open for reading and writing. The umask decides the permissions.
 ///
 /// # Errors
-/// Where something is there, or it cannot be made.
+/// If something is there, or the file cannot be created.
 pub fn create_new(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).open(path)
 }
 
-/// Puts a new file in place of a file or of nothing, in one step. It is written as `temporary` first, a name beside it that only
-/// one process uses at a time; what an earlier one has left there is removed. The file is returned open.
+/// Creates a new file or replaces an existing one, in one step. It is written as `temporary` first, a name beside it
+/// that only one process uses at a time. A file that an earlier process left there is removed. The file is returned
+/// open.
 ///
 /// # Errors
-/// Where it cannot be written; what was at `path` is then untouched.
+/// If it cannot be written. The file at `path` is then untouched.
 pub fn replace(
     path: &Path,
     temporary: &Path,
@@ -113,10 +114,10 @@ pub fn is_at(file: &File, path: &Path) -> bool {
     }
 }
 
-/// Opens a file that is there, to be locked or read, without waiting for anybody and without following a link.
+/// Opens an existing file for locking or reading, without waiting for other processes and without following a link.
 ///
 /// # Errors
-/// Where it cannot be opened, or is no regular file.
+/// If it cannot be opened, or is not a regular file.
 pub fn open_existing(path: &Path) -> io::Result<File> {
     let file = system::open_existing(path).map_err(told)?;
     regular::check(file.metadata()?.file_type())?;
@@ -152,7 +153,7 @@ pub struct Entry {
     pub name: PathBuf,
     /// What it is.
     pub kind: Kind,
-    /// What a regular file's length and last change are; a change of what is in it changes them.
+    /// The length and last change of a regular file. A change of its content changes them.
     pub state: State,
 }
 
@@ -170,8 +171,8 @@ impl Entry {
     }
 }
 
-/// The length of a file, and when it was last changed in nanoseconds since 1970. Zeros for all that is no file: folders and
-/// links change with what they hold or where they lead, which is looked at itself.
+/// The length of a file, and the time of its last change in nanoseconds since 1970. Both are zero for anything that
+/// is not a file: folders and links change with their content or target, which is checked itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Default)]
 pub struct State {
     len: u64,
@@ -179,10 +180,10 @@ pub struct State {
 }
 
 impl Folder {
-    /// Opens a folder that is there.
+    /// Opens an existing folder.
     ///
     /// # Errors
-    /// Where it cannot be opened, or is a link or no folder.
+    /// If it cannot be opened, or is a link or not a folder.
     pub fn open(path: &Path) -> io::Result<Self> {
         let opened = system::open_folder(path).map_err(|error| match kind(path) {
             Ok(Kind::Nothing | Kind::Folder) | Err(_) => error,
@@ -194,10 +195,10 @@ impl Folder {
         Ok(Self { handle: opened? })
     }
 
-    /// Opens a folder, and makes it first if need be.
+    /// Opens a folder, and creates it first if necessary.
     ///
     /// # Errors
-    /// Where it cannot be made, or something else is there.
+    /// If it cannot be created, or something else is there.
     pub fn open_or_create(path: &Path) -> io::Result<Self> {
         match fs::create_dir(path) {
             Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
@@ -216,7 +217,7 @@ impl Folder {
         system::identity(&system::metadata(&self.handle).ok()?)
     }
 
-    /// Whose folder it is; none where the system has no owners.
+    /// The owner of the folder. None if the system has no owners.
     #[must_use]
     pub fn owner(&self) -> Option<u32> {
         system::owner(&system::metadata(&self.handle).ok()?)
@@ -225,7 +226,7 @@ impl Folder {
     /// Everything in it, at every depth, in order. Links are not followed.
     ///
     /// # Errors
-    /// Where a folder cannot be read.
+    /// If a folder cannot be read.
     pub fn tree(&self) -> io::Result<Vec<Entry>> {
         let mut out = Vec::new();
         let mut waiting = vec![PathBuf::new()];
@@ -252,19 +253,19 @@ impl Folder {
             .find(|name| self.walk(name, false).is_ok_and(|handle| !system::may_change(&handle)))
     }
 
-    /// Makes a file where nothing is, and the folders on the way; open to be read and written.
+    /// Creates a new file, and the folders on its path. It is open for reading and writing.
     ///
     /// # Errors
-    /// Where something is there, or it cannot be made.
+    /// If something is there, or it cannot be created.
     pub fn create_file(&self, name: &Path) -> io::Result<File> {
         let (folder, last) = self.above(name, true)?;
         system::create_file(&folder, last)
     }
 
-    /// Opens a file that is there to be read, or to be written as well: then it must have no other name.
+    /// Opens an existing file for reading, or also for writing. In the latter case it must have no other name.
     ///
     /// # Errors
-    /// Where it cannot be opened, or is no regular file.
+    /// If it cannot be opened, or is not a regular file.
     pub fn open_file(&self, name: &Path, is_written: bool) -> io::Result<File> {
         let (folder, last) = self.above(name, false)?;
         let file = system::open_file(&folder, last, is_written).map_err(told)?;
@@ -276,19 +277,19 @@ impl Folder {
         Ok(file)
     }
 
-    /// Gives a file a second name in the folder. False where the file system cannot.
+    /// Gives a file a second name in the folder. Returns false if the file system cannot.
     ///
     /// # Errors
-    /// Where the folders on the way cannot be made.
+    /// If the folders on the path cannot be created.
     pub fn link_file(&self, from: &Path, name: &Path) -> io::Result<bool> {
         let (folder, last) = self.above(name, true)?;
         Ok(system::link_file(from, &folder, last).is_ok())
     }
 
-    /// Removes names that were listed and nothing else; what is in a folder and not listed stays, and the folder with it.
+    /// Removes the listed names and nothing else. Anything else in a folder stays, and the folder with it.
     ///
     /// # Errors
-    /// Where one cannot be removed.
+    /// If one cannot be removed.
     pub fn remove_listed(&self, tree: &[Entry]) -> io::Result<()> {
         // Folders come before what is in them.
         for entry in tree.iter().rev() {
@@ -304,10 +305,10 @@ impl Folder {
         Ok(())
     }
 
-    /// Removes the folder, which is at a path, with what was listed in it.
+    /// Removes the folder, which is at a path, with the listed files in it.
     ///
     /// # Errors
-    /// Where something cannot be removed, or something that was not listed is left.
+    /// If something cannot be removed, or something that was not listed is left.
     pub fn remove(&self, path: &Path, tree: &[Entry]) -> io::Result<()> {
         self.remove_listed(tree)?;
         // Only an empty folder goes this way, whichever is at the path by now.
@@ -317,7 +318,7 @@ impl Folder {
     /// Makes everything in it survive a power cut.
     ///
     /// # Errors
-    /// Where the disk reports an error.
+    /// If the disk reports an error.
     pub fn sync_all(&self) -> io::Result<()> {
         for entry in self.tree()?.iter().rev() {
             if entry.is_folder() {
@@ -349,10 +350,10 @@ impl Folder {
     }
 }
 
-/// Removes a folder with everything in it; nothing where there is none. A link is not followed, and stays.
+/// Removes a folder with everything in it. Does nothing if there is none. A link is not followed, and stays.
 ///
 /// # Errors
-/// Where something cannot be removed.
+/// If something cannot be removed.
 pub fn remove_folder(path: &Path) -> io::Result<()> {
     if kind(path)? == Kind::Nothing {
         return Ok(());

@@ -1,7 +1,7 @@
-//! Files that this program reads: regular ones only, of bounded length, and never a pipe that waits for a writer.
+//! Files that this program reads: regular files of bounded length only, and never a pipe that waits for a writer.
 //!
-//! What a path names may change between looking at it and opening it, so the open file itself is asked what it is, and where it
-//! must lie within some folders, that is asked of the open file too.
+//! The file behind a path may change between the check and the opening. So the kind of file is checked on the open
+//! file. If it must lie within some folders, that is checked on the open file too.
 
 use std::fs::{self, File, FileType, Metadata};
 use std::io::{Error, ErrorKind, Read, Result, Write};
@@ -9,21 +9,21 @@ use std::path::{Path, PathBuf};
 
 /// The longest files that are read as a whole, by what they are.
 pub mod limit {
-    /// A file that holds a word or a line.
+    /// A file that holds one word or one line.
     pub const WORD: u64 = 4 << 10;
-    /// `config.json`: a long list of layers that are left alone has some MiB.
+    /// `config.json`: a long list of skipped layers takes some MiB.
     pub const CONFIG: u64 = 16 << 20;
-    /// An index: a line a tensor, of which a header of the longest kind describes 1.4 million.
+    /// An index: one line per tensor. A header of maximum length describes 1.4 million tensors.
     pub const INDEX: u64 = 256 << 20;
-    /// A report: some hundred bytes a tensor.
+    /// A report: some hundred bytes per tensor.
     pub const REPORT: u64 = 1 << 30;
 }
 
-/// Opens a file to be read. Anything but a regular file is an error at once: a pipe is never waited for, and a device is never
-/// touched.
+/// Opens a file for reading. Anything but a regular file is an error at once: it never waits for a pipe, and never
+/// touches a device.
 ///
 /// # Errors
-/// It is no regular file ([`ErrorKind::InvalidInput`], or [`ErrorKind::IsADirectory`]), or cannot be opened.
+/// If it is not a regular file ([`ErrorKind::InvalidInput`], or [`ErrorKind::IsADirectory`]), or cannot be opened.
 pub fn open(path: &Path) -> Result<File> {
     open_with_metadata(path).map(|(file, _)| file)
 }
@@ -71,7 +71,7 @@ pub(super) fn check(kind: FileType) -> Result<()> {
     Err(Error::new(error, format!("it is {what}, not a file")))
 }
 
-/// What something in a folder is, in words.
+/// The kind of an entry of a folder, in words.
 #[must_use]
 pub fn what_is(kind: FileType) -> &'static str {
     #[cfg(unix)]
@@ -101,7 +101,7 @@ pub fn what_is(kind: FileType) -> &'static str {
 /// Reads a whole file of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`open`]; [`ErrorKind::FileTooLarge`] where it is longer.
+/// As [`open`]. [`ErrorKind::FileTooLarge`] if it is longer.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let (file, metadata) = open_with_metadata(path)?;
     read_open(file, &metadata, limit)
@@ -110,7 +110,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
 /// Reads the whole of an open file of at most `limit` bytes.
 ///
 /// # Errors
-/// [`ErrorKind::FileTooLarge`] where it is longer; it cannot be read.
+/// [`ErrorKind::FileTooLarge`] if it is longer. Also if it cannot be read.
 pub fn read_open(file: File, metadata: &Metadata, limit: u64) -> Result<Vec<u8>> {
     check_length(metadata, limit)?;
     // Some files have no length until they are read. One byte more than is allowed tells one at the limit from one beyond it.
@@ -134,7 +134,7 @@ fn too_long(limit: u64) -> Error {
 /// Reads a whole text of at most `limit` bytes.
 ///
 /// # Errors
-/// As [`read_bounded`]; [`ErrorKind::InvalidData`] where it is not UTF-8.
+/// As [`read_bounded`]. [`ErrorKind::InvalidData`] if it is not UTF-8.
 pub fn read_text(path: &Path, limit: u64) -> Result<String> {
     String::from_utf8(read_bounded(path, limit)?)
         .map_err(|_| Error::new(ErrorKind::InvalidData, "it is not UTF-8 text"))
@@ -215,12 +215,12 @@ impl Within {
     /// Opens a file that lies in one of them, as [`open_with_metadata`].
     ///
     /// # Errors
-    /// As [`open`]; [`ErrorKind::PermissionDenied`] where a link leads out of the folders.
+    /// As [`open`]. [`ErrorKind::PermissionDenied`] if a link leads out of the folders.
     pub fn open(&self, path: &Path) -> Result<(File, Metadata)> {
         // A link that leads outside is not even opened.
         self.check(&path.canonicalize().map_err(told)?)?;
         let (file, metadata) = open_with_metadata(path)?;
-        // Links may have changed since: what the path leads to now must be inside, and be what was opened.
+        // Links may have changed since. The path must now lead inside, and to the file that was opened.
         let real = path.canonicalize()?;
         self.check(&real)?;
         if is_other(&metadata, &fs::metadata(&real)?) {

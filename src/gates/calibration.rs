@@ -1,11 +1,12 @@
-//! Whether activation statistics are made of enough text.
+//! The check that activation statistics are made from enough text.
 
 use crate::finding::Finding;
 use crate::gates::{NAMED, place_of};
 use crate::plan::Plan;
 use crate::text::units::counted;
 
-/// What is too little in the statistics of the quantize stages before a stage: samples, or tokens of single modules.
+/// Findings about too little data in the statistics of the quantize stages before a stage: samples, or tokens of
+/// single modules.
 pub(crate) fn low(plan: &Plan, stage: usize, least: u64) -> Vec<Finding> {
     let mut out = Vec::new();
     for used in plan.weighing.stages.iter().filter(|used| used.stage < stage) {

@@ -1,4 +1,5 @@
-//! Where the signal is: what is lost under scales that are too small, and a tensor that holds more than all others together.
+//! Checks of the signal: the part lost under scales that are too small, and a tensor that holds more than all others
+//! together.
 
 use crate::finding::Finding;
 use crate::gates::{NAMED, name, seen};
@@ -6,7 +7,8 @@ use crate::plan::Plan;
 use crate::quant::Distortion;
 use crate::text::units::counted;
 
-/// The share of a tensor's signal that may be lost under scales that are too small: rows that are nearly zero anyway.
+/// The share of a tensor's signal that may be lost under scales that are too small. It allows for rows that are
+/// nearly zero anyway.
 const FAINT_SHARE: f64 = 0.01;
 
 /// A complaint about tensors whose scales are too small for their type, so that their codes mean little or nothing.
@@ -47,8 +49,8 @@ pub(crate) fn faint_scales(plan: &Plan, tensors: &[Option<Distortion>], stage: u
     )
 }
 
-/// A tensor that holds over half of the signal of all quantized weights, where there are others: the model's SQNR is its own. Of two
-/// tensors one always does; there it must be twice the other's.
+/// The finding about a tensor that holds over half of the signal of all quantized weights, if there are others: the
+/// model's SQNR is then that tensor's SQNR. Of two tensors one always does, so it must be twice the other's.
 pub(crate) fn dominant_tensor(plan: &Plan, tensors: &[Option<Distortion>]) -> Option<Finding> {
     let signals = tensors.iter().enumerate();
     let mut signals: Vec<(f64, usize)> = signals
@@ -86,7 +88,7 @@ pub(crate) fn dominant_tensor(plan: &Plan, tensors: &[Option<Distortion>]) -> Op
     )
 }
 
-/// A share in percent; never 100 where something is left.
+/// A share in percent. It is never 100 if something is left.
 fn share(of: f64) -> String {
     let percent = of * 100.0;
     if percent < 99.5 { format!("{percent:.0}") } else { format!("over {:.0}", percent.floor().min(99.0)) }

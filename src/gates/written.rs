@@ -1,4 +1,4 @@
-//! Written weight files against the plan: sizes, and headers as any reader sees them.
+//! Checks of written weight files against the plan: sizes, and headers as any reader sees them.
 
 use std::fs;
 use std::path::Path;

@@ -1,11 +1,12 @@
 //! Patterns over module names and over file names, as recipes write them.
 //!
-//! A module's name is a tensor's name without its last part. Three ways to name modules, told apart by their text: a plain name
-//! (whole segments, anywhere), a glob (the whole name from its start), and `re:` with a regular expression (anchored at the
-//! start only, as llm-compressor's ignore lists are). A pattern that names a module names everything below it.
+//! A module's name is a tensor's name without its last part. There are three ways to name modules, distinguished by
+//! their text: a plain name (whole segments, anywhere), a glob (the whole name from its start), and `re:` with a
+//! regular expression (anchored at the start only, as llm-compressor's ignore lists are). A pattern that names a
+//! module names everything below it.
 //!
-//! Globs over modules are translated to regular expressions here, since segments end at dots; globs over file names are the
-//! `glob` crate's.
+//! Globs over modules are translated to regular expressions here, because segments end at dots. Globs over file names
+//! are those of the `glob` crate.
 
 use std::borrow::Cow;
 use std::fmt;
@@ -28,9 +29,9 @@ const MAX_PATTERN_BYTES: usize = 4096;
 /// Why a text is no pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PatternError {
-    /// What is wrong, short enough for a label.
+    /// The fault of the pattern, short enough for a label.
     pub message: String,
-    /// What to write instead.
+    /// The advice on how to write it instead.
     pub help: String,
 }
 
@@ -71,8 +72,8 @@ impl Pattern {
     /// Reads a pattern.
     ///
     /// # Errors
-    /// Where the text is empty, a segment is empty, a glob does not close what it opens, or the regular expression is not one
-    /// that is supported.
+    /// If the text is empty, a segment is empty, a glob does not close what it opens, or the regular expression is
+    /// not supported.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         if text.len() > MAX_PATTERN_BYTES {
             let message = format!("this pattern is longer than {MAX_PATTERN_BYTES} bytes");
@@ -107,7 +108,7 @@ impl Pattern {
         &self.text
     }
 
-    /// The text as it was written, before variables were replaced: what people and reports are told.
+    /// The text as it was written, before variables were replaced. Messages and reports show this text.
     #[must_use]
     pub fn written(&self) -> &str {
         self.written.as_deref().unwrap_or(&self.text)
@@ -130,8 +131,8 @@ impl Pattern {
         matches!(self.kind, Kind::Name)
     }
 
-    /// Whether the pattern names `module` or a module above it; this is what recipes mean by a pattern. Plain names and regular
-    /// expressions reach below by themselves, since neither is anchored at the end.
+    /// Whether the pattern names `module` or a module above it; recipes use patterns in this sense. Plain names and
+    /// regular expressions reach below by themselves, because neither is anchored at the end.
     #[must_use]
     pub fn matches(&self, module: &str) -> bool {
         match &self.kind {
@@ -256,7 +257,7 @@ fn parse_regex(expression: &str) -> Result<Regex, PatternError> {
     // Python's match: anchored at the start, not at the end.
     let expression = expression.replace("\\Z", "\\z");
     compile(&format!("^(?:{expression})")).or_else(|error| {
-        // In verbose mode a comment at the end runs to a line break, which has to come before our parenthesis.
+        // In verbose mode, a comment at the end runs to a line break, which has to come before the added parenthesis.
         compile(&format!("^(?:{expression}\n)")).ok().filter(|_| expression.contains("(?x")).ok_or(error)
     })
 }
@@ -290,7 +291,7 @@ impl FileGlob {
     /// Reads a glob.
     ///
     /// # Errors
-    /// Where the text is empty, not a glob, or uses braces, which file globs do not have.
+    /// If the text is empty, is not a glob, or uses braces, which file globs do not have.
     pub fn parse(text: &str) -> Result<Self, PatternError> {
         if text.is_empty() {
             return Err(PatternError::new(
@@ -321,7 +322,7 @@ impl FileGlob {
         self.glob.as_str()
     }
 
-    /// Whether the name of a file, relative to the model directory and with `/` between folders, matches.
+    /// Whether the pattern matches the name of a file, relative to the model directory and with `/` between folders.
     #[must_use]
     pub fn matches(&self, file: &str) -> bool {
         let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };

@@ -2,14 +2,14 @@
 
 use crate::layer::LayerType;
 
-/// What is inferred of a tensor.
+/// The inferred class of a tensor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LayerClass {
     /// Its kind.
     pub kind: LayerType,
     /// The rule that gave the kind.
     pub kind_rule: Because,
-    /// Its role, where it has one.
+    /// Its role, if it has one.
     pub role: Option<LayerType>,
     /// The rule that gave the role.
     pub role_rule: Option<Because>,

@@ -1,7 +1,8 @@
-//! `config.json`: the few facts that layer types and checks need, wherever a family writes them.
+//! Access to `config.json`: the few facts that layer types and checks need, in whichever place a model family has
+//! them.
 //!
-//! The text decoder's numbers may be at the top, in `text_config` or under another family's word for it;
-//! getters look into the text part first and then at the top. The rest of the file is kept as it was written.
+//! The text decoder's numbers may be at the top, in `text_config` or under another family's key for it. Getters look
+//! into the text part first and then at the top. The rest of the file is kept as it was written.
 
 use std::collections::BTreeSet;
 
@@ -10,7 +11,7 @@ use serde_json::{Map, Value};
 use super::code;
 use crate::finding::Finding;
 
-/// Where multimodal families keep the configuration of their text decoder.
+/// Keys under which multimodal families keep the configuration of their text decoder.
 const TEXT_PARTS: &[&str] = &[
     "text_config",
     "llm_config",
@@ -30,7 +31,7 @@ const LAYER_LISTS: &[&str] = &["layer_types", "layers_block_type", "hybrid_overr
 
 /// Keys under which a config says how its weights are quantized.
 pub const DECLARATIONS: [&str; 2] = ["quantization_config", "compression_config"];
-/// Keys that say how many layers the encoder and the decoder have, where both have some.
+/// Keys for the number of layers in the encoder and in the decoder, if both have some.
 const DEPTH_KEYS: &[&str] = &[
     "decoder_layers",
     "encoder_layers",
@@ -53,9 +54,8 @@ const MAX_DEPTH: usize = 8;
 /// The model's configuration.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Config {
-    /// The whole file, keys in their order; an empty object where there is no file. A bare `Infinity` or
-    /// `NaN`, which Python writes and JSON does not know, is here as transformers 5 writes it: `{"__float__":
-    /// "Infinity"}`.
+    /// The whole file, keys in their order; an empty object if there is no file. A bare `Infinity` or `NaN`, which
+    /// Python writes and JSON does not allow, is stored as transformers 5 writes it: `{"__float__": "Infinity"}`.
     pub raw: Value,
 }
 
@@ -91,8 +91,8 @@ impl Config {
         self.raw.as_object().is_none_or(Map::is_empty)
     }
 
-    /// The text decoder's part: under a family's word for it, or else the largest of those that are described as language
-    /// models. The whole where there is none, or where it is described at the top.
+    /// The text decoder's part: the one under a family's key for it, or else the largest of those described as
+    /// language models. The whole config if there is no such part, or if the decoder is described at the top.
     #[must_use]
     pub fn text(&self) -> &Value {
         let mut part = &self.raw;
@@ -152,7 +152,7 @@ impl Config {
         self.number(LAYER_KEYS).or_else(|| {
             LAYER_LISTS.iter().find_map(|key| match self.get(key)? {
                 Value::Array(list) => u64::try_from(list.len()).ok(),
-                // One letter a layer.
+                // One letter per layer.
                 Value::String(pattern) => u64::try_from(pattern.chars().count()).ok(),
                 _ => None,
             })
@@ -191,7 +191,7 @@ impl Config {
         found
     }
 
-    /// Whether the output head is the embedding; `None` where nothing says so and the class's default counts.
+    /// Whether the output head is tied to the embedding. `None` if nothing says so and the class's default counts.
     #[must_use]
     pub fn tie_word_embeddings(&self) -> Option<bool> {
         // At the top it is about the whole model and wins, as in transformers.
@@ -253,7 +253,7 @@ fn remove_declarations(part: &mut Value, depth: usize) {
     object.values_mut().for_each(|value| remove_declarations(value, depth + 1));
 }
 
-/// The layers and the width of a part that is described as a language model, multiplied; `None` where it is none.
+/// The number of layers times the width, for a part that is described as a language model. `None` for any other part.
 fn language_model_size(part: &Value) -> Option<u64> {
     let number = |keys: &[&str]| keys.iter().find_map(|key| part.get(key)?.as_u64());
     number(VOCABULARY_KEYS)?;
@@ -262,7 +262,7 @@ fn language_model_size(part: &Value) -> Option<u64> {
         .then(|| layers.unwrap_or(1).saturating_mul(width.unwrap_or(1)).saturating_mul(width.unwrap_or(1)))
 }
 
-/// The largest language model below a part; the first where several are as large.
+/// The largest language model below a part. If several are equally large, the first.
 fn find_language_model<'v>(part: &'v Value, depth: usize, largest: &mut Option<(u64, &'v Value)>) {
     let Some(object) = part.as_object().filter(|_| depth < MAX_DEPTH) else { return };
     for value in object.values() {
@@ -288,8 +288,7 @@ fn collect_experts(part: &Value, depth: usize, found: &mut BTreeSet<u64>) {
     }
 }
 
-/// Replaces the bare words `Infinity`, `-Infinity` and `NaN` outside of strings by the objects that stand for
-/// them.
+/// Replaces the bare words `Infinity`, `-Infinity` and `NaN` outside of strings by the objects that represent them.
 fn with_tagged_floats(text: &[u8]) -> Vec<u8> {
     let mut out = Vec::with_capacity(text.len() + 64);
     let (mut rest, mut in_string, mut escaped) = (text, false, false);

@@ -1,10 +1,10 @@
-//! Which tensors are the model proper: the blocks that repeat, and of several stacks of blocks those that the configuration's
-//! text part describes.
+//! Language model detection: the tensors that are the model proper. These are the blocks that repeat. If there are
+//! several stacks of blocks, they are those that the configuration's text part describes.
 //!
-//! A stack is a list of numbered modules, `prefix.0.…`, `prefix.1.…`. The language model is found by what is said of it: how
-//! many layers it has, how wide it is, and where its vocabulary lies. Towers, projectors, talkers and vocoders are what is left,
-//! whatever they are called. Where no language model is described (encoders, vision models, diffusion transformers), every
-//! stack is the model.
+//! A stack is a list of numbered modules, `prefix.0.…`, `prefix.1.…`. The language model is found by its description:
+//! its number of layers, its width, and the place of its vocabulary. All other stacks are towers, projectors, talkers
+//! and vocoders, under any name. If no language model is described (encoders, vision models, diffusion transformers),
+//! every stack is the model.
 
 use std::collections::{BTreeSet, HashMap, HashSet};
 
@@ -22,12 +22,12 @@ const MAX_NESTED: usize = 3;
 /// Rows by which a table may be longer than the vocabulary, so that it is a round number.
 const MAX_PADDING: u64 = 1024;
 
-/// What a word of a stack's name hints at, where nothing else tells stacks apart.
+/// Words in a stack's name that hint at its purpose, if nothing else tells stacks apart.
 const HINTS_OF_TEXT: &[&str] = &["language", "llm", "text", "decoder", "thinker"];
 const HINTS_OF_TOWERS: &[&str] =
     &["vis", "image", "audio", "video", "speech", "encoder", "talker", "token2wav"];
 
-/// Where a tensor lies in the model.
+/// The place of a tensor in the model.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Place {
     /// In a block of the model, with its number.
@@ -48,7 +48,7 @@ pub(super) enum Place {
 pub(super) struct Decoder<'a> {
     /// The names of the chosen lists.
     lists: HashSet<&'a str>,
-    /// What lies above the chosen lists, and the lists themselves.
+    /// The modules above the chosen lists, and the lists themselves.
     above: HashSet<&'a str>,
     /// The parts outside of the blocks, by the shortest name that leads to no chosen list.
     parts: HashMap<&'a str, Part>,
@@ -58,13 +58,13 @@ pub(super) struct Decoder<'a> {
     has_towers: bool,
     /// Whether encoder and decoder have layers of their own.
     pub(super) is_encoder_decoder: bool,
-    /// What was taken for the language model, in words, where something lies beside it.
+    /// A description of the stacks that were taken for the language model, if the model has other parts beside it.
     pub(super) words: Option<String>,
-    /// What could not be told for sure.
+    /// The warning about an uncertain choice.
     pub(super) warning: Option<Finding>,
 }
 
-/// What is known of a part outside of the blocks.
+/// Known facts about a part outside of the blocks.
 #[derive(Debug, Clone, Copy, Default)]
 struct Part {
     has_blocks: bool,
@@ -111,7 +111,7 @@ impl List {
     }
 }
 
-/// What is said of the language model.
+/// The description of the language model.
 struct Description {
     width: Option<u64>,
     depths: BTreeSet<u64>,
@@ -184,7 +184,7 @@ impl<'a> Decoder<'a> {
         }
     }
 
-    /// Where a tensor lies.
+    /// The place of a tensor.
     pub(super) fn place(&self, name: &str) -> Place {
         if self.lists.is_empty() {
             return Place::Unknown;
@@ -288,7 +288,8 @@ fn lists<'a>(tensors: &Tensors<'a, '_>) -> HashMap<&'a str, List> {
     lists
 }
 
-/// What the configuration, or without one the table of tokens, says of a language model; `None` where there is none.
+/// The description of a language model from the configuration, or from the token table if there is no configuration.
+/// `None` if there is no language model.
 fn describe(all: &Tensors<'_, '_>, vocabulary: Option<u64>) -> Option<Description> {
     let config = &all.folder.config;
     let is_scale = |t: &TensorFacts<'_>| t.parameter.starts_with("logit_scale") && t.info.elements() <= 1;
@@ -312,7 +313,7 @@ fn describe(all: &Tensors<'_, '_>, vocabulary: Option<u64>) -> Option<Descriptio
     Some(Description { width, depths: config.depths(), tables: modules(tables), heads: modules(heads) })
 }
 
-/// The lists that fit a description; `None` where none does.
+/// The lists that fit a description. `None` if none fits.
 fn choose<'a>(
     lists: &HashMap<&'a str, List>,
     description: &Description,
@@ -336,7 +337,7 @@ fn choose<'a>(
         }
     };
     add(first);
-    // What is alike in everything is as much the model as the first.
+    // A list that fits exactly as well as the first is part of the model, too.
     fits.iter().filter(|(other, _)| *other == best).for_each(|(_, name)| add(name));
     // Layers of several kinds may be in several lists beside each other, which are as many as described together.
     let parent = |name: &str| name.rsplit_once('.').map_or("", |(parent, _)| parent).to_owned();
@@ -388,7 +389,7 @@ fn encoder_of(decoder: &str, is_there: impl Fn(&str) -> bool) -> Option<String> 
     names.into_iter().find(|name| is_there(name))
 }
 
-/// Every list of blocks; where there is none, every list.
+/// Every list of blocks; if there is none, every list.
 fn every_stack<'a>(lists: &HashMap<&'a str, List>) -> Vec<&'a str> {
     let blocks: Vec<&str> =
         lists.iter().filter(|(_, list)| list.has_blocks()).map(|(name, _)| *name).collect();

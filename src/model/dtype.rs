@@ -1,8 +1,8 @@
-//! The element types of a safetensors file.
+//! Element types of a safetensors file.
 
 macro_rules! dtypes {
     ($($(#[$doc:meta])* $variant:ident = $name:literal, $bits:literal;)+) => {
-        /// The element type of a tensor, every one that a safetensors file can name.
+        /// The element type of a tensor: every type that a safetensors file can name.
         #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
         pub enum Dtype { $($(#[$doc])* $variant),+ }
 
@@ -91,7 +91,7 @@ impl Dtype {
         matches!(self, Dtype::F8E4m3 | Dtype::F8E5m2 | Dtype::F8E4m3Fnuz | Dtype::F8E5m2Fnuz)
     }
 
-    /// Bytes of one element, where that is a whole number.
+    /// Bytes per element, if that is a whole number.
     #[must_use]
     pub fn bytes(self) -> Option<u64> {
         self.bits().is_multiple_of(8).then_some(self.bits() / 8)

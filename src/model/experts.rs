@@ -1,9 +1,7 @@
-//! 3-D stacks of experts as the matrices they hold: which axis is which, and where each matrix [out, in]
-//! lies.
+//! 3-D expert stacks as the matrices they hold: which axis is which, and where each matrix [out, in] lies.
 //!
-//! Families store the same two stacks as [E, out, in] or as [E, in, out], with gate and up as halves or
-//! interleaved. Nothing in the file says which. The text decoder's width does, since one side of every expert
-//! has it.
+//! Families store the same two stacks as [E, out, in] or as [E, in, out], with gate and up as halves or interleaved.
+//! Nothing in the file says which. The text decoder's width does, since one side of every expert has it.
 
 use super::code;
 use super::folder::ModelFolder;
@@ -22,13 +20,13 @@ pub struct MatrixView {
     pub cols: u64,
     /// Elements from one row to the next.
     pub row_stride: u64,
-    /// Elements from one column to the next; 1 where rows are contiguous.
+    /// Elements from one column to the next; 1 if rows are contiguous.
     pub column_stride: u64,
 }
 
 impl MatrixView {
-    /// A whole tensor as a matrix of contiguous rows: the first axis is the rows, all others together the
-    /// columns. `None` for a scalar, or where the columns of an empty tensor cannot be counted.
+    /// A whole tensor as a matrix of contiguous rows: the first axis is the rows, all other axes together are the
+    /// columns. `None` for a scalar, or if the columns of an empty tensor cannot be counted.
     #[must_use]
     pub fn whole(tensor: &TensorInfo) -> Option<Self> {
         let (&rows, rest) = tensor.shape.split_first()?;
@@ -36,8 +34,7 @@ impl MatrixView {
         Some(Self { offset: 0, rows, cols, row_stride: cols, column_stride: 1 })
     }
 
-    /// The transpose of a tensor [in, out], as GPT-2 stores its linear layers. `None` where it has not two
-    /// axes.
+    /// The transpose of a tensor [in, out], as GPT-2 stores its linear layers. `None` if it does not have two axes.
     #[must_use]
     pub fn transposed(tensor: &TensorInfo) -> Option<Self> {
         let &[cols, rows] = &tensor.shape[..] else { return None };
@@ -50,7 +47,7 @@ impl MatrixView {
         self.column_stride == 1 && self.row_stride == self.cols
     }
 
-    /// Bytes from the start of the tensor to the end of the last element; `None` where that overflows.
+    /// Bytes from the start of the tensor to the end of the last element. `None` if that overflows.
     #[must_use]
     pub fn end(&self, element: u64) -> Option<u64> {
         if self.rows == 0 || self.cols == 0 {
@@ -62,7 +59,7 @@ impl MatrixView {
     }
 }
 
-/// What a stack holds.
+/// The projections that a stack holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum ExpertPart {
     /// Gate and up projection in one: `gate_up_proj`, Granite's `input_linear`.
@@ -98,14 +95,14 @@ pub struct ExpertMatrix {
     pub expert: u64,
     /// The module it becomes: `{prefix}.experts.{e}.gate_proj`; its tensor is that and `.weight`.
     pub module: String,
-    /// Where it lies in the stack.
+    /// Its position in the stack.
     pub view: MatrixView,
 }
 
 /// A 3-D tensor of experts, understood.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ExpertStack {
-    /// What it holds.
+    /// The projection that it holds.
     pub part: ExpertPart,
     /// Stored as [E, in, out] instead of [E, out, in].
     pub is_transposed: bool,
@@ -113,7 +110,7 @@ pub struct ExpertStack {
     pub is_interleaved: bool,
     /// Experts.
     pub experts: u64,
-    /// What decided about the axes, where the shapes alone did not.
+    /// The fact that decided about the axes, if the shapes alone did not.
     pub note: Option<String>,
     /// Every expert's matrices, ordered by expert, gate before up.
     pub matrices: Vec<ExpertMatrix>,
@@ -189,9 +186,9 @@ struct StackName<'a> {
     part: ExpertPart,
     /// The word that names the part.
     word: &'a str,
-    /// What comes before the word: `model.layers.0.mlp.experts`.
+    /// The part of the name before the word: `model.layers.0.mlp.experts`.
     module: &'a str,
-    /// What comes after it: nothing, or `.weight`.
+    /// The part of the name after the word: empty, or `.weight`.
     tail: &'a str,
 }
 
@@ -222,7 +219,7 @@ impl<'a> StackName<'a> {
     }
 }
 
-/// Whether a stack is stored as [E, in, out], and a note where that was not plain.
+/// Whether a stack is stored as [E, in, out], and a note if that was not obvious.
 fn orientation(
     folder: &ModelFolder,
     info: &TensorInfo,

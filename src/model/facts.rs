@@ -26,7 +26,7 @@ pub(super) struct TensorFacts<'a> {
     pub(super) info: &'a TensorInfo,
     /// The last part.
     pub(super) parameter: &'a str,
-    /// The part before it; empty where there is none.
+    /// The part before it; empty if there is none.
     pub(super) last: &'a str,
     /// The part before that.
     pub(super) parent: &'a str,
@@ -58,7 +58,7 @@ impl<'a> TensorFacts<'a> {
         self.parameter == "weight"
     }
 
-    /// The size of an axis; 0 where there is none.
+    /// The size of an axis; 0 if there is none.
     pub(super) fn axis(&self, n: usize) -> u64 {
         self.info.shape.get(n).copied().unwrap_or(0)
     }

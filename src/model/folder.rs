@@ -1,5 +1,5 @@
-//! A model's folder, opened: every header read and checked, index and files compared, all problems reported
-//! at once.
+//! Opened model folders: every header read and checked, the index compared with the files, all problems reported at
+//! once.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -50,24 +50,24 @@ pub struct ModelFolder {
     /// Every other file of the folder but `config.json` and the index, ordered by name. None for a single
     /// file.
     pub others: Vec<OtherFile>,
-    /// What is doubtful.
+    /// Warnings about doubtful contents.
     pub warnings: Vec<Finding>,
     names: NameIndex,
     files: Root,
 }
 
-/// A file that holds no weights that were read; where its path ends with `/`, a folder of which nothing was read.
+/// A file without weights that were read. If its path ends with `/`, it is a folder from which nothing was read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct OtherFile {
     /// The path relative to the folder, with `/`.
     pub path: String,
     /// Bytes; of a hidden file or folder they are not counted.
     pub len: u64,
-    /// What an export does with it.
+    /// How an export treats it.
     pub fate: Fate,
 }
 
-/// What becomes of a file that holds no weights that were read.
+/// The fate of a file without weights that were read.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Fate {
     /// It belongs to the model and is carried over as it is.
@@ -139,7 +139,7 @@ impl ModelFolder {
     /// Opens one of the other files.
     ///
     /// # Errors
-    /// It cannot be opened, or is no longer a file that lies where the model's files may.
+    /// If it cannot be opened, or is no longer a file in a place where the model's files may lie.
     pub fn open_other(&self, path: &str) -> Result<fs::File, Failure> {
         self.files.open(path).map(|(file, _)| file).map_err(|e| bad(vec![io(&self.files.join(path), &e)]))
     }
@@ -161,7 +161,7 @@ pub fn open(model: &Path, include: &[&str], exclude: &[&str]) -> Result<ModelFol
     open_following(model, include, exclude, &[])
 }
 
-/// As [`open`], where links may also lead into the folders `follow`.
+/// As [`open`], except that links may also lead into the folders `follow`.
 ///
 /// # Errors
 /// As [`open`].
@@ -281,7 +281,7 @@ fn read(
     })
 }
 
-/// The configuration; an empty one, and a finding, where there is none to read.
+/// The configuration. If there is none to read, an empty one and a finding.
 fn read_config(root: &Root, listing: &Listing, is_single_file: bool, findings: &mut Vec<Finding>) -> Config {
     let mut listed = listing.files.iter().filter(|file| file.path == "config.json");
     let config = match root.read("config.json", limit::CONFIG) {

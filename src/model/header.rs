@@ -24,7 +24,7 @@ pub const MAX_HEADER: u64 = 100_000_000;
 /// Findings shown for one file; more are counted.
 const MAX_FINDINGS: usize = 8;
 
-/// What a header says.
+/// The content of a header.
 #[derive(Debug, Clone)]
 pub struct Header {
     /// The first byte after the header.
@@ -36,7 +36,7 @@ pub struct Header {
 }
 
 impl Header {
-    /// The tensors, ordered by where their data begins.
+    /// The tensors, ordered by the start of their data.
     pub fn tensors(&self) -> impl ExactSizeIterator<Item = HeaderTensor> + Clone {
         self.entries.iter().map(|entry| entry.tensor(&self.names, self.data_start))
     }
@@ -60,7 +60,7 @@ pub struct HeaderTensor {
 /// Reads and checks the header of `source`, a file of `len` bytes that is called `file` in findings.
 ///
 /// # Errors
-/// Everything that is wrong with the header, and with the file's length.
+/// All problems with the header and with the file's length.
 pub fn read(mut source: impl Read, len: u64, file: &str) -> Result<Header, Vec<Finding>> {
     let one = |finding: Finding| vec![finding];
     let mut prefix = [0u8; 8];

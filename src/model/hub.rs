@@ -1,7 +1,8 @@
-//! Where a recipe's `model` is: a path relative to the recipe's folder, or a snapshot in the local Hub cache.
+//! Model locations: a recipe's `model` is a path relative to the recipe's folder, or a snapshot in the local Hub
+//! cache.
 //!
-//! Nothing is downloaded. The cache's layout is that of `huggingface_hub`:
-//! `models--ORG--NAME/refs/REVISION` holds a commit, `models--ORG--NAME/snapshots/COMMIT` its files.
+//! Nothing is downloaded. The cache's layout is that of `huggingface_hub`: `models--ORG--NAME/refs/REVISION` holds a
+//! commit, `models--ORG--NAME/snapshots/COMMIT` its files.
 
 use std::env;
 use std::fs;

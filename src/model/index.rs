@@ -1,4 +1,4 @@
-//! `model.safetensors.index.json`: which file holds which tensor, as the index claims.
+//! The index, `model.safetensors.index.json`: which file holds which tensor, as the index claims.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -71,10 +71,10 @@ impl Index {
         Self::check(serde_json::from_reader(BufReader::new(text)), file)
     }
 
-    /// Reads the text of an index.
+    /// Parses the text of an index.
     ///
     /// # Errors
-    /// It is no JSON, names a tensor twice, or names a file outside of the model's folder.
+    /// If it is not JSON, names a tensor twice, or names a file outside of the model's folder.
     pub fn parse(text: &[u8], file: &str) -> Result<Self, Vec<Finding>> {
         Self::check(serde_json::from_slice(text), file)
     }

@@ -1,5 +1,5 @@
-//! JSON objects read strictly: a name that occurs twice is seen, where the usual maps keep the last one
-//! silently.
+//! Strict reading of JSON objects: a name that occurs twice is detected, while the usual maps silently keep the last
+//! one.
 
 use std::collections::BTreeSet;
 use std::fmt;

@@ -1,4 +1,4 @@
-//! A model whose weights are codes, seen as the layers that it stands for. For looking at it only.
+//! Models whose weights are already codes, viewed as the layers that the codes represent. For inspection only.
 
 use std::io::{Read, Seek, SeekFrom};
 
@@ -10,21 +10,21 @@ use super::tensor::TensorInfo;
 use super::types::{Classified, classify};
 use crate::fs::regular;
 
-/// What belongs to the codes of a module.
+/// Parameters that accompany the codes of a module.
 const COMPANIONS: &[&str] = &["weight_scale", "weight_zero_point", "weight_shape"];
 
 /// A folder's tensors by the layers that they belong to.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Layers {
-    /// The classes: codes, scales, zero points and shapes have that of the weight they stand for.
+    /// The classes. Codes, scales, zero points and shapes have the class of the weight they represent.
     pub classified: Classified,
     /// Weights and other parameters of the model. Scales and zero points are none.
     pub parameters: u64,
 }
 
-/// Kind and role of every tensor of a folder, and how many parameters they are, where compressed-tensors' codes count as the
-/// weights that they stand for. Reads the shapes of packed weights, sixteen bytes each; codes whose shape cannot be read are
-/// what their bytes are.
+/// Kind and role of every tensor of a folder, and the number of parameters. The codes of compressed-tensors count as
+/// the weights that they represent. Reads the shapes of packed weights, sixteen bytes each. Codes whose shape cannot
+/// be read count as the plain tensors that they are stored as.
 #[must_use]
 pub fn layers(folder: &ModelFolder) -> Layers {
     let packed: Vec<Packed> =
@@ -93,7 +93,7 @@ fn part(folder: &ModelFolder, module: &str, name: &str) -> Option<usize> {
     folder.find(&format!("{module}.{name}"))
 }
 
-/// Rows and columns, from a tensor of two I64.
+/// Rows and columns, from a tensor of two I64 values.
 fn read_shape(folder: &ModelFolder, tensor: &TensorInfo) -> Option<Vec<u64>> {
     if tensor.stored != Dtype::I64 || tensor.shape != [2] {
         return None;
@@ -107,7 +107,7 @@ fn read_shape(folder: &ModelFolder, tensor: &TensorInfo) -> Option<Vec<u64>> {
     Some(vec![size(rows)?, size(columns)?])
 }
 
-/// Whether packed codes can be those of a weight of this shape: there are no codes of less than two bits.
+/// Whether packed codes can belong to a weight of this shape. No code has fewer than two bits.
 fn is_shape_of(packed: &TensorInfo, shape: &[u64]) -> bool {
     let [rows, words] = packed.shape[..] else { return false };
     shape[0] == rows && shape[1] <= words.saturating_mul(16)

@@ -1,10 +1,9 @@
-//! Weights that are already quantized: scaled FP8 is described so that it can be dequantized, all else is
-//! refused.
+//! Already quantized weights: scaled FP8 is described so that it can be dequantized, all else is refused.
 //!
-//! FP8 originals (DeepSeek, Qwen, MiniMax, compressed-tensors' `float-quantized`) hold `X.weight` in FP8
-//! beside a `X.weight_scale_inv` or `X.weight_scale`; in spite of its name the first one multiplies, too. A
-//! weight whose scale is missing, or laid out in a way that is not known here, is never cast bare: it would
-//! be wrong by orders of magnitude.
+//! FP8 originals (DeepSeek, Qwen, MiniMax, compressed-tensors' `float-quantized`) hold `X.weight` in FP8 beside a
+//! `X.weight_scale_inv` or `X.weight_scale`. In spite of its name, the first one multiplies, too. A weight is never
+//! cast without its scale: if the scale is missing or has an unknown layout, the result would be wrong by orders of
+//! magnitude.
 
 use serde_json::Value;
 
@@ -18,10 +17,10 @@ use crate::finding::Finding;
 /// Parameters that scale an FP8 `weight` of the same module.
 const SCALES: &[&str] = &["weight_scale_inv", "weight_scale"];
 
-/// Parameters that scale the activations of such a module. They mean nothing without FP8 activations.
+/// Parameters that scale the activations of such a module. They have no meaning without FP8 activations.
 const ACTIVATION_SCALES: &[&str] = &["input_scale", "activation_scale", "input_scale_ub"];
 
-/// Rows and columns of a block where the config does not say.
+/// Rows and columns of a block if the config does not give them.
 const DEFAULT_BLOCK: [u64; 2] = [128, 128];
 
 /// Names that only a quantized model has: the end of a name, a dtype that it must have, and whose format it
@@ -53,7 +52,7 @@ pub(super) fn recognise(
         findings.push(finding);
     }
     if findings.iter().any(Finding::is_error) {
-        // What is missing may be in a file that could not be read.
+        // A missing scale may be in a file that could not be read.
         return;
     }
     let weights: Vec<usize> = (0..tensors.len()).filter(|&i| tensors[i].stored.is_fp8()).collect();
@@ -136,7 +135,7 @@ fn is_fp8(declared: &Value) -> bool {
         || matches!(format.as_str(), "float-quantized" | "naive-quantized")
 }
 
-/// How a `quantization_config` calls its method, with the format where it names one.
+/// The method name in a `quantization_config`, with the format if it names one.
 fn method(declared: &Value) -> String {
     let word = |key| declared.get(key).and_then(Value::as_str);
     let method = word("quant_method").unwrap_or("an unnamed method");
@@ -145,7 +144,7 @@ fn method(declared: &Value) -> String {
         .map_or(method.to_owned(), |format| format!("{method} ({format})"))
 }
 
-/// `weight_block_size`: [rows, columns]; compressed-tensors calls it `block_structure` of a group's weights.
+/// `weight_block_size`: [rows, columns]. compressed-tensors calls it `block_structure`, in the weights of a group.
 fn block_size(declared: &Value) -> Option<[u64; 2]> {
     let groups = declared.get("config_groups").and_then(Value::as_object);
     let in_group =

@@ -1,7 +1,7 @@
 //! Positioned reads of weights.
 //!
-//! Files are not mapped: one that is cut off under a mapping kills the process, where a short read is an
-//! error with a name. A [`WeightFile`] can be read from many threads at once.
+//! Files are not memory-mapped. If a mapped file is truncated, the process is killed; a short read is a named error
+//! instead. A [`WeightFile`] can be read from many threads at once.
 
 use std::fs::File;
 use std::ops::Range;
@@ -47,11 +47,11 @@ impl WeightFile {
         Ok(opened)
     }
 
-    /// Whether the file is still as it was when its header was read. A new name or permission is taken for a change as well: the
-    /// time of the last change is the only one that nobody can set back.
+    /// Whether the file is still as it was when its header was read. A new name or permission counts as a change as
+    /// well, because the check uses the time of the last change, the only one that cannot be set back.
     ///
     /// # Errors
-    /// Where it is not.
+    /// If it is not.
     pub fn check_unchanged(&self, shard: &Shard) -> Result<(), Failure> {
         match self.file.with(File::metadata) {
             Ok(metadata) if FileIdentity::of(&metadata) == shard.identity => Ok(()),
@@ -188,7 +188,7 @@ impl<'a> MatrixReader<'a> {
     fn fetch(&self, rows: &Range<u64>, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
         let (view, element) = (self.view, self.element);
         let count = rows.end.saturating_sub(rows.start);
-        // What a buffer held before is overwritten: clearing it first would only cost time.
+        // The old contents of the buffer are overwritten, so clearing it first would only cost time.
         out.resize(self.size(count * view.cols * element)?, 0);
         if out.is_empty() {
             return Ok(());
@@ -210,8 +210,7 @@ impl<'a> MatrixReader<'a> {
     /// Rows that lie across the file: the same stretch of every source row, transposed.
     fn gather(&self, start: u64, count: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<(), Failure> {
         let (view, element) = (self.view, self.element);
-        // One stretch holds element c of every wanted row; with a row stride of 2 there are others between
-        // them.
+        // One stretch holds element c of every wanted row. With a row stride of 2, other elements lie between them.
         let stretch = ((count - 1) * view.row_stride + 1) * element;
         let column_bytes = view.column_stride * element;
         let batch = (TRANSPOSE_BYTES / stretch).clamp(1, view.cols);

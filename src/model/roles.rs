@@ -1,7 +1,7 @@
-//! What part a tensor plays in the model, beside its kind: a table, one row a rule, first match wins.
+//! Tensor roles: the part a tensor plays in the model, beside its kind. A table, one row per rule, first match wins.
 //!
-//! Roles are what peers' recipes and engines leave alone as a whole (towers, output heads, extra prediction
-//! layers) or treat alike (the projections of Mamba blocks and linear attention).
+//! llm-compressor's recipes and engines skip some roles as a whole (towers, output heads, extra prediction layers)
+//! and treat others alike (the projections of Mamba blocks and linear attention).
 
 use std::collections::HashSet;
 
@@ -9,17 +9,17 @@ use super::decoder::{Decoder, Place};
 use super::facts::{TensorFacts, Tensors};
 use crate::layer::LayerType;
 
-/// What the rules ask about the model as a whole.
+/// The facts about the whole model that the rules use.
 pub(super) struct Surroundings<'a> {
     /// Rows of the output head.
     vocabulary: Option<u64>,
-    /// Layers of the text decoder; `None` where that does not tell extra layers.
+    /// Number of layers of the text decoder. `None` if that number cannot identify extra layers.
     layers: Option<u64>,
     /// Which blocks are the model.
     pub(super) decoder: Decoder<'a>,
     /// Modules that have a `conv1d` below them: `backbone.layers.0.mixer`.
     convolved: HashSet<&'a str>,
-    /// Linear modules: what lies below one corrects it.
+    /// Linear modules: a tensor below one of them corrects it.
     matrices: HashSet<&'a str>,
 }
 
@@ -38,7 +38,7 @@ impl<'a> Surroundings<'a> {
     }
 }
 
-/// The vocabulary where no configuration tells it: the rows of the table of tokens.
+/// The vocabulary size if no configuration gives it: the rows of the token table.
 fn token_table_rows(tensors: &Tensors<'_, '_>, width: Option<u64>) -> Option<u64> {
     let tables = tensors.iter().filter(|(_, kind)| *kind == LayerType::Embedding).map(|(t, _)| t);
     let named = tables.filter(|t| {
@@ -51,7 +51,7 @@ fn token_table_rows(tensors: &Tensors<'_, '_>, width: Option<u64>) -> Option<u64
     named.map(|t| (Some(t.info.shape[1]) == width, t.info.shape[0])).max().map(|(_, rows)| rows)
 }
 
-/// One rule: the role it gives, its words, and its test. The comment above a row says why it is there.
+/// One rule: the role it gives, its wording, and its test. The comment above a row says why it is there.
 struct Rule {
     role: LayerType,
     words: &'static str,
@@ -59,14 +59,16 @@ struct Rule {
 }
 
 const ROLES: &[Rule] = &[
-    // Before all others: an adapter has a row or a column for each of its layer's, and a talker's head may be in a list.
+    // Before all others: an adapter has one row or column for each row or column of its layer, and a talker's head
+    // may be in a list.
     Rule {
         role: LayerType::Adapter,
         words: "corrects the layer that it lies below or beside (LoRA)",
         test: |t, _, s| is_adapter(t, s),
     },
     // Heads have many names (`lm_head`, `head`, `proj_out`, `embed_out`, `shared_head.head`); only the shape
-    // tells all. A layer may happen to be as wide as the vocabulary, so that inside of one the name must agree.
+    // identifies all of them. A layer inside a list may happen to be as wide as the vocabulary, so there the name
+    // must agree, too.
     Rule {
         role: LayerType::Head,
         words: "rows = vocab_size",
@@ -191,7 +193,7 @@ pub(super) fn role(tensor: &TensorFacts<'_>, kind: LayerType, surroundings: &Sur
     ROLES.iter().position(|rule| (rule.test)(tensor, kind, &placed)).map(|at| at as u8)
 }
 
-/// A tensor's place in its surroundings.
+/// A tensor's place, and the surroundings.
 struct Placed<'s, 'a> {
     place: Place,
     surroundings: &'s Surroundings<'a>,
@@ -209,13 +211,13 @@ fn is_matrix(kind: LayerType) -> bool {
     matches!(kind, LayerType::Linear | LayerType::Conv1D | LayerType::Experts)
 }
 
-/// Whether a tensor is part of one module of many.
+/// Whether a tensor belongs to one module of a numbered list.
 fn is_numbered(t: &TensorFacts<'_>) -> bool {
     t.segments().any(|part| !part.is_empty() && part.bytes().all(|byte| byte.is_ascii_digit()))
 }
 
-/// What lies below a linear layer, beside its `base_layer` or beside its twin (`q_proj_lora_a`), corrects it: a linear layer has
-/// no modules of its own.
+/// Whether a tensor corrects a linear layer. A tensor below a linear layer, beside its `base_layer` or beside its
+/// twin (`q_proj_lora_a`) does, because a linear layer has no modules of its own.
 fn is_adapter(t: &TensorFacts<'_>, s: &Surroundings<'_>) -> bool {
     let is_named = |part: &&str| {
         part.get(..4).is_some_and(|start| start.eq_ignore_ascii_case("lora")) || part.contains("_lora_")
@@ -238,7 +240,7 @@ fn is_adapter(t: &TensorFacts<'_>, s: &Surroundings<'_>) -> bool {
     false
 }
 
-/// A linear layer of a norm, or of a module that is called a modulation.
+/// Whether a tensor is a linear layer of a norm, or of a module that is called a modulation.
 fn is_modulation(t: &TensorFacts<'_>) -> bool {
     let is_word = |part: &str| {
         let part = part.to_ascii_lowercase();

@@ -1,4 +1,4 @@
-//! One tensor and one file of a model, as their headers describe them.
+//! Tensors and files of a model, as their headers describe them.
 
 use std::collections::BTreeMap;
 use std::fs::Metadata;
@@ -30,8 +30,8 @@ pub struct TensorInfo {
     pub bytes: u64,
     /// The scales without which an FP8 weight means nothing.
     pub fp8: Option<Fp8Scales>,
-    /// The FP8 weight that this tensor is a scale of: it is used up when that weight is read, and not a
-    /// layer's.
+    /// The FP8 weight that this tensor is a scale of. The scale is consumed when that weight is read, and is not a
+    /// layer's parameter.
     pub scale_of: Option<u32>,
 }
 
@@ -42,7 +42,7 @@ impl TensorInfo {
         self.shard as usize
     }
 
-    /// The module: the name without its last part; empty where there is only one part.
+    /// The module: the name without its last part; empty if there is only one part.
     #[must_use]
     pub fn module(&self) -> &str {
         self.name.rsplit_once('.').map_or("", |(module, _)| module)
@@ -74,7 +74,7 @@ impl TensorInfo {
     }
 }
 
-/// Where the scales of an FP8 weight are, and which weights share one. A weight means code × scale.
+/// The location of an FP8 weight's scales, and the weights that share one scale. A weight is code × scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fp8Scales {
     /// The scale tensor, an index into the folder's tensors.
@@ -88,9 +88,9 @@ pub struct Fp8Scales {
 pub enum Fp8Layout {
     /// All: the scale is `[]` or `[1]`.
     Tensor,
-    /// A row: the scale is `[out]` or `[out, 1]`.
+    /// One scale per row: the scale tensor is `[out]` or `[out, 1]`.
     Channel,
-    /// A block of so many rows and columns: the scale is [ceil(out / rows), ceil(in / columns)].
+    /// One scale per block of `rows` × `columns`: the scale tensor is [ceil(out / rows), ceil(in / columns)].
     Block {
         /// Rows of a block.
         rows: u32,
@@ -116,7 +116,7 @@ pub struct Shard {
     pub identity: FileIdentity,
 }
 
-/// What tells a file from its replacement without reading it. Zero where the system has no such number.
+/// Metadata that distinguish a file from its replacement without reading it. Zero if the system has no such number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct FileIdentity {
     /// Bytes.
@@ -131,20 +131,20 @@ pub struct FileIdentity {
     pub ctime_ns: i128,
 }
 
-/// A change shows in the times of a file unless it falls into the same tick as the one before: file systems count in seconds, or
-/// take the time of the system's last tick.
+/// A change shows in the times of a file unless it falls into the same clock tick as the previous change. File
+/// systems either count in seconds, or take the time of the system's last tick.
 const COARSE_TICK_NS: i128 = 2_000_000_000;
 const TICK_NS: i128 = 20_000_000;
 
 impl FileIdentity {
-    /// Whether the file had been left alone for long enough, now that it was looked at, that any later change shows in its
-    /// times, even on file systems that count in seconds.
+    /// Whether the file had been unchanged for long enough when it was looked at. If so, any later change shows in
+    /// its times, even on file systems that count in seconds.
     #[must_use]
     pub fn is_settled(&self) -> bool {
         self.settles_in(COARSE_TICK_NS).is_zero()
     }
 
-    /// How long until any later change shows in the times of a file that was looked at right after it was written.
+    /// The time until any later change shows in the times of a file that was looked at right after it was written.
     #[must_use]
     pub fn tick_left(&self) -> Duration {
         let is_coarse = self.ctime_ns % 1_000_000_000 == 0;

@@ -1,8 +1,7 @@
-//! What kind of layer each tensor belongs to, by its name, its shape and the configuration.
+//! Layer kinds: the kind of layer that each tensor belongs to, by its name, its shape and the configuration.
 //!
-//! A checkpoint has tensors and no module classes. The kinds are a table, one row a rule, first match wins;
-//! each tensor carries the words of the rule that gave its kind, so that `explain` can show it. Roles are in
-//! `roles`.
+//! A checkpoint has tensors and no module classes. The kinds are a table, one row per rule, first match wins. Each
+//! tensor carries the wording of the rule that gave its kind, so that `explain` can show it. Roles are in `roles`.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -30,11 +29,11 @@ impl Because {
 /// The classes of a folder's tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Classified {
-    /// One class a tensor, in the order of the folder's tensors.
+    /// One class per tensor, in the order of the folder's tensors.
     pub classes: Vec<LayerClass>,
-    /// Which layers were taken for the language model, where something lies beside it.
+    /// The layers that were taken for the language model, if the model has other parts beside it.
     pub decoder: Option<String>,
-    /// What could not be told for sure.
+    /// Warnings about uncertain classes.
     pub warnings: Vec<Finding>,
 }
 
@@ -68,12 +67,12 @@ pub fn classify(folder: &ModelFolder) -> Classified {
     Classified { classes, decoder: words, warnings }
 }
 
-/// What the rules ask about the model as a whole.
+/// The facts about the whole model that the rules use.
 struct ModelFacts<'a> {
     folder: &'a ModelFolder,
     /// Numbers of experts that the configuration names.
     experts: BTreeSet<u64>,
-    /// Numbers of experts by the highest index below a module: `model.layers.0.mlp` → 64.
+    /// Numbers of experts, from the highest index below a module: `model.layers.0.mlp` → 64.
     counted: BTreeMap<&'a str, u64>,
     /// The family keeps its linear layers as [in, out].
     is_transposed_family: bool,
@@ -127,7 +126,7 @@ fn c_attn_is_wide(folder: &ModelFolder) -> bool {
     }
 }
 
-/// One rule: the kind it gives, its words, and its test. The comment above a row says why it is there.
+/// One rule: the kind it gives, its wording, and its test. The comment above a row says why it is there.
 struct Rule {
     kind: LayerType,
     words: &'static str,
@@ -254,7 +253,7 @@ fn is_router_name(t: &TensorFacts<'_>) -> bool {
             && matches!(t.last, "proj" | "layer" | "linear" | "gate" | "wg"))
 }
 
-/// A layer that is called a gate where nothing says how many experts there are.
+/// Whether a layer is called a gate although nothing gives the number of experts.
 fn is_unsure_gate(t: &TensorFacts<'_>, m: &ModelFacts<'_>) -> bool {
     t.last == "gate" && m.experts.is_empty() && m.experts_beside(t).is_none()
 }

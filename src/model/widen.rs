@@ -1,14 +1,15 @@
-//! Weights of types that the quantizer does not know, turned into ones that it knows.
+//! Conversion of weights from types that the quantizer does not know to types that it knows.
 //!
-//! F64 becomes F32. FP8 becomes BF16 together with its scales: code × scale in F32, rounded once, half to
-//! even, which is what the models' own code does when it dequantizes.
+//! F64 becomes F32. FP8 becomes BF16 together with its scales: code × scale in F32, rounded once, half to even, as
+//! the models' own code dequantizes.
 
 use half::{bf16, f16};
 
 use super::dtype::Dtype;
 use super::tensor::Fp8Layout;
 
-/// F64, little endian, to F32, little endian, appended to `out`. What F32 cannot hold becomes an infinity.
+/// Converts F64, little endian, to F32, little endian, and appends it to `out`. Values beyond the range of F32 become
+/// infinities.
 pub fn f64_to_f32(source: &[u8], out: &mut Vec<u8>) {
     let (values, _) = source.as_chunks::<8>();
     out.reserve(values.len() * 4);
@@ -24,12 +25,12 @@ pub fn f64_to_f32(source: &[u8], out: &mut Vec<u8>) {
 pub struct ScaleGrid {
     /// Which weights share one.
     pub layout: Fp8Layout,
-    /// One for the tensor, one a row, or one a block, row by row.
+    /// One scale for the tensor, one per row, or one per block, row by row.
     pub scales: Vec<f32>,
 }
 
 impl ScaleGrid {
-    /// Reads scales of the given type; `None` where the type cannot be one of scales.
+    /// Reads scales of the given type. `None` if the type cannot be one of scales.
     #[must_use]
     pub fn new(layout: Fp8Layout, dtype: Dtype, bytes: &[u8]) -> Option<Self> {
         let scales = match dtype {
@@ -60,8 +61,8 @@ impl ScaleGrid {
     }
 }
 
-/// Rows of an FP8 matrix of `columns` columns, the first of them being row `first_row`, to BF16, little
-/// endian, appended to `out`. False where `dtype` is no FP8 type or scales are missing.
+/// Converts rows of an FP8 matrix of `columns` columns, starting with row `first_row`, to BF16, little endian, and
+/// appends them to `out`. False if `dtype` is not an FP8 type or scales are missing.
 #[must_use]
 pub fn fp8_to_bf16(
     source: &[u8],

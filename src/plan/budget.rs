@@ -1,4 +1,4 @@
-//! How much memory a run takes: tiles of a fixed size, one a worker, whatever the size of model or tensor.
+//! The memory budget of a run: tiles of a fixed size, one per worker, independent of the size of model or tensor.
 
 use super::layout::ExportPlan;
 use super::output_tensor::{Content, logical_bytes};
@@ -6,11 +6,11 @@ use super::statistics::Weighing;
 use crate::finding::Finding;
 use crate::text::units::counted;
 
-/// Source bytes of a tile, where its rows are not longer. Tiles stay in a core's cache from reading to writing, and their
-/// size is fixed, so that sums over tiles are the same in every run.
+/// Source bytes of a tile, unless a row is longer. Tiles stay in a core's cache from reading to writing. Their size
+/// is fixed, so that sums over tiles are the same in every run.
 pub const TILE_BYTES: u64 = 1 << 20;
 
-/// What the process takes without tiles: code, headers, the plan of an ordinary model.
+/// Memory of the process without tiles: code, headers, the plan of an ordinary model.
 const BASE_BYTES: u64 = 24 << 20;
 
 /// What plan, pass, record and report keep of a tensor of the model, its name aside.
@@ -25,8 +25,8 @@ const OUTPUT_BYTES: usize = 384;
 /// How often they keep a name.
 const NAMES: usize = 4;
 
-/// Buffers of a worker for each source byte of a tile: the source, its stored form, codes with scales, the dequantized weights, the
-/// same in the source's type, and some to spare.
+/// Buffer bytes of a worker per source byte of a tile: the source, its stored form, codes with scales, the
+/// dequantized weights, the same in the source's type, and some to spare.
 const BYTES_PER_TILE_BYTE: u64 = 6;
 
 /// The memory bound of a run.
@@ -53,14 +53,15 @@ fn worker_bytes(tile_bytes: u64) -> u64 {
     (tile_bytes * BYTES_PER_TILE_BYTE).max(1)
 }
 
-/// Rows of a tile of a matrix: about [`TILE_BYTES`], a multiple of what the scheme packs together, at least one multiple.
+/// Number of rows in a tile of a matrix: about [`TILE_BYTES`], and a multiple of the rows that the scheme packs
+/// together, at least one multiple.
 #[must_use]
 pub fn tile_rows(columns: u64, bytes_per_weight: u64, row_multiple: u64) -> u64 {
     let rows = TILE_BYTES / (columns * bytes_per_weight).max(1);
     (rows / row_multiple * row_multiple).max(row_multiple)
 }
 
-/// Bytes of a weight where a tile's size is counted: the larger of stored and delivered.
+/// Bytes per weight for the size of a tile: the larger of stored and delivered.
 #[must_use]
 pub fn tile_weight_bytes(stored_bits: u64, working_bits: u64) -> u64 {
     stored_bits.max(working_bits).div_ceil(8)

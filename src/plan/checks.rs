@@ -1,4 +1,4 @@
-//! Checks: what a pass over the weights does beside quantizing and writing.
+//! Checks: the work of a pass over the weights beside quantizing and writing.
 
 use serde::{Deserialize, Serialize};
 
@@ -6,7 +6,7 @@ use crate::recipe::Recipe;
 use crate::stage::Stage;
 use crate::stage::validate::Check;
 
-/// What a pass does beside quantizing and writing.
+/// The work of a pass beside quantizing and writing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Checks {
     /// Look at every value that is kept.
@@ -18,7 +18,7 @@ pub struct Checks {
 }
 
 impl Checks {
-    /// What the pass has to do for the stages of a recipe.
+    /// The checks that the stages of a recipe require.
     #[must_use]
     pub fn of(recipe: &Recipe) -> Self {
         let has = |check: Check| {

@@ -1,9 +1,10 @@
-//! The `quantization_config` of the compressed-tensors format: what vLLM, SGLang and transformers are told.
+//! The `quantization_config` of the compressed-tensors format, for vLLM, SGLang and transformers.
 //!
-//! transformers matches `targets` and `ignore` against its own module tree, which for several families is named differently
-//! from the file, and takes regexes in alphabetical order; vLLM takes them in file order and tries fused names first. So
-//! targets are disjoint, entries are the class `Linear` or regexes over a name's tail, anchored with a dot before and `$`
-//! after, and every linear module left alone is in `ignore`, the head even where the file has none (tied embeddings).
+//! transformers matches `targets` and `ignore` against its own module tree, which for several families is named
+//! differently from the file, and takes regexes in alphabetical order. vLLM takes them in file order and tries fused
+//! names first. So targets are disjoint. Entries are the class `Linear` or regexes over a name's tail, anchored with
+//! a dot before and `$` after. Every skipped linear module is in `ignore`, including the head, even if the file has
+//! none (tied embeddings).
 
 use std::borrow::Cow;
 use std::collections::{BTreeSet, HashSet};
@@ -34,7 +35,7 @@ pub struct QuantizedModule<'a> {
     pub treatment: &'a Treatment,
 }
 
-/// The `quantization_config` for modules that are quantized and linear modules that are left alone.
+/// The `quantization_config` for quantized modules and skipped linear modules.
 #[must_use]
 pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[Cow<'_, str>]) -> Value {
     let mut schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
@@ -91,7 +92,8 @@ fn said_before(quantized: &[QuantizedModule<'_>]) -> Vec<bool> {
     out
 }
 
-/// What of a scheme the config can tell apart: loaders take the scales' type from the file.
+/// The properties of a scheme that the config can express. The scales' type is not one of them: loaders take it from
+/// the file.
 fn config_key(key: &(Scheme, ActivationScheme)) -> (Bits, bool, Granularity, Storage, ActivationScheme) {
     let (scheme, activations) = key;
     (scheme.bits, scheme.symmetric, scheme.granularity, scheme.storage, *activations)
@@ -135,8 +137,8 @@ fn input_activations(activations: ActivationScheme) -> Value {
     }
 }
 
-/// Checks a written config against the modules as an engine would: every quantized module has one group, and no module that
-/// is left alone has any. Returns what does not hold.
+/// Checks a written config against the modules as an engine would: every quantized module has one group, and no
+/// skipped module has any. Returns the violations.
 #[must_use]
 pub fn contradictions(
     config: &Value,

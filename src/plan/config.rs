@@ -1,4 +1,4 @@
-//! The output's config.json: the source's, key order and all, with a `quantization_config` for the format.
+//! The output's config.json: the source's, with the same key order, and a `quantization_config` for the format.
 
 use std::borrow::Cow;
 
@@ -13,7 +13,7 @@ use crate::plan::layout::treatment_at;
 use crate::plan::select::subject;
 use crate::stage::export::Format;
 
-/// The text of config.json for an export; none where the source has none.
+/// The text of config.json for an export. None if the source has none.
 #[must_use]
 pub fn config_text(
     content: Content<'_>,
@@ -51,8 +51,8 @@ pub fn quantized_modules(content: Content<'_>, export_stage: usize) -> Vec<Quant
         .collect()
 }
 
-/// Linear modules that an export leaves alone: what a `Linear` target would hit in some engine. A stack of experts is also
-/// there as the module `experts` that engines make of it, by whatever name the file has it.
+/// Linear modules that an export skips: those that a `Linear` target would match in some engine. A stack of experts
+/// is also listed under the module `experts` that engines make of it, for any name in the file.
 #[must_use]
 pub fn left_alone<'p>(
     content: Content<'p>,

@@ -1,4 +1,4 @@
-//! The other files of a model: which are carried over, and which stay behind and why.
+//! The model's other files: which are carried over, and which stay behind and why.
 
 use super::Plan;
 use super::layout::{Left, RECIPE_FILE_NAME, REPORT_FILE_NAME};
@@ -6,11 +6,11 @@ use crate::finding::Finding;
 use crate::model::{Fate, ModelFolder, OtherFile};
 use crate::recipe::Loaded;
 
-/// What becomes of the model's other files in an export.
+/// The fate of the model's other files in an export.
 pub(super) struct Copies {
     /// Indices of the files that are carried over.
     pub(super) carried: Vec<usize>,
-    /// What stays behind, by path.
+    /// Files that stay behind, by path.
     pub(super) left: Vec<Left>,
 }
 
@@ -33,7 +33,7 @@ pub(super) fn sort(model: &ModelFolder, copies: bool) -> Copies {
     out
 }
 
-/// Whether an export writes a file of this name.
+/// Whether an export writes a file with this name.
 fn is_ours(file: &OtherFile) -> bool {
     file.path == REPORT_FILE_NAME || file.path == RECIPE_FILE_NAME
 }
@@ -54,7 +54,7 @@ pub(super) fn broken(loaded: &Loaded, model: &ModelFolder, stage: usize) -> Vec<
     broken.collect()
 }
 
-/// How the config of the source says of parts within it how they are quantized: what does not reach an output.
+/// Says which quantization declarations in the source's config, for parts within it, do not reach an output.
 pub(super) fn stale_declarations(model: &ModelFolder) -> Option<String> {
     let places: Vec<String> = model
         .config
@@ -68,7 +68,7 @@ pub(super) fn stale_declarations(model: &ModelFolder) -> Option<String> {
         .then(|| format!("{} of the source's config.json {are} not carried over", places.join(", ")))
 }
 
-/// Files that are carried over though they hold weights, which nobody may expect: those that no export makes into codes.
+/// Files that are carried over although they hold weights, which may be unexpected: no export makes codes of them.
 #[must_use]
 pub fn carried_weights(plan: &Plan, export: &super::ExportPlan) -> Vec<(String, u64)> {
     const EXTENSIONS: &[&str] = &["safetensors", "bin", "pt", "pth", "ckpt", "onnx", "h5", "msgpack", "npz"];

@@ -20,7 +20,7 @@ pub(super) fn undivided_findings(
     decisions: &[Decision],
     undivided: &[crate::plan::fused_modules::Undivided],
 ) -> Vec<Finding> {
-    // One finding for each group size that a stage asks for.
+    // One finding per group size that a stage asks for.
     let mut asked: BTreeMap<(usize, u64), Vec<&crate::plan::fused_modules::Undivided>> = BTreeMap::new();
     for one in undivided {
         let stage = decisions[one.tensor].treatment().map_or(0, |treatment| treatment.stage);
@@ -91,7 +91,8 @@ fn by_length<'m>(
     out
 }
 
-/// What makes two splits the same mistake: what engines call the group, and the rules that split it.
+/// The key by which two splits count as the same mistake: the engines' name of the group, and the rules that split
+/// it.
 type SplitKey<'g> = (&'g str, Vec<Rule>);
 
 pub(super) fn split_findings(

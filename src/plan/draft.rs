@@ -1,4 +1,5 @@
-//! What a recipe asks for each tensor: the first half of a plan, of which there is something to say even where the whole cannot be.
+//! Drafts: the action that a recipe asks for each tensor. A draft is the first half of a plan, and can be shown even
+//! if the whole plan cannot be made.
 
 use super::doubts::{idle_stages, split_findings, undivided_findings};
 use super::matrices::{pieces, row_lengths};
@@ -10,32 +11,32 @@ use crate::plan::fused_modules;
 use crate::recipe::Loaded;
 use crate::stage::Indivisible;
 
-/// What a recipe asks for each tensor of a model, before it is known whether that can be written.
+/// The action that a recipe asks for each tensor of a model, before it is known if the result can be written.
 #[derive(Debug)]
 pub struct Draft {
-    /// The recipe, with where everything stands in it.
+    /// The recipe, with the source place of every value.
     pub loaded: Loaded,
     /// The model's headers.
     pub model: ModelFolder,
     /// Kind and role of each tensor of the model.
     pub classes: Vec<LayerClass>,
-    /// Which layers were taken for the language model, where something lies beside it.
+    /// The layers that were taken for the language model, if the model has other parts beside it.
     pub decoder: Option<String>,
-    /// What is done with each tensor of the model.
+    /// The decision for each tensor of the model.
     pub decisions: Vec<Decision>,
-    /// What is read, treated and written as one, in the order of the files.
+    /// The units that are read, treated and written as one, in the order of the files.
     pub pieces: Vec<Piece>,
     /// Modules that engines fuse.
     pub siblings: Vec<Siblings>,
-    /// What is wrong or doubtful so far.
+    /// Errors and warnings so far.
     pub findings: Vec<Finding>,
 }
 
 impl Draft {
-    /// What activation statistics say about the columns of the pieces, and what is doubtful about them.
+    /// The importance of the columns of the pieces, from activation statistics, and warnings about the statistics.
     ///
     /// # Errors
-    /// Where a file of statistics cannot be read or is of another model.
+    /// If a statistics file cannot be read or belongs to another model.
     pub fn weigh(&self) -> Result<(Weighing, Vec<Finding>), Failure> {
         statistics::weigh(&self.loaded, &self.model, &self.decisions, &self.pieces)
     }
@@ -44,9 +45,9 @@ impl Draft {
 /// Reads a recipe's model and decides for each tensor.
 ///
 /// # Errors
-/// Where the model cannot be read.
+/// If the model cannot be read.
 pub fn draft(loaded: Loaded) -> Result<Draft, Failure> {
-    // What is found on the way may name paths that variables made.
+    // Findings on the way may name paths that contain values of variables.
     decide(&loaded).map_err(|failure| loaded.tell_failure(failure))
 }
 

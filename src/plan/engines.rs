@@ -1,9 +1,11 @@
-//! What engines can load: every rule of transformers, vLLM and SGLang that would otherwise be found out after publishing.
+//! Engine compatibility: every rule of transformers, vLLM and SGLang that would otherwise be found out after
+//! publishing.
 //!
-//! One rule a function. What only the named engine refuses is an error under `target: <engine>`, a warning under `any`, and
-//! nothing under the other engine's name. What an engine does not refuse but loads as noise is an error under `any` too.
-//! `tests/interop/check_rules.py` tries each rule on the engines themselves, both ways, but for SGLang's, which were read in its
-//! source (`tests/interop/README.md` says where).
+//! One rule per function. If only the named engine refuses a thing, that is an error under `target: <engine>`, a
+//! warning under `any`, and nothing under the other engine's name. If an engine does not refuse a thing but loads
+//! wrong weights, that is an error under `any`, too. `tests/interop/check_rules.py` tries each rule on the engines
+//! themselves, both ways. SGLang's rules are the exception: they were read in its source (`tests/interop/README.md`
+//! says where).
 
 use super::layout::ExportPlan;
 use super::select::{Decision, Treatment};
@@ -43,7 +45,7 @@ enum Engine {
 }
 
 impl Engine {
-    /// How bad it is, for an export with this target; none where it does not matter.
+    /// The severity for an export with this target. None if the target is not affected.
     fn severity(self, target: Target) -> Option<Severity> {
         match (self, target) {
             (Engine::All, _)
@@ -56,7 +58,7 @@ impl Engine {
     }
 }
 
-/// What an engine cannot load.
+/// A property of an export that an engine cannot load.
 struct Refusal {
     engine: Engine,
     code: &'static str,
@@ -226,7 +228,7 @@ const RULES: &[fn(&Subject<'_>) -> Option<Refusal>] = &[
     sglang::tensor_scale_with_activations,
 ];
 
-/// What vLLM and SGLang do with a thing, of those that a target is about: `vLLM does not load …`.
+/// A clause that says what the servers (vLLM and SGLang) that a target covers do not do: `vLLM does not load …`.
 fn servers_do_not(target: Target, verb: &str) -> String {
     match target {
         Target::Vllm => format!("vLLM does not {verb}"),
@@ -235,7 +237,7 @@ fn servers_do_not(target: Target, verb: &str) -> String {
     }
 }
 
-/// Who fuses modules, of the engines that the exports are for.
+/// The engine that fuses modules, among those that the exports are for, as the start of a sentence.
 pub(super) fn fuser(loaded: &Loaded) -> &'static str {
     let mut exports = loaded.recipe.stages.iter().filter_map(|stage| match stage {
         Stage::Export(export) => Some(export.target),

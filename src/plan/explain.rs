@@ -1,4 +1,4 @@
-//! Why a tensor is treated as it is: every rule that touches it, and the one that decided.
+//! Explanations of a tensor's treatment: every rule that matches it, and the rule that decided.
 
 use super::select::{self, Decision, Touch};
 use super::{Draft, Siblings, unmatched};
@@ -12,17 +12,18 @@ pub struct Explanation {
     pub tensor: usize,
     /// Every rule that touches it, in the order in which they were asked.
     pub touches: Vec<Touch>,
-    /// What is done, and the rule that decided.
+    /// The action, and the rule that decided.
     pub decision: Decision,
     /// Modules that engines fuse with it, by name.
     pub fused_with: Vec<String>,
 }
 
-/// Explains the tensors that a name means: one tensor by its full name, or all tensors of a module; where there is none of that
-/// name, those whose names end with it. It needs no plan: an error that a plan would end with is none of theirs.
+/// Explains the tensors that a name refers to: one tensor by its full name, or all tensors of a module. If nothing
+/// has that name, it explains the tensors or modules whose names end with it. It needs no plan, so errors that occur
+/// only in planning do not prevent it.
 ///
 /// # Errors
-/// Where the model has no such tensor; with the nearest names.
+/// If the model has no such tensor. The finding lists the nearest names.
 pub fn explain(draft: &Draft, name: &str) -> Result<Vec<Explanation>, Failure> {
     let items = select::items(&draft.model, &draft.classes);
     let stages = select::QuantizeStage::all(&draft.loaded.recipe, &items);

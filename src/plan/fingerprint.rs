@@ -1,5 +1,5 @@
-//! What decides the bytes that come of a source tensor: where two plans agree on it and the tensor holds the same bytes, so do
-//! the outputs.
+//! Fingerprints of all settings that decide the output bytes of a source tensor. If two plans agree on the
+//! fingerprint and the tensor holds the same bytes, the outputs are the same, too.
 
 use std::fmt;
 use std::io::Write;
@@ -143,7 +143,7 @@ fn outputs(plan: &Plan, export: &ExportPlan, tensor: usize, mut hasher: blake3::
     Fingerprint::of(&hasher)
 }
 
-/// The fingerprint of where everything lies in an export's weight files.
+/// The fingerprint of the layout of an export's weight files.
 #[must_use]
 pub fn layout(plan: &Plan, export: &ExportPlan) -> Fingerprint {
     let mut hasher = blake3::Hasher::new();

@@ -1,13 +1,14 @@
 //! Modules that engines fuse into one: they share one decision, or the engine refuses or misreads the checkpoint.
 //!
-//! The table is what vLLM's `packed_modules_mapping` and its models' own mappers fuse (llama, qwen, deepseek, kimi, bert,
-//! whisper and others); transformers fuses experts only. A default skip never splits a group; a recipe that does is told.
+//! The table lists the fusions of vLLM's `packed_modules_mapping` and of its models' own mappers (llama, qwen,
+//! deepseek, kimi, bert, whisper and others); transformers fuses experts only. A default skip never splits a group. A
+//! recipe that does gets a finding.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::layer::LayerType;
-use crate::plan::select::{Action, Decision, Decisions, Item, Rule, Treatment};
+use crate::plan::select::{Action, Decision, Decisions, Item, Origin, Rule, Treatment};
 use crate::quant::Granularity;
 use crate::stage::Indivisible;
 use crate::threads;
@@ -45,14 +46,14 @@ const FUSIONS: &[Fusion] = &[
 /// Tensors of which an engine makes one module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Siblings {
-    /// What engines call the fused module.
+    /// The engines' name for the fused module.
     pub fused: &'static str,
     /// Indices of the members among the model's tensors, in their order.
     pub members: Box<[u32]>,
 }
 
 impl Siblings {
-    /// Whether these are the experts of a layer.
+    /// Whether the fused modules are the experts of a layer.
     #[must_use]
     pub fn are_experts(&self) -> bool {
         self.fused == EXPERTS
@@ -75,7 +76,7 @@ impl Siblings {
 
 const EXPERTS: &str = "experts";
 
-/// The parent of all experts of a layer: the name up to and with the segment `experts`.
+/// The parent of all experts of a layer: the name up to and including the segment `experts`.
 #[must_use]
 pub fn experts_parent(subject: &str) -> Option<&str> {
     let start = if subject.starts_with("experts.") { 0 } else { subject.find(".experts.")? + 1 };
@@ -141,14 +142,14 @@ pub(crate) fn groups(items: &[Item<'_>]) -> Vec<Siblings> {
     groups
 }
 
-/// Leaves a whole group alone where a default skip would leave a part of it alone.
+/// Skips a whole group if a default skip would skip a part of it.
 pub(crate) fn keep_whole_by_default(groups: &[Siblings], items: &[Item<'_>], decisions: &mut [Decision]) {
     let mut reasons: HashMap<Arc<str>, Arc<str>> = HashMap::new();
     for group in groups {
         let quantized = group.members().any(|index| decisions[index].treatment().is_some());
-        let by_default = group
-            .members()
-            .find(|&index| decisions[index].treatment().is_none() && decisions[index].rule.is_default_skip);
+        let by_default = group.members().find(|&index| {
+            decisions[index].treatment().is_none() && decisions[index].rule.origin == Origin::BuiltIn
+        });
         let (true, Some(first)) = (quantized, by_default) else { continue };
         let cause = decisions[first].rule.clone();
         let reason = reasons
@@ -158,7 +159,7 @@ pub(crate) fn keep_whole_by_default(groups: &[Siblings], items: &[Item<'_>], dec
             pointer: None,
             text: format!("fused with {} ({})", items[first].subject, cause.text).into(),
             reason: Arc::clone(reason),
-            is_default_skip: true,
+            origin: Origin::BuiltIn,
         };
         let decision = Decision::new(Action::Keep, rule);
         for index in group.members() {
@@ -195,7 +196,7 @@ pub(crate) fn splits(groups: &[Siblings], decisions: &[Decision]) -> impl Iterat
     })
 }
 
-/// A tensor whose rows the group size does not divide, and that the recipe wants refused.
+/// A tensor whose row length is not divisible by the group size, and that the recipe wants refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Undivided {
     pub tensor: usize,
@@ -203,9 +204,10 @@ pub(crate) struct Undivided {
     pub group_size: u64,
 }
 
-/// Applies `indivisible` to every tensor whose row length the group size does not divide, to whole groups of siblings at once.
+/// Applies `indivisible` to every tensor whose row length is not divisible by the group size. A whole group of fused
+/// modules is treated at once.
 ///
-/// `columns` gives the row length of a tensor's matrices. Returns the tensors that are to be refused.
+/// `columns` gives the row lengths of a tensor's matrices. Returns the tensors that are to be refused.
 pub(crate) fn resolve_indivisible(
     groups: &[Siblings],
     decisions: &mut [Decision],
@@ -295,7 +297,7 @@ fn resolve_together(
                     pointer: Some(pointer.as_str().into()),
                     text: "indivisible: skip".into(),
                     reason: format!("{length} columns are no multiple of {size}").into(),
-                    is_default_skip: false,
+                    origin: Origin::Skip,
                 };
                 decisions[index] = known.of(Action::Keep, rule);
             }

@@ -1,4 +1,5 @@
-//! Where every byte of the output will be: output tensors, files, offsets and headers, fixed before a weight is read.
+//! The layout of the output: tensors, files, offsets and headers. The place of every byte is fixed before a weight is
+//! read.
 
 use std::io::{self, Write};
 use std::ops::Range;
@@ -35,10 +36,10 @@ pub struct OutputFile {
     pub tensors: Range<usize>,
 }
 
-/// Where the results of a piece go in one export; the numbers are indices of output tensors.
+/// The destination of a piece's results in one export. The numbers are indices of output tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum PieceOutput {
-    /// The bytes as they are, in a tensor of the piece's own.
+    /// The bytes unchanged, in a tensor of the piece's own.
     Copy {
         /// The tensor.
         tensor: u32,
@@ -96,7 +97,7 @@ impl PieceOutput {
 pub struct Left {
     /// Its path in the source; a folder's ends with `/`.
     pub name: String,
-    /// Its bytes; 0 where they were not counted, as of hidden folders.
+    /// Its size in bytes; 0 if it was not counted, as for hidden folders.
     pub bytes: u64,
     /// Why it stays behind.
     pub reason: String,
@@ -111,7 +112,7 @@ pub struct ExportPlan {
     pub format: Format,
     /// Whose loading rules hold.
     pub target: Target,
-    /// What to do with a directory that is already there.
+    /// The action if the directory already exists.
     pub overwrite: Overwrite,
     /// The output directory, resolved against the recipe's folder.
     pub path: PathBuf,
@@ -119,15 +120,15 @@ pub struct ExportPlan {
     pub files: Vec<OutputFile>,
     /// The tensors, by file and offset.
     pub tensors: Vec<OutputTensor>,
-    /// Where each piece of the plan goes.
+    /// The place of each piece of the plan.
     pub pieces: Vec<PieceOutput>,
     /// Whether there is an index of the weight files: the source has one, or there are several files.
     pub has_index: bool,
-    /// The text of config.json; none where the source has none.
+    /// The text of config.json. None if the source has none.
     pub config: Option<String>,
     /// Indices of the model's other files that are carried over.
     pub copies: Vec<usize>,
-    /// What of the source stays behind.
+    /// The files of the source that are left behind.
     pub left: Vec<Left>,
 }
 
@@ -147,7 +148,7 @@ impl ExportPlan {
     }
 }
 
-/// The treatment of a tensor as one export sees it: stages after the export have not happened yet.
+/// The treatment of a tensor as one export sees it. Stages after the export have not happened yet.
 #[must_use]
 pub fn treatment_at(decision: &Decision, export_stage: usize) -> Option<&Treatment> {
     decision.treatment().filter(|treatment| treatment.stage < export_stage)
@@ -159,7 +160,7 @@ pub fn has_codes(decisions: &[Decision], export_stage: usize) -> bool {
     decisions.iter().any(|decision| treatment_at(decision, export_stage).is_some())
 }
 
-/// Lays out the weight files of one export: tensors, files and where each piece goes.
+/// Lays out the weight files of one export: the tensors, the files and the place of each piece.
 pub(super) fn lay_out(
     content: Content<'_>,
     stage: usize,
@@ -233,7 +234,7 @@ fn targets(content: Content<'_>, tensors: &[OutputTensor]) -> Vec<PieceOutput> {
     out
 }
 
-/// Gives each tensor its file; returns the files' names.
+/// Assigns each tensor to a file. Returns the names of the files.
 fn assign_files(content: Content<'_>, tensors: &mut [OutputTensor], shards: Shards) -> Vec<String> {
     let shard = |tensor: &OutputTensor| tensor.source(content).shard();
     match shards {

@@ -8,7 +8,7 @@ use crate::layer::LayerType;
 use crate::model::{self, LayerClass, ModelFolder};
 use crate::recipe::Loaded;
 
-/// The lengths of the rows that a tensor's matrices have: the input width of its layers.
+/// The row lengths of a tensor's matrices: the input width of its layers.
 pub(super) fn row_lengths(model: &ModelFolder, classes: &[LayerClass], tensor: usize) -> Vec<u64> {
     if classes[tensor].kind == LayerType::Experts {
         return match model::experts::stack(model, tensor) {

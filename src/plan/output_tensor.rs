@@ -213,7 +213,7 @@ impl OutputTensor {
     }
 }
 
-/// The size of a tensor as it is delivered and written: scaled FP8 counts as what it means.
+/// The size of a tensor as it is delivered and written. Scaled FP8 counts as the type that it is dequantized to.
 #[must_use]
 pub fn logical_bytes(tensor: &TensorInfo) -> u64 {
     if tensor.stored == tensor.dtype { tensor.bytes } else { tensor.elements() * tensor.dtype.bits() / 8 }

@@ -1,4 +1,5 @@
-//! What must hold of an export as laid out: a name is used once, and the config says of every module what the file holds.
+//! Checks of an export as laid out: no tensor name is used twice, and the config describes every module as the file
+//! holds it.
 
 use std::collections::{HashMap, HashSet};
 use std::hash::{BuildHasher, RandomState};
@@ -44,7 +45,8 @@ pub(super) fn check(
     findings
 }
 
-/// Two tensors of one name: a source that holds a tensor called as one that quantizing makes.
+/// The finding for two output tensors of the same name: the source holds a tensor whose name quantization also
+/// creates.
 fn clashing_names(loaded: &Loaded, content: Content<'_>, export: &ExportPlan) -> Option<Finding> {
     // Hashes are compared first: they take little memory, and almost no two are the same.
     let hasher = RandomState::new();

@@ -63,7 +63,7 @@ impl Piece {
         self.expert.as_ref().map(|expert| expert.module.as_str())
     }
 
-    /// The matrix of weights where the piece is one; none where the tensor's bytes are taken as they are.
+    /// The weight matrix if the piece is one. None if the tensor's bytes are copied unchanged.
     #[must_use]
     pub fn matrix(&self, model: &ModelFolder) -> Option<MatrixView> {
         let info = &model.tensors[self.tensor()];

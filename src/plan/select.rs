@@ -1,11 +1,14 @@
-//! Which tensors are quantized, how, and the rule that decided. Pure: names, shapes and the recipe, nothing else.
+//! Selection of the tensors to quantize, their scheme, and the rule that decided. Pure: it uses names, shapes and the
+//! recipe only.
 //!
-//! Every tensor is judged alone here; what engines fuse is brought together afterwards in [`crate::plan::fused_modules`].
+//! Every tensor is judged alone here. Modules that engines fuse are reconciled afterwards in
+//! [`crate::plan::fused_modules`].
 
 use std::collections::HashMap;
-use std::ops::Deref;
 use std::sync::Arc;
 
+pub(super) use super::decision::Decisions;
+pub use super::decision::{Action, Decided, Decision, Origin, Rule, Treatment};
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
 use crate::model::{LayerClass, ModelFolder, TensorInfo};
@@ -16,7 +19,7 @@ use crate::stage::{
     ActivationScheme, GranularityChoice, ObserverChoice, Quantize, ResolveSkips, ScaleDtype, Stage,
 };
 
-/// Layer types that the built-in lists leave alone, with the words for why.
+/// Layer types that the built-in lists skip, with the reason in words.
 pub const DEFAULT_SKIPS: &[(LayerType, &str)] = &[
     (LayerType::Embedding, "embedding"),
     (LayerType::EmbeddingBag, "embedding"),
@@ -38,144 +41,26 @@ pub const DEFAULT_SKIPS: &[(LayerType, &str)] = &[
     (LayerType::Outside, "outside of the blocks"),
 ];
 
-/// Roles that say where in the model something lies, and not what it does.
+/// Roles that say where in the model a module is, and not what it does.
 const PLACES: [LayerType; 3] = [LayerType::Tower, LayerType::Projector, LayerType::Outside];
 
 /// The module that the built-in lists name.
 pub const DEFAULT_SKIP_NAME: &str = "lm_head";
 
-/// Modules with strictly fewer parameters than this are left alone by the int4 list.
+/// The int4 list skips modules with strictly fewer parameters than this.
 pub const DEFAULT_INT4_THRESHOLD: u64 = 512;
 
-/// A rule that decided about a tensor.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Rule {
-    /// Where the rule stands in the recipe, as a JSON pointer; none for what is built in.
-    pub pointer: Option<Arc<str>>,
-    /// The rule in the recipe's words, such as `targets: Linear`.
-    pub text: Arc<str>,
-    /// Why, in a few words, the same for all tensors that are to be counted together.
-    pub reason: Arc<str>,
-    /// Whether the rule comes from a built-in list of skips, and so must not split siblings.
-    pub is_default_skip: bool,
-}
-
-impl Rule {
-    /// Whether the rule leaves a tensor alone on purpose, rather than for want of a target.
-    #[must_use]
-    pub fn is_skip(&self) -> bool {
-        self.is_default_skip || self.pointer.as_deref().is_some_and(|pointer| !pointer.contains("/targets/"))
-    }
-}
-
-/// How the weights of a tensor become integers.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Treatment {
-    /// Index of the quantize stage in the recipe.
-    pub stage: usize,
-    /// The scheme.
-    pub scheme: Scheme,
-    /// How ranges are chosen.
-    pub observer: Observer,
-    /// How engines are told to quantize activations.
-    pub activations: ActivationScheme,
-}
-
-impl Treatment {
-    /// The SQNR in dB that the scheme reaches on Gaussian weights of a matrix [rows, columns]; none where that is not known.
-    #[must_use]
-    pub fn expected_sqnr(&self, rows: u64, columns: u64) -> Option<f64> {
-        // One scale covers a group or a row of so many weights, or all of them.
-        let together = match self.scheme.granularity {
-            Granularity::Tensor => rows.checked_mul(columns)?,
-            Granularity::Group(_) | Granularity::Channel => columns,
-        };
-        self.scheme.expected_sqnr(&self.observer, usize::try_from(together).ok()?)
-    }
-}
-
-/// What is done with a tensor.
-#[derive(Debug, Clone, PartialEq)]
-pub enum Action {
-    /// It is left in the source's type.
-    Keep,
-    /// Its weights are quantized.
-    Quantize(Box<Treatment>),
-}
-
-/// What is done with a tensor, and why. Tensors of which the same was decided share it.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Decision(Arc<Decided>);
-
-/// What was decided about a tensor, or many.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Decided {
-    /// What is done.
-    pub action: Action,
-    /// The rule that decided.
-    pub rule: Rule,
-}
-
-impl Decision {
-    /// Whether two tensors share it.
-    #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
-        Arc::ptr_eq(&self.0, &other.0)
-    }
-
-    /// A decision that is not shared with others yet.
-    pub(super) fn new(action: Action, rule: Rule) -> Self {
-        Self(Arc::new(Decided { action, rule }))
-    }
-}
-
-impl Deref for Decision {
-    type Target = Decided;
-
-    fn deref(&self) -> &Decided {
-        &self.0
-    }
-}
-
-/// Decisions that were made so far: millions of tensors share a few.
-#[derive(Debug, Default)]
-pub(super) struct Decisions(HashMap<Rule, Vec<Decision>>);
-
-impl Decisions {
-    /// The decision for this action and rule.
-    pub fn of(&mut self, action: Action, rule: Rule) -> Decision {
-        if let Some(same) = self.0.get(&rule).into_iter().flatten().find(|decision| decision.action == action)
-        {
-            return same.clone();
-        }
-        let decision = Decision::new(action, rule.clone());
-        self.0.entry(rule).or_default().push(decision.clone());
-        decision
-    }
-}
-
-impl Decided {
-    /// The treatment, where the tensor is quantized.
-    #[must_use]
-    pub fn treatment(&self) -> Option<&Treatment> {
-        match &self.action {
-            Action::Quantize(treatment) => Some(treatment),
-            Action::Keep => None,
-        }
-    }
-}
-
-/// A rule that touches a tensor, for `explain`.
+/// A rule that applies to a tensor, for `explain`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Touch {
     /// The rule.
     pub rule: Rule,
-    /// What it asks for.
+    /// The action that the rule asks for.
     pub asks: String,
 }
 
-/// The name that patterns are held against: the module, or the whole name where the tensor is not a module's weight, bias
-/// or other named parameter (a stack of experts such as `mlp.experts.gate_up_proj`).
+/// The name that patterns are matched against: the module. If the tensor is not a weight, a bias or another named
+/// parameter of a module, it is the whole name (a stack of experts such as `mlp.experts.gate_up_proj`).
 #[must_use]
 pub fn subject(tensor: &TensorInfo) -> &str {
     const PARAMETERS: [&str; 12] = [
@@ -195,7 +80,8 @@ pub fn subject(tensor: &TensorInfo) -> &str {
     if PARAMETERS.contains(&tensor.parameter()) { tensor.module() } else { &tensor.name }
 }
 
-/// The shape of a tensor as a matrix [rows, columns] whose rows are output channels; none below two dimensions.
+/// The shape of a tensor as a matrix [rows, columns] whose rows are output channels. None if it has fewer than two
+/// dimensions.
 #[must_use]
 pub fn matrix_shape(tensor: &TensorInfo) -> Option<(u64, u64)> {
     let (first, rest) = tensor.shape.split_first()?;
@@ -244,7 +130,7 @@ impl<'r> QuantizeStage<'r> {
         stages
     }
 
-    /// The `resolve-skips` stage that governs this one, where there is one.
+    /// The `resolve-skips` stage that governs this stage, if there is one.
     pub fn skips(&self) -> Option<(usize, &ResolveSkips)> {
         self.skips_index.map(|index| (index, self.skips.as_ref()))
     }
@@ -254,12 +140,7 @@ impl<'r> QuantizeStage<'r> {
             Some(position) => format!("/stages/{stage}/{key}/{position}").into(),
             None => format!("/stages/{stage}/{key}").into(),
         });
-        Rule {
-            pointer,
-            text: format!("{key}: {value}").into(),
-            reason: reason.into(),
-            is_default_skip: false,
-        }
+        Rule { pointer, text: format!("{key}: {value}").into(), reason: reason.into(), origin: Origin::Skip }
     }
 
     fn built_in(&self, what: &str, reason: &str) -> Rule {
@@ -268,11 +149,12 @@ impl<'r> QuantizeStage<'r> {
             pointer: None,
             text: format!("built-in {list} list: {what}").into(),
             reason: reason.into(),
-            is_default_skip: true,
+            origin: Origin::BuiltIn,
         }
     }
 
-    /// Every rule by which this stage would leave the tensor alone, in order of precedence, and the ones that were taken back.
+    /// Reports every rule by which this stage would skip the tensor, in order of precedence, including the rules that
+    /// were overridden.
     fn skip_rules(&self, item: &Item<'_>, mut found: impl FnMut(Rule, bool)) {
         let skips = self.skips.as_ref();
         for (key, patterns) in [
@@ -327,7 +209,7 @@ impl<'r> QuantizeStage<'r> {
         self.asking.iter().any(|&position| item.hit_by(&targets[position]))
     }
 
-    /// Whether the built-in lists hold for a tensor: there are some, and `quantize_anyway` does not take them back.
+    /// Whether the built-in lists apply to a tensor: there are some, and `quantize_anyway` does not override them.
     pub fn has_default_skips_for(&self, item: &Item<'_>) -> bool {
         let taken_back = self.skips.quantize_anyway.iter().any(|pattern| item.hit_by(pattern));
         self.list != SkipDefaults::None && !taken_back
@@ -340,7 +222,7 @@ impl<'r> QuantizeStage<'r> {
             pointer: Some(format!("/stages/{}/targets/{position}", self.index).into()),
             text: format!("targets: {}", targets[position].written()).into(),
             reason: "target".into(),
-            is_default_skip: false,
+            origin: Origin::Target,
         })
     }
 }
@@ -385,7 +267,7 @@ impl Item<'_> {
         }
     }
 
-    /// Whether the tensor can be seen as a matrix of floating-point weights at all.
+    /// Whether the tensor can be treated as a matrix of floating-point weights at all.
     fn can_be_quantized(&self) -> bool {
         self.is_weight
             && matrix_shape(self.tensor).is_some()
@@ -394,7 +276,7 @@ impl Item<'_> {
     }
 }
 
-/// The type in which a tensor's weights are computed with; none where it does not hold floating-point numbers.
+/// The type in which a tensor's weights are computed with. None if it does not hold floating-point numbers.
 #[must_use]
 pub fn float_type(tensor: &TensorInfo) -> Option<FloatType> {
     use crate::model::Dtype;
@@ -426,7 +308,7 @@ pub(crate) fn items<'m>(model: &'m ModelFolder, classes: &'m [LayerClass]) -> Ve
         .collect()
 }
 
-/// Decides about one tensor. `touches`, where given, receives every rule that touches it.
+/// Decides the treatment of one tensor. `touches`, if given, receives every rule that applies to it.
 pub(super) fn judge(
     stages: &[QuantizeStage<'_>],
     item: &Item<'_>,
@@ -478,7 +360,7 @@ fn not_targeted(item: &Item<'_>) -> Rule {
     } else {
         "not a weight matrix".into()
     };
-    Rule { pointer: None, text: reason.clone(), reason, is_default_skip: false }
+    Rule { pointer: None, text: reason.clone(), reason, origin: Origin::None }
 }
 
 fn treatment(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> Treatment {

@@ -1,4 +1,4 @@
-//! Which activation statistics weigh the columns of which matrix: known before the first weight is read.
+//! Assignment of activation statistics to the columns of the matrices. It is known before the first weight is read.
 
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
@@ -18,7 +18,7 @@ use crate::stage::{OnMissing, Stage};
 /// Names that a message lists.
 const NAMED: usize = 5;
 
-/// A module that saw fewer tokens than this share of the median is called thin.
+/// A module is called thin if it saw fewer tokens than this share of the median.
 const THIN: f64 = 0.1;
 
 /// The statistics of one quantize stage.
@@ -26,7 +26,7 @@ const THIN: f64 = 0.1;
 pub struct StageStatistics {
     /// Index of the quantize stage.
     pub stage: usize,
-    /// Where the recipe names the file, as a JSON pointer.
+    /// The place in the recipe that names the file, as a JSON pointer.
     pub pointer: String,
     /// The file, as the recipe has it.
     pub file: String,
@@ -44,7 +44,7 @@ pub struct StageStatistics {
     pub thin: Vec<(String, u64)>,
 }
 
-/// What the statistics of a recipe come to.
+/// The result of matching the statistics of a recipe with the pieces.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Weighing {
     /// The importance of the columns of each piece, where there are statistics of it; empty where there are none at all.
@@ -62,7 +62,7 @@ impl Weighing {
         self.pieces.get(piece)?.as_ref()
     }
 
-    /// Whether the ranges of a piece are chosen with statistics, so that Gaussian weights say nothing about its SQNR.
+    /// Whether the ranges of a piece are chosen with statistics. If so, Gaussian weights do not predict its SQNR.
     #[must_use]
     pub fn changes_ranges(&self, piece: usize, treatment: &Treatment) -> bool {
         treatment.observer.searches() && self.of(piece).is_some()
@@ -78,7 +78,7 @@ impl Weighing {
 /// Reads the statistics that a recipe names and finds those of each piece.
 ///
 /// # Errors
-/// [`Exit::BadModel`] where a file is no file of statistics, or does not fit the model.
+/// [`Exit::BadModel`] if a file is not a file of statistics, or does not fit the model.
 pub(super) fn weigh(
     loaded: &Loaded,
     model: &ModelFolder,
@@ -177,7 +177,7 @@ fn wrong_length(module: &ModuleStatistics, name: &str, matrices: usize, wrong: W
         .help("They are of another model, or of another version of this one.")
 }
 
-/// The statistics of a piece, and its number where they are those of several matrices.
+/// The statistics of a piece, and the number of its matrix if they cover several matrices.
 fn find<'s>(
     format: Format,
     by_name: &HashMap<&str, &'s ModuleStatistics>,
@@ -192,7 +192,7 @@ fn find<'s>(
     if let Some(module) = by_name.get(piece.module(model)) {
         return Some((module, None));
     }
-    // A stack has its own name, and one row of statistics a matrix.
+    // A stack has its own name, and one row of statistics per matrix.
     let (names, expert) = names::when_run(piece.module(model));
     let own = by_name.get(select::subject(&model.tensors[piece.tensor()])).copied();
     own.or_else(|| known(&names)).map(|module| (module, expert))
@@ -215,8 +215,9 @@ fn experts<'s>(
     out
 }
 
-/// Statistics that are of no module of the model. In a file with the model's own names that is an error; in an importance matrix,
-/// whose names are translated, it is worth a word. A file that fits nothing is an error in any case.
+/// Checks for statistics that belong to no module of the model. In a file with the model's own names that is an
+/// error. In an importance matrix, whose names are translated, it is reported as a finding. A file that fits no
+/// module is an error in any case.
 fn unknown(
     model: &ModelFolder,
     pieces: &[Piece],
@@ -260,7 +261,7 @@ fn unknown(
     ))
 }
 
-/// What there is to say about modules without statistics.
+/// The finding about modules without statistics.
 fn missing(loaded: &Loaded, used: &StageStatistics, on_missing: OnMissing, owner: usize) -> Option<Finding> {
     let count = used.missing.len();
     if count == 0 || on_missing == OnMissing::Ignore {

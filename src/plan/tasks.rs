@@ -1,7 +1,8 @@
-//! The plan as a list of tasks, as data: what is read, what becomes of it, where it goes, and what must be there before.
+//! The plan as a list of tasks, as data: the bytes that are read, the action, the place of the result, and the tasks
+//! that must come first.
 //!
-//! Tasks are independent unless [`Task::needs`] says otherwise, so that any of them can be left out, done elsewhere, or done
-//! first. [`slices`] deals them out.
+//! Tasks are independent unless [`Task::needs`] says otherwise. So any of them can be left out, done elsewhere, or
+//! done first. [`slices`] distributes them.
 
 use std::cmp::Reverse;
 
@@ -11,7 +12,7 @@ use super::layout::{ExportPlan, PieceOutput, treatment_at};
 use super::{Piece, Plan};
 use crate::format::encoding;
 
-/// What is done with one matrix, or with a tensor that is no matrix.
+/// A task on one matrix, or on a tensor that is not a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Task<'p> {
     /// Its number in the plan.
@@ -22,15 +23,15 @@ pub struct Task<'p> {
     pub module: &'p str,
     /// The bytes that it reads.
     pub inputs: Vec<Input<'p>>,
-    /// What is done.
+    /// The action.
     pub action: &'static str,
-    /// Where it goes.
+    /// The places of the result.
     pub outputs: Vec<Slot<'p>>,
     /// Tasks whose results it needs.
     pub needs: Vec<usize>,
 }
 
-/// Bytes of a file of the source. A matrix that lies across a tensor is given by all of its tensor.
+/// Bytes of a file of the source. If a matrix is not contiguous in its tensor, the range is the whole tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Input<'p> {
     /// The file.

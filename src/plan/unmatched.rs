@@ -1,4 +1,4 @@
-//! Patterns that match nothing: a typo in a skip list would otherwise quantize what was to be left alone.
+//! Patterns that match nothing. A typo in a skip list would otherwise quantize a module that was to be skipped.
 
 use std::collections::{BTreeSet, HashSet};
 
@@ -22,9 +22,21 @@ const LEAST_PART: usize = 3;
 /// A pattern of the recipe, with its place and what is to be done if it matches nothing.
 struct Written<'r> {
     pattern: &'r Pattern,
+    stage: usize,
     pointer: String,
     on_unmatched: OnUnmatched,
-    is_key: bool,
+    origin: Origin,
+}
+
+/// Where a recipe has a pattern.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Origin {
+    /// A key of `layer_types` of `load`.
+    LayerTypes,
+    /// A list of `resolve-skips`.
+    Skips,
+    /// `targets` of a quantize stage.
+    Targets,
 }
 
 /// Findings for every pattern that matches nothing, for every `quantize_anyway` that contradicts its own stage.
@@ -44,8 +56,11 @@ pub(super) fn check(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item
             OnUnmatched::Error => Finding::error("plan::unmatched-pattern", message),
             _ => Finding::warning("plan::unmatched-pattern", message),
         };
-        let place =
-            if written.is_key { loaded.key_place(&written.pointer) } else { loaded.place(&written.pointer) };
+        let place = if written.origin == Origin::LayerTypes {
+            loaded.key_place(&written.pointer)
+        } else {
+            loaded.place(&written.pointer)
+        };
         finding = finding.at_opt(place, "matches nothing");
         let near = match near_layer_type(pattern.as_str()) {
             Some(name) => vec![name.to_owned()],
@@ -55,9 +70,7 @@ pub(super) fn check(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item
             [] => finding.help("`monoquant inspect` lists the modules of a model."),
             near => finding.help(nearest(near)),
         };
-        if written.on_unmatched == OnUnmatched::Error && written.pointer.contains("/skip_")
-            || written.pointer.contains("/modules_to_not_convert")
-        {
+        if written.origin == Origin::Skips {
             finding =
                 finding.help("`on_unmatched: ignore` on this stage allows patterns that match nothing.");
         }
@@ -78,7 +91,8 @@ fn patterns<'r>(recipe: &'r Recipe, stages: &[QuantizeStage<'r>]) -> Vec<Written
                         pattern,
                         pointer: format!("/stages/{index}/layer_types/{key}"),
                         on_unmatched: OnUnmatched::Error,
-                        is_key: true,
+                        origin: Origin::LayerTypes,
+                        stage: index,
                     });
                 }
             }
@@ -92,7 +106,8 @@ fn patterns<'r>(recipe: &'r Recipe, stages: &[QuantizeStage<'r>]) -> Vec<Written
                         pattern,
                         pointer: format!("/stages/{index}/{key}/{position}"),
                         on_unmatched: skips.on_unmatched,
-                        is_key: false,
+                        origin: Origin::Skips,
+                        stage: index,
                     }));
                 }
             }
@@ -105,10 +120,11 @@ fn patterns<'r>(recipe: &'r Recipe, stages: &[QuantizeStage<'r>]) -> Vec<Written
             pattern,
             pointer: format!("/stages/{}/targets/{position}", stage.index),
             on_unmatched,
-            is_key: false,
+            origin: Origin::Targets,
+            stage: stage.index,
         }));
     }
-    out.sort_by_key(|written| stage_number(&written.pointer));
+    out.sort_by_key(|written| written.stage);
     out
 }
 
@@ -119,10 +135,6 @@ fn near_layer_type(pattern: &str) -> Option<&'static str> {
         .iter()
         .map(|layer_type| layer_type.name())
         .find(|name| strsim::normalized_damerau_levenshtein(&lower, &name.to_lowercase()) >= 0.8)
-}
-
-fn stage_number(pointer: &str) -> usize {
-    pointer.split('/').nth(2).and_then(|number| number.parse().ok()).unwrap_or(0)
 }
 
 /// `quantize_anyway` takes back defaults only: an entry that hits what the same stage lists itself says two things at once.
@@ -169,8 +181,8 @@ fn contradictions(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item<'
     findings
 }
 
-/// The names of a model that are nearest to a pattern: as many segments as the pattern has, from anywhere in a name. Where
-/// the whole of a glob or an expression is near to nothing, its plain end is compared.
+/// The names of a model that are nearest to a pattern: as many segments as the pattern has, from anywhere in a name.
+/// If nothing is near to the whole of a glob or an expression, its literal end is compared.
 pub(super) fn nearest_names<'m>(pattern: &str, names: impl Iterator<Item = &'m str> + Clone) -> Vec<String> {
     let text = pattern.strip_prefix("re:").unwrap_or(pattern).replace('\\', "");
     let text = text.trim_start_matches("^").trim_start_matches(".*").trim_end_matches('$').trim_matches('.');
@@ -217,7 +229,8 @@ fn likeness(text: &str, window: &str) -> f64 {
     like.max(0.6 + 0.4 * share)
 }
 
-/// Names of tensors that a word is near to, or to a name's end, for a command line that names none.
+/// Names of tensors that are near to a word, or whose end is near to it. For a command line whose word names no
+/// tensor.
 pub(super) fn nearest_tensors(word: &str, model: &ModelFolder) -> Vec<String> {
     let segments = word.split('.').count();
     let score = |name: &str| strsim::normalized_damerau_levenshtein(word, end_of(name, segments));

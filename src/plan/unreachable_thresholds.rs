@@ -1,4 +1,4 @@
-//! Thresholds against what a scheme can reach: a gate that always fires helps nobody.
+//! Thresholds that a scheme cannot reach. A gate that always fires is of no use.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ pub(crate) fn check(loaded: &Loaded, content: Content<'_>, weighing: &Weighing) 
     let mut findings = Vec::new();
     for (index, stage) in loaded.recipe.stages.iter().enumerate() {
         let Stage::CheckWarnings(stage) = stage else { continue };
-        // What a scheme reaches is known of weights, not of outputs.
+        // The reachable SQNR of a scheme is known for weights, not for outputs.
         if stage.sqnr == SqnrOf::Outputs {
             continue;
         }

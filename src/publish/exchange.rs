@@ -1,4 +1,4 @@
-//! Putting a finished output in its place, in one step, and never over something that is not ours.
+//! Publishing of a finished output: one step that never replaces anything that is not ours.
 
 use std::fs;
 use std::io;
@@ -15,7 +15,7 @@ use crate::publish::occupant::Occupant;
 use crate::publish::staging::Staging;
 use crate::stage::export::Overwrite;
 
-/// Names that are tried for files that somebody has put into an output while it was replaced.
+/// The number of names that are tried for foreign files that were put into an output while it was replaced.
 const LEFT: usize = 999;
 
 /// An output that is in its place.
@@ -23,7 +23,7 @@ const LEFT: usize = 999;
 pub struct Published {
     /// Its place.
     pub path: PathBuf,
-    /// Where files are that somebody has put into the old output while it was replaced.
+    /// The folder of foreign files that were put into the old output while it was replaced.
     pub left: Option<PathBuf>,
 }
 
@@ -69,16 +69,16 @@ pub fn publish(
     Ok(Published { path, left })
 }
 
-/// Looks at an output's place once more, before it is replaced.
+/// Checks the place of an output once more, before it is replaced.
 ///
 /// # Errors
-/// Where what is there must not be replaced, or is not as it was `at_first`.
+/// If the occupant must not be replaced, or is not as it was `at_first`.
 pub fn look_again(path: &Path, overwrite: Overwrite, at_first: &Occupant) -> Result<Occupant, Failure> {
     let now = occupant::check(path, overwrite)?;
     if at_first.allows(&now, path) { Ok(now) } else { Err(swapped(path)) }
 }
 
-/// Puts a staged output in the place of what was looked at, and says where that is now.
+/// Puts a staged output in the place of the occupant that was checked. Returns the new path of that occupant.
 fn replace(staging: &Staging, path: &Path, found: &Occupant) -> Result<PathBuf, Failure> {
     let failed = |error: io::Error| cannot_write("publish", path, &error);
     match exchange(&staging.folder, path) {
@@ -114,7 +114,7 @@ fn replace(staging: &Staging, path: &Path, found: &Occupant) -> Result<PathBuf, 
     Ok(aside)
 }
 
-/// What was looked at is not what was moved: it is back in its place.
+/// The failure if the folder that was moved is not the one that was checked. It is back in its place.
 fn swapped(path: &Path) -> Failure {
     let message = format!("{} was changed by somebody else during the run", path.display());
     let help =
@@ -122,11 +122,11 @@ fn swapped(path: &Path) -> Failure {
     Failure::new(Exit::CannotWrite, Finding::error("export::occupied", message).help(help))
 }
 
-/// Puts back the output that a run had moved aside when it was killed; removes it where the new one had come to its place. The
-/// lock must be held.
+/// Puts back the output that a run had moved aside when it was killed. Removes it if the new output had reached its
+/// place. The lock must be held.
 ///
 /// # Errors
-/// Where it cannot be moved or removed, or one of the two is not ours.
+/// If it cannot be moved or removed, or one of the two is not ours.
 pub fn restore(target: &Path) -> Result<(), Failure> {
     let aside = hidden::old(target);
     let failed = |error: io::Error| cannot_write("restore", target, &error);
@@ -137,7 +137,7 @@ pub fn restore(target: &Path) -> Result<(), Failure> {
         Kind::Nothing => rename_new(&aside, target).map_err(failed),
         Kind::Folder if is_empty(target) => fs::rename(&aside, target).map_err(failed),
         _ => {
-            // Only where the new output came to its place is the old one of no more use.
+            // The old output is obsolete only if the new one reached its place.
             occupant::check(target, Overwrite::Replace)?;
             match occupant::check(&aside, Overwrite::Replace)? {
                 Occupant::Folder(folder, tree) => {
@@ -163,11 +163,11 @@ fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
             done => return done.map_err(io::Error::from),
         }
     }
-    // Over a file, a link or a folder with something in it this fails as well.
+    // This also fails if the target is a file, a link or a folder that is not empty.
     fs::rename(from, to)
 }
 
-/// Swaps two folders in one step; false where the system cannot.
+/// Swaps two folders in one step. Returns false if the system cannot.
 fn exchange(new: &Path, old: &Path) -> io::Result<bool> {
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     {

@@ -1,4 +1,4 @@
-//! File-system calls that name the path in their errors, and the meaning of those errors for a person.
+//! File-system calls that name the path in their errors and explain those errors in plain words.
 
 use std::fs::{self, File};
 use std::io;
@@ -64,27 +64,27 @@ fn plain(error: &io::Error) -> String {
     }
 }
 
-/// Makes a folder and those above it.
+/// Creates a folder and those above it.
 ///
 /// # Errors
-/// Where it cannot be made.
+/// If it cannot be created.
 pub fn create_dir_all(path: &Path) -> Result<(), Failure> {
     fs::create_dir_all(path).map_err(|error| cannot_write("make", path, &error))
 }
 
-/// Opens a file that stays as it is.
+/// Opens a file for reading only.
 ///
 /// # Errors
-/// Where it cannot be opened.
+/// If it cannot be opened.
 pub fn open_to_read(path: &Path) -> Result<File, Failure> {
     regular::open(path).map_err(|error| cannot_write("open", path, &error))
 }
 
-/// Copies bytes from one file into another, by the system where it can: then they are shared where the file system can do that,
-/// and never pass through this process.
+/// Copies bytes from one file into another. The system does it if it can. The bytes are then shared if the file
+/// system supports that, and never pass through this process.
 ///
 /// # Errors
-/// Where they cannot be read or written.
+/// If they cannot be read or written.
 pub fn copy_range(
     from: &Handle,
     from_offset: u64,
@@ -117,11 +117,11 @@ pub fn copy_range(
     Ok(())
 }
 
-/// Writes a whole small file, in one step: in place of a file that was there, never through a link. `temporary` is a name beside
-/// it that nobody else uses meanwhile.
+/// Writes a whole small file in one step. It replaces an existing file and never writes through a link. `temporary`
+/// is a name beside it that no other process uses meanwhile.
 ///
 /// # Errors
-/// Where it cannot be written.
+/// If it cannot be written.
 pub fn replace(
     path: &Path,
     temporary: &Path,
@@ -157,18 +157,18 @@ fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
     Ok(())
 }
 
-/// Makes a file that is complete survive a power cut.
+/// Makes a complete file survive a power cut.
 ///
 /// # Errors
-/// Where the disk reports an error.
+/// If the disk reports an error.
 pub fn sync_file(path: &Path, file: &File) -> Result<(), Failure> {
     file.sync_all().map_err(|error| cannot_write("flush", path, &error))
 }
 
-/// Makes the name of an output, and of every folder on the way to it, survive a power cut.
+/// Makes the name of an output, and of every folder on its path, survive a power cut.
 ///
 /// # Errors
-/// Where the disk reports an error.
+/// If the disk reports an error.
 pub fn sync_way(path: &Path) -> Result<(), Failure> {
     #[cfg(unix)]
     {
@@ -176,8 +176,8 @@ pub fn sync_way(path: &Path) -> Result<(), Failure> {
         let failed = |error: io::Error| cannot_write("flush", parent, &error);
         let parent = parent.canonicalize().map_err(failed)?;
         File::open(&parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        // Which folders an earlier run has made is not known, and one that is on the disk costs nothing. What is above the first
-        // one that we may not read was not made by us.
+        // It is not known which folders an earlier run created, and flushing a folder that is already on the disk
+        // costs nothing. Folders above the first one that cannot be read were not created by us.
         for folder in parent.ancestors().skip(1) {
             let Ok(opened) = File::open(folder) else { break };
             if opened.sync_all().is_err_and(|error| error.raw_os_error() == Some(EIO)) {
@@ -190,14 +190,14 @@ pub fn sync_way(path: &Path) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What a disk that is broken reports; other errors say that a file system has nothing to flush.
+/// The error of a broken disk. Other errors mean that a file system has nothing to flush.
 #[cfg(unix)]
 const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
-/// Makes an output that is in its place survive a power cut.
+/// Makes a published output survive a power cut.
 ///
 /// # Errors
-/// Where the disk reports an error.
+/// If the disk reports an error.
 pub fn sync_all(folder: &Path) -> Result<(), Failure> {
     let synced = Folder::open(folder).and_then(|opened| opened.sync_all());
     synced.map_err(|error| cannot_write("flush", folder, &error))?;
@@ -207,10 +207,10 @@ pub fn sync_all(folder: &Path) -> Result<(), Failure> {
 /// Bytes that are read back at a time: so few that they are still in a core's cache when they are compared.
 const READ_BACK_BYTES: usize = 1 << 16;
 
-/// Whether a staged file holds what was meant to be written to it. `buffer` is memory to be used again.
+/// Whether a staged file holds the bytes that were meant to be written to it. `buffer` is memory for reuse.
 ///
 /// # Errors
-/// Where it cannot be read.
+/// If the file cannot be read.
 pub fn holds(
     staged: &StagedFile,
     mut offset: u64,
@@ -231,7 +231,7 @@ pub fn holds(
 /// Reads bytes of a staged file back.
 ///
 /// # Errors
-/// Where they cannot be read.
+/// If they cannot be read.
 pub fn read_at(staged: &StagedFile, offset: u64, out: &mut [u8]) -> Result<(), Failure> {
     let read = staged.file.with(|file| crate::model::read::read_exact_at(file, out, offset));
     read.map_err(|error| cannot_write("read back", &staged.path, &error))

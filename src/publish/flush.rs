@@ -1,4 +1,4 @@
-//! Writing to the disk what is still being written to files.
+//! Flushing of files to the disk while they are still being written.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -8,14 +8,14 @@ use crate::finding::Failure;
 use crate::publish::files;
 use crate::publish::staging::Staging;
 
-/// How long the disk is left alone once it has everything.
+/// The pause before the next flush once the disk has everything.
 const PAUSE: Duration = Duration::from_millis(20);
 
-/// Does some work that fills staged files while their contents are written to the disk, so that making them durable afterwards
-/// waits for little.
+/// Does some work that fills staged files while their contents are written to the disk. Making them durable
+/// afterwards then takes little time.
 ///
 /// # Errors
-/// Those of the work, and where the disk reports an error: the system tells of each only once.
+/// The errors of the work. Also if the disk reports an error: the system reports each error only once.
 pub fn while_flushing<T>(
     staging: &[Staging],
     work: impl FnOnce() -> Result<T, Failure>,
@@ -42,14 +42,14 @@ pub fn while_flushing<T>(
         drop(end);
         let flushed = flusher.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
         match (result, flushed) {
-            // What is kept of an interrupted run has to be on the disk.
+            // The part of an interrupted run that is kept has to be on the disk.
             (Err(failure), Err(error)) if failure.exit == Exit::Interrupted => Err(error),
             (result, flushed) => result.and_then(|done| flushed.map(|()| done)),
         }
     })
 }
 
-/// Ends the flushing, also where the work panics.
+/// Ends the flushing, even if the work panics.
 struct End<'a>(&'a AtomicBool, &'a std::thread::Thread);
 
 impl Drop for End<'_> {

@@ -1,4 +1,4 @@
-//! The hidden names beside an output: what they are called, and that nothing of somebody else is there.
+//! The hidden names beside an output, and the check that they hold no foreign files.
 
 use std::path::{Path, PathBuf};
 
@@ -8,7 +8,7 @@ use crate::fs::disk;
 use crate::fs::exclusive::{self, Kind};
 use crate::publish::files::cannot_write;
 
-/// What marks a hidden sibling.
+/// The mark in the names of hidden files beside an output.
 const MARK: &str = ".monoquant-";
 
 /// The bytes that the longest sibling's name has more than its output's.
@@ -19,7 +19,8 @@ fn beside(target: &Path, what: &str) -> PathBuf {
     target.with_file_name(format!(".{}{MARK}{what}", base(target)))
 }
 
-/// What siblings are called after: the output's name, cut where theirs would be too long, with a hash so that it stays its own.
+/// The base of the names of hidden files: the output's name. If that would make them too long, it is cut and gets a
+/// hash, so that it stays unique.
 fn base(target: &Path) -> String {
     let name = name(target);
     let most = disk::longest_name(target).saturating_sub(LONGEST);
@@ -57,25 +58,25 @@ pub fn record(target: &Path) -> PathBuf {
     beside(target, "record")
 }
 
-/// A file that is being written, until it is put in its place.
+/// A file that is being written, until it is moved to its place.
 #[must_use]
 pub fn new(target: &Path) -> PathBuf {
     beside(target, "new")
 }
 
-/// Where the staging folder of an interrupted run is put that is laid out otherwise.
+/// The path to which the staging folder of an interrupted run is moved if its layout differs.
 #[must_use]
 pub fn interrupted(target: &Path) -> PathBuf {
     beside(target, "interrupted")
 }
 
-/// Where the output that is replaced is put for a moment, on file systems that cannot swap two folders.
+/// The path to which the replaced output is moved for a moment, on file systems that cannot swap two folders.
 #[must_use]
 pub fn old(target: &Path) -> PathBuf {
     beside(target, "old")
 }
 
-/// Where files are left that somebody has put into an output while it was replaced: one of several names.
+/// The path for foreign files that were put into an output while it was replaced: one of several names.
 #[must_use]
 pub fn left(target: &Path, number: usize) -> PathBuf {
     beside(target, &format!("left-{number}"))
@@ -93,16 +94,17 @@ pub fn lock_of_lock(target: &Path) -> PathBuf {
     beside(target, "unlock")
 }
 
-/// Where the report of a run is kept that published nothing.
+/// The path of the report of a run that published nothing.
 #[must_use]
 pub fn failed_report(target: &Path) -> PathBuf {
     target.with_file_name(format!("{}.failed-report.json", base(target)))
 }
 
-/// Looks whether an output can have this name, and whether its siblings' names are free or hold what monoquant makes there.
+/// Checks whether an output can have this name, and whether the names of its hidden files are free or hold files that
+/// monoquant makes there.
 ///
 /// # Errors
-/// Where a link, a pipe or something else is in the place of a file or folder that would be used.
+/// If a link, a pipe or something else is in the place of a file or folder that would be used.
 pub fn check(target: &Path) -> Result<(), Failure> {
     check_name(target)?;
     let folders = [

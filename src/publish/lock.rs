@@ -1,8 +1,10 @@
-//! The lock of an output: one run at a time works on it, from before anything is looked at until its record is written.
+//! The lock of an output. Only one run at a time works on it, from before the first check until its record is
+//! written.
 //!
-//! The lock is a file, made by whoever finds none and removed by whoever made it. The system's own lock on it tells a dead process
-//! from a living one. Where the file system has no such locks (Lustre, some FUSE), what is written in the file does: the process,
-//! and the start of the system and the name space that its number belongs to. What cannot be known is taken for alive.
+//! The lock is a file. A run that finds none creates it, and the run that created it removes it. The system's own
+//! lock on it tells a dead process from a living one. If the file system has no such locks (Lustre, some FUSE), the
+//! content of the file decides: the process, and the start of the system and the name space that its number belongs
+//! to. If the state is unknown, the process counts as alive.
 
 use std::fs::{self, File, TryLockError};
 use std::io::{self, Read, Write};
@@ -19,7 +21,7 @@ use crate::publish::files;
 use crate::publish::files::cannot_write;
 use crate::publish::hidden;
 
-/// How often the lock is tried where others come and go meanwhile.
+/// The number of attempts to take the lock while other runs take and release it.
 const TRIES: usize = 50;
 
 /// How long is waited before it is tried again.
@@ -36,10 +38,10 @@ pub struct Lock {
     note: Option<String>,
 }
 
-/// Locks a file by the system; false where the file system cannot.
+/// Locks a file with the system's lock. Returns false if the file system has no locks.
 type TryLock = fn(&File) -> Result<bool, TryLockError>;
 
-/// Who holds a lock.
+/// The holder of a lock.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 struct Holder {
     host: String,
@@ -50,7 +52,7 @@ struct Holder {
     started: String,
 }
 
-/// What a lock says of its holder.
+/// The state of a lock's holder, as far as the lock tells it.
 #[derive(Debug, PartialEq, Eq)]
 enum State {
     Alive,
@@ -59,10 +61,10 @@ enum State {
 }
 
 impl Lock {
-    /// Takes the lock, and looks that nothing of somebody else is in the places of the output's siblings.
+    /// Takes the lock, and checks that no foreign files are in the places of the hidden files beside the output.
     ///
     /// # Errors
-    /// Where another run holds it or something of somebody else is there, or the folder cannot be written.
+    /// If another run holds the lock, a foreign file is there, or the folder cannot be written.
     pub fn take(target: &Path) -> Result<Self, Failure> {
         Self::take_by(target, try_lock)
     }
@@ -84,13 +86,13 @@ impl Lock {
         Err(locked(&path, None))
     }
 
-    /// What is to be told of a run that held it before and has ended.
+    /// The note about a run that held the lock before and has ended.
     #[must_use]
     pub fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
 
-    /// What an interrupted run of somebody else has left is not taken up: they could still write to it.
+    /// Files that an interrupted run of another user left are not reused: that user could still write to them.
     fn check_owner(&self, target: &Path) -> Result<(), Failure> {
         for path in [hidden::staging(target), hidden::interrupted(target)] {
             let Ok(folder) = Folder::open(&path) else { continue };
@@ -125,14 +127,15 @@ impl Lock {
 
 impl Drop for Lock {
     fn drop(&mut self) {
-        // Removed while it is still held, so that nobody locks a file that is about to go.
+        // The file is removed while the lock is still held, so that no other process locks a file that is about to be
+        // removed.
         if exclusive::is_at(&self.file, &self.path) {
             let _ = fs::remove_file(&self.path);
         }
     }
 }
 
-/// Tries to take the lock once; none where somebody was faster, or a dead one was cleared away.
+/// Tries to take the lock once. None if another process was faster, or a dead lock was removed.
 fn attempt(
     target: &Path,
     path: &Path,
@@ -149,7 +152,7 @@ fn attempt(
     };
     match try_lock(&file) {
         Ok(true | false) => {}
-        // Somebody has opened it before we could lock it, and decides what becomes of it.
+        // Another process has opened the file before it could be locked here, and decides what happens to it.
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => {
             let _ = fs::remove_file(path);
@@ -164,7 +167,7 @@ fn attempt(
     Ok(exclusive::is_at(&file, path).then_some(file))
 }
 
-/// Removes the lock that is at a path, if nobody holds it any more.
+/// Removes the lock at a path if no process holds it any more.
 fn clear(target: &Path, path: &Path, try_lock: TryLock, note: &mut Option<String>) -> Result<(), Failure> {
     let failed = |error: io::Error| cannot_write("lock", path, &error);
     let mut file = match exclusive::open_existing(path) {
@@ -204,7 +207,7 @@ fn clear(target: &Path, path: &Path, try_lock: TryLock, note: &mut Option<String
                 }
                 Err(error) => return Err(cannot_write("make", &guard, &error)),
             }
-            // Under the guard nobody else removes a lock of the dead; it may be another one by now.
+            // Under the guard no other process removes a dead lock. The file at the path may already be another lock.
             let done = if exclusive::is_at(&file, path) { remove(path) } else { Ok(()) };
             let _ = fs::remove_file(&guard);
             done
@@ -288,7 +291,7 @@ impl Holder {
     }
 }
 
-/// What a number of a process belongs to; empty where that is not known.
+/// The boot and the name space that a process number belongs to. Empty if they are not known.
 fn place() -> String {
     let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
     match (boot, fs::read_link("/proc/self/ns/pid")) {
@@ -299,7 +302,7 @@ fn place() -> String {
     }
 }
 
-/// When a process was started; none where none of this number is alive.
+/// The start time of a process. None if no process with this number is alive.
 fn started(process: u32) -> Option<String> {
     let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
     // The name in the second field may hold blanks and brackets; the start is the 22nd field.

@@ -1,4 +1,4 @@
-//! What is at an output's place: nothing, an output of ours, or something that must stay.
+//! The occupant of an output's place: nothing, an output of ours, or something that must stay.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -20,7 +20,7 @@ use crate::stage::export::Overwrite;
 /// Names that are told; more are counted.
 const TOLD: usize = 5;
 
-/// What may be replaced, as it was looked at.
+/// An occupant that may be replaced, as it was when checked.
 #[derive(Debug)]
 pub enum Occupant {
     /// Nothing.
@@ -44,16 +44,16 @@ impl Occupant {
     pub fn allows(&self, now: &Self, path: &Path) -> bool {
         match now {
             Self::Nothing => true,
-            // An empty folder is nobody's.
+            // An empty folder belongs to no output.
             Self::Folder(_, tree) => tree.is_empty() || self.is_at(path),
         }
     }
 }
 
-/// Looks whether an output may be published at a path.
+/// Checks whether an output may be published at a path.
 ///
 /// # Errors
-/// Where something is there that must not be replaced.
+/// If something is there that must not be replaced.
 pub fn check(path: &Path, overwrite: Overwrite) -> Result<Occupant, Failure> {
     let refuse = |message: String, help: &str| {
         Err(Failure::new(Exit::CannotWrite, Finding::error("export::occupied", message).help(help)))
@@ -75,7 +75,7 @@ pub fn check(path: &Path, overwrite: Overwrite) -> Result<Occupant, Failure> {
                 "Only an output of monoquant is ever replaced. Choose another `path`, or move that away.",
             );
         }
-        // Above it is a file: making the folders on the way tells.
+        // One of the parents is a file. Creating the folders of the path reports that.
         Err(error) if error.kind() == io::ErrorKind::NotADirectory => return Ok(Occupant::Nothing),
         Err(error) => return Err(failed(error)),
     }
@@ -222,7 +222,7 @@ mod tests {
         fs::create_dir_all(path.join("deep/deeper")).unwrap();
         fs::write(path.join("deep/deeper/file"), "text").unwrap();
         let first = look();
-        // A second name, as files that are taken over get, changes nothing.
+        // A second name, such as reused files get, changes nothing.
         fs::hard_link(path.join("deep/deeper/file"), root.path().join("linked")).unwrap();
         fs::read(path.join("deep/deeper/file")).unwrap();
         assert!(first.is_at(&path) && first.allows(&look(), &path));

@@ -1,5 +1,6 @@
-//! The folder in which an output is built: beside its place, on the same disk, and gone if the run fails. What an interrupted run
-//! has finished stays there, for the next one. The lock of the output must be held as long as there is one.
+//! The folder in which an output is built. It is beside the output's place, on the same disk, and is removed if the
+//! run fails. The finished part of an interrupted run stays there for the next run. The lock of the output must be
+//! held as long as the folder exists.
 
 use std::fs::{self, File};
 use std::io::{self, Read};
@@ -25,7 +26,7 @@ pub type GoOn<'a> = &'a dyn Fn() -> Result<(), Failure>;
 pub struct Staging {
     /// The folder that is written to.
     pub folder: PathBuf,
-    /// Where it will be published.
+    /// The path at which it will be published.
     pub target: PathBuf,
     /// The weight files, as the plan numbers them.
     pub weights: Vec<StagedFile>,
@@ -34,7 +35,7 @@ pub struct Staging {
     end: End,
 }
 
-/// What becomes of a staging folder.
+/// The fate of a staging folder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum End {
     /// It goes.
@@ -47,13 +48,13 @@ enum End {
 
 /// Removes what an interrupted run has left. The lock of the output must be held.
 pub fn clear(target: &Path) {
-    // What cannot be removed now is cleared by the next run.
+    // If something cannot be removed now, the next run clears it.
     let _ = exclusive::remove_folder(&hidden::staging(target));
     let _ = exclusive::remove_folder(&hidden::interrupted(target));
     let _ = fs::remove_file(hidden::journal(target));
 }
 
-/// How a weight file of an output begins.
+/// The beginning of a weight file of an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FileStart {
     /// Empty, at its full size.
@@ -65,10 +66,10 @@ pub enum FileStart {
 }
 
 impl Staging {
-    /// Makes the folder with every weight file at its full size and with its header.
+    /// Creates the folder with every weight file at its full size and with its header.
     ///
     /// # Errors
-    /// Where the folder cannot be written.
+    /// If the folder cannot be written.
     pub fn create(
         content: Content<'_>,
         export: &ExportPlan,
@@ -134,10 +135,10 @@ impl Staging {
         removed.map_err(|error| cannot_write("clear", &self.folder, &error))
     }
 
-    /// Gives a file that stays as it is a second name in the folder; copies it where the file system has no links.
+    /// Gives an unchanged file a second name in the folder. Copies it if the file system has no links.
     ///
     /// # Errors
-    /// Where neither can be done.
+    /// If neither is possible.
     pub fn link(&self, from: &Path, name: &Path, go_on: GoOn<'_>) -> Result<(), Failure> {
         match self.root.link_file(from, name) {
             Ok(true) => Ok(()),
@@ -179,7 +180,7 @@ impl Staging {
     /// Makes everything in the folder survive a power cut.
     ///
     /// # Errors
-    /// Where the disk reports an error.
+    /// If the disk reports an error.
     pub fn sync(&self) -> Result<(), Failure> {
         self.root.sync_all().map_err(|error| cannot_write("flush", &self.folder, &error))
     }

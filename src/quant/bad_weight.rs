@@ -1,6 +1,6 @@
 //! Weights that cannot be quantized.
 
-/// Why a weight cannot be quantized.
+/// The reason why a weight cannot be quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum BadValue {
     /// It is not a number.
@@ -22,14 +22,14 @@ impl std::fmt::Display for BadValue {
     }
 }
 
-/// The first weight of a tile that cannot be quantized: the first row with one, and in it the first such column.
-/// For [`BadValue::ScaleOverflow`] the largest weight of the group.
+/// The first weight of a tile that cannot be quantized: the first row with one, and in it the first such column. For
+/// [`BadValue::ScaleOverflow`] it is the largest weight of the group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct BadWeight {
     /// Row within the tile.
     pub row: usize,
     /// Column.
     pub col: usize,
-    /// What is wrong.
+    /// The problem.
     pub what: BadValue,
 }

@@ -1,10 +1,11 @@
-//! How much quantization lost, measured on the weights that an engine will see.
+//! Quantization error, measured on the weights that an engine will see.
 //!
 //! Every measure compares a source weight w with its dequantized value d, rounded to the scales' type; e = w − d.
 
 use serde::{Deserialize, Serialize};
 
-/// The group (or row, where a row or the tensor has one scale) with the greatest noise in proportion to its signal.
+/// The group with the greatest quantization error relative to its signal. It is a row if a row or the tensor has one
+/// scale.
 #[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
 pub struct WorstGroup {
     /// Row.
@@ -32,7 +33,7 @@ impl WorstGroup {
     }
 }
 
-/// Distortion of some weights: a tile, a tensor, or a model.
+/// Distortion of a set of weights: a tile, a tensor, or a model.
 #[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
 pub struct Distortion {
     /// How many weights.
@@ -46,7 +47,7 @@ pub struct Distortion {
     /// Σw² of weights whose scale is too small for its type ([`super::Quantizer::faint_signal`]).
     #[serde(default)]
     pub faint: f64,
-    /// Σ importance·w², where columns have an importance; else 0.
+    /// Σ importance·w² if columns have an importance, else 0.
     pub weighted_signal: f64,
     /// Σ importance·e².
     pub weighted_noise: f64,
@@ -75,7 +76,7 @@ impl Distortion {
         }
     }
 
-    /// 10·log10 of Σ importance·w² over Σ importance·e², in dB: as [`Distortion::sqnr_db`], and none where columns have no
+    /// 10·log10 of Σ importance·w² over Σ importance·e², in dB: as [`Distortion::sqnr_db`]. None if columns have no
     /// importance.
     #[must_use]
     pub fn weighted_sqnr_db(&self) -> Option<f64> {
@@ -114,7 +115,7 @@ impl Distortion {
             && extremes.iter().all(|value| value.is_finite())
     }
 
-    /// Whether this can be the distortion of a matrix of so many rows and columns.
+    /// Whether this can be the distortion of a matrix with this many rows and columns.
     #[must_use]
     pub fn is_of(&self, rows: u64, columns: u64) -> bool {
         let is_in = |at: (usize, usize)| (at.0 as u64) < rows.max(1) && (at.1 as u64) < columns.max(1);

@@ -1,4 +1,4 @@
-//! Tiles of source weights to the bytes of a stored matrix.
+//! Encoding of tiles of source weights as the bytes of a stored matrix.
 
 use std::marker::PhantomData;
 
@@ -14,15 +14,15 @@ use super::{
 };
 
 impl Quantizer {
-    /// Quantizes `rows` rows. `tile` holds their weights, little-endian, at any alignment; `tensor` is what the
-    /// survey found where the scheme has one scale a tensor, and `None` otherwise. What `out` held is replaced.
-    /// A tile that is not the last of its tensor must have a multiple of [`Scheme::row_multiple`] rows.
+    /// Quantizes `rows` rows. `tile` holds their weights, little-endian, at any alignment. `tensor` is the result of
+    /// the survey if the scheme has one scale per tensor, and `None` otherwise. The content of `out` is replaced. A
+    /// tile that is not the last of its tensor must have a multiple of [`super::Scheme::row_multiple`] rows.
     ///
     /// # Errors
-    /// The first weight that cannot be quantized; `out` then holds nothing of use.
+    /// The first weight that cannot be quantized. `out` then holds nothing of use.
     ///
     /// # Panics
-    /// If `tile` does not have the length of `rows` rows, or `tensor` is missing where it is needed.
+    /// If `tile` does not have the length of `rows` rows, or `tensor` is missing although it is needed.
     pub fn quantize(
         &self,
         tensor: Option<&TensorParams>,
@@ -34,8 +34,8 @@ impl Quantizer {
         self.quantize_tile(tensor, tile, rows, None, out, scratch).map(|_| ())
     }
 
-    /// [`Quantizer::quantize`], and then [`Quantizer::measure`] of what `out` holds: in one pass where that is possible, with the
-    /// same result.
+    /// Runs [`Quantizer::quantize`], and then [`Quantizer::measure`] on the content of `out`. Both run in one pass if
+    /// that is possible, with the same result.
     ///
     /// # Errors
     /// As [`Quantizer::quantize`].
@@ -57,7 +57,7 @@ impl Quantizer {
         })
     }
 
-    /// Quantizes a tile. What has been measured on the way, if there is a meter and that was possible.
+    /// Quantizes a tile. Returns the measurements made on the way, if there is a meter and that was possible.
     fn quantize_tile<'a>(
         &'a self,
         tensor: Option<&'a TensorParams>,
@@ -104,7 +104,7 @@ struct TileToQuantize<'a> {
     scratch: &'a mut Scratch,
 }
 
-/// Quantizes a tile of weights of a type.
+/// Quantizes a tile of weights of one type.
 struct QuantizeTile<'a, T>(TileToQuantize<'a>, PhantomData<T>);
 
 impl<T: Float> Job for QuantizeTile<'_, T> {
@@ -141,7 +141,8 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
         };
         let (qmin, qmax) = (bits.qmin() as f32, bits.qmax() as f32);
         let narrow = quantizer.source != FloatType::F32 && scheme.scale_type != FloatType::F32;
-        // Codes go straight from registers where they are measured, and packed int4 does; else there is a byte a code first.
+        // Codes go straight from registers to their destination if they are measured or are packed int4. Otherwise
+        // there is one byte per code first.
         let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
         let in_pairs = quantizer.in_pairs();
         if !in_pairs || !M::ONE_PASS {
@@ -174,7 +175,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
                 let fine = grids.map(|(&scale, &zero)| Fine::new(&Grid { scale, zero, ..like }));
                 encode_row::<T, M>(machine, row_bytes, group_cols, fine, to);
             } else {
-                // Rare where there is a meter, which then has not seen all of the tile.
+                // This is rare if there is a meter. The meter then has not seen the whole tile.
                 meter = None;
                 let codes: &mut [u8] = if nibbles { &mut scratch.codes } else { &mut *to };
                 for group in 0..groups {
@@ -217,7 +218,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
     }
 }
 
-/// The codes of a row of weights of 16 bits, packed as nibbles.
+/// The codes of a row of 16-bit weights, packed as nibbles.
 #[inline(always)]
 fn encode_row<T: Float, M: Machine>(
     machine: M,
@@ -237,7 +238,7 @@ fn encode_row<T: Float, M: Machine>(
 }
 
 impl Quantizer {
-    /// The ranges of a row's groups: of symmetric ones 0 and the greatest |w|.
+    /// The ranges of a row's groups. For symmetric ones: 0 and the greatest |w|.
     #[inline(always)]
     fn find_ranges<T: Float>(
         &self,
@@ -274,7 +275,7 @@ impl Quantizer {
             low.fill(0.0);
             high.fill(0.0);
         } else if group_cols == 128 {
-            // Of a size that is known the loop over a group is flat.
+            // With a size known at compile time, the loop over a group is flat.
             self.find_ranges::<T>(weights, 128, low, high);
         } else {
             self.find_ranges::<T>(weights, group_cols, low, high);
@@ -303,7 +304,7 @@ impl Quantizer {
     }
 }
 
-/// The ranges of a row's groups, from those of all weights to those that the observer chooses.
+/// Shrinks the ranges of a row's groups, from those that cover all weights to those that the observer chooses.
 struct ShrinkRow<'a> {
     quantizer: &'a Quantizer,
     bytes: &'a [u8],
@@ -336,7 +337,7 @@ impl Job for ShrinkRow<'_> {
     }
 }
 
-/// The place of the largest weight of a group, whose scale overflows.
+/// The position of the largest weight of a group whose scale overflows.
 #[cold]
 fn largest_of_group<T: Float>(row: usize, weights: &[T::Raw], group: usize, group_cols: usize) -> BadWeight {
     let (mut col, mut most) = (group * group_cols, -1.0);

@@ -1,4 +1,7 @@
-//! Kernels against the slow twin, byte for byte, on every instruction set of the machine; metrics against plain f64.
+//! Equality of the kernels and their slow twin, byte for byte, on every instruction set of the machine. Metrics are
+//! compared with plain f64.
+//!
+//! Longer than 500 lines because it holds the kernels to their slow twin on all shapes, in one list of cases.
 
 mod stored;
 mod strategies;
@@ -27,7 +30,7 @@ struct Case {
     cols: usize,
     importance: Option<Importance>,
     bytes: Vec<u8>,
-    /// Rows of a tile.
+    /// Rows per tile.
     tile: usize,
 }
 

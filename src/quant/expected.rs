@@ -1,16 +1,15 @@
-//! What a scheme reaches on Gaussian weights, for judging a tensor relative to its scheme.
+//! SQNR that a scheme reaches on Gaussian weights, for judging a tensor relative to its scheme.
 //!
-//! The tables were simulated with this module's own kernels: Gaussian weights of standard deviation 1, 2^23 to
-//! 2^27 for each entry, quantized with one scale for every n of them, Σw² over Σe² of all. They agree with the
-//! values that other projects' documents give (int4: 19.12 dB at n = 128 and 20.47 at 32, with `mse` 19.87 and
-//! 21.13; int8: 41.3 at 4096). Between entries the ratio is interpolated linearly in log n, beyond the last it
-//! is continued. A tensor of more than a few thousand Gaussian weights comes within 0.1 dB. BF16 has a table of
-//! its own for int8, because rounding scales and dequantized weights to 8 significant bits is not negligible
-//! there.
+//! The tables were simulated with this module's own kernels: Gaussian weights of standard deviation 1, 2^23 to 2^27
+//! for each entry, quantized with one scale for every n of them, Σw² over Σe² of all. They agree with the values that
+//! other projects' documents give (int4: 19.12 dB at n = 128 and 20.47 at 32, with `mse` 19.87 and 21.13; int8: 41.3
+//! at 4096). Between entries the ratio is interpolated linearly in log n. Beyond the last entry it is extrapolated. A
+//! tensor of more than a few thousand Gaussian weights comes within 0.1 dB. BF16 has its own table for int8, because
+//! rounding scales and dequantized weights to 8 significant bits is not negligible there.
 
 use super::{Bits, FloatType, Observer, Scheme};
 
-/// Entries of a row: n = 2^3 … 2^16, then 2^20 and 2^24.
+/// Entries per row: n = 2^3 … 2^16, then 2^20 and 2^24.
 const COLUMNS: usize = 16;
 
 /// log2 of the n of each entry.
@@ -90,10 +89,9 @@ const INT8_BF16: [[f64; COLUMNS]; 4] = [
 ];
 
 impl Scheme {
-    /// The ratio of signal to quantization noise, in dB, that this scheme reaches on Gaussian weights with rows
-    /// of `cols` columns; with one scale a tensor, `cols` is the number of all its weights. `mse` is that of
-    /// the default search. None for `percentile`, whose result depends on the percentage, and where no weight
-    /// shares a scale with another.
+    /// The SQNR in dB that this scheme reaches on Gaussian weights with rows of `cols` columns. With one scale per
+    /// tensor, `cols` is the number of all its weights. For `mse` it is the value of the default search. None for
+    /// `percentile`, whose result depends on the percentage, and if no weight shares a scale with another.
     #[must_use]
     pub fn expected_sqnr(&self, observer: &Observer, cols: usize) -> Option<f64> {
         let mse = match observer {

@@ -1,8 +1,9 @@
-//! Scales too small for their type: what the weights under them mean is lost.
+//! Scales too small for their type: the values of the weights under them are lost.
 //!
-//! A scale that rounds to zero is replaced by epsilon (see [`mod@super::params`]), which is far greater than the weights: all of
-//! their codes are zero. One just above the least value of its type is rounded by a good part of itself. Neither is told by a
-//! number that is not finite, and in a matrix of nothing else the SQNR is 0 dB.
+//! A scale that rounds to zero is replaced by epsilon (see [`mod@super::params`]), which is far greater than the
+//! weights: all of their codes are zero. A scale just above the least value of its type is changed by rounding by a
+//! good part of itself. Neither case is revealed by a number that is not finite. In a matrix of nothing else the SQNR
+//! is 0 dB.
 
 use super::quantizer::{QuantizedView, Quantizer};
 use super::{FloatType, Granularity, Storage};
@@ -18,8 +19,8 @@ impl FloatType {
 }
 
 impl Quantizer {
-    /// Σw² of the weights of a tile whose scale is too small for the type that engines hold it in. Rows of nothing but zeros add
-    /// nothing: a scale for them is as good as any.
+    /// Σw² of the weights of a tile whose scale is too small for the type that engines hold it in. Rows of zeros add
+    /// nothing: any scale is right for them.
     ///
     /// # Panics
     /// If `tile` does not have the length of `rows` rows.

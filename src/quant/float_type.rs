@@ -1,6 +1,6 @@
 //! The three floating-point types of weights and scales, and rounding to them.
 //!
-//! All arithmetic is f32; a value "of type F16" is an f32 that F16 can hold. Conversions are written with integer
+//! All arithmetic is f32. A value "of type F16" is an f32 that F16 can hold. Conversions are written with integer
 //! operations, so that they vectorise on every instruction set and give the same bits everywhere.
 
 use crate::quant::simd::machine::{LANES, Machine, f16_to_f32};
@@ -218,11 +218,11 @@ pub(super) struct F16;
 #[derive(Clone, Copy)]
 pub(super) struct Bf16;
 
-/// What all types have alike, with bit patterns as integers.
+/// The common part of all types, with bit patterns as integers.
 ///
-/// Ranges come by comparison of those, which IEEE formats allow: without the sign they are ordered as the values are, NaN above
-/// infinity above everything finite. The greatest pattern read as signed is the greatest positive weight, if there is one; read as
-/// unsigned it is the negative weight furthest from 0, if there is one.
+/// Ranges are found by comparing bit patterns, which IEEE formats allow: without the sign they are ordered as the
+/// values are, NaN above infinity above everything finite. The greatest pattern read as signed is the greatest
+/// positive weight, if there is one; read as unsigned it is the negative weight furthest from 0, if there is one.
 macro_rules! stored_as {
     ($unsigned:ty, $signed:ty) => {
         type Raw = [u8; size_of::<$unsigned>()];

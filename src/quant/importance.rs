@@ -1,9 +1,9 @@
-//! How much each input column of a matrix matters: the mean squared activation that it is multiplied with.
+//! Importance of the input columns of a matrix: the mean squared activation that each column is multiplied with.
 
 use std::fmt;
 use std::sync::Arc;
 
-/// What is added to the mean before it divides, as the peer does: the least normal f32.
+/// Added to the mean before the division, as llm-compressor does: the smallest normal f32.
 const TINY: f32 = f32::MIN_POSITIVE;
 
 /// The importance of columns: their mean squared activations divided by the mean of these over all columns of the matrix, so
@@ -42,10 +42,10 @@ impl fmt::Display for BadStatistics {
 }
 
 impl Importance {
-    /// From the sums of squared activations of each column over `tokens` tokens.
+    /// Importance from the sum of squared activations of each column over `tokens` tokens.
     ///
     /// # Errors
-    /// The first thing that makes them no statistics.
+    /// The first value that makes the statistics invalid.
     pub fn new(sums: &[f32], tokens: f64) -> Result<Self, BadStatistics> {
         if !tokens.is_finite() || tokens < 0.0 {
             return Err(BadStatistics::BadCount(tokens));
@@ -77,7 +77,7 @@ impl Importance {
         Ok(Self(means.into_iter().map(|value| value / mean).collect()))
     }
 
-    /// One number a column.
+    /// One number per column.
     #[must_use]
     pub fn columns(&self) -> &[f32] {
         &self.0

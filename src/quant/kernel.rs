@@ -8,7 +8,7 @@ use crate::quant::simd::machine::{LANES, Machine};
 /// Adding this to |x| < 2^22 leaves the nearest integer, ties to even, in the low bits of the mantissa.
 pub(super) const MAGIC: f32 = 12_582_912.0;
 
-/// Clamps and then rounds half to even, as the peer does, without a library call.
+/// Clamps and then rounds half to even, as llm-compressor does, without a library call.
 #[inline(always)]
 pub(super) fn round_code(t: f32, qmin: f32, qmax: f32) -> f32 {
     (clamp(t, qmin, qmax) + MAGIC) - MAGIC
@@ -25,7 +25,7 @@ pub(super) fn clamp(t: f32, qmin: f32, qmax: f32) -> f32 {
 #[derive(Clone, Copy)]
 pub(super) struct Grid {
     pub(super) scale: f32,
-    /// An integer; 0 where symmetric.
+    /// An integer; 0 if symmetric.
     pub(super) zero: f32,
     pub(super) qmin: f32,
     pub(super) qmax: f32,
@@ -34,13 +34,14 @@ pub(super) struct Grid {
 }
 
 impl Grid {
-    /// The codes of one group, a byte each: round(clamp(w / scale + zero)) + bias. Lengths are equal; `most` is
+    /// The codes of one group, one byte per code: round(clamp(w / scale + zero)) + bias. Lengths are equal; `most` is
     /// the greatest |w|.
     ///
-    /// Division is the slowest instruction here, and narrow numbers do without ([`Fine`]). For F32, where fused multiply-add
-    /// is an instruction, the quotient comes from the product with the reciprocal r = 1/scale, corrected twice with the exact
-    /// remainder: q + (w − q·scale)·r. The first correction gives one of the two neighbours of the quotient, and so the
-    /// second *the same correctly rounded quotient* (Markstein, IBM J. Res. Dev. 34, 1990).
+    /// Division is the slowest instruction here, and weights of few significant bits do without it ([`Fine`]). For
+    /// F32, if fused multiply-add is an instruction, the quotient comes from the product with the reciprocal r =
+    /// 1/scale. It is corrected twice with the exact remainder: q + (w − q·scale)·r. The first correction gives one
+    /// of the two neighbours of the quotient. So the second gives *the same correctly rounded quotient* (Markstein,
+    /// IBM J. Res. Dev. 34, 1990).
     #[inline(always)]
     pub(super) fn encode<T: Float, const ASYMMETRIC: bool, M: Machine>(
         self,
@@ -77,8 +78,8 @@ impl Grid {
     }
 }
 
-/// Whether a quotient may be computed from a product with the reciprocal: no step of it may overflow, nor underflow in a
-/// way that reaches a code. `most` is the greatest |w|.
+/// Whether a quotient may be computed from a product with the reciprocal: no step may overflow, or underflow in a way
+/// that reaches a code. `most` is the greatest |w|.
 #[inline(always)]
 fn corrects(scale: f32, most: f32) -> bool {
     const SMALL: f32 = f32::from_bits((127 - 60) << 23);
@@ -89,22 +90,22 @@ fn corrects(scale: f32, most: f32) -> bool {
 /// Adding this to |x| < 2^10 leaves the nearest multiple of 2^-12.
 const FINE: f32 = 3072.0;
 
-/// The grid of one group, for codes without a division of weights and scales of at most 11 significant bits.
+/// The grid of one group, for codes without a division, for weights and scales of at most 11 significant bits.
 ///
-/// A code is round(w / scale + zero), half to even. Quotients of numbers of 11 bits are either in the middle between two
-/// integers, exactly, or at least 2^-12.1 away: the distance, 2w − (2k + 1)·scale over 2·scale, has a numerator which is an
-/// integer in units of the last place of 2w or of the scale. The product with r = 1/scale (rounded once or twice) is wrong by
-/// less than 2^-14 of a unit, wherever a code depends on it. Rounded to a multiple of 2^-12, therefore, it is in the
-/// middle where the quotient is, and on the same side of it elsewhere: so then are the codes, the same bits with and
-/// without fused multiply-add. Zero points are integers, and change nothing about that.
+/// A code is round(w / scale + zero), half to even. A quotient of numbers of 11 bits is either exactly in the middle
+/// between two integers, or at least 2^-12.1 away from it. The distance is 2w − (2k + 1)·scale over 2·scale. Its
+/// numerator is an integer in units of the last place of 2w or of the scale. The product with r = 1/scale (rounded
+/// once or twice) is wrong by less than 2^-14 of a unit wherever a code depends on it. So, rounded to a multiple of
+/// 2^-12, the product is in the middle if the quotient is, and otherwise on the same side of it. The codes are
+/// therefore the same bits with and without fused multiply-add. Zero points are integers and do not change this.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Fine {
     r: f32,
     /// The ends of the grid, as [`FINE`] moves them.
     low: f32,
     high: f32,
-    /// What moves numbers from there to where the nearest integer is in the low bits of the mantissa, with zero point and
-    /// bias (which is even, and changes no ties).
+    /// Added to move numbers from there to where the low bits of the mantissa hold the nearest integer. Includes the
+    /// zero point and the bias (which is even, and changes no ties).
     end: f32,
 }
 
@@ -125,7 +126,7 @@ impl Fine {
         (clamp(moved, self.low, self.high) + self.end).to_bits() as u8
     }
 
-    /// The codes of weights of 16 bits, a byte each. Lengths are equal.
+    /// The codes of 16-bit weights, one byte per code. Lengths are equal.
     #[inline(always)]
     pub(super) fn encode<T: Float, M: Machine>(self, weights: &[T::Raw], out: &mut [u8]) {
         for (&raw, out) in weights.iter().zip(out) {
@@ -293,7 +294,7 @@ mod tests {
         for bits in [(11, 11), (11, 8), (8, 11)] {
             check_fine(PORTABLE, bits, step);
         }
-        // Fused in software where that is no instruction.
+        // Fused multiply-add is emulated in software if it is not an instruction.
         check_fine(NEON, (11, 11), 17 * step);
     }
 }

@@ -1,4 +1,4 @@
-//! Quantized bytes back to weights, and their distortion.
+//! Dequantization of stored bytes, and the distortion of the weights.
 
 mod allowance;
 mod codes;
@@ -65,7 +65,8 @@ impl Quantizer {
         self.weigh(all, tile, quantized, rows, scratch)
     }
 
-    /// What is measured of a tile, with the energies in which columns count by their importance, where they have one.
+    /// Adds to the measurements of a tile the energies in which columns count by their importance, if there is
+    /// importance.
     pub(super) fn weigh(
         &self,
         mut all: Distortion,
@@ -152,7 +153,8 @@ struct Part {
     groups: usize,
     first: usize,
     group_cols: usize,
-    /// How many blocks there are, in all and of each group, and how many columns of each; of a group's last one maybe fewer.
+    /// The number of blocks in total and per group, and the columns per block. The last block of a group may have
+    /// fewer columns.
     blocks: usize,
     group_blocks: usize,
     block_cols: usize,
@@ -168,7 +170,7 @@ impl Part {
         Self { row, columns, groups, first, group_cols, blocks, group_blocks, block_cols }
     }
 
-    /// The columns of a block, from the segment's start on.
+    /// The columns of a block, counted from the start of the segment.
     #[inline(always)]
     fn block(&self, block: usize) -> Range<usize> {
         if self.group_blocks * self.block_cols == self.group_cols {
@@ -185,13 +187,13 @@ pub(super) struct Meter<'a> {
     quantizer: &'a Quantizer,
     reader: Reader<'a>,
     allowances: Allowances<'a>,
-    /// What has been found, but for the sums.
+    /// The distortion found so far, except for the sums.
     all: Distortion,
     totals: Totals,
 }
 
 impl<'a> Meter<'a> {
-    /// For a tile of so many rows.
+    /// A meter for a tile of `rows` rows.
     pub(super) fn new(quantizer: &'a Quantizer, rows: usize) -> Self {
         Self {
             quantizer,
@@ -202,7 +204,7 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// Puts down the codes of a row that can be measured in pairs, and measures it.
+    /// Stores the codes of a row that can be measured in pairs, and measures the row.
     #[inline(always)]
     pub(super) fn encode_and_measure_row<M: Machine>(
         &mut self,
@@ -242,8 +244,8 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// Sums up the blocks of a segment. Whether some of them have to be looked at again, weight by weight: one may be clipped,
-    /// or lie further from what its code means than any before, or f32 may not hold the sums.
+    /// Sums up the blocks of a segment. Returns whether some of them need a second look, weight by weight. A block
+    /// may be clipped, one of its weights may have a greater error than any before, or f32 may not hold its sums.
     #[inline(always)]
     fn sum<M: Machine>(
         &self,
@@ -263,7 +265,7 @@ impl<'a> Meter<'a> {
             reader.decode_segment(m, codes.stored(), part.columns.clone(), grids, decoded);
         }
         if part.group_blocks > 1 {
-            // From here on there is one of each block.
+            // From here on there is one entry per block.
             for block in (0..part.blocks).rev() {
                 facts.scales[block] = facts.scales[block / part.group_blocks];
                 facts.zeros[block] = facts.zeros[block / part.group_blocks];
@@ -290,8 +292,8 @@ impl<'a> Meter<'a> {
         blocks.end(part.blocks, &facts.flags)
     }
 
-    /// Offers the groups of a segment as the worst one. `open` is the group that the segment starts with, and then the one
-    /// that it ends in the middle of.
+    /// Offers the groups of a segment as candidates for the worst group. `open` is the group that the segment starts
+    /// with, and afterwards the group in the middle of which it ends.
     #[inline(always)]
     fn offer_groups(&mut self, part: &Part, segment: &mut Segment, open: &mut WorstGroup) {
         let [signals, noises] = segment.blocks.signals_and_noises(part.group_blocks);
@@ -320,14 +322,14 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// What has been measured, but for energies by importance.
+    /// The measured distortion, without the energies weighted by importance.
     pub(super) fn end(self) -> Distortion {
         let [signal, noise, cross] = self.totals.sums();
         Distortion { signal, noise, cross, ..self.all }
     }
 }
 
-/// Sums up the blocks of a segment from the bytes of weights. A job of its own, so that the registers are its own, too.
+/// Sums up the blocks of a segment from the bytes of weights. A separate job, so that it has the registers to itself.
 struct SumPairs<'a, T, C> {
     source: PhantomData<T>,
     reader: &'a Reader<'a>,
@@ -350,7 +352,7 @@ impl<T: Half, C: Codes> Job for SumPairs<'_, T, C> {
     }
 }
 
-/// Looks at the weights of those blocks of a segment that need it. A job of its own, because it is rare.
+/// A second look at the weights of those blocks of a segment that need it. A separate job, because it is rare.
 struct LookAgain<'a, 'b> {
     meter: &'a mut Meter<'b>,
     part: &'a Part,
@@ -377,7 +379,7 @@ impl Job for LookAgain<'_, '_> {
             let most = machine.greatest(machine.load(blocks.most(block)));
             let ends = size_bits(facts.bottoms[block]).max(size_bits(facts.tops[block]));
             let may_be_largest = ends > all.max_abs_weight.to_bits();
-            // What has been found since the limits were set may be above it.
+            // An error found since the limits were set may be greater.
             let is_greatest = !is_usual || most > all.max_abs_error;
             let may_be_clipped = !is_usual || most > reach;
             let columns = part.block(block);

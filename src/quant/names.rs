@@ -1,4 +1,4 @@
-//! Schemes and observers in words, as plans and reports show them.
+//! Names of schemes and observers, as plans and reports show them.
 
 use std::fmt;
 

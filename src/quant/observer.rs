@@ -1,19 +1,19 @@
-//! How the range of a group is chosen.
+//! Observers: the rules that choose the range of a group.
 
-/// What decides the range that codes cover.
+/// The rule that chooses the range that codes cover.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Observer {
     /// From the least to the greatest weight.
     Minmax,
     /// The shrunk range with the least error.
     Mse(Mse),
-    /// The range that keeps this percentage of the values unclipped: of |w| where symmetric, of each tail where not.
-    /// By linear interpolation between order statistics. No peer has it.
+    /// The range that keeps this percentage of the values unclipped: of |w| if symmetric, of each tail otherwise. By
+    /// linear interpolation between order statistics. llm-compressor has no such observer.
     Percentile(f64),
 }
 
 impl Observer {
-    /// Whether ranges are searched for, and so depend on how much each column counts.
+    /// Whether ranges are searched for, and so depend on the importance of each column.
     #[must_use]
     pub const fn searches(&self) -> bool {
         matches!(self, Self::Mse(_))
@@ -22,10 +22,10 @@ impl Observer {
 
 /// The search of [`Observer::Mse`], as llm-compressor's `memoryless_mse` observer does it, without its early stop.
 ///
-/// Candidates are p = 1 − i/grid for i in 0 .. ⌊maxshrink·grid⌋, the widest first, and the whole range if there
-/// is none; both ends are multiplied by p and rounded to the weights' type. The one with the least
-/// Σ|dequantized − w|^norm over the group wins, the widest of equals. (The early stop of the peer is over a
-/// whole tensor and changed nothing in any case looked at.)
+/// Candidates are p = 1 − i/grid for i in 0 .. ⌊maxshrink·grid⌋, the widest first. If there is none, the candidate is
+/// the whole range. Both ends are multiplied by p and rounded to the weights' type. The candidate with the least
+/// Σ|dequantized − w|^norm over the group wins; among equals, the widest. (The early stop of llm-compressor covers a
+/// whole tensor and changed nothing in any case examined.)
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Mse {
     /// How far the range is shrunk at most, as a share of it.
@@ -39,7 +39,7 @@ pub struct Mse {
 }
 
 impl Default for Mse {
-    /// The peer's values: 20 candidates from 1.00 to 0.81, exponent 2.4.
+    /// The values of llm-compressor: 20 candidates from 1.00 to 0.81, exponent 2.4.
     fn default() -> Self {
         Self { maxshrink: 0.2, grid: 100.0, norm: 2.4, last: false }
     }
@@ -55,7 +55,7 @@ impl Mse {
     /// The factors of the range that are tried, in order. Never empty.
     #[must_use]
     pub fn factors(&self) -> Vec<f32> {
-        // `as` truncates, as the peer's int() does, and takes NaN for 0.
+        // `as` truncates, as llm-compressor's int() does, and turns NaN into 0.
         let steps = ((self.maxshrink * self.grid) as usize).clamp(1, 100_000) + usize::from(self.last);
         (0..steps).map(|i| (1.0 - i as f64 / self.grid) as f32).collect()
     }

@@ -1,8 +1,8 @@
-//! Codes in 32-bit words, as compressed-tensors' `pack_to_int32` lays them out.
+//! Packing of codes into 32-bit words, in the layout of compressed-tensors' `pack_to_int32`.
 //!
-//! Unsigned code i of a row is at bits i·width of the row's little-endian bit string, which is cut into words;
-//! the rest of the last word is 0. So int4 puts the first code into the low nibble of the first byte, and int8
-//! is one byte a code.
+//! Unsigned code i of a row is at bits i·width of the row's little-endian bit string. The string is cut into words;
+//! the rest of the last word is 0. So int4 puts the first code into the low nibble of the first byte, and int8 takes
+//! one byte per code.
 
 use super::Bits;
 
@@ -11,7 +11,7 @@ pub(super) const fn packed_bytes(bits: Bits, count: usize) -> usize {
     count.div_ceil(bits.per_word()) * 4
 }
 
-/// Packs nibbles (each 0 … 15, one a byte): two a byte, the first one low. `codes` is twice as long as `out`.
+/// Packs nibbles (each 0 … 15, one per byte): two per byte, the first one low. `codes` is twice as long as `out`.
 #[inline(always)]
 pub(super) fn pack_nibbles(codes: &[u8], out: &mut [u8]) {
     for (byte, &pair) in out.iter_mut().zip(codes.as_chunks::<2>().0) {

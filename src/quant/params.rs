@@ -3,17 +3,17 @@
 //! T is the weights' type, S the scales'; rX rounds to X. From a range lo ≤ 0 ≤ hi:
 //!
 //! - symmetric: scale = rS(rT(max(−lo, hi) / ((2^bits − 1) / 2)))
-//! - asymmetric: scale = rS(rT(rT(hi − lo) / (2^bits − 1))), then with this scale z = rT(qmin − rT(lo /
-//!   scale)), clamped to the codes, rounded half to even; 0 where that is 0/0
+//! - asymmetric: scale = rS(rT(rT(hi − lo) / (2^bits − 1))), then with this scale z = rT(qmin − rT(lo / scale)),
+//!   clamped to the codes, rounded half to even; 0 if that is 0/0
 //!
-//! and only then a scale of 0 becomes S's epsilon. Where S is T this is `calculate_qparams` of that library,
-//! operation by operation. Where it is not, the library cannot store S; here S is rounded last, and the stored
-//! value is the one that all else is computed with.
+//! Only then does a scale of 0 become S's epsilon. If S is T, this is `calculate_qparams` of that library, operation
+//! by operation. If S is another type, the library cannot store it. Here S is rounded last, and everything else is
+//! computed with the stored value.
 
 use super::kernel::round_code;
 use super::{Bits, FloatType, Scheme};
 
-/// What the formulas above need to know.
+/// The inputs of the formulas above.
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Rules {
     pub(super) bits: Bits,
@@ -29,8 +29,8 @@ impl Rules {
         Self { bits: scheme.bits, symmetric: scheme.symmetric, source, scale: scheme.scale_type }
     }
 
-    /// Scales and zero points (integers as f32; 0 where symmetric) of ranges, in place: `low` becomes the zero
-    /// points and `high` the scales, which are not finite where they overflow. Ranges must be finite and contain 0.
+    /// Scales and zero points (integers as f32; 0 if symmetric) of ranges, in place: `low` becomes the zero points
+    /// and `high` the scales. A scale that overflows is not finite. Ranges must be finite and contain 0.
     #[inline(always)]
     pub(super) fn resolve(&self, low: &mut [f32], high: &mut [f32]) {
         let steps = self.bits.steps() as f32;
@@ -64,7 +64,7 @@ impl Rules {
             }
             self.source.round_all(low);
             for z in low.iter_mut() {
-                // The peer casts the NaN of 0/0 to an integer, which is undefined and gives 0 on x86.
+                // compressed-tensors casts the NaN of 0/0 to an integer, which is undefined and gives 0 on x86.
                 let finite = if z.is_nan() { 0.0 } else { *z };
                 *z = round_code(finite, qmin, qmax);
             }

@@ -1,12 +1,12 @@
-//! Ranges that leave a share of the weights outside: exact order statistics.
+//! Percentile ranges, which leave a share of the weights outside, from exact order statistics.
 //!
-//! The percentile p of n sorted values a is at position p/100·(n − 1): with its whole part k and its fraction
-//! f, a[k] + (a[k+1] − a[k])·f, numpy's default, computed in f64, rounded to f32 and then to the weights' type.
-//! Symmetric: of
-//! |w|. Asymmetric: the upper end is that of w, the lower one minus that of −w; both are then widened to 0.
+//! The percentile p of n sorted values a is at position p/100·(n − 1). With k its integer part and f its fraction, it
+//! is a[k] + (a[k+1] − a[k])·f, numpy's default. It is computed in f64, rounded to f32 and then to the weights' type.
+//! Symmetric: of |w|. Asymmetric: the upper end is that of w, the lower one minus that of −w; both are then widened
+//! to 0.
 //!
-//! Values are compared by *keys*, integers ordered as the values are. A group or row keeps its keys at hand; a whole
-//! tensor is counted by the high 16 bits of its keys, and F32 a second time by the low ones.
+//! Values are compared by *keys*, integers ordered as the values are. For a group or row, the keys are held in
+//! memory. A whole tensor is counted by the high 16 bits of its keys, and F32 a second time by the low ones.
 
 use super::FloatType;
 use super::float_type::{F32, Float};
@@ -39,7 +39,7 @@ fn add(sums: &mut Vec<u64>, counts: &[u64]) {
     }
 }
 
-/// What is known of the order statistics that a tensor's range needs: two for each tail.
+/// The order statistics that a tensor's range needs, as far as they are known: two for each tail.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Refinement {
     wanted: Vec<Wanted>,
@@ -65,7 +65,7 @@ impl Refinement {
     }
 }
 
-/// The integer that orders a weight among others: of |w| where symmetric, of w where not.
+/// The integer that orders a weight among others: of |w| if symmetric, of w otherwise.
 #[inline(always)]
 fn key<T: Float>(bits: u32, symmetric: bool) -> u32 {
     let sign = 1 << (T::BITS - 1);
@@ -148,7 +148,7 @@ impl Tails {
         Histogram(bins)
     }
 
-    /// Where the wanted order statistics lie, after all weights were counted.
+    /// Locates the wanted order statistics, after all weights were counted.
     pub(super) fn begin_refinement(&self, histogram: &Histogram, source: FloatType) -> Refinement {
         let count: u64 = histogram.0.iter().sum();
         if count == 0 {
@@ -173,7 +173,7 @@ impl Tails {
         Refinement { wanted: ranks.into_iter().map(place).collect(), fraction }
     }
 
-    /// Counts those weights of a tile whose keys begin as a wanted one does.
+    /// Counts those weights of a tile whose keys have the prefix of a wanted one.
     #[inline(always)]
     pub(super) fn refine<T: Float>(&self, weights: &[T::Raw], so_far: &Refinement) -> Refinement {
         let mut part = so_far.clone();

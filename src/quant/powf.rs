@@ -1,8 +1,9 @@
-//! |x|^p in f64, lane-friendly and the same on every machine.
+//! The power |x|^p in f64, lane-friendly and the same on every machine.
 //!
-//! The system's `pow` differs between platforms and cannot be vectorised; the search for a range must do neither.
-//! x^p = 2^(p·log2 x): the logarithm by its series in (m − 1) / (m + 1), the exponential by Taylor's. Relative error
-//! below 1e-12 for results from 1e-300 to 1e300, which the tests check against the system's function.
+//! The system's `pow` differs between platforms and cannot be vectorised. The search for a range needs the same
+//! results everywhere and vectorised code. x^p = 2^(p·log2 x): the logarithm by its series in (m − 1) / (m + 1), the
+//! exponential by Taylor's. The relative error is below 1e-12 for results from 1e-300 to 1e300, which the tests check
+//! against the system's function.
 
 use std::f64::consts::{FRAC_1_SQRT_2, LN_2, LOG2_E};
 

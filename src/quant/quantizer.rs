@@ -1,4 +1,4 @@
-//! Quantizers: a scheme and an observer for matrices of one width, and the buffers that they work with.
+//! Quantizers: a scheme and an observer for matrices of one width, and their buffers.
 
 use super::params::Rules;
 use super::percentile::Tails;
@@ -8,7 +8,7 @@ use super::{FloatType, Importance, Isa, Observer, Scheme};
 
 /// The bytes of some rows of the output tensors, exactly as they go into the file.
 ///
-/// With [`Granularity::Tensor`] every tile carries the same one scale and zero point: the caller writes them once, from
+/// With [`super::Granularity::Tensor`] every tile carries the same one scale and zero point: the caller writes them once, from
 /// any tile.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quantized {
@@ -16,7 +16,7 @@ pub struct Quantized {
     pub codes: Vec<u8>,
     /// In the scheme's scale type.
     pub scales: Vec<u8>,
-    /// I32 words packed along the rows, or I8; empty where symmetric.
+    /// I32 words packed along the rows, or I8; empty if symmetric.
     pub zero_points: Vec<u8>,
 }
 
@@ -63,30 +63,30 @@ pub struct QuantizedView<'a> {
     pub codes: &'a [u8],
     /// In the scheme's scale type.
     pub scales: &'a [u8],
-    /// I32 words packed along the rows, or I8; empty where symmetric.
+    /// I32 words packed along the rows, or I8; empty if symmetric.
     pub zero_points: &'a [u8],
 }
 
-/// Buffers that are reused from tile to tile. One a thread; any quantizer may use it.
+/// Buffers that are reused from tile to tile. One per thread; any quantizer may use it.
 #[derive(Debug, Default)]
 pub struct Scratch {
-    /// A row's codes, one a byte, with room for the last word.
+    /// The codes of a row, one per byte, with room for the last word.
     pub(super) codes: Vec<u8>,
-    /// Of each group of a row: the low end of its range, then its zero point.
+    /// For each group of a row: the low end of its range, then its zero point.
     pub(super) low: Vec<f32>,
-    /// Of each group of a row: the high end of its range, then its scale.
+    /// For each group of a row: the high end of its range, then its scale.
     pub(super) high: Vec<f32>,
-    /// Of each group of a row: the greatest |w|.
+    /// For each group of a row: the greatest |w|.
     pub(super) most: Vec<f32>,
     /// The zero points of a tile.
     pub(super) zero_points: Vec<i8>,
-    /// A group's weights.
+    /// The weights of a group.
     pub(super) weights: Vec<f32>,
-    /// A group's order keys.
+    /// The order keys of a group.
     pub(super) keys: Vec<u32>,
     /// Weights and dequantized weights of some columns.
     pub(super) segment: Box<super::measure::segment::Segment>,
-    /// What the search for a range keeps of a group.
+    /// Buffers of the range search for one group.
     pub(super) search: super::search::SearchScratch,
 }
 
@@ -124,7 +124,7 @@ impl Quantizer {
         Self { scheme, observer, source, cols, isa, rules, search, tails, importance: None }
     }
 
-    /// The same, with columns that count by their importance: in the search of `mse`, and in what is measured.
+    /// The same quantizer with the importance of the columns, used in the search of `mse` and in the measurements.
     ///
     /// # Panics
     /// If there is not one number for each column: a plan checks that.
@@ -140,7 +140,8 @@ impl Quantizer {
         &self.scheme
     }
 
-    /// Whether a row's weights and codes can be taken from their bytes 32 at a time, those at even places and those at odd ones.
+    /// Whether the weights and codes of a row can be read from their bytes 32 at a time, split into those at even
+    /// places and those at odd ones.
     pub(super) const fn in_pairs(&self) -> bool {
         let group_cols = self.scheme.group_cols(self.cols);
         self.source.bytes() == 2 && group_cols > 0 && group_cols.is_multiple_of(2 * LANES)

@@ -1,8 +1,8 @@
-//! The slow twin: quantization as the formulas read, one weight after another.
+//! Reference implementation: slow quantization as the formulas read, one weight after another.
 //!
-//! Tests compare the kernels with it byte for byte. It is public because it also answers what a *peer* would
-//! have stored: with `quotient` set to the weights' type it rounds quotients as compressed-tensors does on CPU;
-//! with [`FloatType::F32`], which is what monoquant does, it keeps them as that library's GPU kernel does.
+//! Tests compare the kernels with it byte for byte. It is public because it also answers what *compressed-tensors*
+//! would have stored. With `quotient` set to the weights' type, it rounds quotients as compressed-tensors does on
+//! CPU. With [`FloatType::F32`], which is what monoquant does, it keeps them as that library's GPU kernel does.
 
 use super::params::Rules;
 use super::{Bits, FloatType, Granularity, Mse, Observer, Scheme, Storage};
@@ -13,13 +13,13 @@ use crate::quant::powf::power;
 pub struct Unpacked {
     /// Signed codes, row by row.
     pub codes: Vec<i8>,
-    /// One a group, row by row; a single one for granularity tensor.
+    /// One per group, row by row; a single one for granularity tensor.
     pub scales: Vec<f32>,
-    /// As the scales; all 0 where symmetric.
+    /// In the layout of the scales; all 0 if symmetric.
     pub zero_points: Vec<i8>,
 }
 
-/// What quantizes slowly.
+/// A slow quantizer, the reference for the kernels.
 #[derive(Debug, Clone, Copy)]
 pub struct Reference {
     /// How.
@@ -28,16 +28,16 @@ pub struct Reference {
     pub observer: Observer,
     /// The type of the weights.
     pub source: FloatType,
-    /// The type that quotients are rounded to: F32, or the peer's, which is `source`.
+    /// The type that quotients are rounded to: F32, or that of compressed-tensors, which is `source`.
     pub quotient: FloatType,
 }
 
 impl Reference {
-    /// Quantizes finite weights whose scales do not overflow. With `importance`, one number a column, errors of the
-    /// search count by it.
+    /// Quantizes finite weights whose scales do not overflow. With `importance`, one number per column, the errors of
+    /// the search are weighted by it.
     ///
-    /// The search over a whole tensor is the only result that may differ from the kernels': they add errors
-    /// tile by tile, and two candidates whose errors are equal to 1e-11 may then change places.
+    /// The search over a whole tensor is the only result that may differ from the kernels'. They add errors tile by
+    /// tile, and two candidates whose errors are equal to 1e-11 may then change places.
     #[must_use]
     pub fn quantize(&self, weights: &[f32], cols: usize, importance: Option<&[f32]>) -> Unpacked {
         let mut out = Unpacked { codes: Vec::new(), scales: Vec::new(), zero_points: Vec::new() };
@@ -64,8 +64,8 @@ impl Reference {
         weights.chunks(size.max(1))
     }
 
-    /// The range of a group, as the observer chooses it; it contains 0. With `importance`, one number a weight, errors
-    /// count by it.
+    /// The range of a group, as the observer chooses it; it contains 0. With `importance`, one number per weight,
+    /// errors are weighted by it.
     #[must_use]
     pub fn range(&self, group: &[f32], importance: Option<&[f32]>) -> (f32, f32) {
         let low = group.iter().copied().fold(0.0, f32::min);
@@ -112,8 +112,8 @@ impl Reference {
         best.1
     }
 
-    /// Σ importance·|(code − zero point)·scale − w|^norm of a group quantized with a range, in f64; without importance
-    /// each weight counts 1.
+    /// Σ importance·|(code − zero point)·scale − w|^norm of a group quantized with a range, in f64. Without
+    /// importance each weight counts 1.
     #[must_use]
     pub fn error(&self, group: &[f32], importance: Option<&[f32]>, range: (f32, f32), norm: f64) -> f64 {
         let (scale, zero_point) = self.params(range);
@@ -182,7 +182,7 @@ impl Unpacked {
         bytes
     }
 
-    /// The bytes of the zero points' tensor; none where symmetric.
+    /// The bytes of the zero-point tensor; none if symmetric.
     #[must_use]
     pub fn zero_point_bytes(&self, scheme: &Scheme, cols: usize) -> Vec<u8> {
         if scheme.symmetric {

@@ -1,4 +1,5 @@
-//! The one definition of a quantization scheme: what is stored for a matrix, in which types and shapes.
+//! The one definition of a quantization scheme: the tensors that are stored for a matrix, with their types and
+//! shapes.
 //!
 //! Kernels, byte counts, the exporter's configuration and the dequantizer all read it. The shapes are those of
 //! compressed-tensors' `pack-quantized` and `int-quantized` formats.
@@ -65,7 +66,7 @@ pub enum Granularity {
 pub enum Storage {
     /// Unsigned codes in 32-bit words along each row, low bits first (`pack-quantized`).
     Packed,
-    /// One signed code a byte, whatever its width (`int-quantized`).
+    /// One signed code per byte, regardless of its width (`int-quantized`).
     Plain,
 }
 
@@ -74,7 +75,7 @@ pub enum Storage {
 pub enum CodeType {
     /// Words of packed codes.
     I32,
-    /// A code a byte.
+    /// One code per byte.
     I8,
 }
 
@@ -103,7 +104,7 @@ impl CodeType {
 pub struct Scheme {
     /// Width of a code.
     pub bits: Bits,
-    /// A signed range and no zero point; otherwise affine, with an integer zero point a group.
+    /// A signed range and no zero point; otherwise affine, with one integer zero point per group.
     pub symmetric: bool,
     /// Which weights share a scale.
     pub granularity: Granularity,
@@ -114,7 +115,7 @@ pub struct Scheme {
 }
 
 impl Scheme {
-    /// Whether a row of `cols` weights can be cut into groups. Channel and tensor take any length.
+    /// Whether a row of `cols` weights can be cut into groups. Channel and tensor granularity take any length.
     #[must_use]
     pub const fn divides(&self, cols: usize) -> bool {
         match self.granularity {
@@ -129,7 +130,8 @@ impl Scheme {
         matches!(self.granularity, Granularity::Tensor)
     }
 
-    /// Scales a row: its groups; 1 for a channel. For one scale a tensor it is 1 as well, the same for all rows.
+    /// Scales per row: the number of its groups; 1 for a channel. For one scale per tensor it is 1 as well, the same
+    /// for all rows.
     #[must_use]
     pub const fn groups_per_row(&self, cols: usize) -> usize {
         match self.granularity {
@@ -191,7 +193,7 @@ impl Scheme {
         count * self.scale_type.bytes()
     }
 
-    /// Whether zero points are packed in words along the rows: eight (int4) or four (int8) rows a word.
+    /// Whether zero points are packed in words along the rows: eight (int4) or four (int8) rows per word.
     #[must_use]
     pub const fn packs_zero_points(&self) -> bool {
         !self.symmetric
@@ -199,7 +201,7 @@ impl Scheme {
             && !matches!(self.granularity, Granularity::Tensor)
     }
 
-    /// The type of the zero points' tensor; none where symmetric.
+    /// The type of the zero-point tensor; none if symmetric.
     #[must_use]
     pub const fn zero_point_type(&self) -> Option<CodeType> {
         match (self.symmetric, self.packs_zero_points()) {
@@ -209,7 +211,7 @@ impl Scheme {
         }
     }
 
-    /// The shape of the zero points' tensor in elements of [`Scheme::zero_point_type`]; none where symmetric.
+    /// The shape of the zero-point tensor in elements of [`Scheme::zero_point_type`]; none if symmetric.
     #[must_use]
     pub fn zero_points_shape(&self, rows: usize, cols: usize) -> Option<Vec<usize>> {
         if self.symmetric {
@@ -222,15 +224,15 @@ impl Scheme {
         Some(shape)
     }
 
-    /// Bytes of the zero points of `rows` rows; 0 where symmetric.
+    /// Bytes of the zero points of `rows` rows; 0 if symmetric.
     #[must_use]
     pub fn zero_points_bytes(&self, rows: usize, cols: usize) -> usize {
         let elements = self.zero_points_shape(rows, cols).map_or(0, |shape| shape.iter().product());
         elements * self.zero_point_type().map_or(0, CodeType::bytes)
     }
 
-    /// How many rows a tile must be a multiple of, so that its zero points begin a new word: 8, 4 or 1. The last
-    /// tile of a tensor may be ragged.
+    /// The number that the rows of a tile must be a multiple of, so that its zero points begin a new word: 8, 4 or 1.
+    /// The last tile of a tensor may be ragged.
     #[must_use]
     pub const fn row_multiple(&self) -> usize {
         if self.packs_zero_points() { self.bits.per_word() } else { 1 }

@@ -1,9 +1,9 @@
 //! The search for the shrunk range with the least error.
 //!
-//! The definition is in [`Search::error`]: a sum in f64, for each of the candidates, of which the least wins. That is a
-//! hundred times the cost of quantizing. So all candidates get bounds of their errors first ([`estimate`]), and
-//! those that may have the least get better ones, and only if several are left then are they summed. The outcome is
-//! that of the definition, by construction, whatever the bounds are made of.
+//! The definition is in [`Search::error`]: a sum in f64 for each candidate; the least sum wins. That is a hundred
+//! times the cost of quantizing. So all candidates get bounds of their errors first ([`estimate`]). Those that may
+//! have the least error get better bounds. Only if several are left are the errors summed. By construction, the
+//! outcome is that of the definition, regardless of how the bounds are computed.
 
 mod estimate;
 
@@ -139,7 +139,7 @@ impl Search {
         if range == (0.0, 0.0) {
             return self.candidate(0, range);
         }
-        // Where nothing counts no bound tells candidates apart, and the first sum is 0 unless a scale overflows.
+        // If no column counts, no bound tells candidates apart. The first sum is then 0 unless a scale overflows.
         let is_idle = importance.is_some_and(|importance| importance.iter().all(|&h| h == 0.0));
         let SearchScratch { scales, zeros, reciprocals, bounds, left } = scratch;
         let candidates = self.resolve_candidates(range, scales, zeros, reciprocals);
@@ -181,8 +181,8 @@ impl Search {
         self.candidate(winner, range)
     }
 
-    /// Σ importance·|(code − zero)·scale − w|^norm in f64, in the fixed order of 16 lanes; without importance each weight
-    /// counts 1.
+    /// Σ importance·|(code − zero)·scale − w|^norm in f64, in the fixed order of 16 lanes. Without importance each
+    /// weight counts 1.
     #[inline(always)]
     fn error(&self, weights: &[f32], importance: Option<&[f32]>, scale: f32, zero: f32) -> f64 {
         let (qmin, qmax) = (self.rules.bits.qmin() as f32, self.rules.bits.qmax() as f32);
@@ -216,8 +216,8 @@ impl Search {
         fold(sums)
     }
 
-    /// Bounds of the errors of a tensor's candidates over a tile, in a unit of their own; their errors themselves
-    /// where there are no bounds.
+    /// Bounds of the errors of a tensor's candidates over a tile, in a unit of their own; the errors themselves if
+    /// there are no bounds.
     #[inline(always)]
     pub(super) fn bound_errors<M: Machine>(
         &self,
@@ -258,7 +258,7 @@ impl Search {
         errors
     }
 
-    /// The candidates that may have the least error over a tensor, after all tiles.
+    /// The candidates that may still have the least error over a tensor, after all tiles.
     pub(super) fn may_win(&self, errors: &Errors, range: (f32, f32)) -> Vec<usize> {
         let SearchScratch { mut scales, mut zeros, mut reciprocals, .. } = SearchScratch::default();
         let candidates = self.resolve_candidates(range, &mut scales, &mut zeros, &mut reciprocals);

@@ -1,8 +1,8 @@
 //! Instruction sets: one lane-friendly source compiled for each, chosen at run time.
 //!
-//! Kernels are plain Rust in `#[inline(always)]` functions. [`Isa::run`] calls them from a function that is
-//! compiled for an instruction set, into which they are inlined, so the compiler's vectoriser may use it. Loops that
-//! it does not do well are written with the operations of [`Machine`].
+//! Kernels are plain Rust in `#[inline(always)]` functions. `Isa::run` calls them from a function that is compiled
+//! for an instruction set. They are inlined into it, so the compiler's vectoriser may use that set. Loops that the
+//! vectoriser does not handle well are written with the operations of `Machine`.
 
 pub mod machine;
 use crate::quant::simd::machine::Machine;
@@ -10,7 +10,7 @@ use crate::quant::simd::machine::Machine;
 /// An instruction set that kernels are compiled for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Isa {
-    /// What every machine of the target architecture has.
+    /// The instructions that every machine of the target architecture has.
     Portable,
     /// x86-64 with AVX2, FMA, F16C and POPCNT.
     Avx2,
@@ -23,7 +23,7 @@ pub enum Isa {
 /// Work that is compiled for each instruction set. `run` and all it calls must be `#[inline(always)]`; closures
 /// cannot be, so only small ones may do work.
 pub(crate) trait Job {
-    /// What it gives.
+    /// The result of the job.
     type Output;
 
     /// Does it.

@@ -1,7 +1,8 @@
-//! Solvers: what chooses the codes of a matrix.
+//! Solvers: the rules that choose the codes of a matrix.
 //!
-//! A solver is one file in this folder. It turns tiles of source weights into the bytes of a stored matrix ([`Quantized`]), and
-//! measures what they mean. Solvers are made once per kind of matrix and shared between threads.
+//! A solver is one file in this folder. It turns tiles of source weights into the bytes of a stored matrix
+//! ([`Quantized`]), and measures the dequantized weights. Solvers are made once per kind of matrix and shared between
+//! threads.
 
 use std::fmt;
 
@@ -12,7 +13,7 @@ use super::{
 
 mod nearest;
 
-/// Chooses the codes of matrices of one scheme, tile by tile. A tile is some whole rows, little-endian.
+/// Chooses the codes of matrices of one scheme, tile by tile. A tile is a number of whole rows, little-endian.
 pub trait Solver: fmt::Debug + Send + Sync {
     /// The scheme of the matrices.
     fn scheme(&self) -> &Scheme;
@@ -20,7 +21,8 @@ pub trait Solver: fmt::Debug + Send + Sync {
     /// The same for columns that count by their importance.
     fn weighted(&self, importance: Importance) -> Box<dyn Solver>;
 
-    /// How often all tiles of a matrix are looked at before the first can be solved: 0 unless one scale holds for all of them.
+    /// The number of passes over all tiles of a matrix before the first can be solved: 0 unless one scale holds for
+    /// all of them.
     fn survey_passes(&self) -> usize;
 
     /// A survey that has seen nothing.
@@ -44,10 +46,11 @@ pub trait Solver: fmt::Debug + Send + Sync {
     /// [`BadValue::ScaleOverflow`] if the scale is not finite.
     fn tensor_params(&self, survey: &Survey) -> Result<TensorParams, BadValue>;
 
-    /// Puts the bytes of a tile of `rows` rows in place of what `out` held. `tensor` is the result of the survey, if there is one.
+    /// Replaces the content of `out` with the bytes of a tile of `rows` rows. `tensor` is the result of the survey,
+    /// if there is one.
     ///
     /// # Errors
-    /// The first weight that cannot be quantized; `out` then holds nothing of use.
+    /// The first weight that cannot be quantized; the content of `out` is then of no use.
     fn solve(
         &self,
         tensor: Option<&TensorParams>,
@@ -70,7 +73,7 @@ pub trait Solver: fmt::Debug + Send + Sync {
         scratch: &mut Scratch,
     ) -> Result<Distortion, BadWeight>;
 
-    /// Compares a tile of `rows` rows with the meaning of its bytes.
+    /// Compares a tile of `rows` rows with the weights that its quantized bytes represent.
     fn measure(
         &self,
         tile: &[u8],

@@ -7,7 +7,7 @@ use super::Scheme;
 pub struct TensorParams {
     /// A value of the scheme's scale type, finite and above 0.
     pub scale: f32,
-    /// 0 where symmetric.
+    /// 0 if symmetric.
     pub zero_point: i8,
 }
 
@@ -20,7 +20,7 @@ impl TensorParams {
         bytes
     }
 
-    /// The bytes of the zero-point tensor, one I8; none where symmetric.
+    /// The bytes of the zero-point tensor, one I8; none if symmetric.
     #[must_use]
     pub fn zero_point_bytes(&self, scheme: &Scheme) -> Vec<u8> {
         if scheme.symmetric { Vec::new() } else { vec![self.zero_point as u8] }

@@ -1,7 +1,7 @@
-//! A look at all tiles of a tensor before one scale for all of it can be chosen.
+//! Survey of all tiles of a tensor, before one scale for all of it can be chosen.
 //!
-//! A survey has as many passes as the observer needs. In each, every tile gives a [`SurveyPart`]; the parts are merged
-//! in tile order, so the result does not depend on threads.
+//! A survey has as many passes as the observer needs. In each, every tile gives a [`SurveyPart`]; the parts are
+//! merged in tile order, so the result does not depend on threads.
 //!
 //! ```text
 //! let mut survey = quantizer.begin_survey();
@@ -24,7 +24,7 @@ use crate::quant::{
     BadValue, BadWeight, FloatType, Granularity, Importance, Observer, Quantizer, TensorParams,
 };
 
-/// What is known of a tensor so far.
+/// The state of a survey: the facts about a tensor known so far.
 #[derive(Debug, Clone)]
 pub struct Survey {
     pass: usize,
@@ -39,7 +39,7 @@ pub struct Survey {
     refinement: Refinement,
 }
 
-/// What one tile adds to a [`Survey`].
+/// The contribution of one tile to a [`Survey`].
 #[derive(Debug, Clone)]
 pub struct SurveyPart(Part);
 
@@ -53,7 +53,7 @@ enum Part {
 }
 
 impl Survey {
-    /// Adds a tile's part. Parts of one pass are merged in tile order.
+    /// Adds the part of a tile. Parts of one pass are merged in tile order.
     pub fn merge(&mut self, part: SurveyPart) {
         match part.0 {
             Part::Range(low, high) => {
@@ -69,10 +69,10 @@ impl Survey {
 }
 
 impl Quantizer {
-    /// How many times all tiles must be looked at before the first is quantized: 0 but for one scale a tensor.
-    /// Then `minmax` needs 1; `mse` 3, the range, bounds of the candidates' errors, and the errors of those that
-    /// may have the least; `percentile` 1 for 16-bit weights and 2 for F32, whose order statistics take two
-    /// histograms. The last ones may turn out not to be needed ([`Quantizer::is_settled`]).
+    /// The number of passes over all tiles before the first is quantized: 0 except for one scale per tensor. Then
+    /// `minmax` needs 1. `mse` needs 3: the range, bounds of the candidates' errors, and the errors of those that may
+    /// have the least. `percentile` needs 1 for 16-bit weights and 2 for F32, whose order statistics take two
+    /// histograms. The last passes may turn out not to be needed ([`Quantizer::is_settled`]).
     #[must_use]
     pub const fn survey_passes(&self) -> usize {
         match (self.scheme.granularity, self.observer, self.source) {

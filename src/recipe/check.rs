@@ -1,7 +1,8 @@
 //! Violations of the schema as findings on the right words.
 //!
-//! A schema validator says that a value at a pointer breaks a keyword. Here that becomes what a person needs: the word, what
-//! was likely meant, and what is allowed. The tree gives the places, the schema the candidates and explanations.
+//! A schema validator says that a value at a pointer breaks a keyword. Here that becomes the information a person
+//! needs: the word, its likely meaning, and the allowed values. The tree gives the places, the schema the candidates
+//! and explanations.
 
 use jsonschema::ValidationError;
 use jsonschema::error::{TypeKind, ValidationErrorKind as Kind};
@@ -18,7 +19,7 @@ use wording::{
     actual, description, example, expected, list, meant_stage, nearest_word, number, parameter, shown,
 };
 
-/// Violations after which the rest is not looked at; such a file is no recipe.
+/// The number of violations after which the rest is not checked. Such a file is not a recipe.
 const MAX_FINDINGS: usize = 200;
 
 /// All violations of the schema by `value`, which is the JSON of `tree`.
@@ -50,11 +51,11 @@ enum Keyword {
     Value(u8),
 }
 
-/// Ranks of findings about one value. What is not even a word is best told the words that there are.
+/// Ranks of findings about one value. If the value is not even a word, listing the valid words helps most.
 const WORDS: u8 = 0;
 const TYPE: u8 = 1;
 const VALUE: u8 = 2;
-/// What is below the least value is no multiple either, and then that is told, with the least.
+/// A value below the minimum is not a multiple either. Then the minimum is reported.
 const TOO_SMALL: u8 = 3;
 
 struct Check<'a> {
@@ -81,7 +82,8 @@ impl Check<'_> {
         self.findings.push(Found { pointer: pointer.to_owned(), keyword, finding });
     }
 
-    /// Takes the branch that was meant: the one without a failed `const`. Where all have one, the word itself is unknown.
+    /// Takes the branch that was meant: the one without a failed `const`. If all have one, the word itself is
+    /// unknown.
     fn branches(&mut self, pointer: &str, context: &[Vec<ValidationError<'_>>]) {
         let fails_const = |branch: &&Vec<ValidationError<'_>>| {
             branch.iter().any(|e| matches!(e.kind(), Kind::Constant { .. }))
@@ -94,7 +96,8 @@ impl Check<'_> {
             Some(Value::String(word)) if !stages.contains(&word.as_str()) => {
                 let word = word.clone();
                 self.unknown_stage(&format!("{pointer}/stage"), &word, &stages);
-                // The branches are in the order of the stages. What the meant one says of its name was just said.
+                // The branches are in the order of the stages. The error of the intended branch about its name was
+                // just reported.
                 let meant = meant_stage(&word, &stages).and_then(|(index, _)| context.get(index));
                 let parameters =
                     meant.into_iter().flatten().filter(|e| !matches!(e.kind(), Kind::Constant { .. }));

@@ -1,4 +1,5 @@
-//! `${VAR}` and `${VAR:-default}` in string values. `$${` stands for a literal `${`. Keys are not touched.
+//! References `${VAR}` and `${VAR:-default}` in string values. `$${` is an escape for a literal `${`. Keys are not
+//! changed.
 
 use super::tree::{Content, Node};
 use crate::finding::{Finding, Place, nearest};
@@ -116,8 +117,8 @@ fn expand(text: &str, env: &dyn Fn(&str) -> Option<String>) -> (String, Vec<Prob
     (value, problems)
 }
 
-/// The value of what stands between the braces; the name where it is unset; nothing where it is no reference. As in a shell,
-/// the default also stands in for an empty value.
+/// The value of the text between the braces. The name if the variable is unset. None if the text is not a reference.
+/// As in a shell, the default also replaces an empty value.
 fn replacement(inner: &str, env: &dyn Fn(&str) -> Option<String>) -> Option<Result<String, String>> {
     let (name, default) = match inner.split_once(":-") {
         Some((name, default)) => (name, Some(default)),

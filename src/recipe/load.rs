@@ -1,4 +1,4 @@
-//! From a file to a recipe: the only door. Everything that is wrong is told at once.
+//! Loading of a recipe from a file: the only way in. All problems are reported at once.
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use crate::recipe::unused_parameters;
 /// A recipe that passed every check that needs no model, with the places of its words.
 #[derive(Debug, Clone)]
 pub struct Loaded {
-    /// What was written, overrides applied and variables replaced.
+    /// The recipe as written, with overrides applied and variables replaced.
     pub recipe: Recipe,
     /// The folder that relative paths of the recipe are relative to.
     pub base: PathBuf,
@@ -25,7 +25,7 @@ pub struct Loaded {
     pub path: PathBuf,
     /// Folders that links in the model's folder may lead to.
     pub follow_links: Vec<PathBuf>,
-    /// What is legal but doubtful.
+    /// Findings about values that are legal but doubtful.
     pub warnings: Vec<Finding>,
     /// The text that was read.
     pub source: Arc<SourceText>,
@@ -35,14 +35,15 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// The place of the value at a JSON pointer such as `/stages/2/group_size`: of a mapping its first key, of a stage its name.
-    /// Where the recipe does not say it, the nearest value above.
+    /// The place of the value at a JSON pointer such as `/stages/2/group_size`. For a mapping it is the first key,
+    /// for a stage the name. If the recipe does not contain the value, it is the nearest value above.
     #[must_use]
     pub fn place(&self, pointer: &str) -> Option<Place> {
         Some(self.tree.nearest(pointer).0.word().clone())
     }
 
-    /// The place of the key whose value is at a JSON pointer; where the recipe does not say it, as [`Loaded::place`].
+    /// The place of the key whose value is at a JSON pointer. If the recipe does not contain it, the same as
+    /// [`Loaded::place`].
     #[must_use]
     pub fn key_place(&self, pointer: &str) -> Option<Place> {
         match self.tree.entry_at(pointer) {
@@ -87,7 +88,7 @@ impl Loaded {
         &self.written
     }
 
-    /// The value at a JSON pointer as it was written, where variables were replaced in it.
+    /// The value at a JSON pointer as it was written, if variables were replaced in it.
     #[must_use]
     pub fn written(&self, pointer: &str) -> Option<&str> {
         self.tree.at(pointer)?.written.as_deref()

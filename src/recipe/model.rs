@@ -1,4 +1,4 @@
-//! The recipe as a plain type: what was written, with defaults filled in. No places, no file system.
+//! The recipe as a plain type: the written values, with defaults filled in. No places, no file system.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,11 +16,11 @@ pub struct Recipe {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub name: Option<String>,
-    /// What the recipe is for.
+    /// The purpose of the recipe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "String")]
     pub description: Option<String>,
-    /// What a failing check does, for every stage below that has `on_failure` and does not say it itself.
+    /// The reaction to a failing check, for every stage below that has `on_failure` and does not set it itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "OnFailure")]
     pub on_failure: Option<OnFailure>,

@@ -1,5 +1,5 @@
-//! The order of stages: what no schema can say. Works on the names alone, so that it also speaks where a stage's parameters
-//! are wrong; an unknown stage may be anything, and silences the rules it could satisfy.
+//! Rules about the order of stages, which no schema can express. They use the names only, so that they also work if a
+//! stage's parameters are wrong. An unknown stage may be any stage, and silences the rules that it could satisfy.
 
 use super::tree::Node;
 use crate::finding::{Finding, Place};

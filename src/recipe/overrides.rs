@@ -1,5 +1,5 @@
-//! Overrides from the command line: `--set`, `--model`, `--output`. They change the tree before it is checked, so that what
-//! results is checked like any recipe, and a complaint about an override points into the override.
+//! Overrides from the command line: `--set`, `--model`, `--output`. They change the tree before it is checked. So the
+//! result is checked like any recipe, and an error in an override points into the override.
 
 use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
@@ -8,11 +8,11 @@ use super::environment;
 use super::tree::{self, Content, Entry, Node};
 use crate::finding::{Finding, Place, SourceText, nearest};
 
-/// What the command line changes of a recipe.
+/// The changes that the command line makes to a recipe.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Overrides {
-    /// `PATH=VALUE`: the path is dotted, as in `stages.2.group_size`, and counts stages from 0; a stage may also be given by its
-    /// name where it occurs once, as in `quantize-int4.group_size`. The value is YAML.
+    /// `PATH=VALUE`: the path is dotted, as in `stages.2.group_size`, and counts stages from 0. A stage may also be
+    /// given by its name if it occurs once, as in `quantize-int4.group_size`. The value is YAML.
     pub set: Vec<String>,
     /// The model to load. A relative path is relative to the working directory.
     pub model: Option<String>,
@@ -202,7 +202,7 @@ fn replace_within(node: &mut Node, steps: &[Word<'_>], value: Node) -> Result<()
     }
 }
 
-/// The stage that the first words name, where they name one, and the words after it.
+/// The stage that the first words name, if they name one, and the words after it.
 fn find_stage<'w, 't>(
     root: &Node,
     words: &'w [Word<'t>],
@@ -296,7 +296,7 @@ fn child_mut<'n>(node: &'n mut Node, key: &str) -> Option<&'n mut Node> {
     }
 }
 
-/// Sets or adds an entry. What is no mapping stays as it is; the schema complains about it.
+/// Sets or adds an entry. A value that is not a mapping stays as it is: the schema reports it.
 fn put(node: &mut Node, key: &str, key_place: Place, value: Node) {
     let Content::Map(entries) = &mut node.content else { return };
     let entry = Entry { key: key.to_owned(), key_place, key_defined: None, value };

@@ -1,23 +1,23 @@
-//! Where in a recipe something is said, for messages that come after parsing.
+//! Places of values in a recipe, for messages that come after parsing.
 
 use crate::finding::{Finding, Place};
 use crate::recipe::Loaded;
 
-/// The place of a value that the recipe says; the stage's name where it is a default.
+/// The place of a value that the recipe sets, or of the stage's name if the value is a default.
 #[must_use]
 pub fn said_or_stage(loaded: &Loaded, stage: usize, key: &str) -> Option<Place> {
     let pointer = format!("/stages/{stage}/{key}");
     if loaded.says(&pointer) { loaded.place(&pointer) } else { loaded.stage_place(stage) }
 }
 
-/// The line of a value, from 1; none where an override says it.
+/// The line of a value, from 1. None if an override sets it.
 #[must_use]
 pub fn line(loaded: &Loaded, pointer: &str) -> Option<usize> {
     let place = loaded.place(pointer)?;
     (place.source == loaded.source).then(|| place.line_column().0)
 }
 
-/// The line of the recipe that a finding is about first, from 1; none where that is not in the recipe.
+/// The line of the recipe at a finding's first place, from 1. None if that place is not in the recipe.
 #[must_use]
 pub fn line_of(loaded: &Loaded, finding: &Finding) -> Option<usize> {
     let place = &finding.labels.first()?.place;

@@ -62,7 +62,7 @@ fn generate() -> Value {
     Value::Object(root)
 }
 
-/// What editors and validators need beyond what is derived.
+/// Additions to the derived schema for editors and validators.
 #[derive(Debug, Clone)]
 struct Tidy;
 
@@ -78,7 +78,7 @@ impl Transform for Tidy {
             branches.iter_mut().for_each(name_branch);
         }
         list_words(object);
-        // Formats such as `uint32` bind nobody; bounds do.
+        // Formats such as `uint32` are not binding, bounds are.
         let format = object.get("format").and_then(Value::as_str).unwrap_or_default().to_owned();
         let bound = match format.as_str() {
             "uint32" => Some(u64::from(u32::MAX)),
@@ -96,8 +96,9 @@ impl Transform for Tidy {
     }
 }
 
-/// Turns a choice between explained words into one `enum`, with the explanations where editors look for them. As `oneOf`, an
-/// editor shows the word's explanation in place of the parameter's, and validators report every branch.
+/// Turns a choice between explained words into one `enum`, with the explanations where editors look for them. With
+/// `oneOf`, an editor shows the explanation of the word instead of that of the parameter, and validators report every
+/// branch.
 fn list_words(object: &mut Map<String, Value>) {
     let Some(Value::Array(branches)) = object.get("oneOf") else { return };
     let mut words = Vec::new();

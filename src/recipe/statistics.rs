@@ -1,4 +1,4 @@
-//! What asks for activation statistics and what names a file of them, stage by stage.
+//! Checks of activation statistics: the stages that need them, and the stages that name a file of them.
 
 use super::Recipe;
 use super::tree::Node;
@@ -6,7 +6,7 @@ use crate::finding::Finding;
 use crate::stage::check_warnings::SqnrOf;
 use crate::stage::{ObserverChoice, Stage};
 
-/// Errors where statistics are needed and none are named, and a warning where they are named and choose nothing.
+/// Errors if statistics are needed and none are named, and a warning if they are named and choose nothing.
 pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
     let nodes = root.entry("stages").map_or(&[][..], |entry| entry.value.items());
     let stages: Vec<(&Stage, &Node)> = recipe.stages.iter().zip(nodes).collect();
@@ -42,10 +42,11 @@ pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
     findings
 }
 
-/// Why the statistics that a stage names are of no use: nothing searches with them, and no gate asks for what is measured with them.
+/// The reason why the statistics that a stage names are of no use: no search uses them, and no gate asks for the
+/// values measured with them.
 fn idle(stages: &[(&Stage, &Node)], named: usize) -> Option<&'static str> {
     let mut users = stages.iter().enumerate().filter(|(index, (user, _))| {
-        // What `load` names is for the quantize stages that name nothing themselves.
+        // The file that `load` names is for the quantize stages that name none themselves.
         let takes = if is_load(stages[named].0) { user.calibration().is_none() } else { *index == named };
         takes && user.quantize().is_some()
     });

@@ -1,4 +1,4 @@
-//! A recipe's file as text: read with limits, so that no file, however odd, makes the parser work hard.
+//! The text of a recipe's file. Limits on reading keep the parser's work small for any file.
 
 use std::io::Read;
 use std::path::Path;
@@ -13,7 +13,7 @@ pub(super) const MAX_BYTES: usize = 1 << 20;
 /// Reads the file.
 ///
 /// # Errors
-/// One finding where there is no such file, it is no file, it is too large, or not UTF-8.
+/// One finding if the file does not exist, is not a regular file, is too large, or is not UTF-8.
 pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
     let name = path.display().to_string();
     let unreadable = |error: std::io::Error| {
@@ -39,7 +39,7 @@ pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
         }));
     }
     let mut bytes = Vec::new();
-    // One byte more than is allowed tells a file at the limit from one beyond it, also where the length is not known.
+    // One byte more than the limit tells a file at the limit from a longer one, even if the length is not known.
     let file = regular::open(path).map_err(unreadable)?;
     file.take(MAX_BYTES as u64 + 1).read_to_end(&mut bytes).map_err(unreadable)?;
     if bytes.len() > MAX_BYTES {
@@ -53,7 +53,7 @@ pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
     }
 }
 
-/// The text of a recipe; none where it cannot be read as one.
+/// The text of a recipe. None if it cannot be read as one.
 #[must_use]
 pub fn text_of(path: &Path) -> Option<String> {
     regular::read_text(path, MAX_BYTES as u64).ok()

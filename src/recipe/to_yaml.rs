@@ -1,4 +1,4 @@
-//! The recipe as YAML again, with everything spelled out that a default had said.
+//! The recipe as YAML again, with every default spelled out.
 
 use serde_json::Value;
 
@@ -49,12 +49,11 @@ fn observer_defaults(stage: &dyn Quantize) -> [Option<f64>; 4] {
     [mse(stage.maxshrink(), 0.2), mse(stage.grid(), 100.0), mse(stage.norm(), 2.4), percentile]
 }
 
-/// The recipe as YAML. Read again, it gives an equal recipe: paths stay
-/// as they are, and what could be taken for a variable is escaped. Defaults without effect are left out, since writing them
-/// would be a warning.
+/// The recipe as YAML. Read again, it gives an equal recipe: paths stay as they are, and text that looks like a
+/// variable is escaped. Defaults without effect are left out, since writing them would be a warning.
 ///
 /// # Errors
-/// Where the writer fails, which no recipe is known to cause.
+/// If the writer fails. No recipe is known to cause that.
 pub fn emit(recipe: &Recipe) -> Result<String, serde_yaml::Error> {
     emit_with(recipe, &[])
 }

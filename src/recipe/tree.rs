@@ -1,4 +1,5 @@
-//! YAML text as a located tree: every key and every value knows its bytes. The only file that knows the YAML reader.
+//! YAML text as a located tree: every key and every value knows its bytes. This is the only file that uses the YAML
+//! reader.
 //!
 //! Aliases and merge keys arrive expanded, with the place where they are used and the place where they are defined.
 
@@ -18,17 +19,17 @@ use read::Raw;
 /// Findings after which the rest of the text is not looked at.
 const MAX_FINDINGS: usize = 100;
 
-/// A value, where it is used, and where it is defined if that is elsewhere.
+/// A value, the place where it is used, and the place where it is defined if that is elsewhere.
 #[derive(Debug, Clone)]
 pub(crate) struct Node {
     pub content: Content,
-    /// The text as it was written, where variables were replaced in it.
+    /// The text as it was written, if variables were replaced in it.
     pub written: Option<String>,
     pub used: Place,
     pub defined: Option<Place>,
 }
 
-/// What a value is.
+/// The content of a value.
 #[derive(Debug, Clone)]
 pub(crate) enum Content {
     Null,
@@ -78,7 +79,7 @@ impl Build<'_> {
     fn node(&mut self, raw: Spanned<Raw>) -> Node {
         let (mut used, defined) = self.places(&raw.referenced, &raw.defined);
         if used.is_empty() && matches!(raw.value, Raw::List(_) | Raw::Map(_)) {
-            // The reader gives where a block begins, without extent; its first character can be seen.
+            // The reader reports only the start of a block, without its extent. Its first character can be marked.
             let first = self.source.text[used.start..].chars().next().filter(|c| !c.is_whitespace());
             used.end += first.map_or(0, char::len_utf8);
         }
@@ -158,7 +159,7 @@ impl Build<'_> {
         let start = start.unwrap_or_else(|| syntax::byte_of(self.text, location.line(), location.column()));
         let start = floor(self.text, start);
         let end = ceil(self.text, start.saturating_add(len));
-        // A block scalar's place runs to the next line; the line break is no part of the word.
+        // A block scalar's place extends to the next line. The line break is not part of the word.
         let end = start + self.text[start..end].trim_end().len();
         self.at(start..end)
     }
@@ -240,7 +241,7 @@ impl Node {
         self.entries().iter().find(|entry| entry.key == key)
     }
 
-    /// The text, where the value is one.
+    /// The text, if the value is one.
     pub(super) fn as_text(&self) -> Option<&str> {
         match &self.content {
             Content::Text(text) => Some(text),
@@ -314,7 +315,8 @@ impl Node {
         }
     }
 
-    /// The word that stands for the value: a scalar itself, a stage's name, a mapping's first key, a list's first character.
+    /// The word that represents the value: a scalar itself, a stage's name, a mapping's first key, a list's first
+    /// character.
     pub(super) fn word(&self) -> &Place {
         match &self.content {
             Content::Map(entries) => match (self.entry("stage"), entries.first()) {

@@ -99,7 +99,7 @@ pub(crate) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
     let nodes = root.entry("stages").map_or(&[][..], |entry| entry.value.items());
     for (stage, node) in recipe.stages.iter().zip(nodes) {
         for idle in idle(stage) {
-            // Only what was written is worth a word; defaults are nobody's mistake.
+            // Only written parameters are reported. Defaults are not the user's mistake.
             if let Some(entry) = node.entry(idle.key) {
                 let message = format!("`{}` has no effect in this `{}`", idle.key, stage.name());
                 let finding = Finding::warning("recipe::no-effect", message)
@@ -157,7 +157,7 @@ fn thresholds(stage: &CheckWarnings, node: &Node, findings: &mut Vec<Finding>) {
     }
 }
 
-/// What a stage's own lists leave alone cannot be quantized anyway: that takes back defaults only.
+/// Reports patterns of `quantize_anyway` that the stage's own lists skip: it overrides defaults only.
 fn contradictions(stage: &ResolveSkips, node: &Node, findings: &mut Vec<Finding>) {
     let places = |key: &str| node.entry(key).map_or(&[][..], |entry| entry.value.items());
     for (index, pattern) in stage.quantize_anyway.iter().enumerate() {

@@ -1,5 +1,5 @@
-//! What a recipe says where it names environment variables. Their values are used and never told: what is published or shown
-//! holds `${NAME}`, as it was written.
+//! Recipe values with environment variables. The values of the variables are used but never shown. Published or
+//! displayed text holds `${NAME}`, as it was written.
 
 use std::path::{Path, PathBuf};
 
@@ -14,11 +14,11 @@ use crate::stage::Stage;
 /// A value with variables.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Written {
-    /// Where it is in the recipe, as a JSON pointer.
+    /// The place in the recipe, as a JSON pointer.
     pub pointer: String,
     /// The value, with `${NAME}` in it.
     pub text: String,
-    /// What it comes to.
+    /// The value with the variables replaced.
     value: String,
 }
 
@@ -94,7 +94,7 @@ pub(super) fn mark_patterns(recipe: &mut Recipe, tree: &Node) {
 /// looked for, so that a short or common value garbles nothing.
 #[derive(Debug, Clone, Default)]
 pub(super) struct Concealer {
-    /// What is looked for and what stands for it, longest first.
+    /// The texts to find and their replacements, longest first.
     needles: Vec<(String, String)>,
     /// The values of paths with variables, as the recipe has them.
     paths: Vec<String>,
@@ -149,7 +149,7 @@ impl Concealer {
         for path in [canonical(&normal), path, normal] {
             let Some(shown) = path.to_str() else { continue };
             self.add(shown.to_owned(), text.to_owned());
-            // What is kept beside an output begins with its name, after a dot.
+            // The names of hidden files beside an output begin with a dot, then the output's name.
             if let (Some(parent), Some(name)) =
                 (path.parent(), path.file_name().and_then(|name| name.to_str()))
             {
@@ -161,7 +161,8 @@ impl Concealer {
             }
             let mut above = text.to_owned();
             for ancestor in path.ancestors().skip(1) {
-                // What the recipe or its place says, or the top of the file system, is no secret of a variable.
+                // A folder that the recipe or its path contains, or the top of the file system, is not a secret from
+                // a variable.
                 if fixed.starts_with(ancestor) || ancestor.components().count() < 3 {
                     break;
                 }

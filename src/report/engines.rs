@@ -1,4 +1,4 @@
-//! What engines make of an output, as plans and reports show it.
+//! Engine support of an output, as plans and reports show it.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 use crate::plan::{Parallel, Plan};
 use crate::text::units::counted;
 
-/// What an engine that computes with codes makes of an output.
+/// How an engine that computes with codes serves an output.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct EngineRecord {
     /// `vLLM` or `SGLang`.
@@ -37,20 +37,20 @@ pub struct KernelRecord {
 /// Between how many GPUs an output can be cut by tensor parallelism.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ParallelRecord {
-    /// The greatest power of two, up to 64; none where it is not loaded on one GPU either.
+    /// The greatest power of two, up to 64. None if it cannot be loaded on one GPU either.
     pub up_to: Option<u64>,
     /// All numbers up to 64.
     pub sizes: Vec<u64>,
-    /// The least power of two that does not work; none where all do.
+    /// The least power of two that does not work. None if all do.
     pub limit: Option<LimitRecord>,
 }
 
-/// What is in the way of a number of GPUs.
+/// The obstacle to a number of GPUs.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct LimitRecord {
     /// How many GPUs.
     pub size: u64,
-    /// The module, the first of those alike; none where it is a number of the config.
+    /// The module, the first of those alike. None if the obstacle is a number in the config.
     pub tensor: Option<String>,
     /// How many more are like it.
     pub more: usize,
@@ -58,7 +58,7 @@ pub struct LimitRecord {
     pub why: String,
 }
 
-/// What engines make of the output of an `export` stage.
+/// How engines serve the output of an `export` stage.
 #[must_use]
 pub fn of(plan: &Plan, stage: usize) -> Vec<EngineRecord> {
     let served = plan.served.iter().filter(|served| served.stage == stage);

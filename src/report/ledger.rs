@@ -1,4 +1,5 @@
-//! The report of a run: every source tensor exactly once, with what was done and why, and bytes that must add up.
+//! Assembly of a run's report: every source tensor exactly once, with the action and its reason, and bytes that must
+//! add up.
 
 use super::{
     Balance, FileRecord, GateRecord, Metrics, OutputRecord, Quality, Report, SchemeRecord, Sizes,
@@ -12,18 +13,18 @@ use crate::quant::{Distortion, Granularity};
 use crate::stage::Stage;
 use crate::stage::export::Format;
 
-/// What a run adds to its plan.
+/// The results that a run adds to its plan.
 #[derive(Debug)]
 pub struct Results<'a> {
-    /// The distortion of each source tensor, where it was quantized.
+    /// The distortion of each source tensor that was quantized.
     pub distortions: &'a [Option<Distortion>],
-    /// What identifies each source file.
+    /// The digest of each source file.
     pub source_files: &'a [Digest],
-    /// What identifies each file of each export.
+    /// The digest of each file of each export.
     pub output_files: &'a [Vec<Digest>],
-    /// What identifies the files of each export that are no weights.
+    /// Size and digest of the files of each export that are not weights.
     pub other_files: Vec<Vec<FileRecord>>,
-    /// What the stages that judge or publish decided.
+    /// The decisions of the stages that judge or publish.
     pub gates: Vec<GateRecord>,
     /// Complaints of gates; the critical ones are errors, whatever `on_failure` says.
     pub complaints: Vec<Finding>,
@@ -77,7 +78,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         findings.map(|finding| Diagnostic::of(finding).without_folders()).collect();
     warnings.extend(plan.notes.iter().map(|note| Diagnostic::note("plan::note", note)));
     let tensors = tensors(plan, results.distortions);
-    // A file has a checksum once every byte of it was seen: one without was not read or written whole.
+    // A file has a checksum once every byte of it was seen. A file without one was not read or written whole.
     let mut digests = results.source_files.iter().chain(results.output_files.iter().flatten());
     let is_whole = digests.all(|digest| digest.crc64.is_some());
     let balance = balance(plan, &tensors);
@@ -127,7 +128,7 @@ pub fn sizes(plan: &Plan) -> Sizes {
     Sizes { source, outputs, compression_ratio: source as f64 / first as f64 }
 }
 
-/// Quality over all measured tensors; none where nothing was measured.
+/// Quality over all measured tensors. None if nothing was measured.
 #[must_use]
 pub fn quality(distortions: &[Option<Distortion>]) -> Option<Quality> {
     let mut all = Distortion::default();
@@ -258,7 +259,7 @@ fn balance(plan: &Plan, tensors: &[TensorRecord]) -> Balance {
     let out_balances = (0..exports).all(|export| {
         tensor_bytes_out[export] + header_bytes_out[export] == plan.exports[export].weight_bytes()
     });
-    // A tensor that leaves in no form at all is lost, unless it was the scales of another.
+    // A tensor that reaches the output in no form at all is lost, unless it held the scales of another.
     let none_lost = tensors.iter().all(|tensor| {
         tensor.action == "consumed" || tensor.bytes_in == 0 || tensor.bytes_out.iter().all(|bytes| *bytes > 0)
     });

@@ -1,9 +1,10 @@
-//! Results of a pass over the weights: distortions, checksums, and values or bytes that are not as they should be.
+//! Results of a pass over the weights: distortions, checksums, non-finite values, and bytes that were read back
+//! differently.
 
 use crate::digest::Digest;
 use crate::quant::Distortion;
 
-/// A value that is not a finite number, where nothing but reading it was to be done.
+/// A value that is not a finite number, in a tensor that is not quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NotFinite {
     /// Index of the source tensor.
@@ -21,14 +22,14 @@ pub struct Mismatch {
     pub tensor: usize,
 }
 
-/// What was found in a whole pass.
+/// The results of a whole pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// The distortion of each source tensor, where it was quantized.
     pub tensors: Vec<Option<Distortion>>,
-    /// What identifies each source file.
+    /// The digest of each source file.
     pub source_files: Vec<Digest>,
-    /// What identifies each file of each export.
+    /// The digest of each file of each export.
     pub output_files: Vec<Vec<Digest>>,
     /// The first value of each kept tensor that is not finite, in the order of the tensors.
     pub not_finite: Vec<NotFinite>,

@@ -1,4 +1,4 @@
-//! Schemes as data, as reports and plans hold them.
+//! Schemes as data, in reports and plans.
 
 use std::fmt;
 
@@ -19,9 +19,9 @@ pub struct SchemeRecord {
     pub symmetric: bool,
     /// Which weights share a scale: `group`, `channel` or `tensor`.
     pub granularity: String,
-    /// Consecutive columns of a row that share a scale; none unless `granularity` is `group`.
+    /// Consecutive columns of a row that share one scale. None unless `granularity` is `group`.
     pub group_size: Option<usize>,
-    /// What chose the ranges.
+    /// The observer that chose the ranges.
     pub observer: ObserverRecord,
     /// The type of the scales, such as `BF16`.
     pub scale_dtype: String,

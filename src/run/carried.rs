@@ -1,4 +1,4 @@
-//! The files that are carried over as they are: what identifies them, and whether an output has them already.
+//! Files that are carried over as they are: their identity, and whether an output has them already.
 
 use std::collections::HashMap;
 use std::io;
@@ -19,16 +19,16 @@ use crate::run::incremental::previous::Stores;
 /// A file of the model that an export carries over.
 #[derive(Debug, Clone)]
 pub(super) struct Carried {
-    /// What identifies its bytes; its name is its path in the model and in the output.
+    /// The identity of its bytes. Its name is its path in the model and in the output.
     pub file: FileRecord,
-    /// What identified the model's file when it was looked at.
+    /// The identity of the model's file when it was looked at.
     pub source: FileIdentity,
 }
 
-/// Looks at all files that each export carries over: what is known of them by the record need not be read.
+/// Looks at all files that each export carries over. A file that the record knows need not be read.
 ///
 /// # Errors
-/// Where one cannot be read, or the run is cancelled.
+/// If a file cannot be read, or the run is cancelled.
 pub(super) fn look(plan: &Plan, stores: &[Stores], cancel: &Cancel) -> Result<Vec<Vec<Carried>>, Failure> {
     let is_hashed = plan.asks_for_hashes();
     let mut seen: HashMap<usize, Carried> = HashMap::new();
@@ -76,10 +76,11 @@ impl Carried {
                     .is_ok_and(|found| found == self.file))
     }
 
-    /// Copies the file into a staging folder, and reads back whether it is the one that the report tells of.
+    /// Copies the file into a staging folder, and checks by reading back that it is the one that the report
+    /// describes.
     ///
     /// # Errors
-    /// Where it cannot be read or written, or has changed since it was looked at.
+    /// If it cannot be read or written, or has changed since it was looked at.
     pub fn copy(&self, model: &ModelFolder, staging: &Staging, cancel: &Cancel) -> Result<(), Failure> {
         let name = Path::new(&self.file.name);
         staging.copy(model.open_other(&self.file.name)?, name, &|| cancel.check())?;

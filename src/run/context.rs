@@ -9,7 +9,7 @@ use crate::plan::{Checks, Plan};
 use crate::publish::Staging;
 use crate::quant::Isa;
 
-/// What a run works with.
+/// The inputs and shared state of a run.
 pub(crate) struct Context<'a> {
     pub plan: &'a Plan,
     pub source: &'a Source<'a>,

@@ -1,4 +1,4 @@
-//! What a run tells while it goes on: the only thing that progress bars and other listeners may know about it.
+//! Events of a run: the only thing that progress bars and other listeners may know about it.
 
 use std::path::PathBuf;
 
@@ -14,7 +14,7 @@ pub enum Event {
         bytes: u64,
         /// Tensors that are read.
         tensors: usize,
-        /// Tensors that are taken over from an earlier run.
+        /// Tensors that are reused from an earlier run.
         taken_over: usize,
     },
     /// Something worth knowing before the work begins.
@@ -22,7 +22,7 @@ pub enum Event {
         /// One sentence.
         text: String,
     },
-    /// A tile was read, treated and written.
+    /// A tile was read, processed and written.
     Tile {
         /// Index of its source tensor.
         tensor: usize,
@@ -35,7 +35,7 @@ pub enum Event {
         tensor: usize,
         /// Its name.
         name: String,
-        /// How far the quantized weights are from the source; none where it was not quantized.
+        /// The difference between the quantized weights and the source; none if the tensor was not quantized.
         distortion: Option<Distortion>,
     },
     /// All weights are written to a staging folder; the gates are evaluated next.
@@ -49,7 +49,7 @@ pub enum Event {
         stage: usize,
         /// Its name.
         name: &'static str,
-        /// What came of it.
+        /// The outcome of the stage.
         outcome: GateOutcome,
         /// One line for people.
         summary: String,

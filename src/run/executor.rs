@@ -1,4 +1,4 @@
-//! A run from its plan to its published outputs.
+//! Execution of a run, from its plan to its published outputs.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -32,19 +32,20 @@ use crate::run::stream::source::Source;
 use crate::stage::Stage;
 use crate::text::units;
 
-/// Carries out a plan: streams the weights into staging folders, judges the gates, publishes what passed. Tensors that an
-/// earlier run has left as the plan wants them are taken over; with nothing left to do, nothing is written.
+/// Carries out a plan: streams the weights into staging folders, judges the gates, publishes the outputs that passed.
+/// Tensors of an earlier run that match the plan are reused. If nothing is left to do, nothing is written.
 ///
 /// # Errors
-/// Where something is wrong with the model's weights, the outputs cannot be written, or the run is cancelled. Nothing is then
-/// published, and what was there before is untouched; only where moving the second of several outputs fails, the first stays.
+/// If something is wrong with the model's weights, the outputs cannot be written, or the run is cancelled. Then
+/// nothing is published, and earlier outputs stay untouched. There is one exception: if moving the second of several
+/// outputs fails, the first stays published.
 pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
     carry_out(plan, options, listener).map_err(|failure| plan.loaded.tell_failure(failure))
 }
 
 fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
     preflight(plan)?;
-    // Held until everything is in its place and recorded: what uses them is dropped before them.
+    // The locks are held until everything is in its place and recorded. The values that use them are dropped first.
     let mut locks = Vec::with_capacity(plan.exports.len());
     let mut occupants = Vec::with_capacity(plan.exports.len());
     for export in &plan.exports {
@@ -155,7 +156,7 @@ pub fn preflight(plan: &Plan) -> Result<(), Failure> {
             .and_then(|()| check_failed_report(&export.path))
             .and_then(|()| check_lengths(plan, export));
         checked.map_err(|mut failure| {
-            // What is wrong with the path itself is shown where it is written.
+            // A fault of the path itself is shown at the place where the path is written.
             if failure.exit == Exit::BadRecipe {
                 let place = plan.loaded.place(&format!("/stages/{}/path", export.stage));
                 failure.findings =
@@ -167,10 +168,10 @@ pub fn preflight(plan: &Plan) -> Result<(), Failure> {
     looked_at.and_then(|()| check_space(plan)).map_err(|failure| plan.loaded.tell_failure(failure))
 }
 
-/// Puts back outputs that a run had moved aside when it was killed, whether or not this run comes to anything.
+/// Puts back outputs that a run had moved aside when it was killed, even if this run achieves nothing.
 ///
 /// # Errors
-/// Where another run is writing one, or it cannot be moved.
+/// If another run is writing one of them, or it cannot be moved.
 pub fn restore(loaded: &Loaded) -> Result<(), Failure> {
     for stage in &loaded.recipe.stages {
         let Stage::Export(export) = stage else { continue };
@@ -192,7 +193,7 @@ fn check_space(plan: &Plan) -> Result<(), Failure> {
         disk.0 += export.disk_needed(&plan.model);
     }
     for (needed, export) in disks.into_values() {
-        // What an interrupted run has left is cleared before anything is written.
+        // The remains of an interrupted run are cleared before anything is written.
         let cleared = disk::folder_bytes(&hidden::staging(&export.path));
         if let Some(free) = disk::free_space(&export.path)
             && free.saturating_add(cleared) < needed

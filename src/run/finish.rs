@@ -1,4 +1,5 @@
-//! The end of a run: publishes what passed, keeps the report of what did not, and records what is there for the next run.
+//! The end of a run: publishes the outputs that passed, keeps the report of those that did not, and records the
+//! results for the next run.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -31,7 +32,7 @@ use crate::run::incremental::reuse::Reuse;
 use crate::run::incremental::take_over;
 use crate::text::units;
 
-/// Up to so long is waited for until every later change of a file shows in its times.
+/// The longest wait until every later change of a file shows in its times.
 const TICK: Duration = Duration::from_millis(20);
 
 /// The record of a run of a plan, before anything is written.
@@ -57,14 +58,14 @@ pub(super) fn header(plan: &Plan, export: &ExportPlan, checks: Checks) -> Header
     header
 }
 
-/// A run that only its end is missing from.
+/// A run that is complete except for its end.
 pub(super) struct Job<'a> {
     pub plan: &'a Plan,
     pub options: &'a Options,
     pub listener: &'a dyn Listener,
     /// The record of each export.
     pub headers: Vec<Header>,
-    /// What was in the place of each export when the run began.
+    /// The occupant of each export's path when the run began.
     pub occupants: Vec<Occupant>,
     pub stores: &'a [Stores],
     pub reuse: &'a Reuse<'a>,
@@ -94,10 +95,10 @@ struct Done {
 pub(super) type Built = (Vec<Staging>, Vec<Journal>);
 
 impl Job<'_> {
-    /// Makes the staging folders and begins the journals.
+    /// Creates the staging folders and begins the journals.
     ///
     /// # Errors
-    /// Where they cannot be written.
+    /// If they cannot be written.
     pub fn stage(&self) -> Result<Built, Failure> {
         let go_on = || self.options.cancel.check();
         let (mut folders, mut journals) = (Vec::new(), Vec::new());
@@ -109,10 +110,10 @@ impl Job<'_> {
         Ok((folders, journals))
     }
 
-    /// Publishes what passed, and keeps the report of what did not.
+    /// Publishes the outputs that passed, and keeps the report of those that did not.
     ///
     /// # Errors
-    /// Where something cannot be written, or the ledger does not balance.
+    /// If something cannot be written, or the ledger does not balance.
     pub fn finish(
         mut self,
         mut measured: Measured,
@@ -218,7 +219,7 @@ impl Job<'_> {
         }
         let built = match built {
             Some(built) => Some(built),
-            // A gate that fails on what is there already has nothing to stage.
+            // If a gate fails on an output that is there already, there is nothing to stage.
             None if !is_any => None,
             None => {
                 let (staging, journals) = self.stage()?;
@@ -329,10 +330,10 @@ impl Job<'_> {
         header
     }
 
-    /// Records what a published output holds.
+    /// Records the content of a published output.
     ///
     /// # Errors
-    /// Where it is to be durable and the disk reports an error.
+    /// If it is to be durable and the disk reports an error.
     fn record(&self, index: usize, ready: &Ready<'_>, tensors: Tensors<'_>) -> Result<(), Failure> {
         let (export, carried) = (&self.plan.exports[index], &ready.carried[index]);
         let mut header = self.written_header(index, ready.measured, &export.path);
@@ -390,8 +391,8 @@ impl Job<'_> {
         )
     }
 
-    /// Everything of an output but its weights. What the output before it holds is given a second name, where that output is one
-    /// that is taken over from.
+    /// Writes everything of an output except its weights. Files that the previous output holds get a second name, if
+    /// that output is one that results are reused from.
     fn write_other_files(
         &self,
         index: usize,
@@ -415,7 +416,7 @@ impl Job<'_> {
     }
 }
 
-/// What identifies files that are complete; none of those in which a later change might not show.
+/// The identities of files that are complete; none for a file in which a later change might not show.
 fn identities(paths: &[PathBuf]) -> Vec<Option<FileIdentity>> {
     let look = || -> Vec<Option<FileIdentity>> {
         let found = paths.iter().map(|path| fs::symlink_metadata(path).ok());
@@ -423,7 +424,7 @@ fn identities(paths: &[PathBuf]) -> Vec<Option<FileIdentity>> {
     };
     let first = look();
     let left = first.iter().flatten().map(FileIdentity::tick_left);
-    // A tick of the system's clock is worth waiting for, one of a file system that counts in seconds is not.
+    // A tick of the system's clock is worth waiting for; a tick of a file system that counts in seconds is not.
     std::thread::sleep(left.filter(|left| *left <= TICK).max().unwrap_or_default());
     let settled = |(first, now): (Option<FileIdentity>, Option<FileIdentity>)| {
         now.filter(|now| first == Some(*now) && now.tick_left().is_zero())

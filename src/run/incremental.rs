@@ -1,4 +1,4 @@
-//! Incremental runs: records of finished work, and results of earlier runs that are used again.
+//! Incremental runs: records of finished work, and reuse of the results of earlier runs.
 
 pub mod hashes;
 pub mod previous;

@@ -30,7 +30,7 @@ impl MadeFile<'_> {
     }
 }
 
-/// The files that are made for an export, the report aside.
+/// The files that are made for an export, except the report.
 pub(super) fn made_files<'p>(plan: &'p Plan, export: &'p ExportPlan) -> Result<Vec<MadeFile<'p>>, Failure> {
     let mut out: Vec<MadeFile<'p>> = Vec::new();
     if let Some(config) = &export.config {

@@ -8,10 +8,10 @@ use crate::finding::Finding;
 use crate::quant::{Distortion, Isa};
 use crate::report::Report;
 
-/// How a run is carried out; nothing here changes its results.
+/// Options of how a run is carried out; none of them changes its results.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// The instruction set of the kernels; the best one of the machine where none is given.
+    /// The instruction set of the kernels; the best one of the machine if none is given.
     pub isa: Option<Isa>,
     /// The switch that ends the run.
     pub cancel: Cancel,
@@ -23,13 +23,13 @@ pub struct Options {
     pub keep_unpublished: bool,
 }
 
-/// What a run came to. A failed gate is an outcome, not a [`Failure`]: everything was done, and the report says what of it is
-/// not good enough.
+/// The outcome of a run. A failed gate is an outcome, not a [`crate::finding::Failure`]: all work was done, and the report says which
+/// results are not good enough.
 #[derive(Debug)]
 pub struct Outcome {
     /// The report, as it is written.
     pub report: Report,
-    /// Where it is.
+    /// The paths of the report.
     pub report_paths: Vec<PathBuf>,
     /// The outputs that were published.
     pub published: Vec<PathBuf>,
@@ -39,16 +39,16 @@ pub struct Outcome {
     pub findings: Vec<Finding>,
     /// The exit status.
     pub exit: Exit,
-    /// What there was to do.
+    /// The work that the run had to do.
     pub work: Work,
     /// Whether the outputs were already as the run would have made them, to the byte: nothing was written.
     pub is_up_to_date: bool,
 }
 
-/// What a run had to do.
+/// The work of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Work {
-    /// Tensors that were taken over from an earlier run.
+    /// Tensors that were reused from an earlier run.
     pub taken_over: usize,
     /// Tensors that were read, treated and written.
     pub redone: usize,

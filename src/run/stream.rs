@@ -1,7 +1,8 @@
-//! One pass over the weights: each tile is read, quantized and measured, written where the plan says, and read back.
+//! One pass over the weights: each tile is read, quantized and measured, written to the places in the plan, and read
+//! back.
 //!
-//! A worker takes the next tile when it is done with the last, so memory is one tile's buffers a worker. No tile waits for
-//! another; sums are merged in tile order, so that no result depends on the number of workers.
+//! A worker takes the next tile when it is done with the last, so memory is the buffers of one tile per worker. No
+//! tile waits for another. Sums are merged in tile order, so no result depends on the number of workers.
 
 pub mod collector;
 pub mod solvers;
@@ -28,7 +29,7 @@ use crate::run::stream::source::SourceBuffers;
 use crate::run::stream::tiles::{Cut, Queue, Tile};
 use crate::sync::lock;
 
-/// A run with what was found out before its one pass.
+/// A run, with the results that were found before its one pass.
 struct Pass<'a> {
     run: &'a Context<'a>,
     solvers: &'a Solvers<'a>,
@@ -43,7 +44,7 @@ impl<'a> std::ops::Deref for Pass<'a> {
     }
 }
 
-/// A worker's memory, used again for each tile.
+/// The buffers of a worker, reused for each tile.
 #[derive(Default)]
 struct Buffers {
     source: SourceBuffers,
@@ -57,7 +58,7 @@ struct Buffers {
 /// Streams the weights of some of the plan's pieces into the staged files.
 ///
 /// # Errors
-/// Where a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
+/// If a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
 pub(super) fn stream(
     run: &Context<'_>,
     pieces: Vec<usize>,
@@ -195,7 +196,7 @@ impl Pass<'_> {
     fn keep(&self, piece: &Piece, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
         let tensor = &self.plan.model.tensors[piece.tensor()];
         let bytes = &buffers.source.weights;
-        // Elements of a kept tensor are counted in bytes, of a matrix and of scaled FP8 in rows.
+        // Elements of a kept tensor are counted in bytes, those of a matrix and of scaled FP8 in rows.
         let element = tensor.dtype.bits().div_ceil(8);
         let view = piece.matrix(&self.plan.model);
         let start = match (view, tensor.fp8) {
@@ -251,7 +252,8 @@ impl Pass<'_> {
                     let tensor = tensor as usize;
                     let written = self.plan.model.tensors[piece.tensor()].dtype;
                     if written == crate::model::Dtype::F64 {
-                        // F64 is quantized from F32, and left alone as it was.
+                        // F64 is quantized from F32. A piece that is not quantized is written as F64, the type that
+                        // it had.
                         convert(FloatType::F32, written, &source.weights, dequantized);
                         self.write_in_place(export, tensor, piece, tile, dequantized, read_back)?;
                     } else {
@@ -284,7 +286,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Puts the codes of a tile into `quantized`, and measures it where that is asked for.
+    /// Puts the codes of a tile into `quantized`, and measures it if the checks ask for it.
     fn encode(
         &self,
         piece: &Piece,
@@ -302,8 +304,8 @@ impl Pass<'_> {
         }
         let measured = solver.solve_and_measure(params, weights, rows, quantized, scratch).map_err(bad)?;
         if tile.number == 0 && self.solvers.is_first(tile.piece) {
-            // What is measured while codes are in registers has to be what the bytes mean. One tile of each kind is enough to see
-            // that kernels which fit together on other machines do so on this one.
+            // The measurement of codes in registers must agree with the meaning of the bytes. One tile of each kind
+            // is enough to see that kernels which agree on other machines also agree on this one.
             let meant = solver.measure(weights, quantized.view(), rows, scratch);
             check_measured(&self.plan.model.tensors[piece.tensor()].name, &measured, &meant)?;
         }
@@ -338,7 +340,7 @@ impl Pass<'_> {
         }
     }
 
-    /// Writes rows of a matrix into a tensor of the source's layout, and reads them back where that is asked for.
+    /// Writes rows of a matrix into a tensor of the source's layout, and reads them back if the checks ask for it.
     fn write_in_place(
         &self,
         export: usize,
@@ -354,8 +356,8 @@ impl Pass<'_> {
         self.write_and_check(export, tensor, self.start_in_tensor(piece, tile), bytes, read_back)
     }
 
-    /// Writes rows that lie across the tensor: one stretch of every column, which is read back where that is asked for. Elements that lie
-    /// apart are too little for that.
+    /// Writes rows that lie across the tensor: one stretch per column, which is read back if the checks ask for it.
+    /// Elements that lie apart are too small to be read back.
     fn scatter(
         &self,
         export: usize,
@@ -396,7 +398,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    /// Writes bytes, and where that is asked for reads them back and compares them.
+    /// Writes bytes. If the checks ask for it, reads them back and compares them.
     fn write_and_check(
         &self,
         export: usize,
@@ -418,10 +420,10 @@ impl Pass<'_> {
     }
 }
 
-/// Compares what was measured of a tile while it was quantized with what its bytes mean.
+/// Compares the measurement of a tile during quantization with the meaning of its bytes.
 ///
 /// # Errors
-/// Where they differ: by a mistake of this program, or of the processor.
+/// If they differ: by a mistake of this program, or of the processor.
 fn check_measured(tensor: &str, measured: &Distortion, meant: &Distortion) -> Result<(), Failure> {
     // As text, because NaN is NaN there.
     let [measured, meant] = [measured, meant].map(|distortion| format!("{distortion:?}"));
@@ -441,7 +443,7 @@ fn check_measured(tensor: &str, measured: &Distortion, meant: &Distortion) -> Re
     ))
 }
 
-/// Dequantized weights in another floating-point type: that of the source, where its scales have another.
+/// Dequantized weights in another floating-point type: that of the source, if its scales have another.
 fn convert(from: FloatType, to: crate::model::Dtype, bytes: &[u8], out: &mut Vec<u8>) {
     use crate::model::Dtype;
     let weights = from.widen(bytes);
@@ -454,7 +456,7 @@ fn convert(from: FloatType, to: crate::model::Dtype, bytes: &[u8], out: &mut Vec
     }
 }
 
-/// The first value of some bytes that is NaN or infinite; none where the type has no such values.
+/// The index of the first value in `bytes` that is NaN or infinite; none if the type has no such values.
 fn first_not_finite(dtype: crate::model::Dtype, bytes: &[u8]) -> Option<u64> {
     use crate::model::Dtype;
     fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<u64> {
@@ -491,15 +493,4 @@ pub(super) fn total_bytes(plan: &Plan, pieces: &[usize]) -> u64 {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn what_is_measured_is_what_codes_mean_also_where_that_is_no_number() {
-        let measured = Distortion { count: 3, weighted_noise: f64::NAN, ..Distortion::default() };
-        assert!(check_measured("w", &measured, &measured.clone()).is_ok());
-        let other = Distortion { noise: 1e-300, ..measured };
-        let failure = check_measured("w", &measured, &other).unwrap_err();
-        assert_eq!(failure.exit, Exit::Internal);
-    }
-}
+mod tests;

@@ -1,4 +1,4 @@
-//! Does a written output hold what was meant? Sizes and headers against the plan, files against the checksums of their report.
+//! Verification of a written output: sizes and headers against the plan, files against the checksums of their report.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::File;
@@ -13,7 +13,7 @@ use crate::fs::exclusive::{Entry, Folder};
 use crate::fs::regular::{self, limit};
 use crate::report::{self, FileRecord, OutputRecord, Report};
 
-/// What was found to be as it was written.
+/// The files that were found to be as they were written.
 #[derive(Debug)]
 pub struct Verified {
     /// The report.
@@ -24,16 +24,16 @@ pub struct Verified {
     pub carried: Vec<String>,
     /// Names of files that were made beside them.
     pub made: Vec<String>,
-    /// What is in the folder, and the report has no checksum of.
+    /// Names in the folder that the report has no checksum of.
     pub unchecked: Vec<String>,
 }
 
-/// Checks an output directory against its own report: all files of which that has checksums. Nothing outside of the directory is
-/// read.
+/// Checks an output directory against its own report: all files for which the report has checksums. Nothing outside
+/// of the directory is read.
 ///
 /// # Errors
-/// [`Exit::OutputDamaged`] with everything that is not as it was written, or where the report tells of nothing that was;
-/// [`Exit::BadModel`] where there is no report.
+/// [`Exit::OutputDamaged`] with everything that is not as it was written, or if the report lists no written files;
+/// [`Exit::BadModel`] if there is no report.
 pub fn verify(folder: &Path) -> Result<Verified, Failure> {
     let place = folder.join(report::FILE_NAME);
     let unreadable = |error: io::Error| report::unreadable(&place, &error);
@@ -48,8 +48,8 @@ pub fn verify(folder: &Path) -> Result<Verified, Failure> {
     }
     let tree = opened.tree().map_err(unreadable)?;
     let tree: BTreeMap<&Path, &Entry> = tree.iter().map(|entry| (entry.name.as_path(), entry)).collect();
-    // The report lists every output of its run, and a folder may have been moved: it is the output whose files it holds. Where
-    // it holds none of them, its name tells what it should be.
+    // The report lists every output of its run, and a folder may have been moved. The right output is the one whose
+    // files the folder holds. If none matches, the folder's name tells which output it should be.
     let name = name_of(folder);
     let mut told: Option<Vec<String>> = None;
     for output in listed {
@@ -112,7 +112,7 @@ fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecor
     out
 }
 
-/// What a report says that cannot be, though all files are as it says.
+/// Claims of a report that cannot be true, although all files match it.
 fn contradictions(bytes: &[u8], report: &Report, output: &OutputRecord) -> Vec<String> {
     let mut out = Vec::new();
     let edited = std::str::from_utf8(bytes).map_or(Some("is not text"), |text| report::edited(text, report));
@@ -163,10 +163,10 @@ fn name_of(folder: &Path) -> String {
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 
-/// What identifies the bytes of a file, with its hash where that is wanted.
+/// The identity of the bytes of a file, with its hash if `is_hashed`.
 ///
 /// # Errors
-/// Where they cannot be read, or reading is cancelled.
+/// If they cannot be read, or reading is cancelled.
 pub(super) fn identify(
     name: &str,
     mut file: impl Read,

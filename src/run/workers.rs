@@ -1,4 +1,4 @@
-//! The threads of a run, and how a list of things is worked through by them.
+//! Worker threads of a run, and the way they work through a list.
 
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

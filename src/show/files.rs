@@ -1,4 +1,4 @@
-//! The other files of a model, for a person: what is carried over though it holds weights, and what stays behind.
+//! Display of a model's other files: those carried over although they hold weights, and those left behind.
 
 use serde_json::{Value, json};
 
@@ -11,7 +11,8 @@ use crate::text::units::{bytes, counted};
 /// Names in one line.
 const NAMED: usize = 3;
 
-/// Files of one export in a table: weights that are carried over as they are, and what stays behind. Empty where there is neither.
+/// Tables of the files of one export: weights that are carried over as they are, and files left behind. Empty if
+/// there are neither.
 #[must_use]
 pub fn tables(plan: &Plan, export: &ExportPlan) -> String {
     let mut out = String::new();
@@ -33,7 +34,7 @@ pub fn tables(plan: &Plan, export: &ExportPlan) -> String {
     out
 }
 
-/// What stays behind in one line; none where nothing does.
+/// One line on the files left behind; none if there are none.
 #[must_use]
 pub fn left_line(left: &[Left]) -> Option<String> {
     let first: Vec<&str> = left.iter().take(NAMED).map(|left| left.name.as_str()).collect();
@@ -48,7 +49,7 @@ fn size(count: u64) -> String {
     if count == 0 { String::new() } else { bytes(count) }
 }
 
-/// What is carried over, for a program.
+/// The files carried over, as JSON.
 #[must_use]
 pub fn carried_json(plan: &Plan, export: &ExportPlan) -> Vec<Value> {
     let files = export.copies.iter().map(|&index| &plan.model.others[index]);

@@ -1,4 +1,4 @@
-//! Findings as GitHub workflow commands, which show them beside the lines of a pull request.
+//! Findings as GitHub workflow commands. GitHub shows them beside the lines of a pull request.
 
 use crate::finding::{Finding, visible_help};
 use crate::show::plain;
@@ -32,12 +32,12 @@ fn command(finding: &Finding) -> String {
     format!("::{} {}::{}\n", plain::severity(finding.severity), properties.join(","), data(&text))
 }
 
-/// Escapes the text of a command; what would begin another one in it is made harmless, too.
+/// Escapes the text of a command, and makes anything in it harmless that would begin another command.
 fn data(text: &str) -> String {
     inert(text).replace('%', "%25").replace('\r', "%0D").replace('\n', "%0A")
 }
 
-/// Escapes the value of a property, where separators mean something too.
+/// Escapes the value of a property, in which separators have a meaning too.
 fn property(text: &str) -> String {
     data(text).replace(':', "%3A").replace(',', "%2C")
 }

@@ -1,4 +1,4 @@
-//! Findings as drawings for people, through miette: the line, the word underlined, what about it, and what to do.
+//! Findings as drawings for people, through miette: the line, the underlined word with its label, and the help.
 
 use std::fmt;
 use std::sync::Arc;
@@ -12,7 +12,7 @@ use crate::finding::{Finding, Label, Severity, SourceText, visible_help};
 use crate::show::plain;
 use crate::text::{inert, is_hidden, push_visible, visible};
 
-/// Lines beyond this are not drawn. Nobody reads them, and miette cannot pad lines of 64 KiB.
+/// Longer lines are not drawn. They are unreadable, and miette cannot pad lines of 64 KiB.
 const MAX_LINE_BYTES: usize = 1_000;
 
 /// How drawings look.
@@ -44,11 +44,11 @@ pub fn render(findings: &[Finding], style: Style) -> String {
             None => text.push_str(&plain::render(std::slice::from_ref(finding))),
         }
     }
-    // Where a long line is broken, the rest begins a line of its own.
+    // After a break in a long line, the rest begins a new line.
     inert(&text).into_owned()
 }
 
-/// The drawing, where the places are within their texts and the lines no longer than can be looked at.
+/// The drawing, if the places are within their texts and the lines are short enough to read.
 fn draw(handler: &GraphicalReportHandler, finding: &Finding) -> Option<String> {
     if finding.labels.iter().any(|label| longest_line(label) > MAX_LINE_BYTES) {
         return None;
@@ -184,14 +184,16 @@ impl Diagnostic for Report<'_> {
     }
 }
 
-/// A text with its name, as miette asks for it: what a terminal would act on is shown as an escape, and places move along.
+/// A text with its name, in the form that miette needs. Characters that a terminal would act on are shown as escapes,
+/// and places move along.
 #[derive(Debug)]
 struct Text {
     source: Arc<SourceText>,
     name: String,
-    /// The text as it is shown, where that differs.
+    /// The text as it is shown, if it differs from the source.
     shown: Option<String>,
-    /// What is shown in place of characters, in order: one past the character, and one past what is shown.
+    /// The replaced characters, in order: the end of the character in the source, and the end of its replacement in
+    /// the shown text.
     moved: Vec<(usize, usize)>,
 }
 
@@ -215,7 +217,7 @@ impl Text {
                 shown.push(c);
                 continue;
             }
-            // A byte-order mark and the line breaks of Windows are no part of any line.
+            // A byte-order mark and the carriage returns of Windows line breaks are not part of any line.
             if !(c == '\u{feff}' && at == 0 || c == '\r' && text[at + 1..].starts_with('\n')) {
                 push_visible(&mut shown, c);
             }
@@ -229,7 +231,7 @@ impl Text {
         self.shown.as_deref().unwrap_or(&self.source.text)
     }
 
-    /// The byte of what is shown that stands for one of the text.
+    /// The byte of the shown text that corresponds to a byte of the source.
     fn shown_at(&self, at: usize) -> usize {
         match self.moved.partition_point(|(end, _)| *end <= at).checked_sub(1) {
             Some(last) => self.moved[last].1 + (at - self.moved[last].0),
@@ -237,7 +239,7 @@ impl Text {
         }
     }
 
-    /// The byte of the text that one of what is shown stands for.
+    /// The byte of the source that corresponds to a byte of the shown text.
     fn source_at(&self, shown: usize) -> usize {
         match self.moved.partition_point(|(_, end)| *end <= shown).checked_sub(1) {
             Some(last) => self.moved[last].0 + (shown - self.moved[last].1),

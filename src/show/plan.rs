@@ -1,4 +1,5 @@
-//! A plan as a person reads it and as a program does: per rule what is quantized, per reason what is kept, sizes to the byte.
+//! Display of a plan, for a person and for a program: per rule the quantized tensors, per reason the kept ones, sizes
+//! to the byte.
 
 use std::fmt::Write;
 use std::path::Path;

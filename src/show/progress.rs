@@ -1,4 +1,5 @@
-//! Progress while a run goes on: a bar on a terminal, a line now and then elsewhere. Listens to events, knows nothing else.
+//! Progress of a run: a bar on a terminal, otherwise a line at intervals. It listens to events and knows nothing
+//! else.
 
 use std::io::Write;
 use std::sync::Mutex;
@@ -11,7 +12,7 @@ use crate::run::{Event, Listener};
 use crate::text;
 use crate::text::units;
 
-/// Between two lines where there is no terminal.
+/// The interval between two lines if there is no terminal.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// A bar with bytes, rate and time left, on standard error.
@@ -59,7 +60,7 @@ impl Drop for Bar {
     }
 }
 
-/// A line at the start, every ten seconds, and for each stage.
+/// One line at the start, one every ten seconds, and one per stage.
 #[derive(Debug)]
 pub struct Lines {
     total: AtomicU64,
@@ -77,7 +78,7 @@ impl Lines {
     }
 }
 
-/// A line on standard error; a closed pipe there is nobody's concern.
+/// Writes a line to standard error; a closed pipe there is ignored.
 fn say(line: &str) {
     let _ = writeln!(std::io::stderr().lock(), "{}", text::inert(&text::visible(line)));
 }

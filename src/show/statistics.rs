@@ -1,4 +1,4 @@
-//! A file of activation statistics, for a person and for programs: what it was made of, and the columns that dominate.
+//! Display of activation statistics, for a person and for programs: their origin, and the columns that dominate.
 
 use std::fmt::Write;
 
@@ -9,10 +9,10 @@ use crate::show::table::table;
 use crate::text::units::counted;
 use crate::text::visible;
 
-/// Columns that are named for each module.
+/// The number of columns that are named for each module.
 const LARGEST: usize = 3;
 
-/// What one matrix of a module shows.
+/// The displayed facts about one matrix of a module.
 struct Shown {
     name: String,
     columns: usize,
@@ -87,7 +87,7 @@ pub fn text(path: &str, statistics: &Statistics) -> String {
     out
 }
 
-/// The statistics as JSON: what [`text`] shows.
+/// The statistics as JSON, with the content of [`text`].
 #[must_use]
 pub fn json(statistics: &Statistics) -> Value {
     let modules = statistics.modules.iter().flat_map(shown).map(|shown| {

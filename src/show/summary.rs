@@ -1,4 +1,5 @@
-//! The end of a run, for a person: the verdict first, then sizes, quality, what was kept and why, and where the output is.
+//! Summary of a run, for a person: the verdict first, then sizes, quality, kept tensors with their reasons, and the
+//! place of the output.
 
 use std::fmt::Write;
 
@@ -13,7 +14,7 @@ use crate::text::visible;
 /// Layers that are listed as the worst.
 const WORST: usize = 5;
 
-/// The summary of a run. Every line stands for something in the report.
+/// The summary of a run. Every line comes from something in the report.
 #[must_use]
 pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
     let (report, paths) = (&outcome.report, &outcome.report_paths);
@@ -48,7 +49,7 @@ pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
     out
 }
 
-/// What there was to do; empty where nothing could be taken over.
+/// The work that the run had to do; empty if nothing could be reused.
 fn work(outcome: &Outcome) -> String {
     let (taken_over, redone) = (outcome.work.taken_over, outcome.work.redone);
     match (outcome.is_up_to_date, taken_over, redone) {

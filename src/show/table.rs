@@ -1,4 +1,4 @@
-//! Plain columns for a terminal: no borders, numbers to the right.
+//! Plain-text tables for a terminal: no borders, numbers to the right.
 
 use std::borrow::Cow;
 use std::io::{self, Write};

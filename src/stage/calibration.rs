@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-/// What to do about a module that the file says nothing of.
+/// The reaction to a module that the file has no statistics for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum OnMissing {
@@ -24,7 +24,8 @@ pub struct Calibration {
     /// matrix of llama.cpp (GGUF, or the older binary file).
     #[schemars(length(min = 1))]
     pub file: String,
-    /// What to do about a module that the file says nothing of: it is not in it, or no token was routed to it.
+    /// The reaction to a module that the file has no statistics for: it is not in the file, or no token was routed to
+    /// it.
     #[serde(default)]
     pub on_missing: OnMissing,
 }

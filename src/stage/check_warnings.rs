@@ -1,11 +1,11 @@
-//! `check-warnings`: judges the measured quality against thresholds.
+//! `check-warnings`: comparison of the measured SQNR with thresholds.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::OnFailure;
 
-/// What the SQNR thresholds are held against.
+/// The SQNR that the thresholds are compared with.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Scope {
@@ -25,8 +25,8 @@ pub enum SqnrOf {
     /// That of the weights: every weight counts the same.
     #[default]
     Weights,
-    /// That of the layers' outputs, as far as activation statistics tell: each column counts by its mean squared activation.
-    /// Needs `calibration`.
+    /// The SQNR of the layers' outputs, as far as activation statistics tell: each column counts by its mean squared
+    /// activation. Needs `calibration`.
     Outputs,
 }
 
@@ -52,24 +52,24 @@ pub struct CheckWarnings {
     /// what the scheme can meet.
     #[serde(default = "default_sqnr_warning_threshold")]
     pub sqnr_warning_threshold: f64,
-    /// What the thresholds are held against.
+    /// The SQNR that the thresholds are compared with.
     #[serde(default)]
     pub scope: Scope,
     /// Whose SQNR the thresholds are held against.
     #[serde(default)]
     pub sqnr: SqnrOf,
-    /// Warn where a tensor is this many dB below what its scheme reaches on Gaussian weights.
+    /// Warn if a tensor is this many dB below the SQNR that its scheme reaches on Gaussian weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "f64", range(min = 0.0))]
     pub gap_warning: Option<f64>,
-    /// Critical where a tensor is this many dB below what its scheme reaches on Gaussian weights.
+    /// Critical if a tensor is this many dB below the SQNR that its scheme reaches on Gaussian weights.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "f64", range(min = 0.0))]
     pub gap_error: Option<f64>,
-    /// Warn where an int4 run skipped nothing.
+    /// Warn if an int4 run skipped nothing.
     #[serde(default = "default_true")]
     pub all_layers_quantized_warning: bool,
-    /// Warn where calibration used fewer samples than `min_calibration_samples`.
+    /// Warn if calibration used fewer samples than `min_calibration_samples`.
     #[serde(default = "default_true")]
     pub low_calibration_warning: bool,
     /// The number of samples below which calibration is called low.
@@ -78,7 +78,7 @@ pub struct CheckWarnings {
     /// Which severity `on_failure` acts on.
     #[serde(default)]
     pub fail_on: FailOn,
-    /// What to do when the gate fails. Default: the recipe's `on_failure`, or `warn`.
+    /// The reaction to a failure of the gate. Default: the recipe's `on_failure`, or `warn`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "OnFailure")]
     pub on_failure: Option<OnFailure>,

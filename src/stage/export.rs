@@ -24,18 +24,19 @@ pub enum Format {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Target {
-    /// What vLLM cannot load is an error.
+    /// A model that vLLM cannot load is an error.
     Vllm,
-    /// What transformers cannot load is an error.
+    /// A model that transformers cannot load is an error.
     Transformers,
-    /// What SGLang cannot load is an error.
+    /// A model that SGLang cannot load is an error.
     Sglang,
-    /// What some engine refuses to load is a warning that names it; what one would load as noise is an error here too.
+    /// A model that some engine refuses to load is a warning that names the engine. A model that an engine would load
+    /// with wrong weights is an error here too.
     #[default]
     Any,
 }
 
-/// What to do with a directory that is already at `path`.
+/// The treatment of a directory that is already at `path`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Overwrite {
@@ -46,14 +47,16 @@ pub enum Overwrite {
     Replace,
 }
 
-/// What identifies the files of source and output in the report.
+/// The checksum or hash that identifies the files of source and output in the report.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum DigestChoice {
-    /// CRC-64/NVME, the checksum of object stores: finds what accidents do to a file, and costs next to nothing.
+    /// CRC-64/NVME, the checksum of object stores. It detects accidental changes of a file, and costs next to
+    /// nothing.
     #[default]
     Crc64Nvme,
-    /// A BLAKE3 hash beside it, as `b3sum` prints it: nobody can make other bytes with the same hash. Runs take about half as long again.
+    /// A BLAKE3 hash in addition, as `b3sum` prints it. It is infeasible to make other bytes with the same hash. Runs
+    /// take about half as long again.
     Blake3,
 }
 
@@ -70,21 +73,21 @@ pub struct Export {
     /// Whose loading rules are errors in the plan.
     #[serde(default)]
     pub target: Target,
-    /// The number of GPUs that the output must be cut between by tensor parallelism: what cannot be is an error. `plan` says up
-    /// to how many it can be without this.
+    /// The number of GPUs between which the output must be cut by tensor parallelism. An output that cannot be cut so
+    /// is an error. Without this, `plan` reports the largest possible number.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64", range(min = 1))]
     pub tensor_parallel: Option<NonZeroU64>,
-    /// What to do with a directory that is already at `path`.
+    /// The treatment of a directory that is already at `path`.
     #[serde(default)]
     pub overwrite: Overwrite,
-    /// `keep`: the source's files; or the largest size of a file, such as `5GB`.
+    /// `keep` for the source's files, or the largest size of a file, such as `5GB`.
     #[serde(default)]
     pub shards: Shards,
     /// Carry over the tokenizer, generation config, chat template and every other file that is not replaced.
     #[serde(default = "default_copy")]
     pub copy: bool,
-    /// What identifies the files of source and output in the report.
+    /// The checksum or hash that identifies the files of source and output in the report.
     #[serde(default)]
     pub digest: DigestChoice,
 }

@@ -1,4 +1,4 @@
-//! `load`: names the model and corrects what is inferred about it.
+//! `load`: the name of the model, and corrections of properties that are inferred from it.
 
 use indexmap::IndexMap;
 use schemars::JsonSchema;

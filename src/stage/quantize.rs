@@ -1,4 +1,4 @@
-//! What `quantize-int4` and `quantize-int8` share: their parameters differ in one default only.
+//! Parameters that `quantize-int4` and `quantize-int8` share. They differ in one default only.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -17,7 +17,7 @@ pub enum GranularityChoice {
     Tensor,
 }
 
-/// How the range of a group is chosen.
+/// The method that chooses the range of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum ObserverChoice {
@@ -28,8 +28,8 @@ pub enum ObserverChoice {
     Mse,
     /// The range that keeps `percentile` percent of the values unclipped.
     Percentile,
-    /// As llm-compressor's `imatrix_mse`: the search of `mse` over a wider and coarser grid, each column weighed by how strong
-    /// the activations are that it meets. Needs `calibration`; `mse` with `calibration` is usually better.
+    /// As llm-compressor's `imatrix_mse`: the search of `mse` over a wider and coarser grid. Each column is weighed
+    /// by the strength of its input activations. Needs `calibration`. `mse` with `calibration` is usually better.
     ImatrixMse,
 }
 
@@ -63,26 +63,27 @@ pub enum ActivationScheme {
     /// Weights only.
     #[default]
     None,
-    /// 8 bits, symmetric, one scale a token, computed by the engine. Weights are then stored one code a byte.
+    /// 8 bits, symmetric, one scale per token, computed by the engine. Weights are then stored as one code per byte.
     DynamicToken,
 }
 
-/// What to do with a row whose length the group size does not divide.
+/// The treatment of a row whose length is not a multiple of the group size.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum Indivisible {
     /// Stop before any work, naming all of them.
     #[default]
     Error,
-    /// Leave those modules alone.
+    /// Skip those modules.
     Skip,
-    /// One scale a row for those modules.
+    /// One scale per row for those modules.
     Channel,
     /// The largest of 128, 64, 32, 16 that divides.
     Shrink,
 }
 
-/// What to do about modules that engines fuse (q, k and v; gate and up; all experts of a layer) and this recipe treats differently.
+/// The treatment of modules that engines fuse (q, k and v; gate and up; all experts of a layer) and this recipe
+/// treats differently.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
 pub enum SiblingPolicy {
@@ -97,7 +98,7 @@ pub enum SiblingPolicy {
 
 /// The parameters of a quantize stage, whatever its bit width.
 pub trait Quantize {
-    /// Bits a code: 4 or 8.
+    /// Bits per code: 4 or 8.
     fn bits(&self) -> u8;
     /// Patterns or layer types to claim, of what is neither skipped nor claimed.
     fn targets(&self) -> &[Pattern];
@@ -107,7 +108,7 @@ pub trait Quantize {
     fn group_size(&self) -> u32;
     /// Signed range without a zero point.
     fn symmetric(&self) -> bool;
-    /// How the range of a group is chosen.
+    /// The method that chooses the range of a group.
     fn observer(&self) -> ObserverChoice;
     /// Of `mse`: how far the range is shrunk at most, as a share of it.
     fn maxshrink(&self) -> Option<f64>;
@@ -121,9 +122,9 @@ pub trait Quantize {
     fn scale_dtype(&self) -> ScaleDtype;
     /// How engines quantize activations.
     fn activations(&self) -> ActivationScheme;
-    /// What to do with a row that the group size does not divide.
+    /// The treatment of a row whose length is not a multiple of the group size.
     fn indivisible(&self) -> Indivisible;
-    /// What to do about fused modules that differ.
+    /// The treatment of fused modules that differ.
     fn siblings(&self) -> SiblingPolicy;
 }
 
@@ -147,7 +148,8 @@ macro_rules! quantize_stage {
         #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
         #[serde(deny_unknown_fields)]
         pub struct $name {
-            /// What to claim, of what is neither skipped nor claimed: patterns over modules, or layer types.
+            /// The modules to claim, among those that are neither skipped nor claimed: patterns over modules, or
+            /// layer types.
             #[serde(default = "super::quantize::default_targets")]
             #[schemars(length(min = 1))]
             pub targets: Vec<crate::layer::pattern::Pattern>,
@@ -158,10 +160,10 @@ macro_rules! quantize_stage {
             #[serde(default = "super::quantize::default_group_size")]
             #[schemars(range(min = 8, max = 65536), extend("multipleOf" = 8, "examples" = [32, 64, 128]))]
             pub group_size: u32,
-            /// True: a signed range and no zero point. False: an affine range with an integer zero point a group.
+            /// True: a signed range and no zero point. False: an affine range with one integer zero point per group.
             #[serde(default = "super::quantize::default_symmetric")]
             pub symmetric: bool,
-            /// How the range of a group is chosen.
+            /// The method that chooses the range of a group.
             #[serde(default)]
             pub observer: super::ObserverChoice,
             /// Of `mse`: how far the range is shrunk at most, as a share of it. Default: 0.2; of `imatrix-mse` 0.95.
@@ -192,10 +194,10 @@ macro_rules! quantize_stage {
             /// How engines are told to quantize activations at run time.
             #[serde(default)]
             pub activations: super::ActivationScheme,
-            /// What to do with a row whose length the group size does not divide.
+            /// The treatment of a row whose length is not a multiple of the group size.
             #[serde(default)]
             pub indivisible: super::Indivisible,
-            /// What to do about modules that engines fuse and this recipe treats differently.
+            /// The treatment of modules that engines fuse and this recipe treats differently.
             #[serde(default)]
             pub siblings: super::SiblingPolicy,
         }

@@ -1,6 +1,6 @@
-//! `quantize-int4`: weights become 4-bit integers.
+//! `quantize-int4`: quantization of weights to 4-bit integers.
 
 super::quantize::quantize_stage! {
-    /// Parameters of `quantize-int4`. Of several quantize stages the first that claims a module keeps it.
+    /// Parameters of `quantize-int4`. If several quantize stages claim a module, the first one keeps it.
     QuantizeInt4, bits: 4, granularity: Group
 }

@@ -1,6 +1,6 @@
-//! `quantize-int8`: weights become 8-bit integers.
+//! `quantize-int8`: quantization of weights to 8-bit integers.
 
 super::quantize::quantize_stage! {
-    /// Parameters of `quantize-int8`. Of several quantize stages the first that claims a module keeps it.
+    /// Parameters of `quantize-int8`. If several quantize stages claim a module, the first one keeps it.
     QuantizeInt8, bits: 8, granularity: Channel
 }

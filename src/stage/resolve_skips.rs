@@ -1,4 +1,4 @@
-//! `resolve-skips`: which modules the quantize stages after it leave alone.
+//! `resolve-skips`: the modules that the quantize stages after it skip.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -30,26 +30,26 @@ pub struct ResolveSkips {
     /// The built-in list to start from.
     #[serde(default)]
     pub defaults: SkipDefaults,
-    /// Modules to leave alone, as names, globs or `re:` regular expressions (the Hugging Face parameter of this name).
+    /// Modules to skip, as names, globs or `re:` regular expressions (the Hugging Face parameter of this name).
     #[serde(default)]
     pub modules_to_not_convert: Vec<Pattern>,
-    /// Layer types to leave alone, kinds or roles.
+    /// Layer types to skip, kinds or roles.
     #[serde(default)]
     pub skip_layer_types: Vec<LayerType>,
-    /// More patterns of modules to leave alone.
+    /// More patterns of modules to skip.
     #[serde(default)]
     pub skip_layer_names: Vec<Pattern>,
-    /// Leave alone modules with strictly fewer parameters than this, weight and bias together. Default: 512 with the int4
+    /// Skip modules with strictly fewer parameters than this, weight and bias together. Default: 512 with the int4
     /// list, none otherwise.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u64")]
     pub skip_param_threshold: Option<u64>,
-    /// Patterns or layer types that the built-in list would leave alone and this recipe quantizes. Takes back defaults only.
-    /// Stacks of experts that an engine of the export's `target` would load as noise are left alone as well, with a warning;
-    /// `Experts` here takes that back.
+    /// Patterns or layer types that the built-in list would skip and this recipe quantizes. Overrides defaults only.
+    /// Stacks of experts that an engine of the export's `target` would load with wrong weights are skipped as well,
+    /// with a warning. `Experts` here overrides that.
     #[serde(default)]
     pub quantize_anyway: Vec<Pattern>,
-    /// What to do about a pattern that matches nothing. Names that the built-in list holds too never count.
+    /// The reaction to a pattern that matches nothing. Names that are also in the built-in list never count.
     #[serde(default)]
     pub on_unmatched: OnUnmatched,
 }

@@ -1,4 +1,4 @@
-//! `validate`: measures every quantized tensor and checks what was written.
+//! `validate`: measurement of every quantized tensor and checks of the written files.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -13,7 +13,7 @@ pub enum Check {
     Finite,
     /// No dequantized weight is larger in magnitude than `max_abs_weight`.
     WeightRange,
-    /// What was written is read again and equals what was meant.
+    /// The written data is read again and equals the intended data.
     RoundTrip,
     /// Every file has the size that was planned.
     Size,
@@ -30,7 +30,7 @@ pub struct Validate {
     #[serde(default = "default_max_abs_weight")]
     #[schemars(extend("exclusiveMinimum" = 0.0))]
     pub max_abs_weight: f64,
-    /// What to do when a check fails. Default: the recipe's `on_failure`, or `error`.
+    /// The reaction to a failed check. Default: the recipe's `on_failure`, or `error`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "OnFailure")]
     pub on_failure: Option<OnFailure>,

@@ -1,4 +1,4 @@
-//! Numbers as people read them.
+//! Numbers formatted for people.
 
 /// Bytes with a binary unit and three significant digits, such as `3.56 MiB`.
 #[must_use]

@@ -1,8 +1,9 @@
-//! Waiting for changes of what a recipe reads, and running it again.
+//! Change detection: waits for changes of the files that a recipe reads, and runs the recipe again.
 //!
-//! Folders are watched rather than files, because most editors save by renaming a new file over the old one. What an event
-//! says is not trusted: it only asks to look again, and what counts is whether the recipe's text or a file of the model differs
-//! from what the last cycle has seen. So a burst of events is one change, and our own writing is none.
+//! Folders are watched rather than files, because most editors save by renaming a new file over the old one. The
+//! content of an event is not trusted. An event only asks to look again. A change is a difference of the recipe's
+//! text or of a model file from the state that the last cycle saw. So a burst of events is one change, and writes of
+//! monoquant itself are none.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -31,16 +32,16 @@ const GONE: Duration = Duration::from_millis(250);
 /// Folders below a model's folder that are looked at.
 const DEPTH: usize = 2;
 
-/// What a cycle reads, as far as looking at it without reading weights tells.
+/// The state of a cycle's inputs, as far as it is visible without reading weights.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 struct Seen {
-    /// The texts of recipe and other small files; none where one is missing.
+    /// The texts of the recipe and of other small files. None if a file is missing.
     texts: BTreeMap<PathBuf, Option<Vec<u8>>>,
     /// The model's files.
     files: BTreeMap<PathBuf, FileIdentity>,
 }
 
-/// What is watched.
+/// The watched files and folders.
 #[derive(Debug, Default)]
 struct Watched {
     texts: Vec<PathBuf>,
@@ -52,7 +53,7 @@ struct Watched {
     seen: Seen,
 }
 
-/// What the cycles tell about what they read.
+/// The inputs that the cycles declare.
 #[derive(Debug)]
 pub struct Inputs(Mutex<Watched>);
 
@@ -62,8 +63,8 @@ impl Inputs {
         Self(Mutex::new(watched))
     }
 
-    /// Says which folder or file the model is, which other files are read, and where outputs are written. To be called before
-    /// they are read, so that no later change goes unnoticed.
+    /// Declares the folder or file of the model, the other files that are read, and the places of the outputs. Must
+    /// be called before they are read, so that no later change goes unnoticed.
     pub fn set(&self, model: PathBuf, others: Vec<PathBuf>, outputs: Vec<PathBuf>) {
         let mut watched = lock(&self.0);
         let is_same =
@@ -79,7 +80,7 @@ impl Inputs {
         lock(&self.0)
     }
 
-    /// Takes everything as seen that is there now.
+    /// Records the current state as seen.
     fn look(&self) {
         let mut watched = self.watched();
         watched.seen = look(&watched);
@@ -96,7 +97,7 @@ impl Inputs {
         self.watched().texts.iter().any(|path| fs::metadata(path).map_or(true, |text| text.len() == 0))
     }
 
-    /// Waits for a file that an editor is putting in its place.
+    /// Waits for a file that an editor is about to put in place.
     fn wait_while_gone(&self) {
         let gone = Instant::now();
         while self.has_gone() && gone.elapsed() < GONE {
@@ -171,7 +172,7 @@ fn look_below(path: &Path, depth: usize, outputs: &[PathBuf], files: &mut BTreeM
     }
 }
 
-/// What the loop waits for.
+/// A message that the loop waits for.
 enum Message<T> {
     /// Something may have changed.
     Event,
@@ -201,24 +202,24 @@ pub struct Watch<T> {
 }
 
 impl<T: Send + 'static> Watch<T> {
-    /// Watches by the system's events, or by looking every so often where a time is given.
+    /// Watches by the system's events, or by polling if an interval is given.
     #[must_use]
     pub fn new(poll: Option<Duration>) -> Self {
         let (sender, receiver) = channel();
         Self { sender, receiver, poll }
     }
 
-    /// What ends it.
+    /// The handle that ends the watch.
     #[must_use]
     pub fn interrupt(&self) -> Interrupt<T> {
         Interrupt(self.sender.clone())
     }
 
-    /// Runs `cycle` now and after every change, and shows what came of each, until it is interrupted. A change during a cycle
-    /// cancels that cycle, whose result is not shown, and begins the next.
+    /// Runs `cycle` now and after every change, and shows each result, until it is interrupted. A change during a
+    /// cycle cancels that cycle and begins the next. The result of the cancelled cycle is not shown.
     ///
     /// # Errors
-    /// Where files cannot be watched.
+    /// If files cannot be watched.
     pub fn run(
         self,
         recipe: &Path,
@@ -268,7 +269,7 @@ impl<T: Send + 'static> Watch<T> {
         }
     }
 
-    /// The next message. Where events are not waited for, one comes every so often.
+    /// The next message. If a polling interval is set, an event arrives after each interval.
     fn receive(&self) -> Message<T> {
         let received = match self.poll {
             Some(every) => self.receiver.recv_timeout(every),
@@ -309,10 +310,10 @@ impl<T: Send + 'static> Watch<T> {
         }
     }
 
-    /// Whether there is a change; false where the watch is to end.
+    /// Waits for a change. False if the watch is to end.
     fn wait_for_a_change(&self, inputs: &Inputs) -> bool {
         loop {
-            // What changed between the end of a cycle and now needs no event.
+            // A change between the end of a cycle and now needs no event.
             if inputs.has_changed() {
                 inputs.wait_while_gone();
                 if inputs.has_changed() {

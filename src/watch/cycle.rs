@@ -1,4 +1,4 @@
-//! A cycle of a watch, compared with the one before: what was edited, and what came of it.
+//! One cycle of a watch, compared with the one before: the edits and the results.
 
 use std::fmt::Write;
 use std::time::Duration;
@@ -15,7 +15,7 @@ use crate::text::visible;
 /// Lines of a change that are shown.
 const SHOWN_LINES: usize = 12;
 
-/// What cycles are compared by.
+/// The figures by which cycles are compared.
 #[derive(Debug, Clone, PartialEq)]
 struct Figures {
     sqnr_db: Option<f64>,
@@ -68,8 +68,8 @@ pub struct Cycles {
 }
 
 impl Cycles {
-    /// Takes a cycle: the recipe's text, where it could be read, and what came of it. None where nothing at all has changed, so
-    /// that there is nothing to say.
+    /// Adds a cycle: the recipe's text, if it could be read, and the result. None if nothing has changed, so that
+    /// there is nothing to report.
     pub fn next(
         &mut self,
         text: Option<String>,
@@ -170,7 +170,7 @@ impl Cycle {
         out
     }
 
-    /// Quality, size and work, with what they were before where that differs.
+    /// Quality, size and work, with their earlier values if they differ.
     fn differences(&self, figures: &Figures) -> Vec<String> {
         let before = self.before.as_ref();
         let sqnr = |name: &str, now: Option<f64>, before: Option<Option<f64>>| {

@@ -1,7 +1,7 @@
 //! Packed integers: compressed-tensors' `pack-quantized`.
 //!
-//! Codes are unsigned, in 32-bit words along each row, low bits first; zero points are packed along the rows. The shape of the
-//! unpacked matrix is a tensor of its own.
+//! Codes are unsigned, in 32-bit words along each row, low bits first; zero points are packed along the rows. The
+//! shape of the unpacked matrix is a tensor of its own.
 
 use super::{Contents, Encoding, Part, codes, dequantized, integer_part, scales, whole, zero_points};
 use crate::quant::{Role, Scheme, Storage};

@@ -23,7 +23,7 @@ fn schemes() -> impl Strategy<Value = Scheme> {
 }
 
 proptest! {
-    /// What is decoded from the parts is what the kernels mean by their bytes, and tiles fill every part exactly.
+    /// Decoding the parts gives the weights that the kernels encoded, and tiles fill every part exactly.
     #[test]
     fn parts_go_round(
         scheme in schemes(),

@@ -1,4 +1,4 @@
-//! The same by paths, where the system reaches names in no other way.
+//! Path-based versions of the same calls, for systems that cannot reach names in another way.
 
 use std::ffi::{OsStr, OsString};
 use std::fs::{self, File, Metadata};

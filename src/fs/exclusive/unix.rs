@@ -47,7 +47,7 @@ pub fn open_file(handle: &Handle, name: &OsStr, is_written: bool) -> io::Result<
 pub fn open_existing(path: &Path) -> io::Result<File> {
     let flags = FILE.bits() as i32;
     let open = |write: bool| File::options().read(true).write(write).custom_flags(flags).open(path);
-    // A file of somebody else can be locked all the same.
+    // Another user's file can be locked even if it is not writable.
     open(true).or_else(
         |error| {
             if error.kind() == io::ErrorKind::PermissionDenied { open(false) } else { Err(error) }

@@ -1,11 +1,11 @@
-//! A glob over dotted names, as a regular expression.
+//! Translation of globs over dotted names to regular expressions.
 
 use super::PatternError;
 
-/// The regular expression, without anchors, that matches what `glob` matches.
+/// The regular expression, without anchors, that matches the same names as `glob`.
 ///
 /// # Errors
-/// Where a bracket or brace is not closed, or closes nothing.
+/// If a bracket or brace is not closed, or closes nothing.
 pub(super) fn translate(glob: &str) -> Result<String, PatternError> {
     let chars: Vec<char> = glob.chars().collect();
     let mut regex = String::with_capacity(glob.len() * 2);
@@ -22,7 +22,7 @@ pub(super) fn translate(glob: &str) -> Result<String, PatternError> {
                     at += 1;
                 }
                 if starts_segment && chars.get(at) == Some(&'.') {
-                    // `**.` stands for any number of whole segments, none included.
+                    // `**.` matches any number of whole segments, including none.
                     at += 1;
                     regex.push_str(r"(?:.*\.)?");
                 } else {

@@ -15,7 +15,7 @@ fn stack_of(config: Value, tensors: &[(&str, &[u64])]) -> Result<ExpertStack, Fi
     stack(&folder(config, tensors), 0)
 }
 
-/// Where element (r, c) of a matrix is in its tensor, in elements.
+/// The position of element (r, c) of a matrix in its tensor, in elements.
 fn at(matrix: &ExpertMatrix, r: u64, c: u64) -> u64 {
     matrix.view.offset / 2 + r * matrix.view.row_stride + c * matrix.view.column_stride
 }

@@ -1,4 +1,4 @@
-//! What several headers and the index say of one another.
+//! Consistency checks between several headers and the index.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -10,7 +10,7 @@ use crate::model::index::Index;
 use crate::model::name_index::NameIndex;
 use crate::model::tensor::{Shard, TensorInfo};
 
-/// A tensor in two files: which one counts cannot be told.
+/// Checks for a tensor in two files: it cannot be decided which of them counts.
 pub(super) fn check_duplicates(
     shards: &[Shard],
     tensors: &[TensorInfo],
@@ -43,7 +43,7 @@ pub(super) fn check_index(
     let number = |file: &str| shards.binary_search_by(|shard| shard.name.as_str().cmp(file)).ok();
     let (mut absent, mut elsewhere) = (Vec::new(), Vec::new());
     for (tensor, file) in index.iter() {
-        // What a file holds that is left out, missing or damaged is not known.
+        // The tensors of a file that is left out, missing or damaged are unknown.
         let Some(shard) = number(file) else { continue };
         match names.find(tensors, tensor) {
             None if may_be_tied(tensor, config) => {}
@@ -85,8 +85,8 @@ pub(super) fn check_index(
     }
 }
 
-/// Whether a tensor need not be there, because the model's config ties it to the table of tokens: the output head, and the tables of
-/// an encoder and a decoder that share one.
+/// Whether a tensor may be absent because the model's config ties it to the token table: the output head, and the
+/// tables of an encoder and a decoder that share one.
 pub(super) fn may_be_tied(tensor: &str, config: &Config) -> bool {
     const TIED: &[&str] = &["lm_head", "embed_out", "proj_out", "output", "head", "embed_tokens", "decoder"];
     let module = tensor.strip_suffix(".weight").or_else(|| tensor.strip_suffix(".bias"));
@@ -97,7 +97,7 @@ pub(super) fn may_be_tied(tensor: &str, config: &Config) -> bool {
 /// Tells of files that look like one model twice, by other names: as many parameters in both, and no name in both. A recipe may have
 /// asked for it.
 pub(super) fn check_copies(shards: &[Shard], tensors: &[TensorInfo], findings: &mut Vec<Finding>) {
-    // The set that a file is a part of, or the file.
+    // The set that a file belongs to, or the file itself.
     let unit = |shard: &Shard| {
         let stem = shard.name.trim_end_matches(".safetensors");
         super::names::part(stem).map_or_else(|| stem.to_owned(), |part| part.stem)

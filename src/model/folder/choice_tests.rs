@@ -1,4 +1,5 @@
-//! Which files of a folder are the model, what becomes of the others, and what a folder near a model is told.
+//! File selection: the files of a folder that are the model, the fate of the others, and the findings for a folder
+//! near a model.
 
 use std::fs;
 
@@ -13,7 +14,7 @@ fn read_files(model: &ModelFolder) -> Vec<&str> {
     model.shards.iter().map(|shard| shard.name.as_str()).collect()
 }
 
-/// A folder with an empty configuration and a file a name, each of one tensor with the name of the file.
+/// A folder with an empty configuration and one file per name. Each file holds one tensor with the name of the file.
 fn weights(names: &[&str]) -> TempDir {
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("config.json"), "{}").unwrap();
@@ -70,7 +71,7 @@ fn without_an_index_names_say_which_files_are_the_model() {
         let folder = weights(files);
         let (found, text) = only(folder.path());
         assert!(found == code && text.contains(words), "{files:?}: {text}");
-        // What a recipe asks for is read all the same.
+        // Files that a recipe asks for are read all the same.
         if code == code::UNCLEAR {
             assert_eq!(open(folder.path(), &["*"], &[]).unwrap().shards.len(), files.len());
             assert_eq!(open(folder.path(), &[], &[files[1]]).unwrap().shards.len(), 1);
@@ -99,12 +100,12 @@ fn of_several_indices_the_usual_one_counts() {
     let (code, text) = only(path);
     assert!(code == code::UNCLEAR && text.contains("`mine.safetensors.index.json`"), "{text}");
     assert_eq!(open(path, &["[12].safetensors"], &[]).unwrap().tensors.len(), 3);
-    // A file of the usual name counts before an index of another.
+    // A file with a usual name takes precedence over an index with an unusual one.
     write_weights(&path.join("model.safetensors"), &[("a", "F32", &[2])]);
     assert_eq!(read_files(&open(path, &[], &[]).unwrap()), ["model.safetensors"]);
     fs::write(path.join("model.safetensors.index.json"), r#"{"weight_map": {}}"#).unwrap();
     assert!(only(path).1.contains("names no tensor"));
-    // One that says where the files are that a stale one misses.
+    // If the index is stale, the finding says where the missing files are.
     write_index(path, &[("a", "model-1-of-1.safetensors")]);
     assert!(only(path).1.contains("include: ["), "{}", only(path).1);
     assert_eq!(read_files(&open(path, &["model.safetensors"], &[]).unwrap()), ["model.safetensors"]);
@@ -264,7 +265,7 @@ fn what_a_model_may_need_is_carried_and_copies_stay_behind() {
         ]
     );
     assert!(model.warnings.is_empty(), "{:?}", model.warnings);
-    // Weights of which nobody knows what they are.
+    // Weights whose purpose is unknown.
     write_weights(&path.join("mtp.safetensors"), &[("mtp.weight", "BF16", &[20])]);
     assert_eq!(open(path, &[], &[]).unwrap().warnings[0].code, code::LEFT_OUT);
 }
@@ -279,7 +280,7 @@ fn what_cannot_be_carried_over_is_known_before_a_run() {
     std::os::unix::fs::symlink("nowhere", path.join("tokenizer.json")).unwrap();
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 4\n";
     fs::write(path.join("vocab.json"), pointer).unwrap();
-    // What stays behind may be one.
+    // A file that stays behind may be a pointer.
     fs::write(path.join("pytorch_model.bin"), pointer).unwrap();
     let model = open(path, &[], &[]).unwrap();
     let broken = [

@@ -1,4 +1,4 @@
-//! What to say when a path is not a model that can be read: what is there instead, and what to do.
+//! Complaints about a path that is not a model that can be read: what is there instead, and what to do.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -56,7 +56,7 @@ fn what_to_do(error: &std::io::Error) -> &'static str {
     }
 }
 
-/// Nothing is there, or it cannot be looked at.
+/// The finding for a path at which nothing exists, or that cannot be accessed.
 pub(super) fn absent(model: &Path, error: &std::io::Error) -> Finding {
     if error.kind() != ErrorKind::NotFound {
         return io(model, error);
@@ -97,7 +97,7 @@ pub(super) fn not_a_model_file(model: &Path, metadata: &fs::Metadata) -> Option<
     not_safetensors(&file_name(model)).or_else(|| regular::open(model).err().map(|error| io(model, &error)))
 }
 
-/// What to say of a file that is not safetensors.
+/// The finding for a file that is not safetensors.
 fn not_safetensors(name: &str) -> Option<Finding> {
     if name.ends_with(".safetensors") {
         return None;
@@ -115,7 +115,7 @@ fn not_safetensors(name: &str) -> Option<Finding> {
 pub(super) const CONVERT: &str = "Weights in pickle files are not read, because reading one can run code. \
     Convert them with transformers: `AutoModelForCausalLM.from_pretrained(DIR, dtype=\"auto\").save_pretrained(NEW)`.";
 
-/// A model without a config. What it means for an export is said by the plan.
+/// The finding for a model without a config. The plan reports what that means for an export.
 pub(super) fn no_config(is_single_file: bool) -> Finding {
     let place = if is_single_file {
         "there is no `config.json` beside the file"
@@ -129,7 +129,7 @@ pub(super) fn no_config(is_single_file: bool) -> Finding {
     .help("The output head, routers and extra prediction layers may not be recognised; check with `inspect`.")
 }
 
-/// A file whose contents git-lfs has not fetched.
+/// The finding for a file whose contents git-lfs has not fetched.
 pub(super) fn pointer(file: &str) -> Finding {
     Finding::error(code::POINTER, format!("`{file}` is a Git LFS pointer, not the file that it stands for"))
         .help("Run `git lfs pull` in the model's folder, or download the model with `hf download`.")

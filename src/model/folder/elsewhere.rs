@@ -1,4 +1,5 @@
-//! A folder that is near a model: an entry of the Hub's cache, a pipeline of several models, or one level off. Says where it is.
+//! Folders near a model: an entry of the Hub's cache, a pipeline of several models, or a folder one level off. The
+//! finding says where the model is.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -147,10 +148,10 @@ fn weight_folders(listing: &Listing) -> Vec<(&str, Vec<&super::OtherFile>)> {
     found
 }
 
-/// What to say of a folder that has its weights in folders below.
+/// The finding for a folder that has its weights in folders below.
 pub(super) fn below(root: &Path, listing: &Listing) -> Option<Finding> {
     let found = weight_folders(listing);
-    // A model is most likely where its config is.
+    // A model is most likely in the folder of its config.
     let has_config = |folder: &str| listing.has(&format!("{folder}/config.json"));
     let mut named: Vec<&str> =
         found.iter().map(|(folder, _)| *folder).filter(|folder| has_config(folder)).collect();

@@ -1,4 +1,4 @@
-//! Which files a folder holds.
+//! The listing of a folder's files.
 
 use std::collections::HashSet;
 use std::fs;
@@ -20,7 +20,7 @@ const MAX_DEPTH: usize = 100;
 /// Files of a model's folder: links to folders can make any number of few.
 const MAX_FILES: usize = 100_000;
 
-/// What a folder holds.
+/// The files and folders in a folder.
 #[derive(Default)]
 pub(super) struct Listing {
     /// Files at any depth, hidden ones left out.
@@ -34,13 +34,14 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Whether there is a file of this path. The files must be ordered.
+    /// Whether there is a file at this path. The files must be sorted.
     pub(super) fn has(&self, path: &str) -> bool {
         self.files.binary_search_by(|file| file.path.as_str().cmp(path)).is_ok()
     }
 }
 
-/// Lists a folder. Links are followed to where the files of a model may lie (the Hub's cache consists of them).
+/// Lists a folder. Links are followed to places where the files of a model may lie (the Hub's cache consists of
+/// links).
 pub(super) fn list(root: &Root, listing: &mut Listing, findings: &mut Vec<Finding>) {
     let above = root.path().canonicalize().into_iter().collect();
     Lister { root, above, listing, findings }.list("");
@@ -123,7 +124,7 @@ impl Lister<'_> {
         }
     }
 
-    /// Takes note of a file or a folder, which is `real` without links.
+    /// Records a file or a folder. `real` is its path without links.
     fn take(&mut self, path: String, metadata: &fs::Metadata, real: PathBuf) {
         if metadata.is_file() {
             return self.listing.files.push(OtherFile { path, len: metadata.len(), fate: Fate::Carried });
@@ -195,7 +196,7 @@ fn unreadable(error: std::io::Error) -> Fate {
     Fate::Broken { what, help: help.to_owned() }
 }
 
-/// A file name as text, bytes that are no text escaped.
+/// A file name as text. Bytes that are not valid text are escaped.
 fn escaped(name: &std::ffi::OsStr) -> String {
     let chunks = name.as_encoded_bytes().utf8_chunks();
     chunks.fold(String::new(), |mut out, chunk| {
@@ -205,13 +206,13 @@ fn escaped(name: &std::ffi::OsStr) -> String {
     })
 }
 
-/// How the text begins that stands for a file in a Git repository whose contents git-lfs has not fetched.
+/// The first words of a Git LFS pointer, the text that replaces a file whose contents git-lfs has not fetched.
 const POINTER: &[u8] = b"version https://git-lfs";
 
 /// The longest pointer.
 const MAX_POINTER: u64 = 1024;
 
-/// Whether a file is a pointer of Git LFS. One that cannot be read is none; reading it tells.
+/// Whether a file is a Git LFS pointer. False for a file that cannot be read, which is reported when it is read.
 pub(super) fn is_pointer(root: &Root, file: &OtherFile) -> bool {
     use std::io::Read;
     if file.len < POINTER.len() as u64 || file.len > MAX_POINTER {

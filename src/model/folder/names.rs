@@ -1,4 +1,5 @@
-//! What the name of a file says about its weights: a part of several, a variant of others, or no weights of a model at all.
+//! File names of weights: a name says whether a file is a part of a set, a variant of other weights, or no weights of
+//! a model at all.
 
 /// Stems of the files that tools look for: of transformers, of diffusers.
 pub(super) const USUAL: [&str; 2] = ["model", "diffusion_pytorch_model"];
@@ -6,7 +7,7 @@ pub(super) const USUAL: [&str; 2] = ["model", "diffusion_pytorch_model"];
 /// Words that a second copy in another precision, or of averaged weights, has behind the name of the first.
 const VARIANTS: &[&str] = &["fp32", "fp16", "bf16", "fp8", "int8", "int4", "ema", "nonema", "pruned"];
 
-/// Words that exporters put behind the name of a file beside those and numbers.
+/// Words that exporters append to the name of a file, in addition to the variants above and numbers.
 const EXPORTED: &[&str] = &[
     "of",
     "onnx",
@@ -44,7 +45,7 @@ pub(super) struct Part {
     pub(super) total: u64,
 }
 
-/// Which part of a set a file is, by its name without the extension.
+/// The part of a set that a file is, by its name without the extension.
 pub(super) fn part(stem: &str) -> Option<Part> {
     let (before, after) = stem.rsplit_once("-of-")?;
     let digits = before.len() - before.trim_end_matches(|c: char| c.is_ascii_digit()).len();
@@ -55,7 +56,7 @@ pub(super) fn part(stem: &str) -> Option<Part> {
     Some(Part { stem: format!("{name}{rest}"), number: number.parse().ok()?, total: total.parse().ok()? })
 }
 
-/// Whether weights of this stem are a whole model's in the format of its maker: what `consolidated` stands for.
+/// Whether weights with this stem are a whole model in the format of its maker, as the word `consolidated` says.
 pub(super) fn is_consolidated(stem: &str) -> bool {
     words(stem).next() == Some("consolidated")
 }
@@ -85,7 +86,8 @@ pub(super) fn is_checkpoint(folder: &str) -> bool {
         && ["checkpoint", "global_step"].contains(&number.trim_end_matches(['-', '_']))
 }
 
-/// Whether a tensor of this name is part of an adapter (LoRA and its kin, in the spelling of PEFT, diffusers or kohya).
+/// Whether a tensor with this name is part of an adapter (LoRA and similar methods, as named by PEFT, diffusers or
+/// kohya).
 pub(super) fn is_adapter(tensor: &str) -> bool {
     tensor.split('.').any(|part| {
         ["lora_", "hada_", "lokr_", "ia3_", "vera_", "boft_", "oft_", "adalora_"]

@@ -1,6 +1,6 @@
-//! What becomes of the files that hold no weights that were read. What a model may need is carried over; a second copy of its
-//! weights, the state of a training and what describes other weights stay behind, because an engine would load them in place of the
-//! output, or nobody would miss them. Where it is not known, a file is carried over.
+//! Other files: the fate of files without weights that were read. Files that a model may need are carried over. A
+//! second copy of its weights, the state of a training run and descriptions of other weights stay behind, because an
+//! engine would load them in place of the output, or because they are not needed. In doubt, a file is carried over.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -35,7 +35,7 @@ const FOREIGN: &[&str] = &[
     "data",
 ];
 
-/// What the files are called that export tools make of a whole model, in each format.
+/// Names that export tools give to the files of a whole model, in each format.
 const WHOLE: &[&str] = &[
     "model",
     "pytorch_model",
@@ -75,7 +75,7 @@ const STALE: &[&str] =
 /// The longest text that is read to see whether it declares a quantization.
 const MAX_TEXT: u64 = 1 << 20;
 
-/// The weights that were read, for the question whether a file holds them again.
+/// The weights that were read, used to decide if a file holds them again.
 pub(super) struct Model<'a> {
     pub(super) tensors: &'a [TensorInfo],
     pub(super) names: &'a NameIndex,
@@ -94,7 +94,7 @@ impl Model<'_> {
             .sum()
     }
 
-    /// Whether tensors of a file are all the model's, by name and shape.
+    /// Whether the tensors of a file are all the tensors of the model, by name and shape.
     fn holds(&self, header: &Header) -> bool {
         let is_known = |tensor: HeaderTensor| {
             self.names.find(self.tensors, &tensor.name).is_some_and(|i| self.tensors[i].shape == tensor.shape)
@@ -112,7 +112,7 @@ fn is_about(a: u64, b: u64) -> bool {
     a.abs_diff(b) <= b / 100
 }
 
-/// Judges the files that were not read, and tells of weights of which nobody knows what they are.
+/// Judges the files that were not read, and reports weights whose purpose is unknown.
 pub(super) fn judge(
     root: &Root,
     listing: Listing,
@@ -221,7 +221,7 @@ fn training(path: &str) -> Option<String> {
         .then(|| "state of a training".to_owned())
 }
 
-/// Why a file is known to hold the model's weights once more.
+/// The reason why a file is known to hold the model's weights once more.
 fn second_copy(file: &OtherFile, model: &Model<'_>, copies: &BTreeMap<String, bool>) -> Option<String> {
     let (folder, _) = split(&file.path);
     let (stem, extension) = split_name(&file.path);
@@ -246,7 +246,8 @@ fn second_copy(file: &OtherFile, model: &Model<'_>, copies: &BTreeMap<String, bo
     (is_whole || is_as_large).then(again)?
 }
 
-/// For each file of safetensors that was not read: whether it holds the model's tensors again, alone or with the others of its folder.
+/// For each safetensors file that was not read: whether it holds the model's tensors again, alone or together with
+/// the other files of its folder.
 fn copies_by_folder(root: &Root, files: &[OtherFile], model: &Model<'_>) -> BTreeMap<String, bool> {
     // Of each header only this is kept: there may be many, and each as long as the model's.
     struct Held<'f> {
@@ -305,7 +306,7 @@ fn leave_what_describes_them(root: &Root, files: &mut [OtherFile], has_adapter: 
     }
 }
 
-/// Whether a file at the top says how weights were quantized, by its name or by what it holds.
+/// Whether a file at the top level says how weights were quantized, by its name or by its contents.
 fn declares_quantization(root: &Root, file: &OtherFile) -> bool {
     if STALE.contains(&file.path.as_str()) {
         return true;
@@ -333,7 +334,7 @@ fn declares(json: &Value) -> bool {
         || has(&["bits", "w_bit", "wbits"]) && has(&["group_size", "q_group_size", "groupsize"])
 }
 
-/// Names a folder in place of its files where all of it stays behind, or all of its weights in a folder for a format.
+/// Replaces files by their folder if all of it stays behind, or if all weights of a format's folder do.
 fn as_folders(files: Vec<OtherFile>) -> Vec<OtherFile> {
     let mut folders: BTreeMap<String, (String, u64)> = BTreeMap::new();
     let tops: BTreeSet<&str> = files.iter().filter_map(|file| Some(file.path.split_once('/')?.0)).collect();

@@ -1,5 +1,5 @@
-//! The folder of a model, and where its files may lie: in it, in the blobs of the Hub cache that it is a snapshot of, or where the
-//! command line says.
+//! The root folder of a model, and the places where its files may lie: in it, in the blobs of the Hub cache that it
+//! is a snapshot of, or in the folders that the command line names.
 
 use std::fs::{File, Metadata};
 use std::io::Result;
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use crate::fs::regular::{self, Within};
 
-/// A folder whose files are read only if they lie where they may.
+/// A folder whose files are read only if they lie in an allowed place.
 #[derive(Debug, Clone)]
 pub(super) struct Root {
     path: PathBuf,

@@ -11,7 +11,7 @@ use crate::finding::Severity;
 use crate::model::dtype::Dtype;
 use crate::model::tensor::Fp8Layout;
 
-/// A weight file of U8 zeros: names with dtype and shape, one after the other.
+/// Writes a weight file of U8 zeros. `tensors` gives names with dtype and shape, in the order of the data.
 pub(super) fn write_weights(path: &Path, tensors: &[(&str, &str, &[u64])]) {
     let mut header = serde_json::Map::new();
     let mut end = 0;
@@ -224,7 +224,7 @@ fn links_are_followed_in_the_folder_and_where_it_is_allowed() {
     assert_eq!(open(&link, &["2.safetensors"], &[]).unwrap().tensors.len(), 2);
 }
 
-/// What becomes of a folder's other files, by path.
+/// The fates of a folder's other files, by path.
 pub(super) fn fates(model: &ModelFolder) -> Vec<(&str, &str)> {
     let told = |file: &'_ OtherFile| match &file.fate {
         Fate::Carried => "carried",

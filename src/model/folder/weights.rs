@@ -1,5 +1,6 @@
-//! Which files of a folder are the model: those that `include` names, or those of the index, or the ones that tools look for, or
-//! the only ones there are. Never all that happen to be there: two copies read as one model would be neither.
+//! Selection of the weight files that are the model: the files that `include` names, or those of the index, or those
+//! with the names that tools look for, or the only ones there are. Never all weight files in the folder: two copies
+//! read as one model would be neither.
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
@@ -27,7 +28,7 @@ pub(super) struct Choice {
     pub(super) index: Option<Index>,
 }
 
-/// The name of a weight file without its extension; none for a file in a folder below, or of another kind.
+/// The name of a weight file without its extension. None for a file in a folder below, or of another type.
 pub(super) fn stem(path: &str) -> Option<&str> {
     path.strip_suffix(".safetensors").filter(|stem| !stem.contains('/'))
 }
@@ -182,7 +183,7 @@ fn by_index(
         .filter(|file| named.binary_search(&file.path.as_str()).is_ok())
         .cloned()
         .collect();
-    // A file of nothing but a head that is the embedding need not be there.
+    // A file that holds only a head tied to the embedding is not needed.
     let mut missing: BTreeSet<&str> = BTreeSet::new();
     let there: HashSet<&str> = listing.files.iter().map(|file| file.path.as_str()).collect();
     for (tensor, file) in index.iter() {
@@ -221,10 +222,10 @@ fn by_index(
     Choice { files, index: Some(index) }
 }
 
-/// A weight file, or the files of a set.
+/// A single weight file, or the files of a set.
 struct Unit<'a> {
     stem: String,
-    /// How many files the set has; none for a file of its own.
+    /// Number of files in the set. None for a single file.
     total: Option<u64>,
     files: Vec<(u64, &'a OtherFile)>,
 }
@@ -271,7 +272,7 @@ fn units<'a>(candidates: &[&'a OtherFile]) -> Vec<Unit<'a>> {
     units.into_values().collect()
 }
 
-/// The files that are the model by their names, where no index says it.
+/// The files that are the model by their names, if no index names them.
 fn by_name(root: &Root, candidates: &[&OtherFile], findings: &mut Vec<Finding>) -> Vec<OtherFile> {
     let mut units = units(candidates);
     units.retain(|unit| !names::is_training(&unit.stem));
@@ -346,7 +347,8 @@ fn incomplete(set: &Unit<'_>, missing: &[u64]) -> Finding {
     Finding::error(code::INDEX, message).help("The download is not complete; run `hf download` again.")
 }
 
-/// Whether a file holds nothing but an adapter, by the names of its tensors. A file that cannot be read is judged later.
+/// Whether a file holds nothing but an adapter, by the names of its tensors. A file that cannot be read is judged
+/// later.
 pub(super) fn is_adapter(root: &Root, file: &OtherFile) -> bool {
     let header = root.open(&file.path).ok().and_then(|(f, _)| header::read(f, file.len, &file.path).ok());
     header.is_some_and(|header| names::are_adapter(header.tensors().map(|tensor| tensor.name)))

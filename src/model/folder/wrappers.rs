@@ -1,5 +1,5 @@
-//! Names of tensors that have the module of a wrapper in them: a model that was saved while it was compiled, sharded or trained.
-//! No engine knows such names, and what is wrapped is the model, so the wrapper is taken out of them.
+//! Wrapper modules in tensor names: a model that was saved while it was compiled, sharded or trained has them. No
+//! engine knows such names. The wrapped module is the model, so the wrapper is removed from the names.
 
 use super::complaints::shown;
 use crate::finding::Finding;
@@ -7,16 +7,16 @@ use crate::model::code;
 use crate::model::name::{Name, Names};
 use crate::model::tensor::TensorInfo;
 
-/// What stands before every name where the whole model was wrapped, in words that models have for modules of their own, too.
+/// Prefixes of every name if the whole model was wrapped. Models use these words for modules of their own, too.
 const BEFORE_ALL: [&str; 2] = ["module.", "base_model.model."];
 
-/// Whether a module is a wrapper's: torch calls them `_orig_mod`, `_fsdp_wrapped_module`, `_checkpoint_wrapped_module`,
-/// `_forward_module`, and a model's own modules begin with a letter.
+/// Whether a module is a wrapper. torch calls its wrappers `_orig_mod`, `_fsdp_wrapped_module`,
+/// `_checkpoint_wrapped_module` and `_forward_module`. A model's own modules begin with a letter.
 fn is_wrapper(module: &str) -> bool {
     module.starts_with('_') && (module.ends_with("_mod") || module.ends_with("module"))
 }
 
-/// A name without wrappers; none where it has none.
+/// A name without wrappers. None if it has none.
 fn unwrapped(name: &str) -> Option<String> {
     let (modules, parameter) = name.rsplit_once('.')?;
     if !modules.split('.').any(is_wrapper) {

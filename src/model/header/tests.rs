@@ -1,11 +1,11 @@
-//! Headers that are damaged, hostile, or merely odd.
+//! Damaged, hostile, or merely odd headers.
 
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
 use super::*;
 
-/// A file with this header and so many bytes of data.
+/// A file with this header and `data` bytes of data.
 fn file(header: &[u8], data: usize) -> Vec<u8> {
     let mut bytes = (header.len() as u64).to_le_bytes().to_vec();
     bytes.extend_from_slice(header);
@@ -240,7 +240,7 @@ proptest! {
     }
 }
 
-/// Where numbers are in a text.
+/// The positions of numbers in a text.
 fn numbers(text: &str) -> Vec<(usize, usize)> {
     let mut spans: Vec<(usize, usize)> = Vec::new();
     for (i, _) in text.bytes().enumerate().filter(|(_, b)| b.is_ascii_digit()) {

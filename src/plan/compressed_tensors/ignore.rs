@@ -12,12 +12,12 @@ use crate::plan::compressed_tensors::names::{
 };
 use crate::plan::fused_modules::experts_parent;
 
-/// The last words of output heads. They are always ignored where nothing quantized is called so, even where the file has none
-/// (tied embeddings).
+/// The last words of the names of output heads. They are always ignored if no quantized module has such a name, even
+/// if the file has no head (tied embeddings).
 pub(crate) const HEADS: [&str; 5] = ["lm_head", "proj_out", "embed_out", "head", r"predictions\.decoder"];
 
-/// Roles that are left alone as a whole, in the order in which they are written. An entry is written where it hits something
-/// and everything that it hits is left alone.
+/// Roles that are skipped as a whole, in the order in which they are written. An entry is written if it matches
+/// something, and everything that it matches is skipped.
 const IGNORED_ROLES: &[&str] = &[
     r".*(visual|vision|audio_tower|audio_encoder|image_tower|video_tower|code2wav).*",
     r"(.*\.)?vit\..*",
@@ -31,7 +31,7 @@ const IGNORED_ROLES: &[&str] = &[
     r".*\.per_layer_(input_gate|projection|model_projection)$",
 ];
 
-/// The `ignore` list: the heads and roles that are left alone, then parts of the model, then single modules.
+/// The `ignore` list: first the skipped heads and roles, then parts of the model, then single modules.
 pub(crate) fn ignore(quantized: &[QuantizedModule<'_>], left_alone: &[Cow<'_, str>]) -> Vec<String> {
     let known = Quantized::new(quantized);
     let is_free = |head: &&&str| !known.hits(&format!(r"(.*\.)?{head}$"));
@@ -74,7 +74,8 @@ fn parts(quantized: &Quantized<'_>, single: &mut Vec<&str>) -> IndexSet<String> 
     single.retain(|name| {
         let cut = Cut::at_layer(name);
         let entry = match (names_above(name).find(|part| !above.contains(part)), cut) {
-            // What engines rename as a whole may hold other parts there than in the file, so that its lists are named.
+            // A part that engines rename as a whole may hold other parts in the engine than in the file. So its lists
+            // are named.
             (Some(part), Some(cut)) if is_renamed(part) => {
                 let list = &name[..name.len() - cut.rest.len() - cut.number.len() - 2];
                 entries.entry(list).or_insert_with(|| in_list(&cut, None, ".*", &hits))
@@ -89,15 +90,16 @@ fn parts(quantized: &Quantized<'_>, single: &mut Vec<&str>) -> IndexSet<String> 
     entries.into_values().flatten().map(|entry| format!("re:{entry}")).collect()
 }
 
-/// The names above a module and outside of its layer, the shortest first.
+/// The names above a module and outside its layer, the shortest first.
 fn names_above(name: &str) -> impl Iterator<Item = &str> {
     let layer =
         Cut::at_layer(name).map_or(name.len(), |cut| name.len() - cut.rest.len() - cut.number.len() - 1);
     name[..layer].match_indices('.').map(|(at, _)| &name[..at])
 }
 
-/// Entries for modules that no role covers: one for all layers where the same tail is left alone in all of them. Experts of a
-/// layer are one entry, under whatever names: vLLM looks them up as `experts.0.gate_proj` even where the file has a stack.
+/// Entries for modules that no role covers. There is one entry for all layers if the same tail is skipped in all of
+/// them. The experts of a layer are one entry, under any names: vLLM looks them up as `experts.0.gate_proj` even if
+/// the file has a stack.
 fn ignore_single(quantized: &Quantized<'_>, single: &[&str]) -> IndexSet<String> {
     let hits = |pattern: &str| quantized.hits(pattern);
     let quantized_experts: HashSet<&str> = quantized.names().filter_map(experts_parent).collect();

@@ -1,8 +1,9 @@
-//! Names of modules as regular expressions, in the words of every engine that has its own for the same module.
+//! Names of modules as regular expressions that match every engine's own name for the same module.
 //!
-//! Engines and versions of transformers put the language model below other names (`model.language_model.`,
-//! `language_model.model.`, `thinker.`), so an entry has the end of a name wherever that is enough. Where only what comes before
-//! the layers tells two stacks apart, it has the words of it that are not renamed, or each of the names in turn.
+//! Engines and versions of transformers put the language model below different names (`model.language_model.`,
+//! `language_model.model.`, `thinker.`). So an entry holds only the end of a name if that is enough. If two stacks
+//! differ only in the part before the layers, the entry holds the words of that part that are not renamed, or each of
+//! the names in turn.
 
 use std::cell::Cell;
 
@@ -14,19 +15,19 @@ use crate::plan::compressed_tensors::QuantizedModule;
 const WRAPPERS: &[&str] =
     &["model", "language_model", "language", "llm", "thinker", "transformer", "backbone", "base_model"];
 
-/// What engines call the part that holds the language model's layers.
+/// The engines' names for the part that holds the language model's layers.
 const LANGUAGE_MODELS: &[&str] = &["model", "model.language_model", "language_model.model", "language_model"];
 
-/// A module's name cut at its layer. `experts.7.` counts as no layer.
+/// A module's name cut at its layer. `experts.7.` does not count as a layer.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Cut<'a> {
-    /// What comes before the list of layers: `model`, or nothing.
+    /// The part before the list of layers: `model`, or nothing.
     pub prefix: &'a str,
     /// The list: `layers`, or nothing.
     pub list: &'a str,
     /// The layer.
     pub number: &'a str,
-    /// What comes after it.
+    /// The part after the layer.
     pub rest: &'a str,
 }
 
@@ -57,8 +58,8 @@ fn is_number(segment: &str) -> bool {
     !segment.is_empty() && segment.bytes().all(|byte| byte.is_ascii_digit())
 }
 
-/// A name as a regular expression in which every expert's number is any number. What Granite, Falcon and Jamba call `mamba`
-/// is `mixer` in vLLM.
+/// A name as a regular expression in which every expert's number matches any number. Modules that are called `mamba`
+/// in Granite, Falcon and Jamba are called `mixer` in vLLM.
 pub(crate) fn escape_tail(tail: &str) -> String {
     let mut out = String::new();
     let mut before = "";
@@ -98,8 +99,8 @@ fn any_of(numbers: &[&str]) -> String {
     }
 }
 
-/// Regular expressions that hit what ends with `end` below `path`, under each name that engines have for the path, and none of
-/// what `hits` knows; none where there are no such.
+/// Regular expressions that match names that end with `end` below `path`, under each name that engines have for the
+/// path. They match none of the modules that `hits` tests for. None if there are no such expressions.
 pub(crate) fn below(path: &str, end: &str, hits: &dyn Fn(&str) -> bool) -> Option<String> {
     let segments: Vec<&str> = path.split('.').filter(|segment| !segment.is_empty()).collect();
     for start in (0..segments.len()).rev() {
@@ -157,7 +158,8 @@ pub(crate) fn compile(pattern: &str) -> Option<Regex> {
     (pattern.len() <= LONGEST).then(|| Regex::new(&format!("^(?:{pattern})")).ok())?
 }
 
-/// Whether an entry's regular expression hits any of the names. What cannot be compiled hits everything.
+/// Whether an entry's regular expression matches any of the names. An expression that cannot be compiled counts as
+/// matching everything.
 pub(crate) fn hits_any<'n>(pattern: &str, mut names: impl Iterator<Item = &'n str>) -> bool {
     compile(pattern).is_none_or(|regex| names.any(|name| regex.is_match(name)))
 }

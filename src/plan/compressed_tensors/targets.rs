@@ -1,4 +1,4 @@
-//! The `targets` of a config: which modules have which scheme.
+//! The `targets` of a config: the scheme of each module.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,7 +8,8 @@ use crate::plan::compressed_tensors::QuantizedModule;
 use crate::plan::compressed_tensors::ignore::HEADS;
 use crate::plan::compressed_tensors::names::{Cut, escape_tail, hits_any, in_list, layers_pattern};
 
-/// The targets of each group: the class for a single one, else regexes over tails of which no two groups' overlap.
+/// The targets of each group. A single group gets the class. Several groups get regexes over tails, and those of
+/// different groups do not overlap.
 pub(crate) fn targets(modules: Modules<'_, '_>, groups: usize) -> Vec<Vec<String>> {
     if groups == 1 {
         let mut targets = vec!["Linear".to_owned()];
@@ -73,7 +74,7 @@ impl<'a> Modules<'a, '_> {
     }
 }
 
-/// A module that is quantized.
+/// A quantized module.
 #[derive(Clone, Copy)]
 struct Member<'a> {
     name: &'a str,
@@ -109,7 +110,7 @@ struct Stacks<'a>(BTreeMap<(&'a str, &'a str), Stack>);
 
 /// One list of layers.
 struct Stack {
-    /// The group that all of its modules are in; none where they are in several.
+    /// The group that all of its modules are in. None if they are in several groups.
     group: Option<usize>,
     /// The entry for all of it, if there is one, once it was asked for.
     entry: Option<Option<String>>,
@@ -129,7 +130,8 @@ impl<'a> Stacks<'a> {
         Self(stacks)
     }
 
-    /// An entry for the whole list that a module is in, where all of it is in one group and a pattern can say so.
+    /// An entry for the whole list that a module is in, if all of the list is in one group and a pattern can express
+    /// that.
     fn entry(&mut self, cut: &Cut<'a>, modules: Modules<'_, '_>) -> Option<String> {
         let stack = self.0.get_mut(&(cut.prefix, cut.list))?;
         let group = stack.group?;
@@ -140,8 +142,8 @@ impl<'a> Stacks<'a> {
     }
 }
 
-/// Entries for modules of several groups that have the same name below their layers, in lists of the same name: by layers where
-/// that tells them apart, else by what comes before the list, else each by its name.
+/// Entries for modules of several groups that have the same name below their layers, in lists of the same name. They
+/// are told apart by layer if possible, else by the part before the list, else each by its full name.
 fn of_list<'a>(
     list: Option<&'a str>,
     tail: &str,

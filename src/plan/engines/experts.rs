@@ -1,4 +1,4 @@
-//! Rules about mixtures of experts: transformers merges them into stacks, and knows how for some families and schemes only.
+//! Rules about mixtures of experts. transformers merges them into stacks, but only for some families and schemes.
 
 use super::{Engine, Manner, Refusal, Subject, is_expert};
 use crate::finding::Finding;
@@ -37,8 +37,9 @@ pub(super) fn experts_with_zero_points_or_activations(subject: &Subject<'_>) -> 
     })
 }
 
-/// Families in which transformers 5 merges experts, one tensor each, into the stacks that it computes with, or that have a
-/// module an expert (Llama 4). In any other family quantized experts would be reported as unexpected and the stacks be random.
+/// Families in which transformers 5 merges experts stored as one tensor each into the stacks that it computes with,
+/// or which have one module per expert (Llama 4). In any other family, quantized experts would be reported as
+/// unexpected, and the stacks would be random.
 pub(super) const MERGED_EXPERTS: &[&str] = &[
     "afmoe",
     "axk1",
@@ -80,7 +81,8 @@ pub(super) const MERGED_EXPERTS: &[&str] = &[
 /// Families whose experts no engine takes quantized: vLLM's loaders of them know stacks only.
 const STACKS_ONLY: &[&str] = &["gpt_oss", "granitemoe"];
 
-/// Who cannot load a family's stacked experts once they are split and quantized; none where every engine can.
+/// The engine that cannot load a family's stacked experts once they are split and quantized. None if every engine
+/// can.
 fn stack_refused_by(family: &str) -> Option<Engine> {
     let is_one_of = |names: &[&str]| names.iter().any(|name| family.starts_with(name));
     match family {
@@ -90,7 +92,7 @@ fn stack_refused_by(family: &str) -> Option<Engine> {
     }
 }
 
-/// What is wrong with quantized experts of a family, as a sentence without its end.
+/// The problem with quantized experts of a family, as a sentence without its end.
 fn stack_refusal(family: &str, engine: Engine) -> String {
     let family = if family.is_empty() { "an unknown family" } else { family };
     match engine {
@@ -117,8 +119,8 @@ pub(super) fn stacked_experts(subject: &Subject<'_>) -> Option<Refusal> {
     })
 }
 
-/// Leaves stacks of experts alone that an engine of an export could not load, unless the recipe takes that default back. The
-/// format does not count, so that a recipe gives the same weights in every format.
+/// Skips stacks of experts that an engine of an export could not load, unless the recipe overrides that default. The
+/// format is not considered, so that a recipe gives the same weights in every format.
 pub(in crate::plan) fn leave_unloadable_experts(
     loaded: &Loaded,
     model: &ModelFolder,
@@ -135,7 +137,7 @@ pub(in crate::plan) fn leave_unloadable_experts(
         pointer: None,
         text: "built-in: experts that an engine cannot load".into(),
         reason: stack_refusal(family, engine).into(),
-        is_default_skip: true,
+        origin: crate::plan::select::Origin::BuiltIn,
     };
     let (left, mut bytes) = (Decision::new(Action::Keep, rule), 0);
     for (item, decision) in items.iter().zip(decisions.iter_mut()) {
@@ -162,8 +164,8 @@ pub(in crate::plan) fn leave_unloadable_experts(
     (bytes > 0).then_some(finding)
 }
 
-/// Whether stacks of experts are split even where they are left alone: beside any compressed-tensors config, transformers
-/// builds Llama 4 with a module an expert.
+/// Whether stacks of experts are split even if they are skipped. With any compressed-tensors config, transformers
+/// builds Llama 4 with one module per expert.
 pub(in crate::plan) fn splits_kept_experts(loaded: &Loaded, model: &ModelFolder) -> bool {
     let exported =
         loaded.recipe.stages.iter().any(

@@ -1,4 +1,4 @@
-//! Experts that are left alone beside quantized layers.
+//! Skipped experts beside quantized layers.
 
 use super::Engine;
 use super::experts::MERGED_EXPERTS;
@@ -11,9 +11,9 @@ use crate::plan::select::{self, Decision};
 use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
 
-/// Beside any compressed-tensors config transformers merges experts from their packed names alone: those that are left alone,
-/// one tensor each, are reported as unexpected, and the stacks are random. Stacks that are left alone load, and so does Llama 4,
-/// which then has a module an expert.
+/// With any compressed-tensors config, transformers merges experts by their packed names only. Skipped experts that
+/// are stored as one tensor each are reported as unexpected, and the stacks are random. Skipped stacks load. So does
+/// Llama 4, which then has one module per expert.
 pub(in crate::plan) fn check(
     loaded: &Loaded,
     model: &ModelFolder,

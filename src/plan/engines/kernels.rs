@@ -1,6 +1,6 @@
-//! Which kernels of the engines take a matrix: rules about its rows, columns and groups.
+//! Rules of the engines' kernels about the rows, columns and groups of a matrix.
 //!
-//! Read in the sources of vLLM 0.32.0 and SGLang 0.5.23; `tests/interop/README.md` says in which files.
+//! They are taken from the sources of vLLM 0.32.0 and SGLang 0.5.23. `tests/interop/README.md` lists the files.
 
 use crate::quant::{Bits, FloatType, Granularity, Scheme};
 use crate::stage::ActivationScheme;
@@ -25,7 +25,7 @@ impl Server {
     }
 }
 
-/// A matrix as a kernel sees it: on one GPU, its parts fused.
+/// A matrix as a kernel sees it: on one GPU, with its parts fused.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub(super) struct Matrix {
     pub rows: u64,
@@ -58,7 +58,7 @@ impl Matrix {
     }
 }
 
-/// Why a kernel does not take a matrix.
+/// The reason why a kernel does not take a matrix.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Unfit {
     /// It is not for the scheme, whatever the shape.

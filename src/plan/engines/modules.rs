@@ -1,4 +1,4 @@
-//! Rules about what a module is: which kinds have a quantized form in the engines at all.
+//! Rules about kinds of modules: the kinds that have a quantized form in the engines at all.
 
 use super::{Engine, Manner, Refusal, Subject};
 use crate::layer::LayerType;

@@ -1,4 +1,4 @@
-//! What a plan says of engines without judging.
+//! Notes of a plan about engines, without a verdict.
 
 use crate::model::ModelFolder;
 use crate::plan::Piece;
@@ -8,7 +8,7 @@ use crate::quant::Bits;
 use crate::stage::ActivationScheme;
 use crate::stage::export::{Format, Target};
 
-/// What is worth knowing and no reason to change a recipe: kernels that are missing on some machine.
+/// Notes that are worth knowing but no reason to change a recipe: kernels that are missing on some machines.
 pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Vec<String> {
     let Content { model, decisions, pieces } = content;
     let mut notes: Vec<String> = not_loaded(model).into_iter().collect();

@@ -1,7 +1,8 @@
-//! Tensor parallelism: between how many GPUs an engine can cut the output, and which tensor is in the way.
+//! Tensor parallelism: the numbers of GPUs between which an engine can cut the output, and the tensor that limits
+//! them.
 //!
-//! Both engines cut what reads the residual stream by rows and what writes to it by columns. Every GPU then needs whole heads,
-//! whole groups, whole words of codes and of zero points, and a kernel that takes its part.
+//! Both engines cut modules that read the residual stream by rows, and modules that write to it by columns. Every GPU
+//! then needs whole heads, whole groups, whole words of codes and of zero points, and a kernel that takes its part.
 
 use super::kernels::{KERNELS, Matrix, Server, Unfit};
 use crate::model::Config;
@@ -18,22 +19,22 @@ pub struct Parallel {
     pub sizes: Vec<u64>,
     /// The greatest power of two among them.
     pub up_to: Option<u64>,
-    /// The least power of two that does not work, and why; none where all of them do.
+    /// The least power of two that does not work, and the reason. None if all of them work.
     pub limit: Option<Limit>,
 }
 
-/// What is in the way of a number of GPUs.
+/// The obstacle to a number of GPUs.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Limit {
     /// How many GPUs.
     pub size: u64,
-    /// The module, the first of those alike; none where it is a number of the config.
+    /// The module, the first of those that are alike. None if the obstacle is a number of the config.
     pub tensor: Option<String>,
     /// How many more are like it.
     pub more: usize,
     /// Why, such as `516 columns a GPU are no whole groups of 64`.
     pub why: String,
-    /// What to change.
+    /// The change that would help.
     pub help: &'static str,
 }
 
@@ -81,7 +82,7 @@ const WHOLE: &[&str] = &["q_a_proj", "kv_a_proj_with_mqa", "wq_a", "wkv", "f_a_p
 /// Last parts of the names of keys and values, of which there may be fewer heads than GPUs.
 const KEYS_AND_VALUES: &[&str] = &["k_proj", "v_proj", "key", "value"];
 
-/// The last part of a module's name that says what it is: Gemma 4 puts the weight one level down.
+/// The last part of a module's name that identifies its kind. Gemma 4 puts the weight one level down.
 pub(super) fn last_part(name: &str) -> &str {
     let name = name.strip_suffix(".linear").unwrap_or(name);
     name.rsplit('.').next().unwrap_or(name)
@@ -135,7 +136,7 @@ impl Unit {
         Matrix { rows, cols, scheme, activations, is_expert, writes: cut == Cut::Columns }
     }
 
-    /// What one of so many GPUs has of it, or why it cannot be cut.
+    /// The part of the matrix that one of this many GPUs holds, or the reason why it cannot be cut.
     fn part_of(&self, gpus: u64, heads: &Heads) -> Result<Matrix, (String, &'static str)> {
         let mut matrix = self.matrix();
         let has_packed_zeros = !self.scheme.symmetric
@@ -196,8 +197,8 @@ impl Unit {
     }
 }
 
-/// Why none of an engine's kernels for GPUs takes a matrix; none where one does, or where all refuse its scheme, which other
-/// rules are about.
+/// The reason why none of an engine's GPU kernels takes a matrix. None if one does, or if all refuse its scheme:
+/// other rules cover that.
 pub(super) fn refused_by_all(server: Server, matrix: &Matrix) -> Option<String> {
     let mut reason = None;
     for kernel in KERNELS.iter().filter(|kernel| kernel.server == server && kernel.is_for_gpus()) {
@@ -215,7 +216,7 @@ pub(super) fn refused_by_all(server: Server, matrix: &Matrix) -> Option<String> 
 pub(super) struct Heads {
     /// Numbers that GPUs share evenly, with what they count.
     shared: Vec<(u64, &'static str)>,
-    /// Heads of keys and values, which are doubled where there are fewer than GPUs.
+    /// Heads of keys and values. They are duplicated if there are fewer heads than GPUs.
     keys: Option<u64>,
     /// Experts, of which there must not be fewer than GPUs.
     experts: Option<u64>,
@@ -326,7 +327,7 @@ mod tests {
     fn every_part_has_whole_words_of_zero_points() {
         let fused = |symmetric| unit(&[("gate_proj", 192), ("up_proj", 192)], 256, Cut::Rows, symmetric);
         assert_eq!(fused(true).part_of(16, &heads(16)).map(|part| part.rows), Ok(24));
-        // 24 rows are three words, of two parts of a word and a half each.
+        // 24 rows are three words: two parts of one and a half words each.
         let refused = fused(false).part_of(16, &heads(16)).map_err(|(why, _)| why);
         assert_eq!(refused, Err("12 rows a GPU are no whole words of 8 zero points".to_owned()));
         assert_eq!(fused(false).part_of(8, &heads(16)).map(|part| part.rows), Ok(48));

@@ -1,4 +1,4 @@
-//! Rules about schemes: which combinations of bits, granularity, zero points and activations the engines read.
+//! Rules about schemes: the combinations of bits, granularity, zero points and activations that the engines read.
 
 use super::{Engine, Manner, Refusal, Subject, servers_do_not};
 use crate::layer::LayerType;
@@ -47,12 +47,12 @@ pub(super) fn rounded_scales(subject: &Subject<'_>) -> Option<Refusal> {
     })
 }
 
-/// A rule's code where SGLang is the target, and everywhere else.
+/// The code of a rule: one if SGLang is the target, the other for all other targets.
 fn code(subject: &Subject<'_>, vllm: &'static str, sglang: &'static str) -> &'static str {
     if subject.target == Target::Sglang { sglang } else { vllm }
 }
 
-/// vLLM and SGLang have one scale a tensor for W8A8 alone ("No compressed-tensors compatible scheme").
+/// vLLM and SGLang have one scale per tensor for W8A8 only ("No compressed-tensors compatible scheme").
 pub(super) fn tensor_scale(subject: &Subject<'_>) -> Option<Refusal> {
     let scheme = &subject.treatment.scheme;
     let is_w8a8 = !weights_only(subject) && scheme.bits == Bits::Eight;
@@ -72,7 +72,7 @@ pub(super) fn tensor_scale(subject: &Subject<'_>) -> Option<Refusal> {
     })
 }
 
-/// W8A8 takes a scale a channel or a tensor.
+/// W8A8 takes one scale per channel or per tensor.
 pub(super) fn activations_with_groups(subject: &Subject<'_>) -> Option<Refusal> {
     let scheme = &subject.treatment.scheme;
     let grouped = matches!(scheme.granularity, Granularity::Group(_));
@@ -100,9 +100,10 @@ pub(super) fn activations_with_zero_points(subject: &Subject<'_>) -> Option<Refu
     })
 }
 
-/// vLLM has kernels of int4 weights with int8 activations for CPUs and XPUs alone. On x86 it computes right, but its attention
-/// uses AMX tiles that nothing has asked the system for in such a model, and ends in an illegal instruction where there are any.
-/// SGLang has no such scheme for linear layers ("No compressed-tensors compatible scheme").
+/// vLLM has kernels for int4 weights with int8 activations on CPUs and XPUs only. On x86 the results are right. But
+/// its attention uses AMX tiles, which nothing requests from the system in such a model. It ends in an illegal
+/// instruction if the machine has AMX. SGLang has no such scheme for linear layers ("No compressed-tensors compatible
+/// scheme").
 pub(super) fn int4_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
     is_w4a8(subject).then(|| Refusal {
         engine: Engine::Servers,
@@ -121,7 +122,7 @@ pub(super) fn int4_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
     })
 }
 
-/// What only vLLM's rarer machines run, SGLang refuses.
+/// The manner of failure for schemes that vLLM runs on rarer machines only, and that SGLang refuses.
 fn sometimes_but_in_sglang(subject: &Subject<'_>) -> Manner {
     if subject.target == Target::Sglang { Manner::Loudly } else { Manner::Sometimes }
 }
@@ -184,8 +185,9 @@ pub(super) fn unusual_group(subject: &Subject<'_>) -> Option<Refusal> {
     })
 }
 
-/// Of modules that they fuse, and of the slices of tensor parallelism, vLLM and SGLang take whole words of zero points, rounded
-/// down: what comes after a part whose rows do not fill its last word gets zero points of other rows, without an error.
+/// vLLM and SGLang cut the zero points of fused modules and of tensor-parallel slices into whole words, rounded down.
+/// If the rows of a part do not fill its last word, the parts after it get the zero points of other rows, without an
+/// error.
 pub(super) fn zero_point_words(subject: &Subject<'_>) -> Option<Refusal> {
     let scheme = &subject.treatment.scheme;
     let a_word = 32 / scheme.bits.count() as u64;

@@ -1,5 +1,5 @@
-//! What the engines that compute with codes make of an export: which kernels take its matrices, and between how many GPUs it can be
-//! cut.
+//! Support of an export by the engines that compute with codes: the kernels that take its matrices, and the numbers
+//! of GPUs between which it can be cut.
 
 use std::collections::HashMap;
 
@@ -23,7 +23,7 @@ const MAX_KINDS: usize = 10_000;
 /// How many modules a message names.
 const NAMED: usize = 5;
 
-/// What one engine makes of one export.
+/// The support of one export by one engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Served {
     /// Index of the `export` stage.
@@ -36,7 +36,7 @@ pub struct Served {
     pub parallel: Parallel,
 }
 
-/// How far a kernel takes the matrices of an export, fused as the engine fuses them.
+/// The support of an export's matrices by one kernel, with the matrices fused as the engine fuses them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct KernelUse {
     /// Its name.
@@ -53,7 +53,7 @@ pub struct KernelUse {
     pub refused: Option<(String, String)>,
 }
 
-/// What the plan says of engines beside the rules.
+/// The plan's statements about engines, apart from the rules.
 #[derive(Debug, Default)]
 pub(in crate::plan) struct Outlook {
     pub served: Vec<Served>,

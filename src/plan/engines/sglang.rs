@@ -1,4 +1,4 @@
-//! Rules of SGLang alone, read in its source.
+//! Rules of SGLang only, taken from its source.
 
 use super::{Engine, Manner, Refusal, Subject, is_expert};
 use crate::quant::{Bits, Granularity, Storage};
@@ -34,8 +34,8 @@ pub(super) fn experts_with_zero_points(subject: &Subject<'_>) -> Option<Refusal>
     })
 }
 
-/// Experts are taken as packed where the format of the whole config says so, which is `mixed-precision` as soon as other layers
-/// have activations.
+/// SGLang takes experts as packed only if the format of the whole config says so. That format is `mixed-precision` as
+/// soon as other layers have quantized activations.
 pub(super) fn experts_beside_plain_codes(subject: &Subject<'_>) -> Option<Refusal> {
     let is_packed = subject.treatment.scheme.storage == Storage::Packed;
     (is_expert(subject) && is_packed && subject.has_both_storages).then(|| Refusal {
@@ -48,7 +48,8 @@ pub(super) fn experts_beside_plain_codes(subject: &Subject<'_>) -> Option<Refusa
     })
 }
 
-/// One scale for all rows is left a single number, and the product wants one a row ("size of scales_b is not matched").
+/// SGLang keeps one scale for all rows as a single number, but the product needs one per row ("size of scales_b is
+/// not matched").
 pub(super) fn tensor_scale_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
     let treatment = subject.treatment;
     let is_refused = treatment.activations != ActivationScheme::None

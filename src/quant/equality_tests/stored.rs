@@ -1,4 +1,4 @@
-//! What is measured of bytes that are not of this crate's making.
+//! Measurements of bytes that this crate did not write.
 
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseError;
@@ -12,7 +12,7 @@ use crate::quant::test_weights::Numbers;
 fn strange(case: &Case, seed: u64) -> Quantized {
     let (scheme, mut numbers) = (&case.scheme, Numbers(seed));
     let mut codes = vec![0; scheme.codes_bytes(case.rows, case.cols)];
-    // A byte for each code: of four bits only.
+    // One byte per code, but only four bits of it are used.
     let shift = if (scheme.bits, scheme.storage) == (Bits::Four, Storage::Plain) { 4 } else { 0 };
     codes.iter_mut().for_each(|code| *code = (numbers.next() as i8 >> shift) as u8);
     let mut zero_points = vec![0; scheme.zero_points_bytes(case.rows, case.cols)];
@@ -32,7 +32,7 @@ fn strange(case: &Case, seed: u64) -> Quantized {
     Quantized { codes, scales: bytes, zero_points }
 }
 
-/// Whatever bytes are stored, their distortion is that of what they are dequantized to, on every instruction set.
+/// For any stored bytes, the distortion is that of their dequantized weights, on every instruction set.
 fn check_strange(case: &Case, seed: u64) -> Result<(), TestCaseError> {
     let (quantized, mut scratch) = (strange(case, seed), Scratch::default());
     let mut first: Option<(Vec<u8>, Distortion)> = None;

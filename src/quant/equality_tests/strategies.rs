@@ -1,4 +1,4 @@
-//! What the properties are tried with: weights, importance, schemes and shapes.
+//! Inputs of the property tests: weights, importance, schemes and shapes.
 
 use proptest::prelude::*;
 
@@ -54,13 +54,13 @@ fn greatest(source: FloatType) -> f32 {
     }
 }
 
-/// Importance of one character; none for some, and where all columns would be 0.
+/// Importance of one kind; none for some kinds, and if all columns would be 0.
 pub(super) fn importance(kind: usize, cols: usize, seed: u64) -> Option<Importance> {
     let mut numbers = Numbers(seed);
     let mut sum = |column: usize| match kind {
         0 => 1.0,
         1 => numbers.gaussian().exp(),
-        // Columns that never see anything, some in a row.
+        // Columns that never get an activation, some of them consecutive.
         2 if column < 16 || numbers.next().is_multiple_of(5) => 0.0,
         2 => numbers.gaussian().exp(),
         // Down to numbers that have no precision left.

@@ -1,4 +1,4 @@
-//! Where a weight counts as clipped.
+//! Clipping limits: the point beyond which a weight counts as clipped.
 
 use super::super::{Distortion, FloatType, Quantizer};
 use super::reader::Reader;
@@ -30,9 +30,9 @@ impl<'a> Allowances<'a> {
 
     /// Limits and flags of blocks, from their grids.
     ///
-    /// If no error of a block is above its reach, no weight is clipped: one beyond the ends of the grid differs from what
-    /// any code means at least by as much as from what the end means. And only if an end lies further out than any weight so
-    /// far may one of the block.
+    /// If no error of a block is above its reach, no weight is clipped. A weight beyond the ends of the grid differs
+    /// from every dequantized code by at least as much as from the dequantized end. A weight of the block may be the
+    /// largest so far only if an end lies further out than any weight so far.
     #[inline(always)]
     pub(super) fn fill(
         &self,
@@ -83,8 +83,9 @@ impl<'a> Allowances<'a> {
 }
 
 impl Quantizer {
-    /// How far outside its group's grid a weight may lie before it counts as clipped, in steps: half a step, which
-    /// rounding to codes costs anyway, and what rounding scale and zero point to their types can move the ends by.
+    /// How far outside its group's grid a weight may lie before it counts as clipped, in steps. This is half a step,
+    /// which rounding to codes costs anyway, plus the distance by which rounding scale and zero point to their types
+    /// can move the ends.
     fn clip_allowance(&self, scale: f32) -> f64 {
         let steps = f64::from(self.scheme.bits.steps());
         // Relative error of rounding a value about the scale to a type, which grows among subnormal values.

@@ -1,4 +1,4 @@
-//! The codes of a row that is measured: stored ones, or new ones, which are measured as they are put down.
+//! The codes of a row that is measured: stored ones, or new ones, which are measured while they are stored.
 
 use std::ops::Range;
 
@@ -12,7 +12,7 @@ use crate::quant::simd::machine::{LANES, Machine};
 
 /// The codes of one row.
 pub(super) trait Codes {
-    /// Takes down scales and zero points of the groups of a segment.
+    /// Stores the scales and zero points of the groups of a segment in `facts`.
     fn params(&self, reader: &Reader<'_>, part: &Part, facts: &mut BlockFacts);
 
     /// Sums up the blocks of a segment from the bytes of its weights, in pairs.
@@ -51,7 +51,7 @@ pub(super) fn sum_up<T: Half, M: Machine>(
 /// Columns that are taken at a time.
 const PAIRS: usize = 2 * LANES;
 
-/// Where in a row the pairs of a segment are.
+/// The location of a segment's pairs in its row.
 #[inline(always)]
 fn pairs(part: &Part) -> Range<usize> {
     part.columns.start / PAIRS..part.columns.end / PAIRS
@@ -117,7 +117,7 @@ pub(super) struct NewCodes<'a> {
     pub scales: &'a [f32],
     /// Of the row's groups: zero points.
     pub zeros: &'a [f32],
-    /// Where the row's codes go.
+    /// The buffer for the row's codes.
     pub stored: &'a mut [u8],
 }
 

@@ -1,4 +1,4 @@
-//! What stored codes mean.
+//! Decoding of stored codes to weights.
 
 use std::ops::Range;
 
@@ -16,11 +16,11 @@ pub(super) struct Reader<'a> {
     pub(super) cols: usize,
     groups: usize,
     pub(super) group_cols: usize,
-    /// Columns of a segment: whole groups, or at most this much of one.
+    /// Columns per segment: whole groups, or at most this many of one group.
     segment_cols: usize,
-    /// Columns of a block. Those in pairs are all of this size, others may be smaller.
+    /// Columns per block. Blocks in pairs are all of this size, others may be smaller.
     pub(super) block_cols: usize,
-    /// Bytes of a row of codes.
+    /// Bytes per row of codes.
     row_bytes: usize,
     /// Whether two codes share a byte.
     pub(super) nibbles: bool,
@@ -88,7 +88,7 @@ impl<'a> Reader<'a> {
         self.segment_cols = if whole > 0 { whole * self.group_cols } else { most };
     }
 
-    /// The segment of a row that starts at a column.
+    /// The columns of the segment of a row that starts at a column.
     #[inline(always)]
     pub(super) fn segment(&self, start: usize) -> Range<usize> {
         let end = if self.segment_cols < self.group_cols {
@@ -99,13 +99,13 @@ impl<'a> Reader<'a> {
         start..end.min(start + self.segment_cols)
     }
 
-    /// The stored codes of a row, and of those that share bytes the first ones' too.
+    /// The bytes that hold the stored codes of a row.
     #[inline(always)]
     pub(super) fn codes<'q>(&self, quantized: QuantizedView<'q>, row: usize) -> &'q [u8] {
         &quantized.codes[row * self.row_bytes..(row + 1) * self.row_bytes]
     }
 
-    /// Scales and zero points of the groups of a row from one on.
+    /// Scales and zero points of the groups of a row, starting at group `first`.
     #[inline(always)]
     pub(super) fn read_params(
         &self,
@@ -195,7 +195,7 @@ impl<'a> Reader<'a> {
         }
     }
 
-    /// What is taken from a stored number, to get the number of steps from zero.
+    /// The number to subtract from a stored number, to get the number of steps from zero.
     #[inline(always)]
     fn offset(&self, zero: f32) -> f32 {
         self.bias + zero
@@ -221,12 +221,12 @@ impl<'a> Reader<'a> {
     }
 }
 
-/// A way from 32 codes of a group to what they mean: those at even places, and those at odd ones.
+/// A way to decode 32 codes of a group to weights: those at even places, and those at odd ones.
 pub(super) trait Meaning<M: Machine> {
     /// The bytes of 32 codes.
     type Bytes;
 
-    /// That of a group's codes.
+    /// The decoder of a group's codes.
     fn of(m: M, reader: &Reader<'_>, scale: f32, zero: f32) -> Self;
 
     /// All of these.
@@ -235,10 +235,10 @@ pub(super) trait Meaning<M: Machine> {
     /// [`Meaning::bytes`] to be written.
     fn bytes_mut(codes: &mut [u8]) -> &mut [Self::Bytes];
 
-    /// What they mean.
+    /// The dequantized weights of 32 codes.
     fn pairs(&self, m: M, codes: &Self::Bytes) -> [M::Lanes; 2];
 
-    /// Stores codes as [`Fine`](super::super::kernel::Fine) finds them; what they mean.
+    /// Stores codes as [`Fine`](super::super::kernel::Fine) finds them, and returns their dequantized weights.
     fn store(&self, m: M, codes: [M::Lanes; 2], to: &mut Self::Bytes) -> [M::Lanes; 2];
 }
 
@@ -281,11 +281,12 @@ impl<M: Machine> Meaning<M> for NibbleTable<M> {
 /// The meaning of stored numbers: (number − offset)·scale, rounded to the scale's type, if the scale is steady
 /// ([`Reader::is_steady`]).
 ///
-/// Veltkamp's way to split numbers: the sum of a product p and 2^k·p is rounded to the 24 bits of f32, and so p, its lower part, to
-/// 24 − k, 8 of bfloat16 or 11 of half precision. Taking 2^k·p away again leaves that. Of longer products some ties would be
-/// broken differently; but steps have 8 bits and scales 24 − k, and the 32 − k of their product end 8 below the last of the sum, where
-/// that of 2^k·p is even. The sum is one product of steps with (2^k + 1)·scale, which f32 holds exactly. Subnormal products are multiples
-/// of the least value, and short enough to stay what they are. With scales in f32, k is such that there is nothing to take away.
+/// The method is Veltkamp's splitting of numbers. The sum of a product p and 2^k·p is rounded to the 24 bits of f32.
+/// So p, its lower part, is rounded to 24 − k bits: 8 of bfloat16 or 11 of half precision. Subtracting 2^k·p again
+/// leaves that. For longer products, some ties would be broken differently. But steps have 8 bits and scales 24 − k,
+/// and the 32 − k bits of their product end 8 below the last bit of the sum, where that of 2^k·p is even. The sum is
+/// one product of steps with (2^k + 1)·scale, which f32 holds exactly. Subnormal products are multiples of the least
+/// value, and short enough to stay unchanged. With scales in f32, k is such that there is nothing to subtract.
 pub(super) struct Steps<M: Machine> {
     flip: u8,
     offset: M::Lanes,
@@ -297,7 +298,7 @@ pub(super) struct Steps<M: Machine> {
 }
 
 impl<M: Machine> Steps<M> {
-    /// What so many steps from zero mean.
+    /// The weight at a number of steps from zero.
     #[inline(always)]
     fn meaning(&self, m: M, steps: M::Lanes) -> M::Lanes {
         let moved = m.mul(steps, self.moved);
@@ -314,7 +315,7 @@ impl<M: Machine> Meaning<M> for Steps<M> {
         Self {
             flip: reader.flip,
             offset: m.splat(offset),
-            // What is flipped to be stored has not been then.
+            // Codes that are flipped when they are stored are not flipped yet at that point.
             found_offset: m.splat(MAGIC - f32::from(reader.flip) + offset),
             scale,
             moved: m.mul(scale, m.splat(-reader.splitter)),

@@ -1,8 +1,8 @@
-//! Some columns of a row, decoded, with what is known of their blocks.
+//! Segments: some columns of a row, decoded, with facts about their blocks.
 
 use super::sums::{BLOCKS, BlockSums};
 
-/// Columns that are decoded before they are looked at: what the first cache holds beside the files' bytes.
+/// Columns that are decoded before they are looked at: as many as the first cache holds beside the files' bytes.
 pub(super) const SEGMENT: usize = 2048;
 
 /// Some columns of a row: whole groups, or a part of one. Aligned for the widest registers.
@@ -21,18 +21,18 @@ pub(super) struct Decoded {
     pub(super) decoded: [f32; SEGMENT],
 }
 
-/// What is known of the blocks of a segment before their weights are looked at.
+/// Facts about the blocks of a segment that are known before their weights are looked at.
 #[repr(align(64))]
 pub(super) struct BlockFacts {
     pub(super) scales: [f32; BLOCKS],
     /// Zero points.
     pub(super) zeros: [f32; BLOCKS],
-    /// What the least and the greatest code mean.
+    /// The dequantized least and greatest code.
     pub(super) bottoms: [f32; BLOCKS],
     pub(super) tops: [f32; BLOCKS],
     /// See [`Allowances::fill`].
     pub(super) reaches: [f32; BLOCKS],
-    /// What an |e| has to be above to be of interest: the reach, or the greatest so far.
+    /// The limit above which an |e| is of interest: the reach or the greatest error so far, whichever is less.
     pub(super) limits: [f32; BLOCKS],
     /// Whether it has to be looked at again whatever its weights are: not 0.
     pub(super) flags: [u32; BLOCKS],
@@ -60,7 +60,8 @@ impl Default for BlockFacts {
 }
 
 impl BlockFacts {
-    /// Scale, zero point and limit of a block. There are no more of them than [`BLOCKS`], which the compiler need not check then.
+    /// Scale, zero point and limit of a block. There are at most [`BLOCKS`] of them, so the compiler can omit bounds
+    /// checks.
     #[inline(always)]
     pub(super) fn of(&self, block: usize) -> (f32, f32, f32) {
         let i = block % BLOCKS;

@@ -1,9 +1,9 @@
-//! Sums of squares of blocks: in f32 over lanes, in an order that depends on nothing but shapes and types.
+//! Sums of squares of blocks: in f32 over lanes, in an order that depends only on shapes and types.
 
 use super::super::search::fold;
 use crate::quant::simd::machine::{LANES, Machine};
 
-/// Blocks of a segment at most, and so groups.
+/// The maximum number of blocks in a segment, and so of groups.
 pub(super) const BLOCKS: usize = 64;
 
 /// Columns whose squares are summed in f32 before they go into f64 sums: 16 terms a lane.
@@ -54,7 +54,7 @@ impl Default for BlockSums {
 }
 
 impl BlockSums {
-    /// Takes the sums of a block, after those of all before it, and flags it if an |e| is above the limit.
+    /// Stores the sums of a block, after those of all blocks before it, and flags it if an |e| is above the limit.
     #[inline(always)]
     pub(super) fn put<M: Machine>(
         &mut self,
@@ -93,7 +93,8 @@ impl BlockSums {
         }
     }
 
-    /// Ends a segment of so many blocks, and flags those whose squares f32 has not held. Whether any is flagged, here or in `also`.
+    /// Ends a segment of `count` blocks, and flags those whose squares did not fit f32. Returns whether any is
+    /// flagged, here or in `also`.
     #[inline(always)]
     pub(super) fn end(&mut self, count: usize, also: &[u32]) -> bool {
         for (sums, energies) in self.sums.iter().zip(&mut self.energies) {
@@ -110,25 +111,25 @@ impl BlockSums {
         any != 0
     }
 
-    /// Whether a block has to be looked at again.
+    /// Whether a block needs a second look.
     #[inline(always)]
     pub(super) fn is_flagged(&self, block: usize) -> bool {
         self.flags[block] != 0
     }
 
-    /// Whether f32 has held the squares of a block to its full precision.
+    /// Whether f32 has held the squares of a block with full precision.
     #[inline(always)]
     pub(super) fn is_usual(&self, block: usize) -> bool {
         is_usual(self.sums[0][block], self.sums[1][block])
     }
 
-    /// Lanes of the greatest |e| of a block, if it is usual.
+    /// The greatest |e| of a block in each lane, if the block is usual.
     #[inline(always)]
     pub(super) fn most(&self, block: usize) -> &[f32; LANES] {
         &self.most[block]
     }
 
-    /// Sums the squares of a block in f64, which f32 has not held.
+    /// Sums the squares of a block in f64, if they did not fit f32.
     #[inline(always)]
     pub(super) fn sum_again(&mut self, block: usize, values: &[f32], decoded: &[f32]) {
         let mut sums = [[0f64; LANES]; 3];
@@ -190,7 +191,7 @@ impl Totals {
     }
 }
 
-/// Sums of a block while it is walked through.
+/// Running sums of a block.
 #[derive(Clone, Copy)]
 pub(super) struct Running<M: Machine> {
     signal: M::Lanes,

@@ -1,5 +1,5 @@
-//! Energies in which each column counts by its importance: the nearest thing to the error of a layer's output that needs no
-//! forward pass.
+//! Energies weighted by the importance of each column: the best approximation of the error of a layer's output
+//! without a forward pass.
 
 use super::super::search::fold;
 use super::super::{Importance, QuantizedView, Quantizer};
@@ -57,7 +57,7 @@ impl Job for WeighTile<'_> {
     }
 }
 
-/// What one weight adds to signal and noise.
+/// The contribution of one weight to the signal and to the quantization error.
 #[inline(always)]
 fn weigh(w: f32, decoded: f32, importance: f32) -> (f64, f64) {
     let (e, w, h) = (f64::from(w - decoded), f64::from(w), f64::from(importance));

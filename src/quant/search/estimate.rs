@@ -1,24 +1,26 @@
 //! Bounds of a candidate's error, in f32 and fast, so that most candidates need no exact sum.
 //!
-//! In units of its scale s, the error of a candidate is U = Σu^norm with u the distance of a weight's quotient
-//! from its code; in the units of weights it is s^norm·U. Two kinds of weights are told apart, for all
-//! candidates at once:
+//! In units of its scale s, the error of a candidate is U = Σu^norm with u the distance of a weight's quotient from
+//! its code. In the units of weights it is s^norm·U. Two kinds of weights are distinguished, for all candidates at
+//! once:
 //!
-//! - *inner* weights lie inside the grid of every candidate, to half a step. Then u ≤ ½ is the distance of w/s from the
-//!   nearest integer, whatever the zero point, and u^norm is u times a polynomial;
-//! - *outer* ones, few, are clipped by some candidate. Theirs are computed one by one.
+//! - *inner* weights lie inside the grid of every candidate, to half a step. Then u ≤ ½ is the distance of w/s from
+//!   the nearest integer, regardless of the zero point, and u^norm is u times a polynomial;
+//! - *outer* weights, few, are clipped by some candidate. Their errors are computed one by one.
 //!
 //! The bound of the difference has these parts, for each inner weight:
 //!
-//! - the polynomial's own error, `polynomial_error`, measured on a grid of 2^12 points, between which the
-//!   difference of two functions with second derivatives below M moves by less than h²·M/8, and the rounding of
-//!   its evaluation;
-//! - the error of the quotient. w·(1/s) in f32 is within 2^-23·q of w/s, for quotients up to q, and so is what the exact
-//!   sum's code was rounded from. Near a tie the two may take different codes, at distances that differ by up to
-//!   twice that: three times in all, times the greatest slope of u^norm;
+//! - the polynomial's own error, `polynomial_error`. It is measured on a grid of 2^12 points, between which the
+//!   difference of two functions with second derivatives below M moves by less than h²·M/8. It includes the rounding
+//!   of its evaluation;
+//! - the error of the quotient. w·(1/s) in f32 is within 2^-23·q of w/s, for quotients up to q. So is the quotient
+//!   from which the exact sum's code was rounded. Near a tie the two may take different codes, at distances that
+//!   differ by up to twice that: three times in all, times the greatest slope of u^norm;
 //!
-//! and the f32 sum over n / 16 terms a lane and then 16 lanes: below (n / 16 + 16)·2^-24 of it. Outer weights
-//! and the units s^norm, in proportion to that of the first candidate, are right to [`rough_error`].
+//! and the f32 sum over n / 16 terms per lane and then 16 lanes: below (n / 16 + 16)·2^-24 of it. Outer weights and
+//! the units s^norm, in proportion to that of the first candidate, are right to [`rough_error`].
+//!
+//! Longer than 500 lines because the bounds, their proof and the polynomials belong together.
 
 use std::f32::consts::{FRAC_1_SQRT_2, LN_2};
 
@@ -66,12 +68,12 @@ struct Polynomial<const N: usize, const QUARTERS: u8> {
     error: f64,
 }
 
-/// What is known of a group's candidates.
+/// Bounds for a group's candidates, and the intermediate results.
 #[derive(Debug, Default)]
 pub(in super::super) struct Bounds {
     inner: Vec<f32>,
     outer: Vec<f32>,
-    /// Of inner and of outer weights: how much each counts; empty where all count 1.
+    /// The importance of each inner and of each outer weight; empty if all count 1.
     inner_importance: Vec<f32>,
     outer_importance: Vec<f32>,
     /// How many weights count, each as much as its importance; a little more than that.
@@ -104,7 +106,7 @@ impl Estimate {
         Some(Self { norm, coarse, fine, outer_error, unit_error: rough_error(norm) })
     }
 
-    /// Bounds the errors of all candidates over a group. False if its numbers are too large or small for that.
+    /// Bounds the errors of all candidates over a group. False if its numbers are too large or too small for that.
     #[inline(always)]
     pub(super) fn bound<M: Machine>(
         &self,
@@ -368,7 +370,7 @@ fn split<M: Machine>(
 ) {
     let (low, high) = (m.splat(low), m.splat(high));
     inner.resize(weights.len().next_multiple_of(LANES), 0.0);
-    // What is taken out of the last chunk is followed by anything.
+    // The elements after those taken out of the last chunk are unspecified.
     outer.resize(inner.len() + LANES, 0.0);
     let ((chunks, last), (columns, rest)) = (weights.as_chunks(), values.as_chunks());
     let (mut last_chunk, mut last_columns) = ([0.0; LANES], [0.0; LANES]);
@@ -464,7 +466,7 @@ fn polynomial_error<const N: usize>(polynomial: &[f32; N], norm: f64, middle: f6
     const POINTS: usize = 1 << 12;
     let step = 0.5 / POINTS as f64;
     let value = |u: f64| u * polynomial.iter().rev().fold(0.0, |sum, &c| sum * (u - middle) + f64::from(c));
-    // One point past ½, where the quotient's error may lead.
+    // One point past ½, because the quotient's error may lead there.
     let worst = (0..=POINTS + 1)
         .map(|i| i as f64 * step)
         .map(|u| (value(u) - u.powf(norm)).abs())

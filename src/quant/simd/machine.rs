@@ -1,11 +1,13 @@
 //! Sixteen lanes of f32, and the few operations on them that kernels are written with.
 //!
-//! The same lanes on every instruction set, and so the same bits: one register, two, or an array.
+//! Every instruction set has the same lanes, and so gives the same bits: one register, two, or an array.
+//!
+//! Longer than 500 lines because each instruction set answers the same list of operations, and the lists are read side by side.
 
 /// Lanes of all sums.
 pub(crate) const LANES: usize = 16;
 
-/// An instruction set as a type. Whoever holds a value runs on a machine that has it, in code compiled for it.
+/// An instruction set as a type. Code that holds a value runs on a machine that has the set, and is compiled for it.
 pub(crate) trait Machine: Copy {
     /// Whether fused multiply-add is an instruction; only approximations whose errors are bounded, and what is
     /// exact, may use it, because it changes bits.
@@ -39,25 +41,25 @@ pub(crate) trait Machine: Copy {
     /// a · b + c, rounded once if [`Machine::FMA`], else twice.
     fn mul_add(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
-    /// a · b + c, rounded once on every machine: slow where that is no instruction.
+    /// a · b + c, rounded once on every machine: slow if the machine has no such instruction.
     fn fused(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
 
     /// |a|.
     fn abs(self, a: Self::Lanes) -> Self::Lanes;
 
-    /// a where a > b, else b.
+    /// a if a > b, else b.
     fn max(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 
-    /// a where a < b, else b.
+    /// a if a < b, else b.
     fn min(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 
-    /// `other` where a = b, else a; and in how many lanes they are equal.
+    /// `other` in the lanes with a = b, a in the rest; and the number of lanes that are equal.
     fn replace_equal(self, a: Self::Lanes, b: Self::Lanes, other: Self::Lanes) -> (Self::Lanes, u32);
 
     /// The sum of all lanes, by halves: of lanes i and i + 8, i and i + 4, i and i + 2, i and i + 1.
     fn sum(self, a: Self::Lanes) -> f32;
 
-    /// [`Machine::sum`] of each row, in little more time than of two.
+    /// [`Machine::sum`] of each row, in little more time than for two rows.
     fn sum_rows(self, rows: &[[f32; LANES]; LANES], sums: &mut [f32; LANES]);
 
     /// The greater of a ≥ 0 and |b|, of numbers.
@@ -72,8 +74,8 @@ pub(crate) trait Machine: Copy {
     /// Which lanes are below those of `low` or above those of `high`: a bit each, the first one lowest.
     fn outside(self, a: Self::Lanes, low: Self::Lanes, high: Self::Lanes) -> u32;
 
-    /// a with 0 in the lanes that have a bit in `mask`, which are put first into `out` in their order; what follows them there is
-    /// anything.
+    /// a with 0 in the lanes that have a bit in `mask`. Those lanes are put first into `out`, in their order; the
+    /// elements after them are unspecified.
     fn take_out(self, a: Self::Lanes, mask: u32, out: &mut [f32; LANES]) -> Self::Lanes;
 
     /// The 32 bfloat16 numbers of some bytes: those at even places, and those at odd ones.
@@ -82,7 +84,8 @@ pub(crate) trait Machine: Copy {
     /// The same of numbers in half precision.
     fn f16_pairs(self, from: &[u8; 4 * LANES]) -> [Self::Lanes; 2];
 
-    /// The entries of `table` that the low nibbles of the bit patterns of lanes name. Of use where there is [`Machine::ONE_PASS`].
+    /// The entries of `table` selected by the low nibbles of the lanes' bit patterns. Useful with
+    /// [`Machine::ONE_PASS`].
     #[inline(always)]
     fn entries(self, table: Self::Lanes, names: Self::Lanes) -> Self::Lanes {
         let [mut entries, mut lanes] = [[0.0; LANES]; 2];
@@ -101,8 +104,8 @@ pub(crate) trait Machine: Copy {
     /// ones.
     fn store_nibble_pairs(self, pairs: [Self::Lanes; 2], to: &mut [u8; LANES]);
 
-    /// The low bytes of the bit patterns of lanes: of the first at even places, of the second at odd ones. Of use where
-    /// there is [`Machine::ONE_PASS`].
+    /// The low bytes of the lanes' bit patterns: those of the first at even places, those of the second at odd ones.
+    /// Useful with [`Machine::ONE_PASS`].
     #[inline(always)]
     fn store_byte_pairs(self, pairs: [Self::Lanes; 2], to: &mut [u8; 2 * LANES]) {
         let [first, second] = pairs.map(|pair| {
@@ -120,7 +123,8 @@ pub(crate) trait Machine: Copy {
     fn look_up(self, table: &[f32; 16], packed: &[u8], out: &mut [f32]);
 }
 
-/// The first elements of a buffer that begin where a line of the cache does: no load of a whole register touches two of them.
+/// The first elements of a buffer that begin at the start of a cache line: no load of a whole register then touches
+/// two lines.
 pub(crate) fn on_lines(buffer: &mut Vec<f32>, len: usize) -> &mut [f32] {
     buffer.resize(len + LANES - 1, 0.0);
     let skip = buffer.as_ptr().align_offset(size_of::<[f32; LANES]>()).min(LANES - 1);
@@ -156,7 +160,7 @@ fn each(a: [f32; LANES], b: [f32; LANES], f: impl Fn(f32, f32) -> f32) -> [f32; 
 fn fused(a: f32, b: f32, c: f32) -> f32 {
     let (product, c) = (f64::from(a) * f64::from(b), f64::from(c));
     let sum = product + c;
-    // What the sum lacks, exactly (Knuth); NaN if it is not finite.
+    // The rounding error of the sum, exactly (Knuth); NaN if the sum is not finite.
     let part = sum - product;
     let lack = (product - (sum - part)) + (c - part);
     let bits = sum.to_bits();

@@ -1,4 +1,4 @@
-//! Rounding to nearest: each weight by itself, within the range that an observer chose.
+//! Rounding to nearest: each weight independently, within the range that an observer chose.
 
 use super::Solver;
 use crate::quant::{

@@ -1,4 +1,4 @@
-//! How values and types are called in findings.
+//! Wording for values and types in findings.
 
 use serde_json::Value;
 
@@ -8,12 +8,12 @@ use crate::recipe::tree::segments;
 /// Longest value that is quoted in full.
 const MAX_SHOWN: usize = 60;
 
-/// Names in a row, as in "a, b, c".
+/// A list of names, as in "a, b, c".
 pub(super) fn list(names: &[&str]) -> String {
     names.join(", ")
 }
 
-/// A word in back quotes, cut where it is long.
+/// A word in back quotes, shortened if it is long.
 pub(super) fn shown(word: &str) -> String {
     let mut text: String = word.chars().take(MAX_SHOWN).collect();
     if word.chars().nth(MAX_SHOWN).is_some() {
@@ -22,7 +22,7 @@ pub(super) fn shown(word: &str) -> String {
     format!("`{text}`")
 }
 
-/// What a JSON Schema type is called to a person.
+/// A readable name for a JSON Schema type.
 pub(super) fn expected(json_type: &str, is_root: bool) -> &'static str {
     match json_type {
         "integer" => "a whole number",
@@ -36,7 +36,7 @@ pub(super) fn expected(json_type: &str, is_root: bool) -> &'static str {
     }
 }
 
-/// What a value is.
+/// A readable name for the type of a value.
 pub(super) fn actual(value: &Value) -> &'static str {
     match value {
         Value::Null => "empty",
@@ -49,7 +49,7 @@ pub(super) fn actual(value: &Value) -> &'static str {
     }
 }
 
-/// How a value of the wrong type becomes one of the right type, where that is known.
+/// The help for turning a value of the wrong type into one of the right type, if there is any.
 pub(super) fn type_help(value: &Value, wanted: &str, name: &str) -> Option<String> {
     match (value, wanted) {
         (Value::Null, _) => Some("Write a value after the colon, or remove the key.".to_owned()),
@@ -108,7 +108,7 @@ pub(super) fn multiples(value: &Value, step: f64) -> String {
     format!("{below} and {} are", below + step)
 }
 
-/// What a value is called: the last key of its pointer, list positions left out.
+/// The name of a value: the last key of its pointer, without list positions.
 pub(super) fn parameter(pointer: &str) -> String {
     let names: Vec<String> = segments(pointer).collect();
     match names.as_slice() {
@@ -133,7 +133,7 @@ pub(super) fn example(key: &str) -> &'static str {
     }
 }
 
-/// The stage that a word surely means, with its index: the nearest one, where none but it is near.
+/// The stage that a word clearly means, with its index: the nearest one, if no other is as near.
 pub(super) fn meant_stage<'w>(word: &str, stages: &[&'w str]) -> Option<(usize, &'w str)> {
     let near = nearest_word(word, stages)?;
     let others: Vec<&str> = stages.iter().copied().filter(|stage| *stage != near).collect();

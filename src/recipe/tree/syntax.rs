@@ -1,4 +1,4 @@
-//! Errors of the YAML reader as findings: its place in bytes, and what is usually meant.
+//! Errors of the YAML reader as findings: the place in bytes, and the usual cause.
 
 use serde_saphyr::Error;
 
@@ -67,7 +67,8 @@ pub(super) fn finding(error: &Error, build: &Build<'_>) -> Finding {
     }
 }
 
-/// The first tab in the indentation of the line of an error or of the one after it, where the reader noticed it.
+/// The first tab in the indentation of the line of an error, or of the line after it if the reader noticed the error
+/// there.
 fn tab_in_indentation(text: &str, at: usize) -> Option<usize> {
     let mut start = text[..at].rfind('\n').map_or(0, |line_break| line_break + 1);
     for line in text[start..].split_inclusive('\n').take(2) {

@@ -1,5 +1,5 @@
-//! BLAKE3 hashes of files that were not seen whole on the way, because parts of them were taken over: remembered where the file is
-//! known, taken by reading it otherwise.
+//! BLAKE3 hashes of files that the pass did not see whole, because parts of them were reused. A hash is remembered if
+//! the file is known; otherwise the file is read.
 
 use std::path::{Path, PathBuf};
 
@@ -14,10 +14,10 @@ use crate::run::incremental::previous::Stores;
 use crate::run::incremental::reuse::Reuse;
 use crate::run::verify;
 
-/// Adds the hashes that are missing, where the recipe asks for them. `folders` hold the weight files of each export.
+/// Adds the missing hashes, if the recipe asks for them. `folders` hold the weight files of each export.
 ///
 /// # Errors
-/// Where a file cannot be read, or the run is cancelled.
+/// If a file cannot be read, or the run is cancelled.
 pub(crate) fn complete(
     plan: &Plan,
     stores: &[Stores],

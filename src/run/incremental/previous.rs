@@ -1,6 +1,8 @@
-//! Folders with finished tensors: the last output and what an interrupted run has left, as far as their records hold.
+//! Folders with finished tensors: the last output and the remains of an interrupted run, as far as their records
+//! hold.
 //!
-//! Nothing in a record is believed that does not fit the plan, and no place in a file that is not in the file's own header.
+//! A record is not believed if it does not fit the plan. A place in a file is not believed if it is not in the file's
+//! own header.
 
 use std::collections::HashMap;
 use std::fs;
@@ -25,7 +27,7 @@ use crate::run::incremental::record::{CarriedFile, Finished, Found, Header, Writ
 #[derive(Debug)]
 pub(crate) struct Store {
     pub header: Header,
-    /// Whether it is the staging folder of a run that did not publish it, laid out as the plan wants it.
+    /// Whether it is the staging folder of a run that did not publish it, in the layout that the plan wants.
     pub is_staging: bool,
     /// Whether the system is the one that the record was written in: after another start, what was not flushed may be lost.
     is_of_this_boot: bool,
@@ -144,13 +146,13 @@ impl Store {
             && known.is_some_and(|source| source.is_settled && source.identity == shard.identity)
     }
 
-    /// The hash of a file that is as it was written.
+    /// The hash of a file that is unchanged since it was written.
     pub fn hash_of(&self, path: &Path) -> Option<String> {
         let at = self.files.iter().position(|file| file.path == path && file.is_trusted)?;
         self.header.files[at].blake3.clone()
     }
 
-    /// What is known of a file that is carried over, if the source is the file that was looked at then.
+    /// The record of a file that is carried over, if the source is the file that was looked at then.
     pub fn carried(&self, name: &str, source: &FileIdentity) -> Option<&FileRecord> {
         let is_it = |carried: &&CarriedFile| {
             carried.file.name == name && carried.source == *source && carried.is_settled
@@ -159,7 +161,7 @@ impl Store {
         (known.file.bytes == source.len).then_some(&known.file)
     }
 
-    /// Whether a file that was found in the published output is this one, as it was carried over then.
+    /// Whether a file found in the published output is this one, as it was carried over then.
     pub fn has_carried(&self, file: &FileRecord, found: &FileIdentity) -> bool {
         let is_it = |carried: &CarriedFile| {
             (&carried.file.name, &carried.file.crc64nvme) == (&file.name, &file.crc64nvme)
@@ -168,7 +170,7 @@ impl Store {
         self.is_of_this_boot && !self.is_staging && self.header.carried.iter().any(is_it)
     }
 
-    /// The tensor, where what is recorded of it is what the plan wants of it and its bytes can be there.
+    /// The tensor, if its record matches the plan and its bytes can be there.
     pub fn find(&self, wanted: &Wanted<'_>, export: usize, checks: Checks) -> Option<&Finished> {
         let found = self.finished[wanted.tensor].as_deref()?;
         let fits = found.numbers == wanted.prints.numbers(wanted.tensor)
@@ -224,18 +226,18 @@ fn is_shared(metadata: &fs::Metadata) -> bool {
     }
 }
 
-/// The stores of an export, the last output first, and what there is to say about those that are of no use.
+/// The stores of an export, the last output first, and notes on those that are of no use.
 #[derive(Debug, Default)]
 pub(crate) struct Stores {
     pub stores: Vec<Store>,
     pub notes: Vec<String>,
 }
 
-/// Looks for finished tensors of an export. The staging folder of an interrupted run with another layout is moved aside; the
-/// lock of the output must be held.
+/// Looks for finished tensors of an export. The staging folder of an interrupted run with another layout is moved
+/// aside. The lock of the output must be held.
 ///
 /// # Errors
-/// Where that folder cannot be moved.
+/// If that folder cannot be moved.
 pub(crate) fn stores(plan: &Plan, export: &ExportPlan) -> Result<Stores, Failure> {
     let mut out = Stores::default();
     // Names are those of the model, of which there is one text; what is not of the model is of no use.

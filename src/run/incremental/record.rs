@@ -1,8 +1,9 @@
-//! What a run has finished, on disk beside its output, so that the next one need not do it again.
+//! Records of finished work, on disk beside the output, so that the next run need not repeat it.
 //!
-//! A record is a line about the run and a line for each finished tensor, as JSON. Each line begins with a hash of itself and of all
-//! lines before it, so that no line can be changed, moved or left out. While a run goes on its record is a journal, to which each
-//! finished tensor is added; a line that was cut off ends it. The record of a published output is believed as a whole or not at all.
+//! A record is one line about the run and one line per finished tensor, as JSON. Each line begins with a hash of
+//! itself and of all lines before it, so that no line can be changed, moved or left out. While a run goes on, its
+//! record is a journal, to which each finished tensor is added. A line that was cut off ends the journal. The record
+//! of a published output is believed as a whole or not at all.
 
 use std::fs::File;
 use std::io::{self, BufRead, BufReader, BufWriter, Read, Write};
@@ -30,7 +31,7 @@ const VERSION: u32 = 2;
 /// Bytes of a record that are read.
 const LONGEST: u64 = 1 << 30;
 
-/// Digits of the hash of a line.
+/// The number of digits of a line's hash.
 const DIGITS: usize = 32;
 
 /// The run that made a record.
@@ -45,9 +46,9 @@ pub(crate) struct Header {
     tensors: Option<usize>,
     /// The start of the system in which files were looked at: after another one, what was not flushed may be lost.
     pub boot: String,
-    /// What was looked at on the way.
+    /// The checks that were made on the way.
     pub checks: Checks,
-    /// Where everything lies in the weight files.
+    /// The layout of everything in the weight files.
     pub layout: Fingerprint,
     /// The model's weight files.
     pub sources: Vec<SourceFile>,
@@ -62,7 +63,7 @@ pub(crate) struct Header {
 pub(crate) struct SourceFile {
     pub name: String,
     pub identity: FileIdentity,
-    /// Whether it had been left alone for long enough that any later change shows in its times.
+    /// Whether it had been unchanged for long enough that any later change shows in its times.
     pub is_settled: bool,
     pub blake3: Option<String>,
 }
@@ -71,7 +72,7 @@ pub(crate) struct SourceFile {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct WrittenFile {
     pub name: String,
-    /// None while it is being written, or where a later change might not show.
+    /// None while it is being written, or if a later change might not show.
     pub identity: Option<FileIdentity>,
     pub blake3: Option<String>,
 }
@@ -82,7 +83,7 @@ pub(crate) struct CarriedFile {
     pub file: FileRecord,
     pub source: FileIdentity,
     pub is_settled: bool,
-    /// None where a later change might not show.
+    /// None if a later change might not show.
     pub written: Option<FileIdentity>,
 }
 
@@ -90,9 +91,9 @@ pub(crate) struct CarriedFile {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Finished {
     pub name: Name,
-    /// What decides what was measured.
+    /// The fingerprint of everything that decides the measurements.
     pub numbers: Fingerprint,
-    /// What decides what was written.
+    /// The fingerprint of everything that decides the written bytes.
     pub output: Fingerprint,
     /// The checksum of the tensor's bytes, and of the scales that they are multiplied with.
     pub source: Box<[u64]>,
@@ -100,7 +101,7 @@ pub(crate) struct Finished {
     pub pieces: Box<[Option<Distortion>]>,
     /// The first element that is not finite.
     pub not_finite: Option<u64>,
-    /// Where what came of it is, in the order of its fingerprint.
+    /// The places of its results, in the order of its fingerprint.
     pub parts: Box<[WrittenPart]>,
 }
 
@@ -115,8 +116,8 @@ pub(crate) struct WrittenPart {
 }
 
 impl Finished {
-    /// What a finished tensor is in the record of an export; none where it was not read back as written,
-    /// or what was measured cannot be written down.
+    /// The entry of a finished tensor in the record of an export; none if the tensor was not read back as written, or
+    /// its measurements cannot be written down.
     pub fn of(
         plan: &Plan,
         prints: &Prints,
@@ -174,7 +175,7 @@ impl Header {
     }
 }
 
-/// What tells one start of the system from another; empty where that is not known.
+/// An identifier of the current start of the system; empty if it is not known.
 fn boot() -> String {
     regular::read_text(Path::new("/proc/sys/kernel/random/boot_id"), limit::WORD)
         .map(|text| text.trim().to_owned())
@@ -200,7 +201,7 @@ impl Seal {
         format!("{{\"hash\":\"{}\",{rest}\n", self.0)
     }
 
-    /// The JSON object in the next line; none where it is not the line that was written there.
+    /// The JSON object in the next line; none if it is not the line that was written there.
     fn opened(&mut self, line: &[u8]) -> Option<Vec<u8>> {
         let line = line.strip_prefix(b"{\"hash\":\"")?;
         let (hash, rest) = line.split_at_checked(DIGITS)?;
@@ -254,7 +255,7 @@ impl Iterator for Lines {
     }
 }
 
-/// What came of reading a record.
+/// The outcome of reading a record.
 #[derive(Debug)]
 pub(crate) enum Found {
     Nothing,
@@ -315,7 +316,7 @@ pub(crate) enum Tensors<'a> {
 /// Puts the record of a complete output in its place in one step, and returns it open.
 ///
 /// # Errors
-/// Where it cannot be written.
+/// If it cannot be written.
 pub(crate) fn write(
     path: &Path,
     temporary: &Path,
@@ -379,7 +380,7 @@ impl<'f> Sealing<'f> {
     }
 }
 
-/// The record of a run that goes on.
+/// The record of a run in progress.
 #[derive(Debug)]
 pub(crate) struct Journal {
     path: PathBuf,
@@ -399,11 +400,11 @@ impl Journal {
     /// Begins the journal of an output in place of an older one.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If it cannot be written.
     pub fn begin(target: &Path, header: &Header) -> Result<Self, Failure> {
         let path = hidden::journal(target);
         let mut seal = Seal::default();
-        // What is added follows what was just written, in the same open file.
+        // Later lines follow the ones just written, in the same open file.
         let write = |file: &mut File| {
             let mut lines = Sealing::begin(file, header)?;
             lines.out.flush()?;
@@ -418,7 +419,7 @@ impl Journal {
     /// Adds a finished tensor.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If it cannot be written.
     pub fn add(&self, finished: &Finished) -> Result<(), Failure> {
         let object = serde_json::to_string(finished).unwrap_or_default();
         let mut state = lock(&self.state);
@@ -430,148 +431,4 @@ impl Journal {
 }
 
 #[cfg(test)]
-mod tests {
-    use std::fs;
-
-    use super::*;
-
-    fn tensor(name: &str) -> Finished {
-        Finished {
-            name: name.into(),
-            numbers: fingerprint("1"),
-            output: fingerprint("2"),
-            source: Box::new([3]),
-            pieces: Box::new([None, Some(Distortion { count: 4, signal: 0.1, ..Distortion::default() })]),
-            not_finite: None,
-            parts: Box::new([WrittenPart { file: 0, offset: 8, bytes: 4, checksum: u64::MAX }]),
-        }
-    }
-
-    fn fingerprint(text: &str) -> Fingerprint {
-        serde_json::from_value(format!("{text:0>32}").into()).unwrap()
-    }
-
-    fn made() -> Header {
-        let checks = Checks { finite: true, round_trip: true, measure: true };
-        Header::new(checks, fingerprint("0"))
-    }
-
-    /// A record or a journal of three tensors, as text.
-    fn written(folder: &Path, is_complete: bool) -> (PathBuf, String) {
-        let target = folder.join("out");
-        let tensors = ["a", "b", "c"].map(tensor);
-        let path = if is_complete {
-            let path = hidden::record(&target);
-            let mut each = tensors.into_iter();
-            write(&path, &hidden::new(&target), &made(), Tensors::Each(3, &mut each)).unwrap();
-            path
-        } else {
-            let journal = Journal::begin(&target, &made()).unwrap();
-            tensors.iter().try_for_each(|tensor| journal.add(tensor)).unwrap();
-            hidden::journal(&target)
-        };
-        let text = fs::read_to_string(&path).unwrap();
-        (path, text)
-    }
-
-    fn names(path: &Path) -> Option<String> {
-        match read(path, Some) {
-            Found::Record(_, finished) => Some(finished.iter().map(|tensor| tensor.name.as_str()).collect()),
-            _ => None,
-        }
-    }
-
-    #[test]
-    fn what_was_written_is_read_and_lines_are_json() {
-        let folder = tempfile::tempdir().unwrap();
-        for is_complete in [true, false] {
-            let (path, text) = written(folder.path(), is_complete);
-            let Found::Record(found, finished) = read(&path, Some) else { panic!("it is there") };
-            assert_eq!(finished, ["a", "b", "c"].map(tensor));
-            assert_eq!(found, Header { tensors: is_complete.then_some(3), ..made() });
-            for line in text.lines() {
-                assert!(serde_json::from_str::<serde_json::Value>(line).unwrap()["hash"].is_string());
-            }
-        }
-    }
-
-    #[test]
-    fn a_record_is_made_of_a_journal_that_nobody_changed() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, text) = written(folder.path(), true);
-        let target = folder.path().join("out");
-        let journal = Journal::begin(&target, &made()).unwrap();
-        ["a", "b", "c"].iter().try_for_each(|name| journal.add(&tensor(name))).unwrap();
-        let again = || write(&path, &hidden::new(&target), &made(), Tensors::Of(&journal));
-        again().unwrap();
-        assert_eq!(fs::read_to_string(&path).unwrap(), text);
-        let lines = fs::read_to_string(hidden::journal(&target)).unwrap();
-        let short: Vec<&str> = lines.split_inclusive('\n').take(3).collect();
-        for changed in [lines.replacen("\"b\"", "\"x\"", 1), short.concat(), String::new()] {
-            fs::write(hidden::journal(&target), changed).unwrap();
-            assert!(again().is_err());
-            assert_eq!(fs::read_to_string(&path).unwrap(), text);
-        }
-    }
-
-    #[test]
-    fn a_record_with_any_byte_changed_or_line_missing_is_none() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, text) = written(folder.path(), true);
-        for at in (0..text.len()).step_by(7) {
-            let mut bytes = text.clone().into_bytes();
-            bytes[at] ^= 1;
-            fs::write(&path, &bytes).unwrap();
-            assert_eq!(names(&path), None, "byte {at}");
-        }
-        let lines: Vec<&str> = text.split_inclusive('\n').collect();
-        for left_out in 0..lines.len() {
-            let left: Vec<&str> =
-                lines.iter().enumerate().filter(|(n, _)| *n != left_out).map(|(_, l)| *l).collect();
-            fs::write(&path, left.concat()).unwrap();
-            assert_eq!(names(&path), None, "line {left_out}");
-        }
-        let swapped = [lines[0], lines[2], lines[1], lines[3]].concat();
-        for text in [swapped, format!("{text}{}", lines[1]), text[..text.len() - 1].to_owned()] {
-            fs::write(&path, text).unwrap();
-            assert_eq!(names(&path), None);
-        }
-    }
-
-    #[test]
-    fn a_journal_ends_at_the_first_line_that_is_not_whole() {
-        let folder = tempfile::tempdir().unwrap();
-        let (path, text) = written(folder.path(), false);
-        let end = text.find("\n").unwrap() + 1;
-        for cut in end..text.len() {
-            fs::write(&path, &text[..cut]).unwrap();
-            let whole = text[..cut].matches('\n').count() - 1;
-            assert_eq!(names(&path).as_deref(), Some(&"abc"[..whole]), "{cut} bytes");
-        }
-        fs::write(&path, &text[..end - 1]).unwrap();
-        assert_eq!(names(&path), None);
-    }
-
-    #[test]
-    fn another_build_or_version_is_named_and_not_believed() {
-        let folder = tempfile::tempdir().unwrap();
-        let path = folder.path().join("record");
-        let said = |change: fn(&mut Header)| {
-            let mut header = made();
-            change(&mut header);
-            fs::write(&path, sealed(&[serde_json::to_string(&header).unwrap()])).unwrap();
-            match read(&path, Some) {
-                Found::OfAnother(what) => what,
-                found => format!("{found:?}"),
-            }
-        };
-        let version = env!("CARGO_PKG_VERSION");
-        assert_eq!(
-            said(|header| header.build = "0".repeat(16)),
-            format!("another build of version {version}")
-        );
-        assert_eq!(said(|header| header.record_version = 1), format!("another build of version {version}"));
-        assert_eq!(said(|header| header.monoquant = "9.9.9".to_owned()), "version 9.9.9");
-        assert!(said(|_| {}).starts_with("Record"));
-    }
-}
+mod tests;

@@ -1,8 +1,8 @@
-//! What need not be done again: tensors that the last output or an interrupted run holds as the plan wants them.
+//! Reuse of finished work: tensors that the last output or an interrupted run holds as the plan wants them.
 //!
-//! A tensor is taken over where its fingerprint, its source's bytes and its output's bytes are known to be the same. Bytes are
-//! known by the identity of their file where nothing can have touched it since, and otherwise by their checksum, which costs
-//! reading them and no more.
+//! A tensor is reused if its fingerprint, its source's bytes and its output's bytes are known to be the same. Bytes
+//! are known by the identity of their file if nothing can have changed it since. Otherwise they are known by their
+//! checksum, which costs reading them and no more.
 
 use std::collections::HashMap;
 use std::io::Seek;
@@ -24,10 +24,10 @@ use crate::run::stream::source::Source;
 use crate::run::stream::tiles::Cut;
 use crate::run::workers::Workers;
 
-/// Bytes that are read at once where they are summed up.
+/// The number of bytes that are read at once for a checksum.
 const STRETCH: u64 = 1 << 20;
 
-/// A tensor that is taken over, for one export.
+/// A tensor that is reused, for one export.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Taken<'s> {
     /// Index of the store.
@@ -72,22 +72,22 @@ impl<'s> Tensors<'s> {
     }
 }
 
-/// What is taken over.
+/// Everything that is reused.
 #[derive(Debug)]
 pub(crate) struct Reuse<'s> {
     /// The fingerprints of all source tensors.
     pub prints: Prints,
     /// What is taken over of the source tensors.
     pub tensors: Tensors<'s>,
-    /// How each file of each export begins.
+    /// The start of each file of each export.
     pub starts: Vec<Vec<FileStart>>,
 }
 
 impl<'s> Reuse<'s> {
-    /// Looks for everything that can be taken over.
+    /// Looks for everything that can be reused.
     ///
     /// # Errors
-    /// Where the model cannot be read, or the run is cancelled.
+    /// If the model cannot be read, or the run is cancelled.
     pub fn find(
         plan: &Plan,
         source: &Source<'_>,
@@ -132,7 +132,7 @@ impl<'s> Reuse<'s> {
         (0..plan.pieces.len()).filter(|&piece| !self.tensors.is_taken(plan.pieces[piece].tensor())).collect()
     }
 
-    /// How many tensors with pieces are taken over, and how many are still to be done.
+    /// How many tensors with pieces are reused, and how many are still to be done.
     pub fn counts(&self, plan: &Plan) -> (usize, usize) {
         let mut has_pieces = vec![false; plan.model.tensors.len()];
         for piece in &plan.pieces {
@@ -145,7 +145,7 @@ impl<'s> Reuse<'s> {
         (taken(true), taken(false))
     }
 
-    /// Whether every weight file is there already, under the name that it is to have.
+    /// Whether every weight file is there already, under its planned name.
     pub fn is_everything(&self, plan: &Plan) -> bool {
         let is_there = |export: &ExportPlan, starts: &[FileStart]| {
             let mut files = export.files.iter().zip(starts);
@@ -155,7 +155,7 @@ impl<'s> Reuse<'s> {
             && self.pieces_left(plan).iter().all(|&piece| Cut::of(plan, piece).total == 0)
     }
 
-    /// How a file of an export begins.
+    /// The start of a file of an export.
     fn start(&self, plan: &Plan, stores: &[Stores], export: usize, file: usize) -> FileStart {
         let planned = &plan.exports[export].files[file];
         if let Some(path) = self.same_file(plan, stores, export, file) {
@@ -173,7 +173,7 @@ impl<'s> Reuse<'s> {
         }
     }
 
-    /// The published file that holds exactly what a file of an export is to hold.
+    /// The published file with exactly the planned content of a file of an export.
     fn same_file(&self, plan: &Plan, stores: &[Stores], export: usize, file: usize) -> Option<PathBuf> {
         let (planned, content) = (&plan.exports[export], plan.content());
         let mut same: Option<(usize, usize)> = None;
@@ -235,7 +235,7 @@ fn check_sources(
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
-    // Whether each shard is known, to each store of each export.
+    // Whether each store of each export knows each shard.
     let known: Vec<Vec<Vec<bool>>> = stores
         .iter()
         .map(|stores| {
@@ -319,7 +319,7 @@ fn check_outputs(
     Ok(())
 }
 
-/// The checksum of a part of a file; of less, where the run is cancelled.
+/// The checksum of a part of a file; of less of it, if the run is cancelled.
 fn sum_up(file: &Handle, part: WrittenPart, buffer: &mut Vec<u8>, cancel: &Cancel) -> std::io::Result<u64> {
     let (mut crc, mut start) = (0, 0);
     while start < part.bytes && !cancel.is_cancelled() {

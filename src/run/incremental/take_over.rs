@@ -1,4 +1,4 @@
-//! Puts what need not be done again into the staging folders, and into the record of the run.
+//! Transfer of reused tensors into the staging folders, and into the record of the run.
 
 use crate::cancel::Cancel;
 use crate::digest::checksum;
@@ -14,7 +14,7 @@ use crate::run::incremental::reuse::Reuse;
 use crate::run::stream::collector::Collector;
 use crate::run::workers::Workers;
 
-/// Bytes of a stretch that is copied at once: a run can be cancelled between two.
+/// The number of bytes that are copied at once. A run can be cancelled between two stretches.
 const STRETCH: u64 = 16 << 20;
 
 /// Bytes that are copied from one file into another.
@@ -29,7 +29,7 @@ struct Stretch<'a> {
     len: u64,
 }
 
-/// Tells the collector what is known of the tensors that are taken over.
+/// Gives the collector the known results of the tensors that are reused.
 pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector: &Collector<'_>) {
     for tensor in 0..plan.model.tensors.len() {
         let Some(first) = reuse.tensors.get(tensor).and_then(|mut taken| taken.next()) else { continue };
@@ -54,10 +54,10 @@ pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector
     }
 }
 
-/// Copies what is taken over into the files that are made anew, and notes it in the journals.
+/// Copies the reused tensors into the files that are made anew, and notes them in the journals.
 ///
 /// # Errors
-/// Where it cannot be read or written, or the run is cancelled.
+/// If a tensor cannot be read or written, or the run is cancelled.
 pub(crate) fn take_over(
     run: &Context<'_>,
     reuse: &Reuse<'_>,
@@ -83,7 +83,7 @@ pub(crate) fn take_over(
     Ok(())
 }
 
-/// What an export takes over, where it is in the new files.
+/// The tensors that an export reuses, at their places in the new files.
 pub(crate) fn taken<'a>(
     plan: &'a Plan,
     reuse: &'a Reuse<'_>,
@@ -100,7 +100,7 @@ pub(crate) fn taken<'a>(
     })
 }
 
-/// What has to be copied: neighbours that stay neighbours together.
+/// The stretches that have to be copied. Neighbours that stay neighbours are joined.
 fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<Stretch<'a>> {
     let mut out: Vec<Stretch<'a>> = Vec::new();
     for (export, planned) in plan.exports.iter().enumerate() {
@@ -112,7 +112,7 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<St
             let Some((taken, part)) = reuse.part(plan, export, index) else { continue };
             let store = &stores[export].stores[taken.store];
             if store.is_staging {
-                // It lies where it belongs.
+                // It is already in its place.
                 continue;
             }
             let (mut from_offset, mut offset, mut left) = (part.offset, tensor.offset, bytes);

@@ -1,4 +1,4 @@
-//! What a pass over the weights found out: distortions, hashes and complaints, independent of the order of the tiles.
+//! Results of a pass over the weights: distortions, hashes and complaints, independent of the order of the tiles.
 
 use std::collections::BTreeMap;
 use std::io::{self, Write};
@@ -14,7 +14,7 @@ use crate::quant::Distortion;
 use crate::report::measured::{Measured, Mismatch, NotFinite};
 use crate::sync::lock;
 
-/// Merges the distortions of a piece's tiles in the order of the tiles, however they arrive.
+/// Merges the distortions of a piece's tiles in the order of the tiles, regardless of the order in which they arrive.
 #[derive(Debug, Default)]
 struct InOrder {
     next: u64,
@@ -49,7 +49,7 @@ pub(crate) struct Collector<'p> {
     mismatches: Mutex<Vec<Mismatch>>,
 }
 
-/// Hashes of whole files, where the recipe asks for them.
+/// Hashes of whole files, if the recipe asks for them.
 #[derive(Debug)]
 struct Hashes {
     sources: Vec<Mutex<FileHash>>,
@@ -90,7 +90,7 @@ impl<'p> Collector<'p> {
         }
     }
 
-    /// Takes note of a source file's header, where files are hashed.
+    /// Takes note of a source file's header, if files are hashed.
     pub fn source_header(&self, shard: usize, header: &[u8]) {
         if let Some(hashes) = &self.hashes {
             let piece = HashedPiece::new(self.plan.model.shards[shard].len, 0, header);
@@ -109,7 +109,7 @@ impl<'p> Collector<'p> {
         }
     }
 
-    /// Takes note of the headers of the outputs, where files are hashed.
+    /// Takes note of the headers of the outputs, if files are hashed.
     pub fn output_headers(&self) {
         let Some(hashes) = &self.hashes else { return };
         for (export, hashes) in self.plan.exports.iter().zip(&hashes.outputs) {
@@ -150,7 +150,7 @@ impl<'p> Collector<'p> {
         found.iter().filter(|value| value.tensor == tensor).map(|value| value.element).min()
     }
 
-    /// Takes note of what is known of a tensor without reading it.
+    /// Takes note of the known checksum of a tensor that is not read.
     pub fn known_source(&self, tensor: usize, checksum: u64) {
         self.sources[tensor].set(checksum);
     }
@@ -160,7 +160,7 @@ impl<'p> Collector<'p> {
         self.outputs[export][tensor].set(checksum);
     }
 
-    /// As [`Collector::known_source`], of the distortion of a piece.
+    /// Takes note of the known distortion of a piece, like [`Collector::known_source`].
     pub fn known_distortion(&self, piece: usize, distortion: Option<Distortion>) {
         *lock(&self.pieces[piece]) =
             distortion.map(|merged| Box::new(InOrder { merged: Some(merged), ..InOrder::default() }));

@@ -6,15 +6,15 @@ use crate::plan::Plan;
 use crate::plan::select::float_type;
 use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme, Solver};
 
-/// Solvers, made once: a search for ranges prepares more than a tile should wait for.
+/// Solvers, made once: preparing a search for ranges takes too long to do it for each tile.
 pub(crate) struct Solvers<'p> {
     plan: &'p Plan,
     kinds: Vec<OfKind>,
-    /// The kind of each piece of the plan; none where it is kept, or is none of this run's.
+    /// The kind of each piece of the plan; none if the piece is kept, or does not belong to this run.
     of: Vec<Option<u32>>,
 }
 
-/// What pieces of one kind have in common.
+/// The common properties of pieces of one kind.
 struct OfKind {
     kind: Kind,
     solver: Box<dyn Solver>,
@@ -22,7 +22,7 @@ struct OfKind {
     first: usize,
 }
 
-/// What solvers differ in: scheme, observer, type of the weights, columns.
+/// The properties in which solvers differ: scheme, observer, type of the weights, columns.
 type Kind = (Scheme, Observer, FloatType, usize);
 
 impl<'p> Solvers<'p> {
@@ -58,7 +58,7 @@ impl<'p> Solvers<'p> {
     }
 }
 
-/// The solver of a piece: that of its kind, or one that knows the importance of the piece's columns.
+/// The solver of a piece: that of its kind, or its own with the importance of the piece's columns.
 pub(crate) enum Shared<'q> {
     OfKind(&'q dyn Solver),
     Own(Box<dyn Solver>),

@@ -17,7 +17,7 @@ pub(crate) struct Source<'p> {
     files: Vec<WeightFile>,
 }
 
-/// A worker's memory for source bytes, used again for each tile.
+/// A worker's memory for source bytes, reused for each tile.
 #[derive(Debug, Default)]
 pub(crate) struct SourceBuffers {
     /// The weights of the tile, in the tensor's working type.
@@ -29,7 +29,7 @@ impl<'p> Source<'p> {
     /// Opens the files.
     ///
     /// # Errors
-    /// Where one cannot be opened, or is no longer the file whose header was read.
+    /// If one cannot be opened, or is no longer the file whose header was read.
     pub fn open(plan: &'p Plan) -> Result<Self, Failure> {
         let files = plan.model.shards.iter().map(WeightFile::open).collect::<Result<_, _>>()?;
         Ok(Self { plan, files })
@@ -38,7 +38,7 @@ impl<'p> Source<'p> {
     /// Reads stored bytes of a tensor into `buffer`.
     ///
     /// # Errors
-    /// Where they cannot be read.
+    /// If they cannot be read.
     pub fn read_stored(
         &self,
         tensor: usize,
@@ -51,10 +51,10 @@ impl<'p> Source<'p> {
         self.files[tensor.shard()].read_at(tensor.offset + start, buffer)
     }
 
-    /// Whether the files are still as they were when their headers were read.
+    /// Checks that the files are still as they were when their headers were read.
     ///
     /// # Errors
-    /// Where one is not: what was read of it may be of two versions.
+    /// If one has changed: the bytes read from it may be of two versions.
     pub fn check_unchanged(&self) -> Result<(), Failure> {
         self.files
             .iter()
@@ -62,10 +62,11 @@ impl<'p> Source<'p> {
             .try_for_each(|(file, shard)| file.check_unchanged(shard))
     }
 
-    /// Sums up what no tile reads: the scales of FP8 weights, and headers, whose checksums it gives.
+    /// Computes the checksums of the bytes that no tile reads: the scales of FP8 weights, and the headers, whose
+    /// checksums it returns.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If they cannot be read.
     pub fn sum_up_the_rest(
         &self,
         pieces: &[usize],
@@ -112,20 +113,20 @@ impl<'p> Source<'p> {
         Ok(())
     }
 
-    /// The scales of a tensor, where it is scaled FP8.
+    /// The scales of a tensor, if it is scaled FP8.
     ///
     /// # Errors
-    /// Where they cannot be read.
+    /// If they cannot be read.
     fn scales(&self, tensor: &TensorInfo) -> Result<Option<ScaleGrid>, Failure> {
         let Some(fp8) = tensor.fp8 else { return Ok(None) };
         let shard = self.plan.model.tensors[fp8.tensor as usize].shard();
         read_scales(&self.plan.model, tensor, &self.files[shard])
     }
 
-    /// Reads a tile into `buffers.weights`; takes note of its bytes where a collector is given.
+    /// Reads a tile into `buffers.weights`; takes note of its bytes if a collector is given.
     ///
     /// # Errors
-    /// Where it cannot be read.
+    /// If it cannot be read.
     pub fn read(
         &self,
         piece: &Piece,
@@ -162,7 +163,8 @@ impl<'p> Source<'p> {
     }
 }
 
-/// Takes note of a tile's stored bytes where they lie in the file: in one run, or across it, a stretch a column.
+/// Takes note of a tile's stored bytes at their places in the file: in one run, or across it in one stretch per
+/// column.
 fn note_stored(
     collector: &Collector<'_>,
     tensor: usize,

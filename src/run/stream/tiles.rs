@@ -1,4 +1,5 @@
-//! The units of work, handed out in the order of the files: some rows of one matrix, or some bytes of a tensor that is kept.
+//! Tiles, the units of work, handed out in the order of the files: some rows of one matrix, or some bytes of a kept
+//! tensor.
 
 use std::ops::Range;
 use std::sync::Mutex;
@@ -14,23 +15,23 @@ pub struct Tile {
     pub piece: usize,
     /// Its number within the piece, from 0.
     pub number: u64,
-    /// The first row, or the first element where the piece is no matrix.
+    /// The first row, or the first element if the piece is no matrix.
     pub start: u64,
     /// How many rows or elements.
     pub count: u64,
 }
 
-/// How a piece is cut into tiles.
+/// The division of a piece into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Rows, or elements where the piece is no matrix.
+    /// Rows, or elements if the piece is no matrix.
     pub total: u64,
-    /// Rows or elements of a tile; the last may have fewer.
+    /// Rows or elements per tile; the last may have fewer.
     pub step: u64,
 }
 
 impl Cut {
-    /// How a piece of a plan is cut. It depends on the plan alone, so that sums over tiles do.
+    /// The division of a piece of a plan. It depends on the plan alone, and so do sums over tiles.
     #[must_use]
     pub fn of(plan: &Plan, piece: usize) -> Self {
         let piece = &plan.pieces[piece];
@@ -63,8 +64,8 @@ impl Cut {
 /// few, so that each is still read and written as one long stretch.
 const FILES_AT_ONCE: usize = 4;
 
-/// Hands out the tiles of some pieces to any number of workers, in an order that depends on the plan alone. A worker that holds
-/// one tile at a time bounds memory by itself: nothing waits in a queue.
+/// Hands out the tiles of some pieces to any number of workers, in an order that depends on the plan alone. Each
+/// worker holds one tile at a time, which bounds memory: nothing waits in a queue.
 #[derive(Debug)]
 pub struct Queue<'p> {
     plan: &'p Plan,

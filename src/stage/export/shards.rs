@@ -1,4 +1,4 @@
-//! How an export is cut into files.
+//! Sharding of an export into files.
 
 use std::borrow::Cow;
 
@@ -12,7 +12,7 @@ pub enum Shards {
     /// The files of the source, under their names.
     #[default]
     Keep,
-    /// Files of at most this many bytes (a larger tensor has a file of its own).
+    /// Files of at most this many bytes. A larger tensor has a file of its own.
     MaxBytes(u64),
 }
 
@@ -31,7 +31,7 @@ const LARGEST: f64 = (1_u64 << 50) as f64;
 /// Reads a size such as `5GB` or `512MiB` in bytes.
 ///
 /// # Errors
-/// Where the text is not a positive number and a unit of KB, MB, GB, KiB, MiB or GiB, or is more than a PiB.
+/// If the text is not a positive number and a unit of KB, MB, GB, KiB, MiB or GiB, or is more than one PiB.
 pub fn parse_size(text: &str) -> Result<u64, String> {
     let upper = text.trim().to_ascii_uppercase();
     UNITS

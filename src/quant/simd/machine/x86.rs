@@ -1,4 +1,6 @@
 //! Lanes in the registers of AVX2 and of AVX-512.
+//!
+//! Longer than 500 lines because it holds all operations of two instruction sets, each a few lines.
 
 use std::arch::x86_64::*;
 
@@ -404,7 +406,7 @@ impl Machine for Avx512 {
         // SAFETY: `self` proves AVX-512; `to` has 16 bytes.
         unsafe {
             let shifted = _mm512_slli_epi32::<4>(_mm512_castps_si512(second));
-            // Where the third has a 1, the first's bit, else the second's.
+            // For each bit: the first's if the third's is 1, else the second's.
             let both = _mm512_ternarylogic_epi32::<0b1110_0100>(
                 _mm512_castps_si512(first),
                 shifted,
@@ -419,7 +421,7 @@ impl Machine for Avx512 {
         // SAFETY: `self` proves AVX-512; `to` has 32 bytes.
         unsafe {
             let shifted = _mm512_slli_epi32::<8>(_mm512_castps_si512(second));
-            // Where the third has a 1, the first's bit, else the second's.
+            // For each bit: the first's if the third's is 1, else the second's.
             let both = _mm512_ternarylogic_epi32::<0b1110_0100>(
                 _mm512_castps_si512(first),
                 shifted,
@@ -478,7 +480,7 @@ fn sum_rows_avx512(rows: &[[f32; LANES]; LANES]) -> __m512 {
         // Rows 0 and 4, 1 and 5, 2 and 6, 3 and 7, 8 and 12, …
         let row = i / 4 * 8 + i % 4;
         let (a, b) = (rows[row].as_ptr(), rows[row + 4].as_ptr());
-        // SAFETY: a row has 16 elements. Halves are put together while they are loaded, which costs no shuffle.
+        // SAFETY: a row has 16 elements. The halves are combined while they are loaded, which costs no shuffle.
         let (low, high) = unsafe {
             let half = |at: *const f32| _mm512_castps256_ps512(_mm256_loadu_ps(at));
             (

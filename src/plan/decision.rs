@@ -1,0 +1,140 @@
+//! Decisions: what is done with each tensor, by which rule, and why.
+
+use std::collections::HashMap;
+use std::ops::Deref;
+use std::sync::Arc;
+
+use crate::quant::{Granularity, Observer, Scheme};
+use crate::stage::ActivationScheme;
+
+/// A rule that decided the treatment of a tensor.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Rule {
+    /// The place of the rule in the recipe, as a JSON pointer. None for built-in rules.
+    pub pointer: Option<Arc<str>>,
+    /// The rule in the recipe's words, such as `targets: Linear`.
+    pub text: Arc<str>,
+    /// Why, in a few words, the same for all tensors that are to be counted together.
+    pub reason: Arc<str>,
+    /// Its origin.
+    pub origin: Origin,
+}
+
+/// The origin of a rule.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Origin {
+    /// A target of a quantize stage.
+    Target,
+    /// A skip that the recipe asks for.
+    Skip,
+    /// A built-in skip, which must not split fused modules.
+    BuiltIn,
+    /// No rule: nothing asks for the tensor.
+    None,
+}
+
+impl Rule {
+    /// Whether the rule skips a tensor on purpose, rather than because no target matches it.
+    #[must_use]
+    pub fn is_skip(&self) -> bool {
+        matches!(self.origin, Origin::Skip | Origin::BuiltIn)
+    }
+}
+
+/// The treatment that turns the weights of a tensor into integers.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Treatment {
+    /// Index of the quantize stage in the recipe.
+    pub stage: usize,
+    /// The scheme.
+    pub scheme: Scheme,
+    /// How ranges are chosen.
+    pub observer: Observer,
+    /// How engines are told to quantize activations.
+    pub activations: ActivationScheme,
+}
+
+impl Treatment {
+    /// The SQNR in dB that the scheme reaches on Gaussian weights of a matrix [rows, columns]. None if it is not
+    /// known.
+    #[must_use]
+    pub fn expected_sqnr(&self, rows: u64, columns: u64) -> Option<f64> {
+        // With one scale per tensor, all weights share it. Otherwise it covers at most a row of this many weights.
+        let together = match self.scheme.granularity {
+            Granularity::Tensor => rows.checked_mul(columns)?,
+            Granularity::Group(_) | Granularity::Channel => columns,
+        };
+        self.scheme.expected_sqnr(&self.observer, usize::try_from(together).ok()?)
+    }
+}
+
+/// The action on a tensor.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Action {
+    /// It is left in the source's type.
+    Keep,
+    /// Its weights are quantized.
+    Quantize(Box<Treatment>),
+}
+
+/// What is done with a tensor, and why. Tensors of which the same was decided share it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decision(Arc<Decided>);
+
+/// What was decided about a tensor, or many.
+#[derive(Debug, Clone, PartialEq)]
+pub struct Decided {
+    /// The action.
+    pub action: Action,
+    /// The rule that decided.
+    pub rule: Rule,
+}
+
+impl Decision {
+    /// Whether two tensors share it.
+    #[must_use]
+    pub fn is_same(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// A decision that is not shared with others yet.
+    pub(super) fn new(action: Action, rule: Rule) -> Self {
+        Self(Arc::new(Decided { action, rule }))
+    }
+}
+
+impl Deref for Decision {
+    type Target = Decided;
+
+    fn deref(&self) -> &Decided {
+        &self.0
+    }
+}
+
+/// Decisions that were made so far: millions of tensors share a few.
+#[derive(Debug, Default)]
+pub(super) struct Decisions(HashMap<Rule, Vec<Decision>>);
+
+impl Decisions {
+    /// The decision for this action and rule.
+    pub fn of(&mut self, action: Action, rule: Rule) -> Decision {
+        if let Some(same) = self.0.get(&rule).into_iter().flatten().find(|decision| decision.action == action)
+        {
+            return same.clone();
+        }
+        let decision = Decision::new(action, rule.clone());
+        self.0.entry(rule).or_default().push(decision.clone());
+        decision
+    }
+}
+
+impl Decided {
+    /// The treatment, if the tensor is quantized.
+    #[must_use]
+    pub fn treatment(&self) -> Option<&Treatment> {
+        match &self.action {
+            Action::Quantize(treatment) => Some(treatment),
+            Action::Keep => None,
+        }
+    }
+}
