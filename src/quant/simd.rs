@@ -4,6 +4,8 @@
 //! for an instruction set. They are inlined into it, so the compiler's vectoriser may use that set. Loops that the
 //! vectoriser does not handle well are written with the operations of `Machine`.
 
+#![expect(unsafe_code, reason = "the intrinsics of vector instruction sets are unsafe functions")]
+
 pub mod machine;
 use crate::quant::simd::machine::Machine;
 

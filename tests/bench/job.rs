@@ -172,6 +172,7 @@ fn say(line: &str) {
 }
 
 /// Runs a command to its end: seconds and peak resident memory of the process.
+#[expect(unsafe_code, reason = "the system is asked for the peak memory of a child")]
 fn timed(command: &mut Command) -> Sample {
     let start = Instant::now();
     #[expect(clippy::zombie_processes, reason = "wait4 waits for it, and tells its peak memory as well")]

@@ -39,3 +39,4 @@ mod support;
 mod trust;
 mod verify;
 mod watch;
+mod workflows;
