@@ -70,6 +70,21 @@ impl Target for Record {
 }
 
 impl Record {
+    /// The record of the real run, without what differs from one machine and build to the next.
+    pub fn real(&self) -> String {
+        let mut lines = self.record.clone();
+        let header = &mut lines[0];
+        header["build"] = "".into();
+        header["boot"] = "".into();
+        for files in ["sources", "files"] {
+            for file in header[files].as_array_mut().expect("files") {
+                let identity = file["identity"].as_object_mut().into_iter().flatten();
+                identity.filter(|(name, _)| *name != "len").for_each(|(_, number)| *number = 1.into());
+            }
+        }
+        run::sealed_record(&lines.iter().map(Value::to_string).collect::<Vec<_>>())
+    }
+
     /// A whole record as if this build had written it just now, or nothing of it would be believed; as it is where its lines are
     /// no objects.
     fn whole(&self, input: &[u8]) -> Vec<u8> {

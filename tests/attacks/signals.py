@@ -372,7 +372,9 @@ class Attack:
             process.send_signal(one)
             took = self.wait(process, start, 2.0)
         if took is None:
-            wrong(f"{what}: it does not end")
+            tasks = os.listdir(f"/proc/{process.pid}/task")
+            where = sorted(open(f"/proc/{process.pid}/task/{task}/wchan").read() for task in tasks)
+            wrong(f"{what}: it does not end: {where}")
             process.kill()
             self.disk.hang(None)
             process.wait(60)

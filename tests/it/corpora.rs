@@ -64,3 +64,25 @@ fn reports() {
 fn records() {
     replay::<targets::Record>("record");
 }
+
+/// The record of a real run that mutations begin with would else be skipped at its first line.
+#[test]
+fn the_kept_record_is_of_the_format_that_is_written() {
+    let written = targets::Record::new().real();
+    let path = root().join("fuzz/corpus/record/real");
+    if std::env::var_os("BLESS").is_some() {
+        fs::write(&path, &written).expect("the kept record");
+    }
+    let shape = |text: &str| -> Vec<(String, Vec<String>)> {
+        let lines = text.lines().map(|line| serde_json::from_str(line).expect("JSON"));
+        lines
+            .map(|line: serde_json::Value| {
+                let mut names: Vec<String> = line.as_object().expect("an object").keys().cloned().collect();
+                names.sort();
+                (line["record_version"].to_string(), names)
+            })
+            .collect()
+    };
+    let kept = fs::read_to_string(&path).expect("the kept record");
+    assert_eq!(shape(&kept), shape(&written), "BLESS=1 makes it anew");
+}
