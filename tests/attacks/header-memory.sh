@@ -51,6 +51,7 @@ print(os.waitstatus_to_exitcode(status), used.ru_maxrss, f"{used.ru_utime + used
 P
 MOST=$((512 << 10))
 measure() { # WHAT STATUS COMMAND...
+    local status peak seconds
     read -r status peak seconds <<<"$(python3 peak.py "$MQ" "${@:3}")"
     echo "$1: ${*:3}: status $status, $peak KiB, $seconds s"
     [ "$status" = "$2" ] || wrong "$1: ${*:3}: status $status instead of $2: $(head -c 300 said)"
@@ -59,15 +60,16 @@ measure() { # WHAT STATUS COMMAND...
 recipe() { # MODEL GROUP_SIZE > recipe
     sed "s/model: model/model: $1/; s/group_size: 128/group_size: $2/" r.yaml
 }
-for kind in ${KINDS:-"bytes:1 layers:4 mixed:4 alternating:4 experts:4 flat:4 kept:4 lists:4"}; do
+for kind in ${KINDS:-bytes:1 layers:4 flat:4}; do
     name=${kind%:*}
     python3 headers.py "$name" "$name" "${TENSORS:-1400000}" "${kind#*:}"
     recipe "$name" 32 > "$name.yaml"
-    case $name in bytes | kept) status=2 ;; *) status=0 ;; esac
-    for form in human json plain; do
-        measure "$name" 0 inspect "$name" --format $form
-        measure "$name" $status plan "$name.yaml" --format $form --verbose
-    done
+    # Of these nothing can be quantized, which an error says.
+    case $name in bytes | kept) planned=2 ;; *) planned=0 ;; esac
+    measure "$name" 0 inspect "$name"
+    measure "$name" 0 inspect "$name" --format json
+    measure "$name" $planned plan "$name.yaml" --verbose
+    measure "$name" $planned plan "$name.yaml" --format json
     measure "$name" 0 check "$name.yaml"
     rm -r "$name"
 done
