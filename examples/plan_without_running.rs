@@ -31,8 +31,8 @@ fn describe(path: &Path) -> Result<String, Failure> {
     let plan = plan::plan(loaded, Limits::default())?;
     let mut text = String::new();
     for (tensor, decision) in plan.model.tensors.iter().zip(&plan.decisions) {
-        let what = match decision.treatment() {
-            Some(treatment) => treatment.scheme.to_string(),
+        let what = match decision.spec() {
+            Some(spec) => spec.scheme.to_string(),
             None => format!("left alone: {}", decision.rule.reason),
         };
         text += &format!("{}: {what}\n", tensor.name);

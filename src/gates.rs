@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::exit::Exit;
 use crate::finding::{Finding, Severity};
-use crate::plan::{Plan, Treatment};
+use crate::plan::{Plan, QuantSpec};
 use crate::quant::{Bits, Distortion};
 use crate::report::measured::Measured;
 use crate::report::{GateOutcome, GateRecord};
@@ -162,10 +162,10 @@ fn seen<'a>(
     plan: &'a Plan,
     tensors: &'a [Option<Distortion>],
     stage: usize,
-) -> impl Iterator<Item = (usize, &'a Treatment, Option<&'a Distortion>)> {
+) -> impl Iterator<Item = (usize, &'a QuantSpec, Option<&'a Distortion>)> {
     plan.decisions.iter().enumerate().filter_map(move |(index, decision)| {
-        let treatment = decision.treatment().filter(|treatment| treatment.stage < stage)?;
-        Some((index, treatment, tensors[index].as_ref()))
+        let spec = decision.spec().filter(|spec| spec.stage < stage)?;
+        Some((index, spec, tensors[index].as_ref()))
     })
 }
 
@@ -270,7 +270,7 @@ fn validate_complaints(
 /// A quantized tensor with its SQNR and what its scheme reaches.
 struct Scored<'a> {
     tensor: usize,
-    treatment: &'a Treatment,
+    spec: &'a QuantSpec,
     /// None if the tensor has no signal, which says nothing about quality. NaN if it was not measured, which fails.
     sqnr: Option<f64>,
     expected: Option<f64>,
@@ -284,7 +284,7 @@ fn check_complaints(
 ) -> Vec<Finding> {
     let mut out = Vec::new();
     let scored: Vec<Scored<'_>> = seen(plan, tensors, stage)
-        .map(|(tensor, treatment, distortion)| {
+        .map(|(tensor, spec, distortion)| {
             let sqnr = match (distortion, check.sqnr) {
                 (Some(distortion), _) if distortion.signal == 0.0 => None,
                 (Some(distortion), SqnrOf::Weights) => Some(distortion.sqnr_db().unwrap_or(f64::NAN)),
@@ -293,7 +293,7 @@ fn check_complaints(
                 (None, _) => Some(f64::NAN),
             };
             let expected = plan.expected_sqnr(tensor);
-            Scored { tensor, treatment, sqnr, expected }
+            Scored { tensor, spec, sqnr, expected }
         })
         .collect();
     let (error, warning) = (check.sqnr_error_threshold, check.sqnr_warning_threshold);
@@ -425,7 +425,7 @@ fn advice_for(scored: &[&Scored<'_>]) -> Vec<String> {
     let mut schemes: Vec<(String, f64)> = Vec::new();
     for one in scored {
         let Some(expected) = one.expected else { continue };
-        let name = format!("{}, {}", one.treatment.scheme, one.treatment.observer);
+        let name = format!("{}, {}", one.spec.scheme, one.spec.observer);
         match schemes.iter_mut().find(|(known, _)| *known == name) {
             Some((_, best)) => *best = best.max(expected),
             None => schemes.push((name, expected)),
@@ -445,8 +445,8 @@ fn advice_for(scored: &[&Scored<'_>]) -> Vec<String> {
 fn int4_without_skips(plan: &Plan, stage: usize) -> bool {
     let mut int4 = false;
     for decision in &plan.decisions {
-        match decision.treatment().filter(|treatment| treatment.stage < stage) {
-            Some(treatment) => int4 |= treatment.scheme.bits == Bits::Four,
+        match decision.spec().filter(|spec| spec.stage < stage) {
+            Some(spec) => int4 |= spec.scheme.bits == Bits::Four,
             None if decision.rule.is_skip() => return false,
             None => {}
         }

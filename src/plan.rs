@@ -31,15 +31,15 @@ pub mod layout;
 mod matrices;
 pub mod output_tensor;
 mod outputs;
-pub mod piece;
 pub mod select;
 mod source_model;
 pub mod statistics;
-pub mod tasks;
+pub mod task;
+pub mod task_list;
 mod unmatched;
 pub mod unreachable_thresholds;
 
-pub use crate::plan::fused_modules::Siblings;
+pub use crate::plan::fused_modules::FusedModules;
 pub use budget::Budget;
 pub use checks::Checks;
 pub use draft::{Draft, draft};
@@ -47,11 +47,11 @@ pub use engines::parallel::{Limit, Parallel};
 pub use engines::served::{KernelUse, Served, Server};
 pub use explain::{Explanation, explain};
 pub(crate) use export_paths::normalized;
-pub use layout::{ExportPlan, OutputFile, PieceOutput};
+pub use layout::{ExportPlan, OutputFile, TaskOutput};
 pub use output_tensor::{Content, OutputTensor};
-pub use piece::Piece;
-pub use select::{Action, Decided, Decision, Rule, Treatment};
+pub use select::{Action, Decided, Decision, QuantSpec, Rule};
 pub use statistics::{StageStatistics, Weighing};
+pub use task::Task;
 
 /// Command-line limits of a plan, which are not part of the recipe.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -76,14 +76,14 @@ pub struct Plan {
     /// The decision for each tensor of the model.
     pub decisions: Vec<Decision>,
     /// The units that are read, treated and written as one, in the order of the files.
-    pub pieces: Vec<Piece>,
+    pub tasks: Vec<Task>,
     /// Modules that engines fuse.
-    pub siblings: Vec<Siblings>,
+    pub fused_modules: Vec<FusedModules>,
     /// The exports, laid out.
     pub exports: Vec<ExportPlan>,
     /// How engines that compute with codes serve the exports.
     pub served: Vec<Served>,
-    /// The importance of the columns of the pieces, from activation statistics.
+    /// The importance of the columns of the tasks, from activation statistics.
     pub weighing: Weighing,
     /// The memory bound.
     pub budget: Budget,
@@ -136,33 +136,33 @@ impl Plan {
     /// of one of its matrices.
     #[must_use]
     pub fn expected_sqnr(&self, tensor: usize) -> Option<f64> {
-        let first = self.pieces.partition_point(|piece| piece.tensor() < tensor);
-        let view = self.pieces.get(first).filter(|piece| piece.tensor() == tensor)?.matrix(&self.model)?;
-        let treatment = self.decisions[tensor].treatment()?;
-        if self.weighing.changes_ranges(first, treatment) {
+        let first = self.tasks.partition_point(|task| task.tensor() < tensor);
+        let view = self.tasks.get(first).filter(|task| task.tensor() == tensor)?.matrix(&self.model)?;
+        let spec = self.decisions[tensor].spec()?;
+        if self.weighing.changes_ranges(first, spec) {
             return None;
         }
-        treatment.expected_sqnr(view.rows, view.cols)
+        spec.expected_sqnr(view.rows, view.cols)
     }
 
     /// What the tensors of the exports are made of.
     #[must_use]
     pub fn content(&self) -> Content<'_> {
-        Content { model: &self.model, decisions: &self.decisions, pieces: &self.pieces }
+        Content { model: &self.model, decisions: &self.decisions, tasks: &self.tasks }
     }
 
-    /// The pieces of a tensor of the model, as indices.
+    /// The tasks of a tensor of the model, as indices.
     #[must_use]
-    pub fn pieces_of(&self, tensor: usize) -> Range<usize> {
-        let first = self.pieces.partition_point(|piece| piece.tensor() < tensor);
-        let count = self.pieces[first..].iter().take_while(|piece| piece.tensor() == tensor).count();
+    pub fn tasks_of(&self, tensor: usize) -> Range<usize> {
+        let first = self.tasks.partition_point(|task| task.tensor() < tensor);
+        let count = self.tasks[first..].iter().take_while(|task| task.tensor() == tensor).count();
         first..first + count
     }
 
     /// How many tensors are quantized.
     #[must_use]
     pub fn quantized_tensors(&self) -> usize {
-        self.decisions.iter().filter(|decision| decision.treatment().is_some()).count()
+        self.decisions.iter().filter(|decision| decision.spec().is_some()).count()
     }
 
     /// Bytes of all source tensors.
@@ -195,19 +195,19 @@ pub fn compile(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
 fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     stop_on_errors(&draft.findings)?;
     let (weighing, problems) = draft.weigh()?;
-    let Draft { loaded, model, classes, decoder, decisions, pieces, siblings, mut findings } = draft;
+    let Draft { loaded, model, classes, decoder, decisions, tasks, fused_modules, mut findings } = draft;
     findings.extend(problems);
 
-    let content = Content { model: &model, decisions: &decisions, pieces: &pieces };
+    let content = Content { model: &model, decisions: &decisions, tasks: &tasks };
     let exports = exports(&loaded, content, &classes);
     findings.extend(export_paths::export_paths(&loaded, &model, &exports));
     findings.extend(outputs::check(&loaded, content, &classes, &exports));
     for export in &exports {
-        findings.extend(engines::check(&loaded, &model, &classes, &decisions, &siblings, export));
+        findings.extend(engines::check(&loaded, &model, &classes, &decisions, &fused_modules, export));
         findings.extend(engines::kept_experts::check(&loaded, &model, &classes, &decisions, export));
         findings.extend(engines::unbuilt(&loaded, &model, export));
     }
-    let outlook = engines::served::look_at(&loaded, content, &classes, &siblings, &exports);
+    let outlook = engines::served::look_at(&loaded, content, &classes, &fused_modules, &exports);
     findings.extend(outlook.findings);
     findings.extend(crate::plan::unreachable_thresholds::check(&loaded, content, &weighing));
     stop_on_errors(&findings)?;
@@ -227,8 +227,8 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         classes,
         decoder,
         decisions,
-        pieces,
-        siblings,
+        tasks,
+        fused_modules,
         exports,
         served: outlook.served,
         weighing,
@@ -265,7 +265,7 @@ fn exports(loaded: &Loaded, content: Content<'_>, classes: &[LayerClass]) -> Vec
             left: others.left,
             files,
             tensors,
-            pieces: outputs,
+            tasks: outputs,
         });
     }
     exports

@@ -59,17 +59,17 @@ fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String
         }
     }
     let decision = &explanation.decision;
-    let what = match decision.treatment() {
-        Some(treatment) => format!("quantized: {}, {}", treatment.scheme, treatment.observer),
+    let what = match decision.spec() {
+        Some(spec) => format!("quantized: {}, {}", spec.scheme, spec.observer),
         None => format!("left alone: {}", visible(&decision.rule.reason)),
     };
     let _ = writeln!(out, "\n  {what}");
-    if let Some(used) = decision.treatment().and_then(|treatment| weighing.of_stage(treatment.stage)) {
-        let pieces = draft.pieces.iter().enumerate();
-        let weighed = pieces
-            .filter(|(at, piece)| piece.tensor() == explanation.tensor && weighing.of(*at).is_some())
+    if let Some(used) = decision.spec().and_then(|spec| weighing.of_stage(spec.stage)) {
+        let tasks = draft.tasks.iter().enumerate();
+        let weighed = tasks
+            .filter(|(at, task)| task.tensor() == explanation.tensor && weighing.of(*at).is_some())
             .count();
-        let searches = decision.treatment().is_some_and(|t| t.observer.searches());
+        let searches = decision.spec().is_some_and(|t| t.observer.searches());
         let how = match (weighed, searches) {
             (0, _) => "says nothing of it: its columns count the same",
             (_, true) => "weighs its columns",
@@ -98,8 +98,8 @@ fn json(draft: &Draft, explanation: &Explanation) -> serde_json::Value {
         "rules": explanation.touches.iter().map(|touch| {
             serde_json::json!({"rule": rule(&touch.rule), "asks": touch.asks})
         }).collect::<Vec<_>>(),
-        "quantized": decision.treatment().is_some(),
-        "scheme": decision.treatment().map(|treatment| treatment.scheme.to_string()),
+        "quantized": decision.spec().is_some(),
+        "scheme": decision.spec().map(|spec| spec.scheme.to_string()),
         "decided_by": rule(&decision.rule),
     })
 }

@@ -14,12 +14,12 @@ const FAINT_SHARE: f64 = 0.01;
 /// A complaint about tensors whose scales are too small for their type, so that their codes mean little or nothing.
 pub(crate) fn faint_scales(plan: &Plan, tensors: &[Option<Distortion>], stage: usize) -> Option<Finding> {
     let mut faint: Vec<(f64, usize, &str)> = seen(plan, tensors, stage)
-        .filter_map(|(tensor, treatment, distortion)| {
+        .filter_map(|(tensor, spec, distortion)| {
             let distortion = distortion?;
             let share = distortion.faint / distortion.signal;
             // The type that does not hold them, which may be the one that engines round to.
             let source = plan.model.tensors[tensor].dtype.name();
-            let held = treatment.scheme.scale_type.name();
+            let held = spec.scheme.scale_type.name();
             let held = if source == "F16" { source } else { held };
             (share > FAINT_SHARE).then_some((share, tensor, held))
         })
@@ -78,10 +78,10 @@ pub(crate) fn dominant_tensor(plan: &Plan, tensors: &[Option<Distortion>]) -> Op
         name(plan, *tensor),
         share(most / all),
     );
-    let treatment = plan.decisions[*tensor].treatment()?;
+    let spec = plan.decisions[*tensor].spec()?;
     Some(
         Finding::warning("check::dominant-tensor", message)
-            .at_opt(plan.stage_place(treatment.stage), "quantized here")
+            .at_opt(plan.stage_place(spec.stage), "quantized here")
             .help(
                 "Go by the SQNR of the layers: `scope: layer` of `check-warnings`, and the report's tensors.",
             ),

@@ -16,8 +16,8 @@ const BASE_BYTES: u64 = 24 << 20;
 /// What plan, pass, record and report keep of a tensor of the model, its name aside.
 const TENSOR_BYTES: usize = 2048;
 
-/// What they keep of a piece: its view and sums, and those that are taken over.
-const PIECE_BYTES: usize = 640;
+/// What they keep of a task: its view and sums, and those that are taken over.
+const TASK_BYTES: usize = 640;
 
 /// What they keep of a tensor of an output: its place and sums, and those that are taken over.
 const OUTPUT_BYTES: usize = 384;
@@ -93,14 +93,13 @@ impl From<TooLittle> for Finding {
     }
 }
 
-/// What is kept of tensors, pieces and outputs until a run ends.
+/// What is kept of tensors, tasks and outputs until a run ends.
 fn held(content: Content<'_>, exports: &[ExportPlan]) -> u64 {
     let outputs: usize = exports.iter().map(|export| export.tensors.len()).sum();
     let names: usize = content.model.tensors.iter().map(|tensor| tensor.name.len()).sum();
-    let modules: usize = content.pieces.iter().filter_map(|piece| piece.own_module().map(str::len)).sum();
-    let (tensors, pieces) = (content.model.tensors.len(), content.pieces.len());
-    (tensors * TENSOR_BYTES + pieces * PIECE_BYTES + outputs * OUTPUT_BYTES + NAMES * (names + modules))
-        as u64
+    let modules: usize = content.tasks.iter().filter_map(|task| task.own_module().map(str::len)).sum();
+    let (tensors, tasks) = (content.model.tensors.len(), content.tasks.len());
+    (tensors * TENSOR_BYTES + tasks * TASK_BYTES + outputs * OUTPUT_BYTES + NAMES * (names + modules)) as u64
 }
 
 /// The bound for as many workers as `threads`, fewer where `memory` asks for it.
@@ -114,15 +113,15 @@ pub(super) fn budget(
     threads: usize,
     memory: Option<u64>,
 ) -> Result<Budget, TooLittle> {
-    let Content { model, decisions, pieces } = content;
+    let Content { model, decisions, tasks } = content;
     let mut tile_bytes = 0;
-    for piece in pieces {
-        let tensor = &model.tensors[piece.tensor()];
-        let bytes = match &piece.matrix(model) {
+    for task in tasks {
+        let tensor = &model.tensors[task.tensor()];
+        let bytes = match &task.matrix(model) {
             Some(matrix) => {
                 let width = tile_weight_bytes(tensor.stored.bits(), tensor.working_dtype().bits());
-                let treatment = decisions[piece.tensor()].treatment();
-                let multiple = treatment.map_or(1, |treatment| treatment.scheme.row_multiple() as u64);
+                let spec = decisions[task.tensor()].spec();
+                let multiple = spec.map_or(1, |spec| spec.scheme.row_multiple() as u64);
                 tile_rows(matrix.cols, width, multiple).min(matrix.rows) * matrix.cols * width
             }
             _ => logical_bytes(tensor).min(TILE_BYTES),

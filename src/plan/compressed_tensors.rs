@@ -13,7 +13,7 @@ use regex::Regex;
 use serde_json::{Map, Value, json};
 
 use crate::format::encoding;
-use crate::plan::Treatment;
+use crate::plan::QuantSpec;
 use crate::quant::{Bits, Granularity, Scheme, Storage};
 use crate::stage::ActivationScheme;
 
@@ -32,14 +32,14 @@ pub struct QuantizedModule<'a> {
     /// Its name in the file.
     pub name: &'a str,
     /// How it was quantized.
-    pub treatment: &'a Treatment,
+    pub spec: &'a QuantSpec,
 }
 
 /// The `quantization_config` for quantized modules and skipped linear modules.
 #[must_use]
 pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[Cow<'_, str>]) -> Value {
     let mut schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
-    let scheme_of = |module: &QuantizedModule<'_>| (module.treatment.scheme, module.treatment.activations);
+    let scheme_of = |module: &QuantizedModule<'_>| (module.spec.scheme, module.spec.activations);
     for scheme in quantized.iter().map(scheme_of) {
         if !schemes.iter().any(|known| config_key(known) == config_key(&scheme)) {
             schemes.push(scheme);
@@ -178,7 +178,7 @@ pub fn contradictions(
             found.push(format!("{} is in {} groups", module.name, hits.len()));
             continue;
         };
-        if group["weights"] != weights(&module.treatment.scheme) {
+        if group["weights"] != weights(&module.spec.scheme) {
             found.push(format!("{} is in the group of another scheme", module.name));
         }
     }

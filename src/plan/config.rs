@@ -9,7 +9,7 @@ use crate::model::LayerClass;
 use crate::plan::Content;
 use crate::plan::compressed_tensors::{QuantizedModule, quantization_config};
 use crate::plan::fused_modules::experts_parent;
-use crate::plan::layout::treatment_at;
+use crate::plan::layout::spec_at;
 use crate::plan::select::subject;
 use crate::stage::export::Format;
 
@@ -42,11 +42,11 @@ pub fn config_text(
 #[must_use]
 pub fn quantized_modules(content: Content<'_>, export_stage: usize) -> Vec<QuantizedModule<'_>> {
     content
-        .pieces
+        .tasks
         .iter()
-        .filter_map(|piece| {
-            let treatment = treatment_at(&content.decisions[piece.tensor()], export_stage)?;
-            Some(QuantizedModule { name: piece.module(content.model), treatment })
+        .filter_map(|task| {
+            let spec = spec_at(&content.decisions[task.tensor()], export_stage)?;
+            Some(QuantizedModule { name: task.module(content.model), spec })
         })
         .collect()
 }
@@ -59,21 +59,21 @@ pub fn left_alone<'p>(
     classes: &[LayerClass],
     export_stage: usize,
 ) -> Vec<Cow<'p, str>> {
-    let Content { model, decisions, pieces } = content;
+    let Content { model, decisions, tasks } = content;
     let mut names = Vec::new();
-    for piece in pieces {
-        let kind = classes[piece.tensor()].kind;
+    for task in tasks {
+        let kind = classes[task.tensor()].kind;
         if !matches!(kind, LayerType::Linear | LayerType::Router | LayerType::Experts)
-            || treatment_at(&decisions[piece.tensor()], export_stage).is_some()
+            || spec_at(&decisions[task.tensor()], export_stage).is_some()
         {
             continue;
         }
-        if piece.matrix(model).is_some() {
+        if task.matrix(model).is_some() {
             // An expert that is written as a module of its own.
-            names.push(piece.module(model).into());
+            names.push(task.module(model).into());
             continue;
         }
-        let name = subject(&model.tensors[piece.tensor()]);
+        let name = subject(&model.tensors[task.tensor()]);
         names.push(name.into());
         if kind == LayerType::Experts
             && experts_parent(name).is_none()

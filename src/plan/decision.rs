@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::quant::{Granularity, Observer, Scheme};
 use crate::stage::ActivationScheme;
 
-/// A rule that decided the treatment of a tensor.
+/// A rule that decided about a tensor.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Rule {
     /// The place of the rule in the recipe, as a JSON pointer. None for built-in rules.
@@ -41,9 +41,9 @@ impl Rule {
     }
 }
 
-/// The treatment that turns the weights of a tensor into integers.
+/// How the weights of a tensor become integers: scheme, observer and activations, and the stage that asks for it.
 #[derive(Debug, Clone, PartialEq)]
-pub struct Treatment {
+pub struct QuantSpec {
     /// Index of the quantize stage in the recipe.
     pub stage: usize,
     /// The scheme.
@@ -54,7 +54,7 @@ pub struct Treatment {
     pub activations: ActivationScheme,
 }
 
-impl Treatment {
+impl QuantSpec {
     /// The SQNR in dB that the scheme reaches on Gaussian weights of a matrix [rows, columns]. None if it is not
     /// known.
     #[must_use]
@@ -74,7 +74,7 @@ pub enum Action {
     /// It is left in the source's type.
     Keep,
     /// Its weights are quantized.
-    Quantize(Box<Treatment>),
+    Quantize(Box<QuantSpec>),
 }
 
 /// What is done with a tensor, and why. Tensors of which the same was decided share it.
@@ -129,11 +129,11 @@ impl Decisions {
 }
 
 impl Decided {
-    /// The treatment, if the tensor is quantized.
+    /// The quantization spec, if the tensor is quantized.
     #[must_use]
-    pub fn treatment(&self) -> Option<&Treatment> {
+    pub fn spec(&self) -> Option<&QuantSpec> {
         match &self.action {
-            Action::Quantize(treatment) => Some(treatment),
+            Action::Quantize(spec) => Some(spec),
             Action::Keep => None,
         }
     }

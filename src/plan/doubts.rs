@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use indexmap::IndexMap;
 
 use super::engines;
-use super::fused_modules::Siblings;
+use super::fused_modules::FusedModules;
 use super::select::{self, Decision, Rule};
 use crate::finding::Finding;
 use crate::layer::LayerType;
@@ -23,7 +23,7 @@ pub(super) fn undivided_findings(
     // One finding per group size that a stage asks for.
     let mut asked: BTreeMap<(usize, u64), Vec<&crate::plan::fused_modules::Undivided>> = BTreeMap::new();
     for one in undivided {
-        let stage = decisions[one.tensor].treatment().map_or(0, |treatment| treatment.stage);
+        let stage = decisions[one.tensor].spec().map_or(0, |spec| spec.stage);
         asked.entry((stage, one.group_size)).or_default().push(one);
     }
     asked
@@ -98,7 +98,7 @@ type SplitKey<'g> = (&'g str, Vec<Rule>);
 pub(super) fn split_findings(
     loaded: &Loaded,
     items: &[select::Item<'_>],
-    groups: &[Siblings],
+    groups: &[FusedModules],
     decisions: &[Decision],
 ) -> Vec<Finding> {
     let targets_vllm = loaded.recipe.stages.iter().any(|stage| {
@@ -112,7 +112,7 @@ pub(super) fn split_findings(
         let stage = split
             .examples
             .iter()
-            .filter_map(|&index| decisions[index].treatment().map(|treatment| treatment.stage))
+            .filter_map(|&index| decisions[index].spec().map(|spec| spec.stage))
             .max()
             .unwrap_or(0);
         let policy = loaded.recipe.stages[stage].quantize().map_or(SiblingPolicy::Error, |q| q.siblings());
@@ -129,8 +129,8 @@ pub(super) fn split_findings(
             *count += 1;
             continue;
         }
-        let what = |index: usize| match decisions[index].treatment() {
-            Some(treatment) => treatment.scheme.to_string(),
+        let what = |index: usize| match decisions[index].spec() {
+            Some(spec) => spec.scheme.to_string(),
             None => "left alone".to_owned(),
         };
         let parts: Vec<String> = split
@@ -183,7 +183,7 @@ pub(super) fn idle_stages(
     stages
         .iter()
         .filter(|stage| {
-            !decisions.iter().any(|d| d.treatment().is_some_and(|treatment| treatment.stage == stage.index))
+            !decisions.iter().any(|d| d.spec().is_some_and(|spec| spec.stage == stage.index))
         })
         .map(|stage| {
             let name = loaded.recipe.stages[stage.index].name();

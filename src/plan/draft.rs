@@ -2,9 +2,9 @@
 //! if the whole plan cannot be made.
 
 use super::doubts::{idle_stages, split_findings, undivided_findings};
-use super::matrices::{pieces, row_lengths};
+use super::matrices::{row_lengths, tasks};
 use super::source_model::{correct_classes, open_model};
-use super::{Decision, Piece, Siblings, Weighing, engines, select, statistics, unmatched};
+use super::{Decision, FusedModules, Task, Weighing, engines, select, statistics, unmatched};
 use crate::finding::{Failure, Finding};
 use crate::model::{self, LayerClass, ModelFolder};
 use crate::plan::fused_modules;
@@ -25,20 +25,20 @@ pub struct Draft {
     /// The decision for each tensor of the model.
     pub decisions: Vec<Decision>,
     /// The units that are read, treated and written as one, in the order of the files.
-    pub pieces: Vec<Piece>,
+    pub tasks: Vec<Task>,
     /// Modules that engines fuse.
-    pub siblings: Vec<Siblings>,
+    pub fused_modules: Vec<FusedModules>,
     /// Errors and warnings so far.
     pub findings: Vec<Finding>,
 }
 
 impl Draft {
-    /// The importance of the columns of the pieces, from activation statistics, and warnings about the statistics.
+    /// The importance of the columns of the tasks, from activation statistics, and warnings about the statistics.
     ///
     /// # Errors
     /// If a statistics file cannot be read or belongs to another model.
     pub fn weigh(&self) -> Result<(Weighing, Vec<Finding>), Failure> {
-        statistics::weigh(&self.loaded, &self.model, &self.decisions, &self.pieces)
+        statistics::weigh(&self.loaded, &self.model, &self.decisions, &self.tasks)
     }
 }
 
@@ -66,20 +66,21 @@ fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     let mut known = select::Decisions::default();
     let mut decisions: Vec<Decision> =
         items.iter().map(|item| select::judge(&stages, item, &mut known, None)).collect();
-    let siblings = fused_modules::groups(&items);
+    let fused_modules = fused_modules::groups(&items);
     findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
-    fused_modules::keep_whole_by_default(&siblings, &items, &mut decisions);
+    fused_modules::keep_whole_by_default(&fused_modules, &items, &mut decisions);
     let indivisible = |stage: usize| {
         let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
         (policy.unwrap_or(Indivisible::Error), format!("/stages/{stage}/indivisible"))
     };
     let columns = |tensor: usize| row_lengths(&model, &classes, tensor);
-    let undivided = fused_modules::resolve_indivisible(&siblings, &mut decisions, &columns, &indivisible);
+    let undivided =
+        fused_modules::resolve_indivisible(&fused_modules, &mut decisions, &columns, &indivisible);
     findings.extend(undivided_findings(loaded, &model, &decisions, &undivided));
-    findings.extend(split_findings(loaded, &items, &siblings, &decisions));
+    findings.extend(split_findings(loaded, &items, &fused_modules, &decisions));
     findings.extend(idle_stages(loaded, &stages, &items, &decisions));
     drop(items);
-    let (pieces, problems) = pieces(loaded, &model, &classes, &decisions);
+    let (tasks, problems) = tasks(loaded, &model, &classes, &decisions);
     findings.extend(problems);
-    Ok(Draft { loaded: loaded.clone(), model, classes, decoder, decisions, pieces, siblings, findings })
+    Ok(Draft { loaded: loaded.clone(), model, classes, decoder, decisions, tasks, fused_modules, findings })
 }

@@ -8,11 +8,11 @@
 //! says where).
 
 use super::layout::ExportPlan;
-use super::select::{Decision, Treatment};
+use super::select::{Decision, QuantSpec};
 use crate::finding::{Finding, Severity};
 use crate::layer::LayerType;
 use crate::model::{Dtype, LayerClass, ModelFolder};
-use crate::plan::fused_modules::Siblings;
+use crate::plan::fused_modules::FusedModules;
 use crate::quant::{Scheme, Storage};
 use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
@@ -87,7 +87,7 @@ struct Subject<'a> {
     kind: LayerType,
     role: Option<LayerType>,
     source: Dtype,
-    treatment: &'a Treatment,
+    spec: &'a QuantSpec,
     rows: u64,
     /// Whether an engine makes one module of it and others.
     is_fused: bool,
@@ -103,7 +103,7 @@ pub(super) fn check(
     model: &ModelFolder,
     classes: &[LayerClass],
     decisions: &[Decision],
-    groups: &[Siblings],
+    groups: &[FusedModules],
     export: &ExportPlan,
 ) -> Vec<Finding> {
     if export.format != Format::CompressedTensors {
@@ -113,17 +113,17 @@ pub(super) fn check(
     let mut found: Vec<(usize, Refusal, &str, usize)> = Vec::new();
     let model_type = model.config.model_type().unwrap_or_default();
     let has = |storage: Storage| {
-        let mut treatments =
-            decisions.iter().filter_map(|decision| super::layout::treatment_at(decision, export.stage));
-        treatments.any(|treatment| treatment.scheme.storage == storage)
+        let mut specs =
+            decisions.iter().filter_map(|decision| super::layout::spec_at(decision, export.stage));
+        specs.any(|spec| spec.scheme.storage == storage)
     };
     let has_both_storages = has(Storage::Packed) && has(Storage::Plain);
     let mut known_schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
     let mut expert_schemes = Vec::new();
     let mut fused = vec![false; decisions.len()];
-    groups.iter().flat_map(Siblings::members).for_each(|member| fused[member] = true);
+    groups.iter().flat_map(FusedModules::members).for_each(|member| fused[member] = true);
     for (index, decision) in decisions.iter().enumerate() {
-        let Some(treatment) = super::layout::treatment_at(decision, export.stage) else { continue };
+        let Some(spec) = super::layout::spec_at(decision, export.stage) else { continue };
         let tensor = &model.tensors[index];
         let rows = super::select::matrix_shape(tensor).map_or(0, |(rows, _)| rows);
         let name = super::select::subject(tensor);
@@ -134,14 +134,14 @@ pub(super) fn check(
             kind,
             role,
             source: tensor.dtype,
-            treatment,
+            spec,
             rows,
             is_fused,
             model_type,
             target: export.target,
             has_both_storages,
         };
-        let scheme = (treatment.scheme, treatment.activations);
+        let scheme = (spec.scheme, spec.activations);
         let mut refusals: Vec<Refusal> = RULES.iter().filter_map(|rule| rule(&subject)).collect();
         if is_new(&mut known_schemes, scheme) {
             refusals.extend(schemes::second_scheme(&subject, known_schemes.len()));
@@ -151,12 +151,12 @@ pub(super) fn check(
         }
         for refusal in refusals {
             match found.iter_mut().find(|(stage, known, ..)| {
-                *stage == treatment.stage
+                *stage == spec.stage
                     && (known.code, known.engine, known.manner, &known.help)
                         == (refusal.code, refusal.engine, refusal.manner, &refusal.help)
             }) {
                 Some((.., others)) => *others += 1,
-                None => found.push((treatment.stage, refusal, name, 0)),
+                None => found.push((spec.stage, refusal, name, 0)),
             }
         }
     }

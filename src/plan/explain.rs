@@ -1,7 +1,7 @@
-//! Explanations of a tensor's treatment: every rule that matches it, and the rule that decided.
+//! Explanations of a decision: every rule that matches it, and the rule that decided.
 
 use super::select::{self, Decision, Touch};
-use super::{Draft, Siblings, unmatched};
+use super::{Draft, FusedModules, unmatched};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 
@@ -51,18 +51,18 @@ pub fn explain(draft: &Draft, name: &str) -> Result<Vec<Explanation>, Failure> {
             let judged = select::judge(&stages, &items[tensor], known, Some(&mut touches));
             let decision = draft.decisions[tensor].clone();
             if decision != judged {
-                // Siblings, indivisible rows or engines changed what the tensor's own rules say.
-                let asks = match decision.treatment() {
-                    Some(treatment) => format!("{} instead", treatment.scheme),
+                // FusedModules, indivisible rows or engines changed what the tensor's own rules say.
+                let asks = match decision.spec() {
+                    Some(spec) => format!("{} instead", spec.scheme),
                     None => format!("leave alone: {}", decision.rule.reason),
                 };
                 touches.push(Touch { rule: decision.rule.clone(), asks });
             }
             let fused_with = draft
-                .siblings
+                .fused_modules
                 .iter()
                 .filter(|group| group.members().any(|member| member == tensor))
-                .flat_map(Siblings::members)
+                .flat_map(FusedModules::members)
                 .filter(|member| *member != tensor)
                 .map(|member| items[member].subject.to_owned())
                 .collect();

@@ -82,11 +82,11 @@ impl Prints {
             numbers: Vec::with_capacity(tensors),
             outputs: Vec::with_capacity(exports * tensors),
         };
-        let mut pieces = 0..0;
+        let mut tasks = 0..0;
         for tensor in 0..tensors {
-            let rest = plan.pieces[pieces.end..].iter();
-            pieces = pieces.end..pieces.end + rest.take_while(|piece| piece.tensor() == tensor).count();
-            let numbers = numbers(plan, tensor, pieces.clone());
+            let rest = plan.tasks[tasks.end..].iter();
+            tasks = tasks.end..tasks.end + rest.take_while(|task| task.tensor() == tensor).count();
+            let numbers = numbers(plan, tensor, tasks.clone());
             out.numbers.push(Fingerprint::of(&numbers));
             for export in &plan.exports {
                 out.outputs.push(outputs(plan, export, tensor, numbers.clone()));
@@ -113,14 +113,14 @@ fn add(hasher: &mut blake3::Hasher, text: fmt::Arguments<'_>) {
     let _ = hasher.write_fmt(text);
 }
 
-fn numbers(plan: &Plan, tensor: usize, pieces: std::ops::Range<usize>) -> blake3::Hasher {
+fn numbers(plan: &Plan, tensor: usize, tasks: std::ops::Range<usize>) -> blake3::Hasher {
     let info = &plan.model.tensors[tensor];
     let layout = info.fp8.map(|fp8| fp8.layout);
-    let action = plan.decisions[tensor].treatment().map(|treatment| (treatment.scheme, treatment.observer));
+    let action = plan.decisions[tensor].spec().map(|spec| (spec.scheme, spec.observer));
     let mut hasher = blake3::Hasher::new();
     add(&mut hasher, format_args!("{BUILD} {} {:?} {layout:?} {action:?}", info.stored, info.shape));
-    for index in pieces {
-        add(&mut hasher, format_args!(" {:?}", plan.pieces[index].matrix(&plan.model)));
+    for index in tasks {
+        add(&mut hasher, format_args!(" {:?}", plan.tasks[index].matrix(&plan.model)));
         if let Some(importance) = plan.weighing.of(index) {
             let mut columns = blake3::Hasher::new();
             for column in importance.columns() {

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use crate::layer::LayerType;
-use crate::plan::select::{Action, Decision, Decisions, Item, Origin, Rule, Treatment};
+use crate::plan::select::{Action, Decision, Decisions, Item, Origin, QuantSpec, Rule};
 use crate::quant::Granularity;
 use crate::stage::Indivisible;
 use crate::threads;
@@ -45,14 +45,14 @@ const FUSIONS: &[Fusion] = &[
 
 /// Tensors of which an engine makes one module.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Siblings {
+pub struct FusedModules {
     /// The engines' name for the fused module.
     pub fused: &'static str,
     /// Indices of the members among the model's tensors, in their order.
     pub members: Box<[u32]>,
 }
 
-impl Siblings {
+impl FusedModules {
     /// Whether the fused modules are the experts of a layer.
     #[must_use]
     pub fn are_experts(&self) -> bool {
@@ -98,7 +98,7 @@ fn path_of<'m>(item: &Item<'m>) -> (&'m str, &'m str) {
 }
 
 /// The groups of fused modules in a model, in the order of their first members. Groups of one are left out.
-pub(crate) fn groups(items: &[Item<'_>]) -> Vec<Siblings> {
+pub(crate) fn groups(items: &[Item<'_>]) -> Vec<FusedModules> {
     let (mut experts, mut others): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
     for (index, item) in (0..).zip(items) {
         let is_matrix = item.class.kind == LayerType::Experts
@@ -108,11 +108,11 @@ pub(crate) fn groups(items: &[Item<'_>]) -> Vec<Siblings> {
         }
     }
     let item = |index: u32| &items[index as usize];
-    let mut groups: Vec<Siblings> = Vec::new();
+    let mut groups: Vec<FusedModules> = Vec::new();
     threads::sort_by(&mut experts, |&a, &b| experts_of(item(a)).cmp(&experts_of(item(b))));
     for members in experts.chunk_by(|&a, &b| experts_of(item(a)) == experts_of(item(b))) {
         if members.len() > 1 {
-            groups.push(Siblings { fused: EXPERTS, members: members.into() });
+            groups.push(FusedModules { fused: EXPERTS, members: members.into() });
         }
     }
     threads::sort_by(&mut others, |&a, &b| path_of(item(a)).0.cmp(path_of(item(b)).0));
@@ -134,7 +134,7 @@ pub(crate) fn groups(items: &[Item<'_>]) -> Vec<Siblings> {
                 }
             }
             if members.len() > 1 {
-                groups.push(Siblings { fused: fusion.fused, members: members.into() });
+                groups.push(FusedModules { fused: fusion.fused, members: members.into() });
             }
         }
     }
@@ -143,12 +143,12 @@ pub(crate) fn groups(items: &[Item<'_>]) -> Vec<Siblings> {
 }
 
 /// Skips a whole group if a default skip would skip a part of it.
-pub(crate) fn keep_whole_by_default(groups: &[Siblings], items: &[Item<'_>], decisions: &mut [Decision]) {
+pub(crate) fn keep_whole_by_default(groups: &[FusedModules], items: &[Item<'_>], decisions: &mut [Decision]) {
     let mut reasons: HashMap<Arc<str>, Arc<str>> = HashMap::new();
     for group in groups {
-        let quantized = group.members().any(|index| decisions[index].treatment().is_some());
+        let quantized = group.members().any(|index| decisions[index].spec().is_some());
         let by_default = group.members().find(|&index| {
-            decisions[index].treatment().is_none() && decisions[index].rule.origin == Origin::BuiltIn
+            decisions[index].spec().is_none() && decisions[index].rule.origin == Origin::BuiltIn
         });
         let (true, Some(first)) = (quantized, by_default) else { continue };
         let cause = decisions[first].rule.clone();
@@ -163,7 +163,7 @@ pub(crate) fn keep_whole_by_default(groups: &[Siblings], items: &[Item<'_>], dec
         };
         let decision = Decision::new(Action::Keep, rule);
         for index in group.members() {
-            if decisions[index].treatment().is_some() {
+            if decisions[index].spec().is_some() {
                 decisions[index] = decision.clone();
             }
         }
@@ -174,12 +174,12 @@ pub(crate) fn keep_whole_by_default(groups: &[Siblings], items: &[Item<'_>], dec
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Split {
     pub group: usize,
-    /// One member of each treatment found: the index of the tensor.
+    /// One member per action found: the index of the tensor.
     pub examples: Vec<usize>,
 }
 
 /// The groups whose members are not treated alike.
-pub(crate) fn splits(groups: &[Siblings], decisions: &[Decision]) -> impl Iterator<Item = Split> {
+pub(crate) fn splits(groups: &[FusedModules], decisions: &[Decision]) -> impl Iterator<Item = Split> {
     let alike = |a: &Decision, b: &Decision| match (&a.action, &b.action) {
         (Action::Keep, Action::Keep) => true,
         (Action::Quantize(a), Action::Quantize(b)) => a.scheme == b.scheme && a.activations == b.activations,
@@ -209,13 +209,13 @@ pub(crate) struct Undivided {
 ///
 /// `columns` gives the row lengths of a tensor's matrices. Returns the tensors that are to be refused.
 pub(crate) fn resolve_indivisible(
-    groups: &[Siblings],
+    groups: &[FusedModules],
     decisions: &mut [Decision],
     columns: &dyn Fn(usize) -> Vec<u64>,
     parameters: &dyn Fn(usize) -> (Indivisible, String),
 ) -> Vec<Undivided> {
     let mut is_grouped = vec![false; decisions.len()];
-    for member in groups.iter().flat_map(Siblings::members) {
+    for member in groups.iter().flat_map(FusedModules::members) {
         is_grouped[member] = true;
     }
     let mut refused = Vec::new();
@@ -244,8 +244,8 @@ pub(crate) fn resolve_indivisible(
 
 /// The stage that quantizes a tensor in groups.
 fn stage_of_groups(decision: &Decision) -> Option<usize> {
-    let treatment = decision.treatment()?;
-    matches!(treatment.scheme.granularity, Granularity::Group(_)).then_some(treatment.stage)
+    let spec = decision.spec()?;
+    matches!(spec.scheme.granularity, Granularity::Group(_)).then_some(spec.stage)
 }
 
 /// Applies `indivisible` to tensors of one stage of which an engine makes one module, or to one that stands alone.
@@ -260,8 +260,8 @@ fn resolve_together(
     let mut worst: Option<(usize, u64, usize)> = None;
     let mut lengths = Vec::new();
     for &index in members {
-        let Some(treatment) = decisions[index].treatment() else { continue };
-        let Granularity::Group(size) = treatment.scheme.granularity else { continue };
+        let Some(spec) = decisions[index].spec() else { continue };
+        let Granularity::Group(size) = spec.scheme.granularity else { continue };
         for length in columns(index) {
             lengths.push(length);
             if length % size as u64 != 0 && worst.is_none() {
@@ -270,13 +270,13 @@ fn resolve_together(
         }
     }
     let Some((worst, length, size)) = worst else { return };
-    let stage = decisions[worst].treatment().map_or(0, |treatment| treatment.stage);
+    let stage = decisions[worst].spec().map_or(0, |spec| spec.stage);
     let (policy, pointer) = parameters(stage);
-    let change = |treatment: &Treatment| match policy {
+    let change = |spec: &QuantSpec| match policy {
         Indivisible::Error => None,
         Indivisible::Skip => Some(Action::Keep),
         Indivisible::Channel => {
-            let mut changed = treatment.clone();
+            let mut changed = spec.clone();
             changed.scheme.granularity = Granularity::Channel;
             Some(Action::Quantize(Box::new(changed)))
         }
@@ -284,14 +284,14 @@ fn resolve_together(
             .into_iter()
             .find(|shrunk| *shrunk <= size as u64 && lengths.iter().all(|length| length % shrunk == 0))
             .map(|shrunk| {
-                let mut changed = treatment.clone();
+                let mut changed = spec.clone();
                 changed.scheme.granularity = Granularity::Group(shrunk as usize);
                 Action::Quantize(Box::new(changed))
             }),
     };
     for &index in members {
-        let Some(treatment) = decisions[index].treatment() else { continue };
-        match change(treatment) {
+        let Some(spec) = decisions[index].spec() else { continue };
+        match change(spec) {
             Some(Action::Keep) => {
                 let rule = Rule {
                     pointer: Some(pointer.as_str().into()),

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::output_tensor::{Content, MAX_FILES, OutputTensor, Part};
-use super::select::{Decision, Treatment};
+use super::select::{Decision, QuantSpec};
 use crate::format::container::{Entry, SAFETENSORS};
 use crate::format::encoding;
 use crate::model::ModelFolder;
@@ -36,15 +36,15 @@ pub struct OutputFile {
     pub tensors: Range<usize>,
 }
 
-/// The destination of a piece's results in one export. The numbers are indices of output tensors.
+/// The destination of a task's results in one export. The numbers are indices of output tensors.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum PieceOutput {
-    /// The bytes unchanged, in a tensor of the piece's own.
+pub enum TaskOutput {
+    /// The bytes unchanged, in a tensor of the task's own.
     Copy {
         /// The tensor.
         tensor: u32,
     },
-    /// The weights as they are, at the piece's own place in the source's tensor.
+    /// The weights as they are, at the task's own place in the source's tensor.
     InPlace {
         /// The tensor.
         tensor: u32,
@@ -54,7 +54,7 @@ pub enum PieceOutput {
         /// The tensors, in the order of the encoding's parts.
         tensors: PartTensors,
     },
-    /// Floating-point weights, at the piece's own place in the tensor.
+    /// Floating-point weights, at the task's own place in the tensor.
     Dequantized {
         /// The tensor.
         tensor: u32,
@@ -77,8 +77,8 @@ impl PartTensors {
     }
 }
 
-impl PieceOutput {
-    /// The output tensors that hold the piece's results.
+impl TaskOutput {
+    /// The output tensors that hold the task's results.
     pub fn tensors(&self) -> impl Iterator<Item = usize> {
         let all = match *self {
             Self::Copy { tensor } | Self::InPlace { tensor } | Self::Dequantized { tensor } => {
@@ -120,8 +120,8 @@ pub struct ExportPlan {
     pub files: Vec<OutputFile>,
     /// The tensors, by file and offset.
     pub tensors: Vec<OutputTensor>,
-    /// The place of each piece of the plan.
-    pub pieces: Vec<PieceOutput>,
+    /// The place of each task of the plan.
+    pub tasks: Vec<TaskOutput>,
     /// Whether there is an index of the weight files: the source has one, or there are several files.
     pub has_index: bool,
     /// The text of config.json. None if the source has none.
@@ -150,54 +150,54 @@ impl ExportPlan {
 
 /// The treatment of a tensor as one export sees it. Stages after the export have not happened yet.
 #[must_use]
-pub fn treatment_at(decision: &Decision, export_stage: usize) -> Option<&Treatment> {
-    decision.treatment().filter(|treatment| treatment.stage < export_stage)
+pub fn spec_at(decision: &Decision, export_stage: usize) -> Option<&QuantSpec> {
+    decision.spec().filter(|spec| spec.stage < export_stage)
 }
 
 /// Whether an export holds codes at all.
 #[must_use]
 pub fn has_codes(decisions: &[Decision], export_stage: usize) -> bool {
-    decisions.iter().any(|decision| treatment_at(decision, export_stage).is_some())
+    decisions.iter().any(|decision| spec_at(decision, export_stage).is_some())
 }
 
-/// Lays out the weight files of one export: the tensors, the files and the place of each piece.
+/// Lays out the weight files of one export: the tensors, the files and the place of each task.
 pub(super) fn lay_out(
     content: Content<'_>,
     stage: usize,
     format: Format,
     shards: Shards,
-) -> (Vec<OutputFile>, Vec<OutputTensor>, Vec<PieceOutput>) {
+) -> (Vec<OutputFile>, Vec<OutputTensor>, Vec<TaskOutput>) {
     let mut tensors = draft(content, stage, format);
     let names = assign_files(content, &mut tensors, shards);
     // Largest elements first and by name within, so that every tensor is aligned, as the safetensors library itself orders them.
     threads::sort_unstable_by(&mut tensors, |a, b| {
         let key = |tensor: &OutputTensor| (tensor.file(), std::cmp::Reverse(tensor.width()));
-        key(a).cmp(&key(b)).then_with(|| a.cmp_names(b, content)).then(a.piece.cmp(&b.piece))
+        key(a).cmp(&key(b)).then_with(|| a.cmp_names(b, content)).then(a.task.cmp(&b.task))
     });
     let files = place(content, &mut tensors, names);
-    let pieces = targets(content, &tensors);
-    (files, tensors, pieces)
+    let tasks = targets(content, &tensors);
+    (files, tensors, tasks)
 }
 
-/// The output tensors of an export before they have a place, in the order of the pieces.
+/// The output tensors of an export before they have a place, in the order of the tasks.
 fn draft(content: Content<'_>, stage: usize, format: Format) -> Vec<OutputTensor> {
     let mut tensors = Vec::new();
     let splits_kept = format == Format::CompressedTensors && has_codes(content.decisions, stage);
     let mut last_whole = None;
-    for (index, piece) in content.pieces.iter().enumerate() {
+    for (index, task) in content.tasks.iter().enumerate() {
         let mut add = |part: Part| tensors.push(OutputTensor::new(index, part, content));
-        let decision = &content.decisions[piece.tensor()];
-        match (treatment_at(decision, stage), piece.matrix(content.model), format) {
-            (Some(treatment), Some(_), Format::CompressedTensors) => {
-                let parts = encoding::of(&treatment.scheme).roles(&treatment.scheme).len();
+        let decision = &content.decisions[task.tensor()];
+        match (spec_at(decision, stage), task.matrix(content.model), format) {
+            (Some(spec), Some(_), Format::CompressedTensors) => {
+                let parts = encoding::of(&spec.scheme).roles(&spec.scheme).len();
                 (0..parts).for_each(|number| add(Part::Encoded(number as u8)));
             }
-            (None, Some(_), _) if splits_kept && decision.treatment().is_none() => add(Part::Matrix),
-            // Pieces of one tensor follow each other.
-            _ if last_whole == Some(piece.tensor()) => {}
-            (treatment, _, _) => {
-                last_whole = Some(piece.tensor());
-                add(if treatment.is_some() { Part::Dequantized } else { Part::Copy });
+            (None, Some(_), _) if splits_kept && decision.spec().is_none() => add(Part::Matrix),
+            // Tasks of one tensor follow each other.
+            _ if last_whole == Some(task.tensor()) => {}
+            (spec, _, _) => {
+                last_whole = Some(task.tensor());
+                add(if spec.is_some() { Part::Dequantized } else { Part::Copy });
             }
         }
     }
@@ -205,23 +205,23 @@ fn draft(content: Content<'_>, stage: usize, format: Format) -> Vec<OutputTensor
     tensors
 }
 
-/// Where each piece goes, by the tensors in their order.
-fn targets(content: Content<'_>, tensors: &[OutputTensor]) -> Vec<PieceOutput> {
-    // What is not set yet is in the tensor of the piece before it.
-    let unset = PieceOutput::InPlace { tensor: u32::MAX };
-    let mut out = vec![unset; content.pieces.len()];
+/// Where each task goes, by the tensors in their order.
+fn targets(content: Content<'_>, tensors: &[OutputTensor]) -> Vec<TaskOutput> {
+    // What is not set yet is in the tensor of the task before it.
+    let unset = TaskOutput::InPlace { tensor: u32::MAX };
+    let mut out = vec![unset; content.tasks.len()];
     for (number, tensor) in (0..).zip(tensors) {
-        let index = tensor.piece as usize;
-        let is_matrix = content.pieces[index].matrix(content.model).is_some();
+        let index = tensor.task as usize;
+        let is_matrix = content.tasks[index].matrix(content.model).is_some();
         let target = &mut out[index];
         if matches!(tensor.part(), Part::Encoded(_)) && *target == unset {
-            *target = PieceOutput::Encoded { tensors: PartTensors::NONE };
+            *target = TaskOutput::Encoded { tensors: PartTensors::NONE };
         }
         match (tensor.part(), target) {
-            (Part::Encoded(part), PieceOutput::Encoded { tensors }) => tensors.0[usize::from(part)] = number,
-            (Part::Dequantized, target) => *target = PieceOutput::Dequantized { tensor: number },
-            (Part::Copy, target) if is_matrix => *target = PieceOutput::InPlace { tensor: number },
-            (_, target) => *target = PieceOutput::Copy { tensor: number },
+            (Part::Encoded(part), TaskOutput::Encoded { tensors }) => tensors.0[usize::from(part)] = number,
+            (Part::Dequantized, target) => *target = TaskOutput::Dequantized { tensor: number },
+            (Part::Copy, target) if is_matrix => *target = TaskOutput::InPlace { tensor: number },
+            (_, target) => *target = TaskOutput::Copy { tensor: number },
         }
     }
     let mut before = unset;
@@ -346,8 +346,8 @@ impl ExportPlan {
         tensor: usize,
     ) -> impl Iterator<Item = usize> + 'p {
         let mut last = None;
-        let all = plan.pieces_of(tensor).flat_map(|piece| self.pieces[piece].tensors());
-        // Pieces that lie in place have one tensor together.
+        let all = plan.tasks_of(tensor).flat_map(|task| self.tasks[task].tensors());
+        // Tasks that lie in place have one tensor together.
         all.filter(move |&output| last.replace(output) != Some(output))
     }
 
@@ -355,11 +355,11 @@ impl ExportPlan {
     #[must_use]
     pub fn position_of(&self, plan: &super::Plan, output: usize) -> Option<usize> {
         let tensor = &self.tensors[output];
-        let piece = tensor.piece as usize;
-        let first = plan.pieces.partition_point(|other| other.tensor() < plan.pieces[piece].tensor());
-        // The pieces of a tensor are treated alike.
-        let of_piece = || self.pieces[piece].tensors();
-        Some((piece - first) * of_piece().count() + of_piece().position(|other| other == output)?)
+        let task = tensor.task as usize;
+        let first = plan.tasks.partition_point(|other| other.tensor() < plan.tasks[task].tensor());
+        // The tasks of a tensor are treated alike.
+        let of_task = || self.tasks[task].tensors();
+        Some((task - first) * of_task().count() + of_task().position(|other| other == output)?)
     }
 
     /// Writes the index of the weight files.

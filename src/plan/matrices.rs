@@ -1,8 +1,8 @@
 //! The matrices of a model: whole tensors, and those of stacks of experts.
 
 use super::engines;
-use super::piece::Piece;
 use super::select::Decision;
+use super::task::Task;
 use crate::finding::Finding;
 use crate::layer::LayerType;
 use crate::model::{self, LayerClass, ModelFolder};
@@ -16,54 +16,54 @@ pub(super) fn row_lengths(model: &ModelFolder, classes: &[LayerClass], tensor: u
             Err(_) => Vec::new(),
         };
     }
-    let view = matrix_piece(tensor, classes[tensor].kind).matrix(model);
+    let view = matrix_task(tensor, classes[tensor].kind).matrix(model);
     view.map(|view| view.cols).into_iter().collect()
 }
 
 /// A tensor as a matrix of weights [out, in]. GPT-2 stores its linear layers the other way round.
-pub(super) fn matrix_piece(tensor: usize, kind: LayerType) -> Piece {
-    Piece::matrix_of(tensor, kind == LayerType::Conv1D)
+pub(super) fn matrix_task(tensor: usize, kind: LayerType) -> Task {
+    Task::matrix_of(tensor, kind == LayerType::Conv1D)
 }
 
-/// Pieces that a model is cut into at most: a few bytes may be any number of matrices.
-const MAX_PIECES: usize = 1 << 22;
+/// Tasks that a model is cut into at most: a few bytes may be any number of matrices.
+const MAX_TASKS: usize = 1 << 22;
 
-/// Cuts the model into pieces: whole tensors, and the matrices of stacks of experts that are quantized, or that an engine
+/// Cuts the model into tasks: whole tensors, and the matrices of stacks of experts that are quantized, or that an engine
 /// wants one by one whether they are quantized or not.
-pub(super) fn pieces(
+pub(super) fn tasks(
     loaded: &Loaded,
     model: &ModelFolder,
     classes: &[LayerClass],
     decisions: &[Decision],
-) -> (Vec<Piece>, Vec<Finding>) {
-    let mut pieces = Vec::with_capacity(model.tensors.len());
+) -> (Vec<Task>, Vec<Finding>) {
+    let mut tasks = Vec::with_capacity(model.tensors.len());
     let mut findings = Vec::new();
     let splits_kept = engines::splits_kept_experts(loaded, model);
     for (tensor, info) in model.tensors.iter().enumerate() {
         if info.scale_of.is_some() {
             continue;
         }
-        let quantized = decisions[tensor].treatment().is_some();
+        let quantized = decisions[tensor].spec().is_some();
         let splits = quantized || splits_kept && info.stored == info.working_dtype();
         if splits && classes[tensor].kind == LayerType::Experts {
             match model::experts::stack(model, tensor) {
-                Ok(stack) if pieces.len() + stack.matrices.len() > MAX_PIECES => {
-                    let message = format!("stacks of experts hold more than {MAX_PIECES} matrices");
+                Ok(stack) if tasks.len() + stack.matrices.len() > MAX_TASKS => {
+                    let message = format!("stacks of experts hold more than {MAX_TASKS} matrices");
                     let finding = Finding::error(model::code::EXPERTS, message);
                     findings.push(finding.help("Leave them alone with `skip_layer_types: [Experts]`."));
                     break;
                 }
                 Ok(stack) => {
-                    pieces.extend(stack.matrices.into_iter().map(|matrix| Piece::expert(tensor, matrix)));
+                    tasks.extend(stack.matrices.into_iter().map(|matrix| Task::expert(tensor, matrix)));
                 }
                 Err(finding) => findings.push(finding),
             }
             continue;
         }
-        pieces.push(match quantized {
-            true => matrix_piece(tensor, classes[tensor].kind),
-            false => Piece::bytes(tensor),
+        tasks.push(match quantized {
+            true => matrix_task(tensor, classes[tensor].kind),
+            false => Task::bytes(tensor),
         });
     }
-    (pieces, findings)
+    (tasks, findings)
 }

@@ -1,14 +1,14 @@
-//! Tensors of an output. There may be millions, so each holds only what does not follow from its piece.
+//! Tensors of an output. There may be millions, so each holds only what does not follow from its task.
 
 use std::cmp::Ordering;
 
-use super::piece::Piece;
 use super::select::Decision;
+use super::task::Task;
 use crate::format::encoding;
 use crate::model::{ModelFolder, Shape, TensorInfo};
 use crate::quant::{Role, Scheme};
 
-/// What of a piece an output tensor holds.
+/// What of a task an output tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Part {
     /// The part of the stored matrix with this number.
@@ -49,8 +49,8 @@ pub struct Content<'p> {
     pub model: &'p ModelFolder,
     /// What is done with each of its tensors.
     pub decisions: &'p [Decision],
-    /// The pieces that it is cut into.
-    pub pieces: &'p [Piece],
+    /// The tasks that it is cut into.
+    pub tasks: &'p [Task],
 }
 
 /// A tensor of the output.
@@ -58,8 +58,8 @@ pub struct Content<'p> {
 pub struct OutputTensor {
     /// Its first byte, from the start of the file.
     pub offset: u64,
-    /// The first piece that it holds.
-    pub(super) piece: u32,
+    /// The first task that it holds.
+    pub(super) task: u32,
     /// Its file, and in the last bits how wide its elements are and what part it is.
     place: u32,
 }
@@ -72,8 +72,8 @@ const FILE_BITS: u32 = PART_BITS + 2;
 pub(super) const MAX_FILES: usize = 1 << (32 - FILE_BITS);
 
 impl OutputTensor {
-    pub(super) fn new(piece: usize, part: Part, content: Content<'_>) -> Self {
-        let mut tensor = Self { offset: 0, piece: piece as u32, place: part.number() };
+    pub(super) fn new(task: usize, part: Part, content: Content<'_>) -> Self {
+        let mut tensor = Self { offset: 0, task: task as u32, place: part.number() };
         let width: u32 = match tensor.dtype(content) {
             "I64" | "U64" | "F64" | "C64" => 3,
             "I32" | "U32" | "F32" => 2,
@@ -113,15 +113,15 @@ impl OutputTensor {
         }
     }
 
-    /// The first piece that it holds.
-    fn piece<'p>(&self, content: Content<'p>) -> &'p Piece {
-        &content.pieces[self.piece as usize]
+    /// The first task that it holds.
+    fn task<'p>(&self, content: Content<'p>) -> &'p Task {
+        &content.tasks[self.task as usize]
     }
 
     /// Index of the source tensor.
     #[must_use]
     pub fn tensor(&self, content: Content<'_>) -> usize {
-        self.piece(content).tensor()
+        self.task(content).tensor()
     }
 
     pub(super) fn source<'p>(&self, content: Content<'p>) -> &'p TensorInfo {
@@ -130,7 +130,7 @@ impl OutputTensor {
 
     /// How the source tensor is quantized, if it is.
     pub(super) fn scheme<'p>(&self, content: Content<'p>) -> Option<&'p Scheme> {
-        Some(&content.decisions[self.tensor(content)].treatment()?.scheme)
+        Some(&content.decisions[self.tensor(content)].spec()?.scheme)
     }
 
     /// Roles and parameter names of the tensors that its matrix is stored in; none if it is not quantized.
@@ -140,7 +140,7 @@ impl OutputTensor {
 
     /// Itself as a part of a stored matrix.
     pub(super) fn encoded(&self, content: Content<'_>) -> Option<encoding::Part> {
-        let (scheme, view) = (self.scheme(content)?, self.piece(content).matrix(content.model)?);
+        let (scheme, view) = (self.scheme(content)?, self.task(content).matrix(content.model)?);
         Some(encoding::of(scheme).part(scheme, self.role(content), view.rows, view.cols))
     }
 
@@ -151,7 +151,7 @@ impl OutputTensor {
             Part::Matrix => "weight",
             Part::Encoded(number) => self.roles(content)[usize::from(number)].1,
         };
-        (self.piece(content).module(content.model), parameter)
+        (self.task(content).module(content.model), parameter)
     }
 
     /// Its name in the file.
@@ -191,7 +191,7 @@ impl OutputTensor {
         match self.part() {
             Part::Copy | Part::Dequantized => Some(self.source(content).shape.clone()),
             Part::Matrix => {
-                let view = self.piece(content).matrix(content.model);
+                let view = self.task(content).matrix(content.model);
                 view.map(|view| Shape::from(vec![view.rows, view.cols]))
             }
             Part::Encoded(_) => self.encoded(content).map(|part| part.shape.into()),
@@ -205,7 +205,7 @@ impl OutputTensor {
         match self.part() {
             Part::Copy | Part::Dequantized => logical_bytes(self.source(content)),
             Part::Matrix => {
-                let view = self.piece(content).matrix(content.model);
+                let view = self.task(content).matrix(content.model);
                 view.map_or(0, |view| view.rows * view.cols * self.source(content).dtype.bits() / 8)
             }
             Part::Encoded(_) => self.encoded(content).map_or(0, |part| part.bytes),

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(super) use super::decision::Decisions;
-pub use super::decision::{Action, Decided, Decision, Origin, Rule, Treatment};
+pub use super::decision::{Action, Decided, Decision, Origin, QuantSpec, Rule};
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
 use crate::model::{LayerClass, ModelFolder, TensorInfo};
@@ -308,7 +308,7 @@ pub(crate) fn items<'m>(model: &'m ModelFolder, classes: &'m [LayerClass]) -> Ve
         .collect()
 }
 
-/// Decides the treatment of one tensor. `touches`, if given, receives every rule that applies to it.
+/// Decides about one tensor. `touches`, if given, receives every rule that applies to it.
 pub(super) fn judge(
     stages: &[QuantizeStage<'_>],
     item: &Item<'_>,
@@ -344,7 +344,7 @@ pub(super) fn judge(
         } else if let Some(rule) = target
             && decision.is_none()
         {
-            decision = Some((Action::Quantize(Box::new(treatment(stage, item.tensor))), rule));
+            decision = Some((Action::Quantize(Box::new(spec(stage, item.tensor))), rule));
         }
     }
     let (action, rule) =
@@ -363,12 +363,12 @@ fn not_targeted(item: &Item<'_>) -> Rule {
     Rule { pointer: None, text: reason.clone(), reason, origin: Origin::None }
 }
 
-fn treatment(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> Treatment {
+fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
     let parameters = stage.parameters;
     let source = float_type(tensor).unwrap_or(FloatType::F32);
     let activations = parameters.activations();
     let (mse, imatrix) = (Mse::default(), Mse::imatrix());
-    Treatment {
+    QuantSpec {
         stage: stage.index,
         scheme: Scheme {
             bits: if parameters.bits() == 4 { Bits::Four } else { Bits::Eight },

@@ -3,8 +3,8 @@
 use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
-use super::Piece;
-use super::select::{self, Decision, Treatment};
+use super::Task;
+use super::select::{self, Decision, QuantSpec};
 use super::unmatched::{nearest, nearest_names};
 use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength, names};
 use crate::exit::Exit;
@@ -44,11 +44,11 @@ pub struct StageStatistics {
     pub thin: Vec<(String, u64)>,
 }
 
-/// The result of matching the statistics of a recipe with the pieces.
+/// The result of matching the statistics of a recipe with the tasks.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Weighing {
-    /// The importance of the columns of each piece, where there are statistics of it; empty where there are none at all.
-    pieces: Vec<Option<Importance>>,
+    /// The importance of the columns of each task, where there are statistics of it; empty where there are none at all.
+    tasks: Vec<Option<Importance>>,
     /// One entry a quantize stage that has statistics.
     pub stages: Vec<StageStatistics>,
     /// Bytes that reading the files and holding the importances takes at most.
@@ -56,16 +56,16 @@ pub struct Weighing {
 }
 
 impl Weighing {
-    /// The importance of the columns of a piece, where there are statistics of it.
+    /// The importance of the columns of a task, where there are statistics of it.
     #[must_use]
-    pub fn of(&self, piece: usize) -> Option<&Importance> {
-        self.pieces.get(piece)?.as_ref()
+    pub fn of(&self, task: usize) -> Option<&Importance> {
+        self.tasks.get(task)?.as_ref()
     }
 
-    /// Whether the ranges of a piece are chosen with statistics. If so, Gaussian weights do not predict its SQNR.
+    /// Whether the ranges of a task are chosen with statistics. If so, Gaussian weights do not predict its SQNR.
     #[must_use]
-    pub fn changes_ranges(&self, piece: usize, treatment: &Treatment) -> bool {
-        treatment.observer.searches() && self.of(piece).is_some()
+    pub fn changes_ranges(&self, task: usize, spec: &QuantSpec) -> bool {
+        spec.observer.searches() && self.of(task).is_some()
     }
 
     /// The statistics of a quantize stage.
@@ -75,7 +75,7 @@ impl Weighing {
     }
 }
 
-/// Reads the statistics that a recipe names and finds those of each piece.
+/// Reads the statistics that a recipe names and finds those of each task.
 ///
 /// # Errors
 /// [`Exit::BadModel`] if a file is not a file of statistics, or does not fit the model.
@@ -83,7 +83,7 @@ pub(super) fn weigh(
     loaded: &Loaded,
     model: &ModelFolder,
     decisions: &[Decision],
-    pieces: &[Piece],
+    tasks: &[Task],
 ) -> Result<(Weighing, Vec<Finding>), Failure> {
     let mut out = Weighing::default();
     let mut findings = Vec::new();
@@ -110,7 +110,7 @@ pub(super) fn weigh(
                 failure
             })?;
             findings.extend(
-                unknown(model, pieces, &read)
+                unknown(model, tasks, &read)
                     .map_err(fail)?
                     .map(|finding| finding.at_opt(loaded.place(&pointer), "named here")),
             );
@@ -132,14 +132,13 @@ pub(super) fn weigh(
         };
         let by_name: HashMap<&str, &ModuleStatistics> =
             statistics.modules.iter().map(|module| (module.name.as_str(), module)).collect();
-        let experts = experts(statistics.format, &by_name, model, pieces);
+        let experts = experts(statistics.format, &by_name, model, tasks);
         let mut tokens: Vec<(f64, String)> = Vec::new();
-        for (number, piece) in pieces.iter().enumerate() {
-            let treatment =
-                decisions[piece.tensor()].treatment().filter(|treatment| treatment.stage == index);
-            let (Some(_), Some(view)) = (treatment, piece.matrix(model)) else { continue };
-            let name = piece.module(model);
-            let found = find(statistics.format, &by_name, model, piece);
+        for (number, task) in tasks.iter().enumerate() {
+            let spec = decisions[task.tensor()].spec().filter(|spec| spec.stage == index);
+            let (Some(_), Some(view)) = (spec, task.matrix(model)) else { continue };
+            let name = task.module(model);
+            let found = find(statistics.format, &by_name, model, task);
             let importance = match found {
                 None => None,
                 Some((module, matrix)) => {
@@ -154,8 +153,8 @@ pub(super) fn weigh(
                 Some(importance) => {
                     used.matrices += 1;
                     out.bytes += size_of_val(importance.columns()) as u64;
-                    out.pieces.resize(pieces.len(), None);
-                    out.pieces[number] = Some(importance);
+                    out.tasks.resize(tasks.len(), None);
+                    out.tasks[number] = Some(importance);
                 }
                 None => used.missing.push(name.to_owned()),
             }
@@ -177,24 +176,24 @@ fn wrong_length(module: &ModuleStatistics, name: &str, matrices: usize, wrong: W
         .help("They are of another model, or of another version of this one.")
 }
 
-/// The statistics of a piece, and the number of its matrix if they cover several matrices.
+/// The statistics of a task, and the number of its matrix if they cover several matrices.
 fn find<'s>(
     format: Format,
     by_name: &HashMap<&str, &'s ModuleStatistics>,
     model: &ModelFolder,
-    piece: &Piece,
+    task: &Task,
 ) -> Option<(&'s ModuleStatistics, Option<usize>)> {
     let known = |names: &[String]| names.iter().find_map(|name| by_name.get(name.as_str())).copied();
     if format != Format::Safetensors {
-        let (names, expert) = names::in_importance_matrix(piece.module(model));
+        let (names, expert) = names::in_importance_matrix(task.module(model));
         return known(&names).map(|module| (module, expert));
     }
-    if let Some(module) = by_name.get(piece.module(model)) {
+    if let Some(module) = by_name.get(task.module(model)) {
         return Some((module, None));
     }
     // A stack has its own name, and one row of statistics per matrix.
-    let (names, expert) = names::when_run(piece.module(model));
-    let own = by_name.get(select::subject(&model.tensors[piece.tensor()])).copied();
+    let (names, expert) = names::when_run(task.module(model));
+    let own = by_name.get(select::subject(&model.tensors[task.tensor()])).copied();
     own.or_else(|| known(&names)).map(|module| (module, expert))
 }
 
@@ -203,11 +202,11 @@ fn experts<'s>(
     format: Format,
     by_name: &HashMap<&str, &'s ModuleStatistics>,
     model: &ModelFolder,
-    pieces: &[Piece],
+    tasks: &[Task],
 ) -> HashMap<&'s str, usize> {
     let mut out = HashMap::new();
-    for piece in pieces {
-        if let Some((module, Some(expert))) = find(format, by_name, model, piece) {
+    for task in tasks {
+        if let Some((module, Some(expert))) = find(format, by_name, model, task) {
             let experts = out.entry(module.name.as_str()).or_insert(0);
             *experts = expert.saturating_add(1).max(*experts);
         }
@@ -218,15 +217,11 @@ fn experts<'s>(
 /// Checks for statistics that belong to no module of the model. In a file with the model's own names that is an
 /// error. In an importance matrix, whose names are translated, it is reported as a finding. A file that fits no
 /// module is an error in any case.
-fn unknown(
-    model: &ModelFolder,
-    pieces: &[Piece],
-    statistics: &Statistics,
-) -> Result<Option<Finding>, Finding> {
+fn unknown(model: &ModelFolder, tasks: &[Task], statistics: &Statistics) -> Result<Option<Finding>, Finding> {
     let mut known: BTreeSet<String> = BTreeSet::new();
     let modules = || {
         let tensors = model.tensors.iter().map(select::subject);
-        tensors.chain(pieces.iter().map(|piece| piece.module(model)))
+        tensors.chain(tasks.iter().map(|task| task.module(model)))
     };
     if statistics.format == Format::Safetensors {
         known.extend(modules().flat_map(|module| names::when_run(module).0));

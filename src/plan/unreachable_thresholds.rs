@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::finding::Finding;
-use crate::plan::layout::treatment_at;
+use crate::plan::layout::spec_at;
 use crate::plan::output_tensor::Content;
 use crate::plan::statistics::Weighing;
 use crate::recipe::Loaded;
@@ -48,14 +48,14 @@ pub(crate) fn check(loaded: &Loaded, content: Content<'_>, weighing: &Weighing) 
 /// Of the schemes of the stages before `stage`, the one that reaches least, each on the tensor on which it does best.
 fn least_reach(content: Content<'_>, weighing: &Weighing, stage: usize) -> Option<(String, f64)> {
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
-    for (number, piece) in content.pieces.iter().enumerate() {
-        let treatment = treatment_at(&content.decisions[piece.tensor()], stage);
-        let (Some(treatment), Some(view)) = (treatment, piece.matrix(content.model)) else { continue };
-        if weighing.changes_ranges(number, treatment) {
+    for (number, task) in content.tasks.iter().enumerate() {
+        let spec = spec_at(&content.decisions[task.tensor()], stage);
+        let (Some(spec), Some(view)) = (spec, task.matrix(content.model)) else { continue };
+        if weighing.changes_ranges(number, spec) {
             continue;
         }
-        let Some(reach) = treatment.expected_sqnr(view.rows, view.cols) else { continue };
-        let name = format!("{}, {}", treatment.scheme, treatment.observer);
+        let Some(reach) = spec.expected_sqnr(view.rows, view.cols) else { continue };
+        let name = format!("{}, {}", spec.scheme, spec.observer);
         let known = best.entry(name).or_insert(reach);
         *known = known.max(reach);
     }

@@ -202,8 +202,8 @@ fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord>
                 role: class.role.map(|role| role.name().to_owned()),
                 file: plan.model.shards[tensor.shard()].name.clone(),
                 action: action.to_owned(),
-                scheme: decision.treatment().map(SchemeRecord::of),
-                stage: decision.treatment().map(|treatment| treatment.stage),
+                scheme: decision.spec().map(SchemeRecord::of),
+                stage: decision.spec().map(|spec| spec.stage),
                 rule: decision.rule.text.to_string(),
                 line: plan.line(&decision.rule),
                 reason: decision.rule.reason.to_string(),
@@ -216,7 +216,7 @@ fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord>
 }
 
 fn metrics(plan: &Plan, tensor: usize, distortion: &Distortion) -> Metrics {
-    let treatment = plan.decisions[tensor].treatment();
+    let spec = plan.decisions[tensor].spec();
     let columns = matrix_shape(&plan.model.tensors[tensor]).map_or(1, |(_, columns)| columns) as usize;
     let sqnr = distortion.sqnr_db();
     let sqnr_note = match sqnr {
@@ -225,7 +225,7 @@ fn metrics(plan: &Plan, tensor: usize, distortion: &Distortion) -> Metrics {
         None if distortion.signal == 0.0 => Some("all weights are zero"),
         None => Some("not measurable"),
     };
-    let group = treatment.map_or(columns, |treatment| match treatment.scheme.granularity {
+    let group = spec.map_or(columns, |spec| match spec.scheme.granularity {
         Granularity::Group(size) => size,
         Granularity::Channel | Granularity::Tensor => columns,
     });

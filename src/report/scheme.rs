@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::format::encoding;
-use crate::plan::Treatment;
+use crate::plan::QuantSpec;
 use crate::quant::{Granularity, Observer};
 use crate::stage::ActivationScheme;
 
@@ -51,10 +51,10 @@ pub struct ObserverRecord {
 }
 
 impl SchemeRecord {
-    /// The data of a treatment.
+    /// The data of a quantization spec.
     #[must_use]
-    pub fn of(treatment: &Treatment) -> Self {
-        let scheme = &treatment.scheme;
+    pub fn of(spec: &QuantSpec) -> Self {
+        let scheme = &spec.scheme;
         let (granularity, group_size) = match scheme.granularity {
             Granularity::Group(size) => ("group", Some(size)),
             Granularity::Channel => ("channel", None),
@@ -65,10 +65,10 @@ impl SchemeRecord {
             symmetric: scheme.symmetric,
             granularity: granularity.to_owned(),
             group_size,
-            observer: ObserverRecord::of(&treatment.observer),
+            observer: ObserverRecord::of(&spec.observer),
             scale_dtype: scheme.scale_type.name().to_owned(),
             storage: encoding::of(scheme).name().to_owned(),
-            activations: match treatment.activations {
+            activations: match spec.activations {
                 ActivationScheme::None => "none",
                 ActivationScheme::DynamicToken => "dynamic-token",
             }

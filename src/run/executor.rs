@@ -74,14 +74,14 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         listener.on_event(&Event::Note { text: plan.loaded.told(note) });
     }
     let reuse = Reuse::find(plan, &source, &stores, checks, &workers, cancel)?;
-    let pieces = reuse.pieces_left(plan);
+    let tasks = reuse.tasks_left(plan);
     let (taken_over, redone) = reuse.counts(plan);
-    let bytes = stream::total_bytes(plan, &pieces);
+    let bytes = stream::total_bytes(plan, &tasks);
     listener.on_event(&Event::Started { bytes, tensors: redone, taken_over });
     let collector = Collector::new(plan);
     collector.output_headers();
     take_over::remember(plan, &reuse, checks, &collector);
-    let source_headers = source.sum_up_the_rest(&pieces, &collector, cancel)?;
+    let source_headers = source.sum_up_the_rest(&tasks, &collector, cancel)?;
     let job = Job { plan, options, listener, headers, occupants, stores: &stores, reuse: &reuse };
     let mut built = None;
     if !reuse.is_everything(plan) {
@@ -99,7 +99,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         };
         let work = || {
             take_over::take_over(&run, &reuse, &stores, &workers, cancel)?;
-            stream::stream(&run, pieces, &workers, cancel)
+            stream::stream(&run, tasks, &workers, cancel)
         };
         let done = if options.durable { flush::while_flushing(&staging, work) } else { work() };
         if let Err(failure) = done {

@@ -17,7 +17,7 @@ use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::encoding;
-use crate::plan::{Piece, PieceOutput, Plan};
+use crate::plan::{Plan, Task, TaskOutput};
 use crate::publish::files;
 use crate::quant::{
     BadValue, BadWeight, Distortion, FloatType, Quantized, Scratch, Solver, Survey, TensorParams,
@@ -55,20 +55,20 @@ struct Buffers {
     scratch: Scratch,
 }
 
-/// Streams the weights of some of the plan's pieces into the staged files.
+/// Streams the weights of some of the plan's tasks into the staged files.
 ///
 /// # Errors
 /// If a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
 pub(super) fn stream(
     run: &Context<'_>,
-    pieces: Vec<usize>,
+    tasks: Vec<usize>,
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
-    let solvers = Solvers::new(run.plan, &pieces, run.isa);
-    let params = survey(run, &solvers, &pieces, workers, cancel)?;
+    let solvers = Solvers::new(run.plan, &tasks, run.isa);
+    let params = survey(run, &solvers, &tasks, workers, cancel)?;
     let pass = Pass { run, solvers: &solvers, params: &params };
-    let queue = Queue::new(run.plan, pieces);
+    let queue = Queue::new(run.plan, tasks);
     workers.each(cancel, || queue.next(), |tile, buffers| pass.tile(tile, buffers))
 }
 
@@ -76,14 +76,14 @@ pub(super) fn stream(
 fn survey(
     run: &Context<'_>,
     solvers: &Solvers<'_>,
-    pieces: &[usize],
+    tasks: &[usize],
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<Vec<Option<TensorParams>>, Failure> {
     let plan = run.plan;
-    let mut out = vec![None; plan.pieces.len()];
-    for &index in pieces {
-        let piece = &plan.pieces[index];
+    let mut out = vec![None; plan.tasks.len()];
+    for &index in tasks {
+        let task = &plan.tasks[index];
         let Some(solver) = solvers.of(index) else { continue };
         if solver.survey_passes() == 0 {
             continue;
@@ -99,8 +99,8 @@ fn survey(
         let params = solver.tensor_params(&survey).map_err(|what| {
             bad_weight(
                 plan,
-                piece,
-                Tile { piece: index, number: 0, start: 0, count: 0 },
+                task,
+                Tile { task: index, number: 0, start: 0, count: 0 },
                 BadWeight { row: 0, col: 0, what },
             )
         })?;
@@ -117,7 +117,7 @@ fn survey_pass(
     solver: &dyn Solver,
     survey: &mut Survey,
 ) -> Result<(), Failure> {
-    let (plan, piece) = (run.plan, &run.plan.pieces[index]);
+    let (plan, task) = (run.plan, &run.plan.tasks[index]);
     let queue = Queue::new(plan, vec![index]);
     // Parts are merged in tile order as they come, so that no more of them wait than there are workers.
     let so_far = survey.clone();
@@ -126,10 +126,10 @@ fn survey_pass(
         cancel,
         || queue.next(),
         |tile, buffers: &mut Buffers| {
-            run.source.read(piece, tile, &mut buffers.source, None)?;
+            run.source.read(task, tile, &mut buffers.source, None)?;
             let part = solver
                 .survey(&so_far, &buffers.source.weights, tile.count as usize)
-                .map_err(|bad| bad_weight(plan, piece, tile, bad))?;
+                .map_err(|bad| bad_weight(plan, task, tile, bad))?;
             let mut merged = lock(&merged);
             let (next, waiting, survey) = &mut *merged;
             waiting.insert(tile.number, part);
@@ -142,8 +142,8 @@ fn survey_pass(
     )
 }
 
-fn bad_weight(plan: &Plan, piece: &Piece, tile: Tile, bad: BadWeight) -> Failure {
-    let tensor = &plan.model.tensors[piece.tensor()];
+fn bad_weight(plan: &Plan, task: &Task, tile: Tile, bad: BadWeight) -> Failure {
+    let tensor = &plan.model.tensors[task.tensor()];
     let (row, column) = (tile.start + bad.row as u64, bad.col);
     let message = match bad.what {
         BadValue::ScaleOverflow => {
@@ -152,7 +152,7 @@ fn bad_weight(plan: &Plan, piece: &Piece, tile: Tile, bad: BadWeight) -> Failure
         _ => format!("`{}` holds {}", tensor.name, bad.what),
     };
     let mut finding = Finding::error("model::bad-weight", message);
-    let pointer = plan.decisions[piece.tensor()].rule.pointer.as_deref();
+    let pointer = plan.decisions[task.tensor()].rule.pointer.as_deref();
     finding = finding.at_opt(
         pointer.and_then(|pointer| plan.loaded.place(pointer)),
         format!("quantized by this rule; row {row}, column {column}"),
@@ -169,36 +169,36 @@ fn bad_weight(plan: &Plan, piece: &Piece, tile: Tile, bad: BadWeight) -> Failure
 
 impl Pass<'_> {
     fn tile(&self, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
-        let piece = &self.plan.pieces[tile.piece];
-        self.source.read(piece, tile, &mut buffers.source, Some(self.collector))?;
-        match self.solvers.of(tile.piece) {
-            Some(solver) => self.quantize(piece, tile, &*solver, buffers)?,
-            None => self.keep(piece, tile, buffers)?,
+        let task = &self.plan.tasks[tile.task];
+        self.source.read(task, tile, &mut buffers.source, Some(self.collector))?;
+        match self.solvers.of(tile.task) {
+            Some(solver) => self.quantize(task, tile, &*solver, buffers)?,
+            None => self.keep(task, tile, buffers)?,
         }
         let bytes = buffers.source.weights.len() as u64;
-        self.listener.on_event(&Event::Tile { tensor: piece.tensor(), bytes });
-        if self.collector.tile_done(piece.tensor()) {
-            let distortion = self.collector.distortion_of(tile.piece);
+        self.listener.on_event(&Event::Tile { tensor: task.tensor(), bytes });
+        if self.collector.tile_done(task.tensor()) {
+            let distortion = self.collector.distortion_of(tile.task);
             for (export, journal) in self.journals.iter().enumerate() {
                 if let Some(finished) =
-                    Finished::of(self.plan, self.prints, export, piece.tensor(), self.collector)
+                    Finished::of(self.plan, self.prints, export, task.tensor(), self.collector)
                 {
                     journal.add(&finished)?;
                 }
             }
-            let name = self.plan.model.tensors[piece.tensor()].name.to_string();
-            self.listener.on_event(&Event::Tensor { tensor: piece.tensor(), name, distortion });
+            let name = self.plan.model.tensors[task.tensor()].name.to_string();
+            self.listener.on_event(&Event::Tensor { tensor: task.tensor(), name, distortion });
         }
         Ok(())
     }
 
     /// Writes a tile of a tensor that is kept.
-    fn keep(&self, piece: &Piece, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
-        let tensor = &self.plan.model.tensors[piece.tensor()];
+    fn keep(&self, task: &Task, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
+        let tensor = &self.plan.model.tensors[task.tensor()];
         let bytes = &buffers.source.weights;
         // Elements of a kept tensor are counted in bytes, those of a matrix and of scaled FP8 in rows.
         let element = tensor.dtype.bits().div_ceil(8);
-        let view = piece.matrix(&self.plan.model);
+        let view = task.matrix(&self.plan.model);
         let start = match (view, tensor.fp8) {
             (Some(view), _) => tile.start * view.cols * element,
             (None, Some(_)) => {
@@ -214,18 +214,18 @@ impl Pass<'_> {
                 let (row, column) = (at / view.cols, at % view.cols);
                 view.offset / element + row * view.row_stride + column * view.column_stride
             });
-            self.collector.not_finite(piece.tensor(), at);
+            self.collector.not_finite(task.tensor(), at);
         }
         for export in 0..self.plan.exports.len() {
-            match self.plan.exports[export].pieces[tile.piece] {
-                PieceOutput::Copy { tensor } => {
+            match self.plan.exports[export].tasks[tile.task] {
+                TaskOutput::Copy { tensor } => {
                     self.write_and_check(export, tensor as usize, start, bytes, &mut buffers.read_back)?;
                 }
-                PieceOutput::InPlace { tensor } => {
+                TaskOutput::InPlace { tensor } => {
                     let tensor = tensor as usize;
-                    self.write_in_place(export, tensor, piece, tile, bytes, &mut buffers.read_back)?;
+                    self.write_in_place(export, tensor, task, tile, bytes, &mut buffers.read_back)?;
                 }
-                PieceOutput::Encoded { .. } | PieceOutput::Dequantized { .. } => {}
+                TaskOutput::Encoded { .. } | TaskOutput::Dequantized { .. } => {}
             }
         }
         Ok(())
@@ -234,54 +234,54 @@ impl Pass<'_> {
     /// Quantizes, measures, writes and reads back a tile of a matrix.
     fn quantize(
         &self,
-        piece: &Piece,
+        task: &Task,
         tile: Tile,
         solver: &dyn Solver,
         buffers: &mut Buffers,
     ) -> Result<(), Failure> {
         let Buffers { source, quantized, dequantized, converted, read_back, scratch } = buffers;
         let rows = tile.count as usize;
-        let distortion = self.encode(piece, tile, solver, &source.weights, quantized, scratch)?;
-        let parts = piece.matrix(&self.plan.model).map_or_else(Vec::new, |view| {
+        let distortion = self.encode(task, tile, solver, &source.weights, quantized, scratch)?;
+        let parts = task.matrix(&self.plan.model).map_or_else(Vec::new, |view| {
             encoding::of(solver.scheme()).parts(solver.scheme(), view.rows, view.cols)
         });
         for export in 0..self.plan.exports.len() {
-            match self.plan.exports[export].pieces[tile.piece] {
-                PieceOutput::Copy { .. } => {}
-                PieceOutput::InPlace { tensor } => {
+            match self.plan.exports[export].tasks[tile.task] {
+                TaskOutput::Copy { .. } => {}
+                TaskOutput::InPlace { tensor } => {
                     let tensor = tensor as usize;
-                    let written = self.plan.model.tensors[piece.tensor()].dtype;
+                    let written = self.plan.model.tensors[task.tensor()].dtype;
                     if written == crate::model::Dtype::F64 {
-                        // F64 is quantized from F32. A piece that is not quantized is written as F64, the type that
+                        // F64 is quantized from F32. A task that is not quantized is written as F64, the type that
                         // it had.
                         convert(FloatType::F32, written, &source.weights, dequantized);
-                        self.write_in_place(export, tensor, piece, tile, dequantized, read_back)?;
+                        self.write_in_place(export, tensor, task, tile, dequantized, read_back)?;
                     } else {
-                        self.write_in_place(export, tensor, piece, tile, &source.weights, read_back)?;
+                        self.write_in_place(export, tensor, task, tile, &source.weights, read_back)?;
                     }
                 }
-                PieceOutput::Encoded { tensors } => {
+                TaskOutput::Encoded { tensors } => {
                     for (tensor, part) in tensors.iter().zip(&parts) {
                         if let Some((start, bytes)) = part.of_tile(tile.start, quantized.part(part.role)) {
                             self.write_and_check(export, tensor, start, bytes, read_back)?;
                         }
                     }
                 }
-                PieceOutput::Dequantized { tensor } => {
+                TaskOutput::Dequantized { tensor } => {
                     self.dequantize(
-                        piece,
+                        task,
                         solver,
                         rows,
                         quantized,
                         [&mut *dequantized, &mut *converted],
                         scratch,
                     );
-                    self.write_in_place(export, tensor as usize, piece, tile, dequantized, read_back)?;
+                    self.write_in_place(export, tensor as usize, task, tile, dequantized, read_back)?;
                 }
             }
         }
         if let Some(distortion) = distortion {
-            self.collector.distortion(tile.piece, tile.number, distortion, tile.start);
+            self.collector.distortion(tile.task, tile.number, distortion, tile.start);
         }
         Ok(())
     }
@@ -289,34 +289,34 @@ impl Pass<'_> {
     /// Puts the codes of a tile into `quantized`, and measures it if the checks ask for it.
     fn encode(
         &self,
-        piece: &Piece,
+        task: &Task,
         tile: Tile,
         solver: &dyn Solver,
         weights: &[u8],
         quantized: &mut Quantized,
         scratch: &mut Scratch,
     ) -> Result<Option<Distortion>, Failure> {
-        let (rows, params) = (tile.count as usize, self.params[tile.piece].as_ref());
-        let bad = |bad| bad_weight(self.plan, piece, tile, bad);
+        let (rows, params) = (tile.count as usize, self.params[tile.task].as_ref());
+        let bad = |bad| bad_weight(self.plan, task, tile, bad);
         if !self.checks.measure {
             solver.solve(params, weights, rows, quantized, scratch).map_err(bad)?;
             return Ok(None);
         }
         let measured = solver.solve_and_measure(params, weights, rows, quantized, scratch).map_err(bad)?;
-        if tile.number == 0 && self.solvers.is_first(tile.piece) {
+        if tile.number == 0 && self.solvers.is_first(tile.task) {
             // The measurement of codes in registers must agree with the meaning of the bytes. One tile of each kind
             // is enough to see that kernels which agree on other machines also agree on this one.
             let meant = solver.measure(weights, quantized.view(), rows, scratch);
-            check_measured(&self.plan.model.tensors[piece.tensor()].name, &measured, &meant)?;
+            check_measured(&self.plan.model.tensors[task.tensor()].name, &measured, &meant)?;
         }
         let faint = solver.faint_signal(weights, quantized.view(), rows);
         Ok(Some(Distortion { faint, ..measured }))
     }
 
     /// The first byte of a tile's rows in the tensor as it is delivered and written.
-    fn start_in_tensor(&self, piece: &Piece, tile: Tile) -> u64 {
-        let tensor = &self.plan.model.tensors[piece.tensor()];
-        let Some(view) = piece.matrix(&self.plan.model) else { return tile.start };
+    fn start_in_tensor(&self, task: &Task, tile: Tile) -> u64 {
+        let tensor = &self.plan.model.tensors[task.tensor()];
+        let Some(view) = task.matrix(&self.plan.model) else { return tile.start };
         let (stored, written) = (tensor.stored.bits().max(8), tensor.dtype.bits().max(8));
         view.offset / (stored / 8) * (written / 8) + tile.start * view.row_stride * (written / 8)
     }
@@ -324,7 +324,7 @@ impl Pass<'_> {
     /// Puts the tile's weights as an engine would see them, in the source's type, into `dequantized`.
     fn dequantize(
         &self,
-        piece: &Piece,
+        task: &Task,
         solver: &dyn Solver,
         rows: usize,
         quantized: &Quantized,
@@ -332,7 +332,7 @@ impl Pass<'_> {
         scratch: &mut Scratch,
     ) {
         solver.dequantize(quantized.view(), rows, dequantized, scratch);
-        let tensor = &self.plan.model.tensors[piece.tensor()];
+        let tensor = &self.plan.model.tensors[task.tensor()];
         let scale_type = solver.scheme().scale_type;
         if scale_type.name() != tensor.dtype.name() {
             convert(scale_type, tensor.dtype, dequantized, converted);
@@ -345,15 +345,15 @@ impl Pass<'_> {
         &self,
         export: usize,
         tensor: usize,
-        piece: &Piece,
+        task: &Task,
         tile: Tile,
         bytes: &[u8],
         read_back: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        if piece.matrix(&self.plan.model).is_some_and(|view| !view.is_contiguous()) {
-            return self.scatter(export, tensor, piece, tile, bytes, read_back);
+        if task.matrix(&self.plan.model).is_some_and(|view| !view.is_contiguous()) {
+            return self.scatter(export, tensor, task, tile, bytes, read_back);
         }
-        self.write_and_check(export, tensor, self.start_in_tensor(piece, tile), bytes, read_back)
+        self.write_and_check(export, tensor, self.start_in_tensor(task, tile), bytes, read_back)
     }
 
     /// Writes rows that lie across the tensor: one stretch per column, which is read back if the checks ask for it.
@@ -362,14 +362,14 @@ impl Pass<'_> {
         &self,
         export: usize,
         tensor: usize,
-        piece: &Piece,
+        task: &Task,
         tile: Tile,
         bytes: &[u8],
         read_back: &mut Vec<u8>,
     ) -> Result<(), Failure> {
-        let start = self.start_in_tensor(piece, tile);
-        let Some(view) = piece.matrix(&self.plan.model) else { return Ok(()) };
-        let element = (self.plan.model.tensors[piece.tensor()].dtype.bits() / 8) as usize;
+        let start = self.start_in_tensor(task, tile);
+        let Some(view) = task.matrix(&self.plan.model) else { return Ok(()) };
+        let element = (self.plan.model.tensors[task.tensor()].dtype.bits() / 8) as usize;
         let row_bytes = view.cols as usize * element;
         let mut stretch = vec![0_u8; tile.count as usize * element];
         for column in 0..view.cols as usize {
@@ -476,14 +476,14 @@ fn first_not_finite(dtype: crate::model::Dtype, bytes: &[u8]) -> Option<u64> {
     }
 }
 
-/// Source bytes of all tiles of some pieces of a plan.
-pub(super) fn total_bytes(plan: &Plan, pieces: &[usize]) -> u64 {
-    pieces
+/// Source bytes of all tiles of some tasks of a plan.
+pub(super) fn total_bytes(plan: &Plan, tasks: &[usize]) -> u64 {
+    tasks
         .iter()
         .map(|&index| {
-            let piece = &plan.pieces[index];
-            let tensor = &plan.model.tensors[piece.tensor()];
-            match piece.matrix(&plan.model) {
+            let task = &plan.tasks[index];
+            let tensor = &plan.model.tensors[task.tensor()];
+            match task.matrix(&plan.model) {
                 Some(view) => view.rows * view.cols * tensor.working_dtype().bits() / 8,
                 None if tensor.fp8.is_some() => tensor.elements() * tensor.dtype.bits() / 8,
                 None => Cut::of(plan, index).total,

@@ -12,7 +12,7 @@ use crate::fs::disk::free_space;
 use crate::model::Shape;
 use crate::plan::layout::Left;
 use crate::plan::output_tensor::logical_bytes;
-use crate::plan::tasks::tasks;
+use crate::plan::task_list::task_list;
 use crate::plan::{Decision, ExportPlan, Plan};
 use crate::report::SchemeRecord;
 use crate::report::ledger::{bytes_out, format_name, written_path};
@@ -43,10 +43,10 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
         if tensor.scale_of.is_some() {
             continue;
         }
-        let treatment = decision.treatment();
-        let list = if treatment.is_some() { &mut quantized } else { &mut kept };
+        let spec = decision.spec();
+        let list = if spec.is_some() { &mut quantized } else { &mut kept };
         let scheme = || {
-            treatment.map_or_else(String::new, |t| {
+            spec.map_or_else(String::new, |t| {
                 let activations = match t.activations {
                     crate::stage::ActivationScheme::None => "",
                     crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
@@ -61,7 +61,7 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
         };
         let same = |row: &Row<'_>| {
             row.decision.is_same(decision)
-                || if treatment.is_some() {
+                || if spec.is_some() {
                     row.decision.rule == decision.rule && row.scheme == scheme()
                 } else {
                     row.decision.rule.reason == decision.rule.reason
@@ -193,9 +193,9 @@ pub fn json(plan: &Plan) -> impl Serialize {
             "rule": &*row.decision.rule.text,
             "reason": &*row.decision.rule.reason,
             "line": plan.line(&row.decision.rule),
-            "stage": row.decision.treatment().map(|treatment| treatment.stage),
-            "scheme": row.decision.treatment().map(SchemeRecord::of),
-            "scheme_text": row.decision.treatment().map(|_| &row.scheme),
+            "stage": row.decision.spec().map(|spec| spec.stage),
+            "scheme": row.decision.spec().map(SchemeRecord::of),
+            "scheme_text": row.decision.spec().map(|_| &row.scheme),
             "tensors": row.tensors,
             "bytes_in": row.bytes_in,
             "bytes_out": row.bytes_out,
@@ -215,7 +215,7 @@ pub fn json(plan: &Plan) -> impl Serialize {
         warnings: diagnostics(&plan.warnings),
         notes: &plan.notes,
         tensors: Each(|| (0..plan.model.tensors.len()).map(|index| tensor_json(plan, index))),
-        tasks: Each(|| tasks(plan)),
+        tasks: Each(|| task_list(plan)),
     }
 }
 
@@ -309,8 +309,8 @@ fn tensor_json(plan: &Plan, index: usize) -> impl Serialize {
         shape: &tensor.shape,
         kind: class.kind.name(),
         role: class.role.map(crate::layer::LayerType::name),
-        quantized: decision.treatment().is_some(),
-        scheme: decision.treatment().map(SchemeRecord::of),
+        quantized: decision.spec().is_some(),
+        scheme: decision.spec().map(SchemeRecord::of),
         rule: &decision.rule.text,
         reason: &decision.rule.reason,
         line: plan.line(&decision.rule),

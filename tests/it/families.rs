@@ -71,7 +71,7 @@ fn check(name: &str, plan: &Plan) {
         for (index, tensor) in plan.model.tensors.iter().enumerate() {
             let parts: Vec<_> =
                 export.tensors.iter().filter(|out| out.tensor(plan.content()) == index).collect();
-            let is_quantized = plan.decisions[index].treatment().is_some();
+            let is_quantized = plan.decisions[index].spec().is_some();
             assert!(!parts.is_empty(), "{name}: {} does not leave", tensor.name);
             let has_codes = parts.iter().any(|part| part.role(plan.content()) == Role::Codes);
             assert_eq!(has_codes, is_quantized, "{name}: {}", tensor.name);
@@ -88,11 +88,11 @@ fn check(name: &str, plan: &Plan) {
         let headers: u64 = export.files.iter().map(|file| file.header_len).sum();
         assert_eq!(tensors + headers, export.weight_bytes(), "{name}: bytes of tensors, headers and files");
     }
-    for group in &plan.siblings {
-        let treatment = |member: usize| plan.decisions[member].treatment();
-        let first = group.members().next().and_then(treatment).map(|treatment| treatment.scheme);
+    for group in &plan.fused_modules {
+        let spec = |member: usize| plan.decisions[member].spec();
+        let first = group.members().next().and_then(spec).map(|spec| spec.scheme);
         for member in group.members() {
-            let own = treatment(member).map(|treatment| treatment.scheme);
+            let own = spec(member).map(|spec| spec.scheme);
             assert_eq!(
                 own, first,
                 "{name}: {} with {} is split",
@@ -189,10 +189,10 @@ fn only_gpt2_is_refused() {
     let plan = plan_with("gpt2", &["quantize-int4.targets=[Conv1D]", "export.format=dequantized"]);
     let plan = plan.expect("dequantized can always be written");
     let is_wanted = |name: &str| name.ends_with("h.0.mlp.c_fc.weight");
-    let piece = plan.pieces.iter().find(|piece| is_wanted(&plan.model.tensors[piece.tensor()].name));
-    let piece = piece.expect("it is there");
-    let view = piece.matrix(&plan.model).expect("a matrix");
-    let shape = &plan.model.tensors[piece.tensor()].shape;
+    let task = plan.tasks.iter().find(|task| is_wanted(&plan.model.tensors[task.tensor()].name));
+    let task = task.expect("it is there");
+    let view = task.matrix(&plan.model).expect("a matrix");
+    let shape = &plan.model.tensors[task.tensor()].shape;
     assert_eq!((&[view.cols, view.rows][..], view.row_stride), (&shape[..], 1));
 }
 
@@ -213,9 +213,8 @@ stages:
     path: out
 ";
     let experts_quantized = |plan: &Plan| {
-        plan.pieces.iter().any(|piece| {
-            plan.decisions[piece.tensor()].treatment().is_some()
-                && piece.module(&plan.model).contains(".experts.")
+        plan.tasks.iter().any(|task| {
+            plan.decisions[task.tensor()].spec().is_some() && task.module(&plan.model).contains(".experts.")
         })
     };
     // (family, whether vLLM takes its experts)

@@ -16,8 +16,8 @@ fn plan(workspace: &Workspace, stages: &str) -> Plan {
 fn outcome(plan: &Plan) -> BTreeMap<String, BTreeSet<String>> {
     let mut out: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     for (tensor, decision) in plan.model.tensors.iter().zip(&plan.decisions) {
-        let what = match decision.treatment() {
-            Some(treatment) => treatment.scheme.to_string(),
+        let what = match decision.spec() {
+            Some(spec) => spec.scheme.to_string(),
             None => decision.rule.reason.to_string(),
         };
         let module = tensor.name.trim_end_matches(".weight").trim_start_matches("model.");
@@ -30,13 +30,13 @@ fn outcome(plan: &Plan) -> BTreeMap<String, BTreeSet<String>> {
 /// Whether a tensor is quantized, and to how many bits.
 fn bits(plan: &Plan, name: &str) -> Option<usize> {
     let index = plan.model.find(name).unwrap_or_else(|| panic!("no tensor {name}"));
-    plan.decisions[index].treatment().map(|treatment| treatment.scheme.bits.count())
+    plan.decisions[index].spec().map(|spec| spec.scheme.bits.count())
 }
 
 /// The names of the quantized tensors, ordered.
 fn quantized(plan: &Plan) -> Vec<&str> {
     let decided = plan.model.tensors.iter().zip(&plan.decisions);
-    let quantized = decided.filter(|(_, decision)| decision.treatment().is_some());
+    let quantized = decided.filter(|(_, decision)| decision.spec().is_some());
     let mut names: Vec<&str> = quantized.map(|(tensor, _)| tensor.name.as_str()).collect();
     names.sort_unstable();
     names
@@ -308,7 +308,7 @@ fn towers_projectors_and_routers_of_real_models_are_left_alone() {
         for (tensor, (class, decision)) in
             plan.model.tensors.iter().zip(plan.classes.iter().zip(&plan.decisions))
         {
-            if decision.treatment().is_some() {
+            if decision.spec().is_some() {
                 let role = class.role.map(monoquant::layer::LayerType::name);
                 let is_fair = matches!(role, None | Some("Mamba" | "LinearAttention"));
                 assert!(is_fair, "{name}: {} of role {role:?} is quantized", tensor.name);

@@ -260,9 +260,9 @@ fn weighed(workspace: &Workspace, file: &str, on_missing: &str) -> Result<Plan, 
 /// The importance of a module's columns in a plan.
 fn columns<'p>(plan: &'p Plan, module: &str) -> Option<&'p [f32]> {
     let number = plan
-        .pieces
+        .tasks
         .iter()
-        .position(|piece| piece.module(&plan.model) == module && piece.matrix(&plan.model).is_some());
+        .position(|task| task.module(&plan.model) == module && task.matrix(&plan.model).is_some());
     plan.weighing.of(number.expect("a matrix")).map(monoquant::quant::Importance::columns)
 }
 

@@ -37,11 +37,10 @@ fn a_tensor_of_many_tiles_is_quantized_as_if_it_were_one() {
         let module = "model.layers.0.mlp.down_proj";
         let weights = &source[&format!("{module}.weight")].bytes;
         let index = plan.model.find(&format!("{module}.weight")).expect("the tensor");
-        let treatment = plan.decisions[index].treatment().expect("it is quantized");
+        let spec = plan.decisions[index].spec().expect("it is quantized");
 
         // The whole tensor in one step.
-        let quantizer =
-            Quantizer::new(treatment.scheme, treatment.observer, FloatType::Bf16, COLUMNS, Isa::detect());
+        let quantizer = Quantizer::new(spec.scheme, spec.observer, FloatType::Bf16, COLUMNS, Isa::detect());
         let params = (quantizer.survey_passes() > 0).then(|| {
             let mut survey = quantizer.begin_survey();
             for _ in 0..quantizer.survey_passes() {

@@ -268,10 +268,9 @@ fn nothing_that_a_contributor_commits_passes_a_gate() {
     committed.recipe(&gated);
     let mut lines = record(&committed);
     for line in &mut lines[1..] {
-        for piece in
-            line["pieces"].as_array_mut().expect("pieces").iter_mut().filter(|piece| piece.is_object())
+        for task in line["pieces"].as_array_mut().expect("pieces").iter_mut().filter(|task| task.is_object())
         {
-            piece["noise"] = json!(1e-9);
+            task["noise"] = json!(1e-9);
         }
     }
     forge(&committed, &lines);

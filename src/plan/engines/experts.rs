@@ -25,7 +25,7 @@ pub(super) fn second_scheme_of_experts(schemes: usize) -> Option<Refusal> {
 /// transformers merges quantized experts back into a stack, and knows how for symmetric packed codes alone ("issues during
 /// automatic conversion").
 pub(super) fn experts_with_zero_points_or_activations(subject: &Subject<'_>) -> Option<Refusal> {
-    let scheme = &subject.treatment.scheme;
+    let scheme = &subject.spec.scheme;
     (is_expert(subject) && (!scheme.symmetric || scheme.storage == Storage::Plain)).then(|| Refusal {
         engine: Engine::Transformers,
         code: "plan::transformers-experts-scheme",
@@ -141,11 +141,11 @@ pub(in crate::plan) fn leave_unloadable_experts(
     };
     let (left, mut bytes) = (Decision::new(Action::Keep, rule), 0);
     for (item, decision) in items.iter().zip(decisions.iter_mut()) {
-        let Some(treatment) = decision.treatment().filter(|_| item.class.kind == LayerType::Experts) else {
+        let Some(spec) = decision.spec().filter(|_| item.class.kind == LayerType::Experts) else {
             continue;
         };
         let keeps_defaults =
-            stages.iter().any(|stage| stage.index == treatment.stage && stage.has_default_skips_for(item));
+            stages.iter().any(|stage| stage.index == spec.stage && stage.has_default_skips_for(item));
         if keeps_defaults {
             bytes += item.tensor.bytes;
             *decision = left.clone();

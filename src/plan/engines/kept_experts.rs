@@ -6,7 +6,7 @@ use crate::finding::Finding;
 use crate::layer::LayerType;
 use crate::model::{LayerClass, ModelFolder};
 use crate::plan::fused_modules::experts_parent;
-use crate::plan::layout::{ExportPlan, has_codes, treatment_at};
+use crate::plan::layout::{ExportPlan, has_codes, spec_at};
 use crate::plan::select::{self, Decision};
 use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
@@ -38,7 +38,7 @@ pub(in crate::plan) fn check(
                 && tensor.parameter() == "weight"
                 // transformers has no extra prediction layers.
                 && classes[index].role != Some(LayerType::MTP)
-                && treatment_at(&decisions[index], export.stage).is_none()
+                && spec_at(&decisions[index], export.stage).is_none()
                 && experts_parent(select::subject(tensor)).is_some()
         })
         .collect();

@@ -1,7 +1,7 @@
 //! Notes of a plan about engines, without a verdict.
 
 use crate::model::ModelFolder;
-use crate::plan::Piece;
+use crate::plan::Task;
 use crate::plan::layout::ExportPlan;
 use crate::plan::output_tensor::Content;
 use crate::quant::Bits;
@@ -10,7 +10,7 @@ use crate::stage::export::{Format, Target};
 
 /// Notes that are worth knowing but no reason to change a recipe: kernels that are missing on some machines.
 pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Vec<String> {
-    let Content { model, decisions, pieces } = content;
+    let Content { model, decisions, tasks } = content;
     let mut notes: Vec<String> = not_loaded(model).into_iter().collect();
     let formatted = exports
         .iter()
@@ -18,22 +18,22 @@ pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Ve
     if !formatted {
         return notes;
     }
-    let packed = |piece: &Piece, bits: Bits| {
-        decisions[piece.tensor()]
-            .treatment()
+    let packed = |task: &Task, bits: Bits| {
+        decisions[task.tensor()]
+            .spec()
             .is_some_and(|t| t.scheme.bits == bits && t.activations == ActivationScheme::None)
     };
-    if pieces.iter().any(|piece| packed(piece, Bits::Eight)) {
+    if tasks.iter().any(|task| packed(task, Bits::Eight)) {
         notes.push("weights-only int8 runs on vLLM's GPUs, not on its CPU backend".to_owned());
     }
-    let odd = pieces.iter().filter(|piece| packed(piece, Bits::Four)).find_map(|piece| {
-        let view = piece.matrix(model).filter(|view| view.rows % 32 != 0 || view.cols % 32 != 0)?;
-        Some((piece, view))
+    let odd = tasks.iter().filter(|task| packed(task, Bits::Four)).find_map(|task| {
+        let view = task.matrix(model).filter(|view| view.rows % 32 != 0 || view.cols % 32 != 0)?;
+        Some((task, view))
     });
-    if let Some((piece, view)) = odd {
+    if let Some((task, view)) = odd {
         notes.push(format!(
             "vLLM's CPU backend needs rows and columns in multiples of 32: `{}` has {} and {}",
-            piece.module(model),
+            task.module(model),
             view.rows,
             view.cols
         ));

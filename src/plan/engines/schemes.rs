@@ -22,16 +22,16 @@ pub(super) fn second_scheme(subject: &Subject<'_>, schemes: usize) -> Option<Ref
 }
 
 fn weights_only(subject: &Subject<'_>) -> bool {
-    subject.treatment.activations == ActivationScheme::None
+    subject.spec.activations == ActivationScheme::None
 }
 
 fn is_w4a8(subject: &Subject<'_>) -> bool {
-    !weights_only(subject) && subject.treatment.scheme.bits == Bits::Four
+    !weights_only(subject) && subject.spec.scheme.bits == Bits::Four
 }
 
 /// Loaders hold scales in the model's type: finer ones are rounded a second time, after the codes were chosen.
 pub(super) fn rounded_scales(subject: &Subject<'_>) -> Option<Refusal> {
-    let scales = subject.treatment.scheme.scale_type;
+    let scales = subject.spec.scheme.scale_type;
     let is_rounded = match subject.source {
         Dtype::Bf16 => scales != FloatType::Bf16,
         Dtype::F16 => scales != FloatType::F16,
@@ -54,7 +54,7 @@ fn code(subject: &Subject<'_>, vllm: &'static str, sglang: &'static str) -> &'st
 
 /// vLLM and SGLang have one scale per tensor for W8A8 only ("No compressed-tensors compatible scheme").
 pub(super) fn tensor_scale(subject: &Subject<'_>) -> Option<Refusal> {
-    let scheme = &subject.treatment.scheme;
+    let scheme = &subject.spec.scheme;
     let is_w8a8 = !weights_only(subject) && scheme.bits == Bits::Eight;
     (!is_w8a8 && scheme.granularity == Granularity::Tensor).then(|| Refusal {
         engine: Engine::Servers,
@@ -74,7 +74,7 @@ pub(super) fn tensor_scale(subject: &Subject<'_>) -> Option<Refusal> {
 
 /// W8A8 takes one scale per channel or per tensor.
 pub(super) fn activations_with_groups(subject: &Subject<'_>) -> Option<Refusal> {
-    let scheme = &subject.treatment.scheme;
+    let scheme = &subject.spec.scheme;
     let grouped = matches!(scheme.granularity, Granularity::Group(_));
     (!weights_only(subject) && scheme.bits == Bits::Eight && grouped).then(|| Refusal {
         engine: Engine::Servers,
@@ -90,7 +90,7 @@ pub(super) fn activations_with_groups(subject: &Subject<'_>) -> Option<Refusal> 
 pub(super) fn activations_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
     // Without activations asymmetric int8 runs on few GPUs, so that is no way out.
     let way_out = if is_w4a8(subject) { ", or drop `activations`" } else { "" };
-    (!weights_only(subject) && !subject.treatment.scheme.symmetric).then(|| Refusal {
+    (!weights_only(subject) && !subject.spec.scheme.symmetric).then(|| Refusal {
         engine: Engine::Servers,
         code: code(subject, "plan::vllm-w8a8-asymmetric", "plan::sglang-w8a8-asymmetric"),
         message: servers_do_not(subject.target, "load asymmetric weights together with int8 activations"),
@@ -134,7 +134,7 @@ fn sglang_never(target: Target) -> &'static str {
 
 /// Both of these kernels take groups in multiples of 32 ("Group size should be multiple of 32").
 pub(super) fn int4_groups_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
-    let Granularity::Group(size) = subject.treatment.scheme.granularity else { return None };
+    let Granularity::Group(size) = subject.spec.scheme.granularity else { return None };
     (is_w4a8(subject) && !size.is_multiple_of(32)).then(|| Refusal {
         engine: Engine::Vllm,
         code: "plan::vllm-w4a8-groups",
@@ -149,7 +149,7 @@ pub(super) fn int4_groups_with_activations(subject: &Subject<'_>) -> Option<Refu
 
 /// Asymmetric weights-only int8 needs Machete (Hopper) or an extra package in vLLM. SGLang's Marlin has no kernel of it.
 pub(super) fn int8_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
-    let scheme = &subject.treatment.scheme;
+    let scheme = &subject.spec.scheme;
     (weights_only(subject) && scheme.bits == Bits::Eight && !scheme.symmetric).then(|| Refusal {
         engine: Engine::Servers,
         code: code(subject, "plan::vllm-int8-asymmetric", "plan::sglang-int8-asymmetric"),
@@ -168,7 +168,7 @@ pub(super) fn int8_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
 
 /// Group sizes that every WNA16 kernel takes are 32, 64 and 128; SGLang has kernels of these alone.
 pub(super) fn unusual_group(subject: &Subject<'_>) -> Option<Refusal> {
-    let Granularity::Group(size) = subject.treatment.scheme.granularity else { return None };
+    let Granularity::Group(size) = subject.spec.scheme.granularity else { return None };
     (weights_only(subject) && !matches!(size, 32 | 64 | 128)).then(|| Refusal {
         engine: Engine::Servers,
         code: code(subject, "plan::vllm-group-size", "plan::sglang-group-size"),
@@ -189,7 +189,7 @@ pub(super) fn unusual_group(subject: &Subject<'_>) -> Option<Refusal> {
 /// If the rows of a part do not fill its last word, the parts after it get the zero points of other rows, without an
 /// error.
 pub(super) fn zero_point_words(subject: &Subject<'_>) -> Option<Refusal> {
-    let scheme = &subject.treatment.scheme;
+    let scheme = &subject.spec.scheme;
     let a_word = 32 / scheme.bits.count() as u64;
     let packed =
         !scheme.symmetric && scheme.storage == Storage::Packed && scheme.granularity != Granularity::Tensor;

@@ -9,9 +9,9 @@ use super::parallel::{self, Cut, Heads, Kind, Limit, MOST, Parallel, Unit};
 use crate::finding::Finding;
 use crate::layer::LayerType;
 use crate::model::LayerClass;
-use crate::plan::Piece;
-use crate::plan::fused_modules::{Siblings, experts_parent};
-use crate::plan::layout::{ExportPlan, treatment_at};
+use crate::plan::Task;
+use crate::plan::fused_modules::{FusedModules, experts_parent};
+use crate::plan::layout::{ExportPlan, spec_at};
 use crate::plan::output_tensor::Content;
 use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
@@ -66,7 +66,7 @@ pub(in crate::plan) fn look_at(
     loaded: &Loaded,
     content: Content<'_>,
     classes: &[LayerClass],
-    groups: &[Siblings],
+    groups: &[FusedModules],
     exports: &[ExportPlan],
 ) -> Outlook {
     let mut outlook = Outlook::default();
@@ -100,22 +100,22 @@ pub(in crate::plan) fn look_at(
 
 /// The modules that an engine makes of the quantized matrices of an export: those alike once. None where there are more kinds of
 /// them than any model has.
-fn units(content: Content<'_>, classes: &[LayerClass], groups: &[Siblings], stage: usize) -> Vec<Unit> {
-    let is_fused = |group: &&Siblings| !group.are_experts();
+fn units(content: Content<'_>, classes: &[LayerClass], groups: &[FusedModules], stage: usize) -> Vec<Unit> {
+    let is_fused = |group: &&FusedModules| !group.are_experts();
     let mut is_in_group = vec![false; content.model.tensors.len()];
-    for member in groups.iter().filter(is_fused).flat_map(Siblings::members) {
+    for member in groups.iter().filter(is_fused).flat_map(FusedModules::members) {
         is_in_group[member] = true;
     }
     let mut units = Units::default();
-    for piece in content.pieces.iter().filter(|piece| !is_in_group[piece.tensor()]) {
-        units.extend(unit(content, classes, piece, stage));
+    for task in content.tasks.iter().filter(|task| !is_in_group[task.tensor()]) {
+        units.extend(unit(content, classes, task, stage));
     }
     for group in groups.iter().filter(is_fused) {
         let mut fused: Option<Unit> = None;
         for member in group.members() {
-            let first = content.pieces.partition_point(|piece| piece.tensor() < member);
-            for piece in content.pieces[first..].iter().take_while(|piece| piece.tensor() == member) {
-                let Some(unit) = unit(content, classes, piece, stage) else { continue };
+            let first = content.tasks.partition_point(|task| task.tensor() < member);
+            for task in content.tasks[first..].iter().take_while(|task| task.tensor() == member) {
+                let Some(unit) = unit(content, classes, task, stage) else { continue };
                 match &mut fused {
                     Some(known) => known.parts.extend(unit.parts),
                     None => fused = Some(unit),
@@ -158,12 +158,12 @@ impl Extend<Unit> for Units {
     }
 }
 
-/// The module that a quantized piece is in an export.
-fn unit(content: Content<'_>, classes: &[LayerClass], piece: &Piece, stage: usize) -> Option<Unit> {
-    let treatment = treatment_at(&content.decisions[piece.tensor()], stage)?;
-    let view = piece.matrix(content.model)?;
-    let LayerClass { kind, role, .. } = classes[piece.tensor()];
-    let name = piece.module(content.model).to_owned();
+/// The module that a quantized task is in an export.
+fn unit(content: Content<'_>, classes: &[LayerClass], task: &Task, stage: usize) -> Option<Unit> {
+    let spec = spec_at(&content.decisions[task.tensor()], stage)?;
+    let view = task.matrix(content.model)?;
+    let LayerClass { kind, role, .. } = classes[task.tensor()];
+    let name = task.module(content.model).to_owned();
     let is_expert = kind == LayerType::Experts || experts_parent(&name).is_some();
     let last = parallel::last_part(&name);
     // The head's rows are filled up to what the GPUs share; towers and the like are whole on each.
@@ -184,8 +184,8 @@ fn unit(content: Content<'_>, classes: &[LayerClass], piece: &Piece, stage: usiz
         name,
         parts,
         cols: view.cols,
-        scheme: treatment.scheme,
-        activations: treatment.activations,
+        scheme: spec.scheme,
+        activations: spec.activations,
         cut,
         is_expert,
         count: 1,

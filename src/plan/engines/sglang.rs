@@ -6,7 +6,7 @@ use crate::stage::ActivationScheme;
 
 /// Experts with int8 activations are implemented for Ascend NPUs; on anything else the model's construction ends in an error.
 pub(super) fn experts_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
-    (is_expert(subject) && subject.treatment.activations != ActivationScheme::None).then(|| Refusal {
+    (is_expert(subject) && subject.spec.activations != ActivationScheme::None).then(|| Refusal {
         engine: Engine::Sglang,
         code: "plan::sglang-experts-activations",
         message: "SGLang runs quantized experts with int8 activations on Ascend NPUs only".to_owned(),
@@ -19,7 +19,7 @@ pub(super) fn experts_with_activations(subject: &Subject<'_>) -> Option<Refusal>
 /// The zero points of experts are taken out of AWQ's interleaved order, in which compressed-tensors does not store them: those of
 /// eight rows change places.
 pub(super) fn experts_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
-    let scheme = &subject.treatment.scheme;
+    let scheme = &subject.spec.scheme;
     let is_refused = is_expert(subject)
         && scheme.bits == Bits::Four
         && !scheme.symmetric
@@ -37,7 +37,7 @@ pub(super) fn experts_with_zero_points(subject: &Subject<'_>) -> Option<Refusal>
 /// SGLang takes experts as packed only if the format of the whole config says so. That format is `mixed-precision` as
 /// soon as other layers have quantized activations.
 pub(super) fn experts_beside_plain_codes(subject: &Subject<'_>) -> Option<Refusal> {
-    let is_packed = subject.treatment.scheme.storage == Storage::Packed;
+    let is_packed = subject.spec.scheme.storage == Storage::Packed;
     (is_expert(subject) && is_packed && subject.has_both_storages).then(|| Refusal {
         engine: Engine::Sglang,
         code: "plan::sglang-mixed-experts",
@@ -51,10 +51,10 @@ pub(super) fn experts_beside_plain_codes(subject: &Subject<'_>) -> Option<Refusa
 /// SGLang keeps one scale for all rows as a single number, but the product needs one per row ("size of scales_b is
 /// not matched").
 pub(super) fn tensor_scale_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
-    let treatment = subject.treatment;
-    let is_refused = treatment.activations != ActivationScheme::None
-        && treatment.scheme.bits == Bits::Eight
-        && treatment.scheme.granularity == Granularity::Tensor;
+    let spec = subject.spec;
+    let is_refused = spec.activations != ActivationScheme::None
+        && spec.scheme.bits == Bits::Eight
+        && spec.scheme.granularity == Granularity::Tensor;
     is_refused.then(|| Refusal {
         engine: Engine::Sglang,
         code: "plan::sglang-w8a8-tensor",

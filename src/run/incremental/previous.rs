@@ -16,7 +16,7 @@ use crate::fs::handles::Handle;
 use crate::model::{FileIdentity, Name, header};
 use crate::plan::Checks;
 use crate::plan::fingerprint::{self, Prints};
-use crate::plan::{ExportPlan, Piece, Plan};
+use crate::plan::{ExportPlan, Plan, Task};
 use crate::publish::{files, hidden};
 use crate::quant::Distortion;
 use crate::report::FileRecord;
@@ -186,8 +186,8 @@ pub(crate) struct Wanted<'a> {
     pub plan: &'a Plan,
     pub tensor: usize,
     pub prints: &'a Prints,
-    /// Its pieces.
-    pub pieces: &'a [Piece],
+    /// Its tasks.
+    pub tasks: &'a [Task],
 }
 
 impl Wanted<'_> {
@@ -195,9 +195,9 @@ impl Wanted<'_> {
     fn is_measured_by(&self, found: &Finished, checks: Checks) -> bool {
         let tensor = &self.plan.model.tensors[self.tensor];
         let inputs = 1 + usize::from(tensor.fp8.is_some());
-        let is_quantized = self.plan.decisions[self.tensor].treatment().is_some();
-        let is_of = |(piece, distortion): (&Piece, &Option<Distortion>)| match (
-            piece.matrix(&self.plan.model),
+        let is_quantized = self.plan.decisions[self.tensor].spec().is_some();
+        let is_of = |(task, distortion): (&Task, &Option<Distortion>)| match (
+            task.matrix(&self.plan.model),
             distortion,
         ) {
             (Some(view), Some(distortion)) => is_quantized && distortion.is_of(view.rows, view.cols),
@@ -207,8 +207,8 @@ impl Wanted<'_> {
         };
         found.source.len() == inputs
             && found.not_finite.is_none_or(|element| element < tensor.elements())
-            && found.pieces.len() == self.pieces.len()
-            && self.pieces.iter().zip(&found.pieces).all(is_of)
+            && found.tasks.len() == self.tasks.len()
+            && self.tasks.iter().zip(&found.tasks).all(is_of)
     }
 }
 

@@ -97,8 +97,9 @@ pub(crate) struct Finished {
     pub output: Fingerprint,
     /// The checksum of the tensor's bytes, and of the scales that they are multiplied with.
     pub source: Box<[u64]>,
-    /// The distortion of each of its pieces.
-    pub pieces: Box<[Option<Distortion>]>,
+    /// The distortion of each of its tasks.
+    #[serde(rename = "pieces")]
+    pub tasks: Box<[Option<Distortion>]>,
     /// The first element that is not finite.
     pub not_finite: Option<u64>,
     /// The places of its results, in the order of its fingerprint.
@@ -135,8 +136,7 @@ impl Finished {
             let bytes = planned.bytes(plan.content());
             Some(WrittenPart { file: planned.file(), offset: planned.offset, bytes, checksum })
         });
-        let distortions: Box<[_]> =
-            plan.pieces_of(tensor).map(|piece| collector.distortion_of(piece)).collect();
+        let distortions: Box<[_]> = plan.tasks_of(tensor).map(|task| collector.distortion_of(task)).collect();
         // JSON has no numbers that are not finite.
         if distortions.iter().flatten().any(|distortion| !distortion.is_finite()) {
             return None;
@@ -146,7 +146,7 @@ impl Finished {
             numbers: prints.numbers(tensor),
             output: prints.output(export, tensor),
             source: inputs.map(|input| collector.source_checksum(input)).collect::<Option<_>>()?,
-            pieces: distortions,
+            tasks: distortions,
             not_finite: collector.not_finite_of(tensor),
             parts: parts.collect::<Option<_>>()?,
         })

@@ -97,13 +97,13 @@ impl<'s> Reuse<'s> {
         cancel: &Cancel,
     ) -> Result<Self, Failure> {
         let prints = Prints::of(plan);
-        let mut pieces = plan.pieces.as_slice();
+        let mut tasks = plan.tasks.as_slice();
         let mut tensors = Tensors { exports: stores.len(), is_taken: Vec::new(), taken: Vec::new() };
         for tensor in 0..plan.model.tensors.len() {
-            let count = pieces.iter().take_while(|piece| piece.tensor() == tensor).count();
-            let (own, rest) = pieces.split_at(count);
-            pieces = rest;
-            let wanted = Wanted { plan, tensor, prints: &prints, pieces: own };
+            let count = tasks.iter().take_while(|task| task.tensor() == tensor).count();
+            let (own, rest) = tasks.split_at(count);
+            tasks = rest;
+            let wanted = Wanted { plan, tensor, prints: &prints, tasks: own };
             let taken = candidates(&wanted, stores, checks);
             tensors.taken.extend(taken);
             let taken = &tensors.taken[tensor * tensors.exports..];
@@ -127,19 +127,19 @@ impl<'s> Reuse<'s> {
         Ok(reuse)
     }
 
-    /// The pieces that are still to be done.
-    pub fn pieces_left(&self, plan: &Plan) -> Vec<usize> {
-        (0..plan.pieces.len()).filter(|&piece| !self.tensors.is_taken(plan.pieces[piece].tensor())).collect()
+    /// The tasks that are still to be done.
+    pub fn tasks_left(&self, plan: &Plan) -> Vec<usize> {
+        (0..plan.tasks.len()).filter(|&task| !self.tensors.is_taken(plan.tasks[task].tensor())).collect()
     }
 
-    /// How many tensors with pieces are reused, and how many are still to be done.
+    /// How many tensors with tasks are reused, and how many are still to be done.
     pub fn counts(&self, plan: &Plan) -> (usize, usize) {
-        let mut has_pieces = vec![false; plan.model.tensors.len()];
-        for piece in &plan.pieces {
-            has_pieces[piece.tensor()] = true;
+        let mut has_tasks = vec![false; plan.model.tensors.len()];
+        for task in &plan.tasks {
+            has_tasks[task.tensor()] = true;
         }
         let taken = |is_taken: bool| {
-            let of = self.tensors.is_taken.iter().zip(&has_pieces);
+            let of = self.tensors.is_taken.iter().zip(&has_tasks);
             of.filter(|(known, has)| **has && **known == is_taken).count()
         };
         (taken(true), taken(false))
@@ -152,7 +152,7 @@ impl<'s> Reuse<'s> {
             files.all(|(file, start)| *start == FileStart::Linked(export.path.join(&file.name)))
         };
         plan.exports.iter().zip(&self.starts).all(|(export, starts)| is_there(export, starts))
-            && self.pieces_left(plan).iter().all(|&piece| Cut::of(plan, piece).total == 0)
+            && self.tasks_left(plan).iter().all(|&task| Cut::of(plan, task).total == 0)
     }
 
     /// The start of a file of an export.

@@ -38,8 +38,8 @@ pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector
             collector.known_source(tensor, checksum);
         }
         if checks.measure {
-            for (piece, distortion) in plan.pieces_of(tensor).zip(&finished.pieces) {
-                collector.known_distortion(piece, *distortion);
+            for (task, distortion) in plan.tasks_of(tensor).zip(&finished.tasks) {
+                collector.known_distortion(task, *distortion);
             }
         }
         if let Some(element) = finished.not_finite.filter(|_| checks.finite) {

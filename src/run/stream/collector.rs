@@ -14,7 +14,7 @@ use crate::quant::Distortion;
 use crate::report::measured::{Measured, Mismatch, NotFinite};
 use crate::sync::lock;
 
-/// Merges the distortions of a piece's tiles in the order of the tiles, regardless of the order in which they arrive.
+/// Merges the distortions of a task's tiles in the order of the tiles, regardless of the order in which they arrive.
 #[derive(Debug, Default)]
 struct InOrder {
     next: u64,
@@ -39,8 +39,8 @@ impl InOrder {
 #[derive(Debug)]
 pub(crate) struct Collector<'p> {
     plan: &'p Plan,
-    /// What was measured of each piece, from its first tile on.
-    pieces: Vec<Mutex<Option<Box<InOrder>>>>,
+    /// What was measured of each task, from its first tile on.
+    tasks: Vec<Mutex<Option<Box<InOrder>>>>,
     tiles_left: Vec<AtomicU64>,
     sources: Vec<Checksum>,
     outputs: Vec<Vec<Checksum>>,
@@ -59,8 +59,8 @@ struct Hashes {
 impl<'p> Collector<'p> {
     pub fn new(plan: &'p Plan) -> Self {
         let mut tiles = vec![0; plan.model.tensors.len()];
-        for piece in 0..plan.pieces.len() {
-            tiles[plan.pieces[piece].tensor()] += crate::run::stream::tiles::Cut::of(plan, piece).tiles();
+        for task in 0..plan.tasks.len() {
+            tiles[plan.tasks[task].tensor()] += crate::run::stream::tiles::Cut::of(plan, task).tiles();
         }
         let content = plan.content();
         let hash = |len: u64| Mutex::new(FileHash::new(len));
@@ -74,7 +74,7 @@ impl<'p> Collector<'p> {
         });
         Self {
             plan,
-            pieces: plan.pieces.iter().map(|_| Mutex::default()).collect(),
+            tasks: plan.tasks.iter().map(|_| Mutex::default()).collect(),
             tiles_left: tiles.into_iter().map(AtomicU64::new).collect(),
             sources: plan.model.tensors.iter().map(|tensor| Checksum::new(tensor.bytes)).collect(),
             outputs: plan
@@ -137,7 +137,7 @@ impl<'p> Collector<'p> {
     }
 
     pub fn distortion(&self, piece: usize, number: u64, distortion: Distortion, first_row: u64) {
-        lock(&self.pieces[piece]).get_or_insert_default().add(number, distortion, first_row);
+        lock(&self.tasks[piece]).get_or_insert_default().add(number, distortion, first_row);
     }
 
     pub fn not_finite(&self, tensor: usize, element: u64) {
@@ -160,9 +160,9 @@ impl<'p> Collector<'p> {
         self.outputs[export][tensor].set(checksum);
     }
 
-    /// Takes note of the known distortion of a piece, like [`Collector::known_source`].
-    pub fn known_distortion(&self, piece: usize, distortion: Option<Distortion>) {
-        *lock(&self.pieces[piece]) =
+    /// Takes note of the known distortion of a task, like [`Collector::known_source`].
+    pub fn known_distortion(&self, task: usize, distortion: Option<Distortion>) {
+        *lock(&self.tasks[task]) =
             distortion.map(|merged| Box::new(InOrder { merged: Some(merged), ..InOrder::default() }));
     }
 
@@ -190,9 +190,9 @@ impl<'p> Collector<'p> {
         self.tiles_left[tensor].fetch_sub(1, Ordering::AcqRel) == 1
     }
 
-    /// The distortion of a piece so far.
-    pub fn distortion_of(&self, piece: usize) -> Option<Distortion> {
-        lock(&self.pieces[piece]).as_ref()?.merged
+    /// The distortion of a task so far.
+    pub fn distortion_of(&self, task: usize) -> Option<Distortion> {
+        lock(&self.tasks[task]).as_ref()?.merged
     }
 
     /// Everything that was found.
@@ -229,9 +229,9 @@ impl<'p> Collector<'p> {
             crcs.into_iter().zip(hashes).map(|(crc64, blake3)| Digest { crc64, blake3 }).collect()
         };
         let distortions = self
-            .pieces
+            .tasks
             .into_iter()
-            .map(|piece| piece.into_inner().unwrap_or_else(PoisonError::into_inner)?.merged);
+            .map(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner)?.merged);
         let tensors = by_tensor(self.plan, distortions);
         Measured {
             tensors,
@@ -247,12 +247,12 @@ impl<'p> Collector<'p> {
     }
 }
 
-/// The distortion of each source tensor, over all of its pieces.
-fn by_tensor(plan: &Plan, pieces: impl Iterator<Item = Option<Distortion>>) -> Vec<Option<Distortion>> {
+/// The distortion of each source tensor, over all of its tasks.
+fn by_tensor(plan: &Plan, tasks: impl Iterator<Item = Option<Distortion>>) -> Vec<Option<Distortion>> {
     let mut out: Vec<Option<Distortion>> = vec![None; plan.model.tensors.len()];
-    for (piece, distortion) in plan.pieces.iter().zip(pieces) {
+    for (task, distortion) in plan.tasks.iter().zip(tasks) {
         let Some(distortion) = distortion else { continue };
-        match &mut out[piece.tensor()] {
+        match &mut out[task.tensor()] {
             Some(known) => known.merge(&distortion, 0),
             empty => *empty = Some(distortion),
         }

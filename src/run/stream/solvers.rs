@@ -1,4 +1,4 @@
-//! The solvers of a run: one for all pieces that are quantized alike.
+//! The solvers of a run: one for all tasks that are quantized alike.
 
 use std::ops::Deref;
 
@@ -10,11 +10,11 @@ use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme, Solver};
 pub(crate) struct Solvers<'p> {
     plan: &'p Plan,
     kinds: Vec<OfKind>,
-    /// The kind of each piece of the plan; none if the piece is kept, or does not belong to this run.
+    /// The kind of each task of the plan; none if the task is kept, or does not belong to this run.
     of: Vec<Option<u32>>,
 }
 
-/// The common properties of pieces of one kind.
+/// The common properties of tasks of one kind.
 struct OfKind {
     kind: Kind,
     solver: Box<dyn Solver>,
@@ -26,11 +26,11 @@ struct OfKind {
 type Kind = (Scheme, Observer, FloatType, usize);
 
 impl<'p> Solvers<'p> {
-    /// Of some of a plan's pieces.
-    pub(crate) fn new(plan: &'p Plan, pieces: &[usize], isa: Isa) -> Self {
+    /// Of some of a plan's tasks.
+    pub(crate) fn new(plan: &'p Plan, tasks: &[usize], isa: Isa) -> Self {
         let mut kinds: Vec<OfKind> = Vec::new();
-        let mut of = vec![None; plan.pieces.len()];
-        for &index in pieces {
+        let mut of = vec![None; plan.tasks.len()];
+        for &index in tasks {
             let Some(kind) = kind(plan, index) else { continue };
             let at = kinds.iter().position(|known| known.kind == kind).unwrap_or_else(|| {
                 let (scheme, observer, source, columns) = kind;
@@ -43,22 +43,22 @@ impl<'p> Solvers<'p> {
         Self { plan, kinds, of }
     }
 
-    /// The solver of a piece; none if it is kept.
-    pub(crate) fn of(&self, piece: usize) -> Option<Shared<'_>> {
-        let solver = &self.kinds[self.of[piece]? as usize].solver;
-        Some(match self.plan.weighing.of(piece) {
+    /// The solver of a task; none if it is kept.
+    pub(crate) fn of(&self, task: usize) -> Option<Shared<'_>> {
+        let solver = &self.kinds[self.of[task]? as usize].solver;
+        Some(match self.plan.weighing.of(task) {
             Some(importance) => Shared::Own(solver.weighted(importance.clone())),
             None => Shared::OfKind(solver.as_ref()),
         })
     }
 
-    /// Whether a piece is the first of its kind.
-    pub(crate) fn is_first(&self, piece: usize) -> bool {
-        self.of[piece].is_some_and(|kind| self.kinds[kind as usize].first == piece)
+    /// Whether a task is the first of its kind.
+    pub(crate) fn is_first(&self, task: usize) -> bool {
+        self.of[task].is_some_and(|kind| self.kinds[kind as usize].first == task)
     }
 }
 
-/// The solver of a piece: that of its kind, or its own with the importance of the piece's columns.
+/// The solver of a task: that of its kind, or its own with the importance of the task's columns.
 pub(crate) enum Shared<'q> {
     OfKind(&'q dyn Solver),
     Own(Box<dyn Solver>),
@@ -76,8 +76,8 @@ impl<'q> Deref for Shared<'q> {
 }
 
 fn kind(plan: &Plan, index: usize) -> Option<Kind> {
-    let piece = &plan.pieces[index];
-    let treatment = plan.decisions[piece.tensor()].treatment()?;
-    let source = float_type(&plan.model.tensors[piece.tensor()])?;
-    Some((treatment.scheme, treatment.observer, source, piece.matrix(&plan.model)?.cols as usize))
+    let task = &plan.tasks[index];
+    let spec = plan.decisions[task.tensor()].spec()?;
+    let source = float_type(&plan.model.tensors[task.tensor()])?;
+    Some((spec.scheme, spec.observer, source, task.matrix(&plan.model)?.cols as usize))
 }

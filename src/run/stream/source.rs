@@ -6,7 +6,7 @@ use crate::finding::Failure;
 use crate::model::read::{MatrixReader, WeightFile, read_scales};
 use crate::model::widen::ScaleGrid;
 use crate::model::{MatrixView, TensorInfo};
-use crate::plan::{Piece, Plan};
+use crate::plan::{Plan, Task};
 use crate::run::stream::collector::Collector;
 use crate::run::stream::tiles::Tile;
 
@@ -69,7 +69,7 @@ impl<'p> Source<'p> {
     /// If they cannot be read.
     pub fn sum_up_the_rest(
         &self,
-        pieces: &[usize],
+        tasks: &[usize],
         collector: &Collector<'_>,
         cancel: &Cancel,
     ) -> Result<Vec<u64>, Failure> {
@@ -87,13 +87,13 @@ impl<'p> Source<'p> {
         }
         // Of interleaved matrices every second element is read at a time, too little to be summed up on the way.
         let mut last = None;
-        for piece in pieces.iter().map(|&piece| &self.plan.pieces[piece]) {
-            let interleaved = piece
+        for task in tasks.iter().map(|&task| &self.plan.tasks[task]) {
+            let interleaved = task
                 .matrix(&self.plan.model)
                 .is_some_and(|view| !view.is_contiguous() && view.row_stride != 1);
-            if interleaved && last != Some(piece.tensor()) {
-                last = Some(piece.tensor());
-                self.sum_up(piece.tensor(), collector, cancel)?;
+            if interleaved && last != Some(task.tensor()) {
+                last = Some(task.tensor());
+                self.sum_up(task.tensor(), collector, cancel)?;
             }
         }
         Ok(headers)
@@ -129,14 +129,14 @@ impl<'p> Source<'p> {
     /// If it cannot be read.
     pub fn read(
         &self,
-        piece: &Piece,
+        task: &Task,
         tile: Tile,
         buffers: &mut SourceBuffers,
         collector: Option<&Collector<'_>>,
     ) -> Result<(), Failure> {
-        let tensor = &self.plan.model.tensors[piece.tensor()];
+        let tensor = &self.plan.model.tensors[task.tensor()];
         let file = &self.files[tensor.shard()];
-        let view = match piece.matrix(&self.plan.model) {
+        let view = match task.matrix(&self.plan.model) {
             Some(view) => view,
             None if tensor.fp8.is_some() => match MatrixView::whole(tensor) {
                 Some(view) => view,
@@ -147,7 +147,7 @@ impl<'p> Source<'p> {
                 let offset = tensor.offset + tile.start;
                 file.read_at(offset, &mut buffers.weights)?;
                 if let Some(collector) = collector {
-                    collector.source(piece.tensor(), tile.start, &buffers.weights);
+                    collector.source(task.tensor(), tile.start, &buffers.weights);
                 }
                 return Ok(());
             }
@@ -157,7 +157,7 @@ impl<'p> Source<'p> {
         if let Some(collector) = collector {
             let stored =
                 if tensor.stored == tensor.working_dtype() { &buffers.weights } else { &buffers.raw };
-            note_stored(collector, piece.tensor(), tensor.stored.bits() / 8, view, tile, stored);
+            note_stored(collector, task.tensor(), tensor.stored.bits() / 8, view, tile, stored);
         }
         Ok(())
     }

@@ -11,36 +11,36 @@ use crate::plan::output_tensor::logical_bytes;
 /// A unit of work.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tile {
-    /// Index of the plan's piece.
-    pub piece: usize,
-    /// Its number within the piece, from 0.
+    /// Index of the plan's task.
+    pub task: usize,
+    /// Its number within the task, from 0.
     pub number: u64,
-    /// The first row, or the first element if the piece is no matrix.
+    /// The first row, or the first element if the task is no matrix.
     pub start: u64,
     /// How many rows or elements.
     pub count: u64,
 }
 
-/// The division of a piece into tiles.
+/// The division of a task into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Rows, or elements if the piece is no matrix.
+    /// Rows, or elements if the task is no matrix.
     pub total: u64,
     /// Rows or elements per tile; the last may have fewer.
     pub step: u64,
 }
 
 impl Cut {
-    /// The division of a piece of a plan. It depends on the plan alone, and so do sums over tiles.
+    /// The division of a task of a plan. It depends on the plan alone, and so do sums over tiles.
     #[must_use]
-    pub fn of(plan: &Plan, piece: usize) -> Self {
-        let piece = &plan.pieces[piece];
-        let tensor = &plan.model.tensors[piece.tensor()];
-        match piece.matrix(&plan.model) {
+    pub fn of(plan: &Plan, task: usize) -> Self {
+        let task = &plan.tasks[task];
+        let tensor = &plan.model.tensors[task.tensor()];
+        match task.matrix(&plan.model) {
             Some(matrix) => {
                 let width = tile_weight_bytes(tensor.stored.bits(), tensor.working_dtype().bits());
-                let treatment = plan.decisions[piece.tensor()].treatment();
-                let multiple = treatment.map_or(1, |treatment| treatment.scheme.row_multiple() as u64);
+                let spec = plan.decisions[task.tensor()].spec();
+                let multiple = spec.map_or(1, |spec| spec.scheme.row_multiple() as u64);
                 Self { total: matrix.rows, step: tile_rows(matrix.cols, width, multiple) }
             }
             // Scaled FP8 is delivered by rows, because its scales lie by rows.
@@ -64,18 +64,18 @@ impl Cut {
 /// few, so that each is still read and written as one long stretch.
 const FILES_AT_ONCE: usize = 4;
 
-/// Hands out the tiles of some pieces to any number of workers, in an order that depends on the plan alone. Each
+/// Hands out the tiles of some tasks to any number of workers, in an order that depends on the plan alone. Each
 /// worker holds one tile at a time, which bounds memory: nothing waits in a queue.
 #[derive(Debug)]
 pub struct Queue<'p> {
     plan: &'p Plan,
-    pieces: Vec<usize>,
+    tasks: Vec<usize>,
     next: Mutex<Next>,
 }
 
 #[derive(Debug)]
 struct Next {
-    /// Stretches of `pieces` that are being handed out, with the number of their next tile: one an output file.
+    /// Stretches of `tasks` that are being handed out, with the number of their next tile: one an output file.
     open: Vec<(Range<usize>, u64)>,
     /// Stretches that follow, last first.
     waiting: Vec<Range<usize>>,
@@ -86,13 +86,13 @@ struct Next {
 }
 
 impl<'p> Queue<'p> {
-    /// The tiles of some of the plan's pieces.
+    /// The tiles of some of the plan's tasks.
     #[must_use]
-    pub fn new(plan: &'p Plan, pieces: Vec<usize>) -> Self {
-        let mut waiting = stretches(plan, &pieces);
+    pub fn new(plan: &'p Plan, tasks: Vec<usize>) -> Self {
+        let mut waiting = stretches(plan, &tasks);
         waiting.reverse();
         let next = Next { open: Vec::new(), waiting, turn: 0, sequence: 0 };
-        Self { plan, pieces, next: Mutex::new(next) }
+        Self { plan, tasks, next: Mutex::new(next) }
     }
 
     /// The next tile and how many were handed out before it; none when all are handed out.
@@ -121,13 +121,13 @@ impl<'p> Queue<'p> {
     /// The next tile of a stretch.
     fn tile(&self, (stretch, number): &mut (Range<usize>, u64)) -> Option<Tile> {
         while stretch.start < stretch.end {
-            let piece = self.pieces[stretch.start];
-            let cut = Cut::of(self.plan, piece);
+            let task = self.tasks[stretch.start];
+            let cut = Cut::of(self.plan, task);
             if *number < cut.tiles() {
                 let start = *number * cut.step;
                 *number += 1;
                 return Some(Tile {
-                    piece,
+                    task,
                     number: *number - 1,
                     start,
                     count: cut.step.min(cut.total - start),
@@ -140,15 +140,15 @@ impl<'p> Queue<'p> {
     }
 }
 
-/// Stretches of consecutive pieces that go to the same file of the first export.
-fn stretches(plan: &Plan, pieces: &[usize]) -> Vec<Range<usize>> {
-    let file = |piece: usize| {
+/// Stretches of consecutive tasks that go to the same file of the first export.
+fn stretches(plan: &Plan, tasks: &[usize]) -> Vec<Range<usize>> {
+    let file = |task: usize| {
         let export = plan.exports.first()?;
-        Some(export.tensors[export.pieces[piece].tensors().next()?].file())
+        Some(export.tensors[export.tasks[task].tensors().next()?].file())
     };
     let mut out: Vec<(Option<usize>, Range<usize>)> = Vec::new();
-    for (position, &piece) in pieces.iter().enumerate() {
-        let file = file(piece);
+    for (position, &task) in tasks.iter().enumerate() {
+        let file = file(task);
         match out.last_mut() {
             Some((last, stretch)) if *last == file => stretch.end = position + 1,
             _ => out.push((file, position..position + 1)),

@@ -8,7 +8,7 @@ fn tensor(name: &str) -> Finished {
         numbers: fingerprint("1"),
         output: fingerprint("2"),
         source: Box::new([3]),
-        pieces: Box::new([None, Some(Distortion { count: 4, signal: 0.1, ..Distortion::default() })]),
+        tasks: Box::new([None, Some(Distortion { count: 4, signal: 0.1, ..Distortion::default() })]),
         not_finite: None,
         parts: Box::new([WrittenPart { file: 0, offset: 8, bytes: 4, checksum: u64::MAX }]),
     }

@@ -1,20 +1,20 @@
 //! The plan as a list of tasks, as data: the bytes that are read, the action, the place of the result, and the tasks
 //! that must come first.
 //!
-//! Tasks are independent unless [`Task::needs`] says otherwise. So any of them can be left out, done elsewhere, or
+//! Tasks are independent unless [`TaskRecord::needs`] says otherwise. So any of them can be left out, done elsewhere, or
 //! done first. [`slices`] distributes them.
 
 use std::cmp::Reverse;
 
 use serde::Serialize;
 
-use super::layout::{ExportPlan, PieceOutput, treatment_at};
-use super::{Piece, Plan};
+use super::layout::{ExportPlan, TaskOutput, spec_at};
+use super::{Plan, Task};
 use crate::format::encoding;
 
 /// A task on one matrix, or on a tensor that is not a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
-pub struct Task<'p> {
+pub struct TaskRecord<'p> {
     /// Its number in the plan.
     pub task: usize,
     /// The source tensor.
@@ -56,46 +56,46 @@ pub struct Slot<'p> {
 }
 
 /// The tasks of a plan, in the order in which their sources lie in the files.
-pub fn tasks(plan: &Plan) -> impl Iterator<Item = Task<'_>> {
-    plan.pieces.iter().enumerate().map(|(task, piece)| {
-        let source = &plan.model.tensors[piece.tensor()];
-        let quantized = plan.decisions[piece.tensor()].treatment().is_some();
+pub fn task_list(plan: &Plan) -> impl Iterator<Item = TaskRecord<'_>> {
+    plan.tasks.iter().enumerate().map(|(number, task)| {
+        let source = &plan.model.tensors[task.tensor()];
+        let quantized = plan.decisions[task.tensor()].spec().is_some();
         let is_decoded = source.stored != source.dtype;
-        Task {
-            task,
+        TaskRecord {
+            task: number,
             tensor: &source.name,
-            module: piece.module(&plan.model),
-            inputs: inputs(plan, piece),
+            module: task.module(&plan.model),
+            inputs: inputs(plan, task),
             action: match (quantized, is_decoded) {
                 (true, _) => "quantize",
                 (false, true) => "decode",
                 (false, false) => "copy",
             },
-            outputs: plan.exports.iter().flat_map(|export| slots(plan, export, task)).collect(),
+            outputs: plan.exports.iter().flat_map(|export| slots(plan, export, number)).collect(),
             needs: Vec::new(),
         }
     })
 }
 
-fn inputs<'p>(plan: &'p Plan, piece: &Piece) -> Vec<Input<'p>> {
-    let scales = plan.model.tensors[piece.tensor()].fp8.map(|fp8| fp8.tensor as usize);
+fn inputs<'p>(plan: &'p Plan, task: &Task) -> Vec<Input<'p>> {
+    let scales = plan.model.tensors[task.tensor()].fp8.map(|fp8| fp8.tensor as usize);
     let input = |index: usize| {
         let tensor = &plan.model.tensors[index];
-        let matrix = piece.matrix(&plan.model);
-        let part = matrix.filter(|view| index == piece.tensor() && view.is_contiguous());
+        let matrix = task.matrix(&plan.model);
+        let part = matrix.filter(|view| index == task.tensor() && view.is_contiguous());
         let start = tensor.offset + part.map_or(0, |view| view.offset);
         let stored = tensor.stored.bits();
         let bytes = part.map_or(tensor.bytes, |view| (view.rows * view.cols * stored).div_ceil(8));
         Input { file: &plan.model.shards[tensor.shard()].name, start, end: start + bytes }
     };
-    std::iter::once(piece.tensor()).chain(scales).map(input).collect()
+    std::iter::once(task.tensor()).chain(scales).map(input).collect()
 }
 
 fn slots<'p>(plan: &'p Plan, export: &'p ExportPlan, task: usize) -> impl Iterator<Item = Slot<'p>> {
-    let output = &export.pieces[task];
-    let treatment = treatment_at(&plan.decisions[plan.pieces[task].tensor()], export.stage);
-    let encoding = match (output, treatment) {
-        (PieceOutput::Encoded { .. }, Some(treatment)) => encoding::of(&treatment.scheme).name(),
+    let output = &export.tasks[task];
+    let spec = spec_at(&plan.decisions[plan.tasks[task].tensor()], export.stage);
+    let encoding = match (output, spec) {
+        (TaskOutput::Encoded { .. }, Some(spec)) => encoding::of(&spec.scheme).name(),
         _ => "unquantized",
     };
     output.tensors().map(move |index| {
@@ -111,11 +111,11 @@ fn slots<'p>(plan: &'p Plan, export: &'p ExportPlan, task: usize) -> impl Iterat
 pub fn slices(plan: &Plan, count: usize) -> Vec<Vec<usize>> {
     let mut parts: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); count.max(1)];
     let Some(export) = plan.exports.first() else {
-        parts[0].1 = (0..plan.pieces.len()).collect();
+        parts[0].1 = (0..plan.tasks.len()).collect();
         return parts.into_iter().map(|(_, tasks)| tasks).collect();
     };
     let mut of_file: Vec<Vec<usize>> = vec![Vec::new(); export.files.len()];
-    for (task, output) in export.pieces.iter().enumerate() {
+    for (task, output) in export.tasks.iter().enumerate() {
         if let Some(tensor) = output.tensors().next() {
             of_file[export.tensors[tensor].file()].push(task);
         }

@@ -1,11 +1,11 @@
-//! What is read, treated and written as one: a tensor, or one of the matrices of a stack of experts.
+//! Tasks: what is read, quantized and written as one. A task is a tensor, or one of the matrices of a stack of experts.
 
 use crate::model::{ExpertMatrix, MatrixView, ModelFolder};
 
-/// A part of a source tensor that is read, treated and written as one. There may be millions, so it holds only what does not
-/// follow from its tensor.
+/// A tensor or a matrix of a stack of experts that is read, quantized and written as one. There may be millions, so it
+/// holds only what does not follow from its tensor. [`super::task_list`] shows tasks as data.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Piece {
+pub struct Task {
     tensor: u32,
     form: Form,
     expert: Option<Box<ExpertMatrix>>,
@@ -22,7 +22,7 @@ enum Form {
     Transposed,
 }
 
-impl Piece {
+impl Task {
     /// A tensor whose bytes are taken as they are.
     #[must_use]
     pub fn bytes(tensor: usize) -> Self {
@@ -48,7 +48,7 @@ impl Piece {
         self.tensor as usize
     }
 
-    /// The module that the piece is in the output, such as `model.layers.0.mlp.experts.3.up_proj`.
+    /// The module that the task is in the output, such as `model.layers.0.mlp.experts.3.up_proj`.
     #[must_use]
     pub fn module<'p>(&'p self, model: &'p ModelFolder) -> &'p str {
         match &self.expert {
@@ -63,7 +63,7 @@ impl Piece {
         self.expert.as_ref().map(|expert| expert.module.as_str())
     }
 
-    /// The weight matrix if the piece is one. None if the tensor's bytes are copied unchanged.
+    /// The weight matrix if the task is one. None if the tensor's bytes are copied unchanged.
     #[must_use]
     pub fn matrix(&self, model: &ModelFolder) -> Option<MatrixView> {
         let info = &model.tensors[self.tensor()];
