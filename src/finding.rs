@@ -9,7 +9,6 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
-use crate::text;
 
 mod diagnostic;
 
@@ -168,11 +167,6 @@ impl Finding {
     pub fn is_error(&self) -> bool {
         self.severity == Severity::Error
     }
-}
-
-/// The lines of a finding's help as a terminal or a log shows them, with something between two of them.
-pub(crate) fn visible_help(finding: &Finding, between: &str) -> String {
-    finding.help.iter().map(|line| text::visible(line)).collect::<Vec<_>>().join(between)
 }
 
 /// Why a command did not succeed: the exit status and everything there is to say.

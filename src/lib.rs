@@ -12,7 +12,9 @@
 //! 7. [`run`]: one pass over the weights in tiles.
 //! 8. [`gates`]: the verdict on what was measured.
 //! 9. [`publish`]: a staged directory, published in one step.
-//! 10. [`report`]: the results as data; [`show`] and [`watch`] present them to people.
+//! 10. [`report`]: the results as data; [`show`] and `watch` present them to people.
+//!
+//! The feature `cli`, which is on by default, adds the command line and `watch`. Without it nothing for terminals is linked.
 //!
 //! ```no_run
 //! use monoquant::{plan, recipe, run};
@@ -28,6 +30,7 @@
 
 pub mod calibration;
 pub mod cancel;
+#[cfg(feature = "cli")]
 pub mod cli;
 pub mod digest;
 pub mod exit;
@@ -48,4 +51,5 @@ pub mod stage;
 mod sync;
 pub mod text;
 mod threads;
+#[cfg(feature = "cli")]
 pub mod watch;

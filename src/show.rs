@@ -3,9 +3,12 @@
 pub mod each;
 pub mod files;
 pub mod github;
+#[cfg(feature = "cli")]
 pub mod graphical;
+mod help;
 pub mod plain;
 pub mod plan;
+#[cfg(feature = "cli")]
 pub mod progress;
 pub mod statistics;
 pub mod summary;

@@ -1,6 +1,7 @@
 //! Findings as GitHub workflow commands. GitHub shows them beside the lines of a pull request.
 
-use crate::finding::{Finding, visible_help};
+use crate::finding::Finding;
+use crate::show::help::visible_help;
 use crate::show::plain;
 use crate::text::{inert, visible};
 

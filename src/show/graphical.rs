@@ -8,7 +8,8 @@ use miette::{
     SourceCode, SourceSpan, SpanContents, ThemeCharacters, ThemeStyles,
 };
 
-use crate::finding::{Finding, Label, Severity, SourceText, visible_help};
+use crate::finding::{Finding, Label, Severity, SourceText};
+use crate::show::help::visible_help;
 use crate::show::plain;
 use crate::text::{inert, is_hidden, push_visible, visible};
 

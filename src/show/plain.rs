@@ -1,6 +1,7 @@
 //! Findings as one line each, for logs and for editors that read compiler output.
 
-use crate::finding::{Finding, Severity, visible_help};
+use crate::finding::{Finding, Severity};
+use crate::show::help::visible_help;
 use crate::text::{inert, visible};
 
 /// `file:line:column: severity[code]: message; help`, one line a finding. A finding without a place begins with its severity.
