@@ -33,7 +33,7 @@ fn describe(path: &Path) -> Result<String, Failure> {
     for (tensor, decision) in plan.model.tensors.iter().zip(&plan.decisions) {
         let what = match decision.spec() {
             Some(spec) => spec.scheme.to_string(),
-            None => format!("left alone: {}", decision.rule.reason),
+            None => format!("skipped: {}", decision.rule.reason),
         };
         text += &format!("{}: {what}\n", tensor.name);
     }

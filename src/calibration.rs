@@ -241,7 +241,7 @@ pub fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
         if module.sums.is_empty() || module.counts.is_empty() {
             let message = format!("the statistics of `{}` are empty", module.name);
             return Err(Finding::error("calibration::wrong-shape", message)
-                .help("They are one sum a column, and at least one count; collect them again."));
+                .help("They are one sum per column, and at least one count; collect them again."));
         }
         if let Some(bad) = module.check() {
             let code = match bad {

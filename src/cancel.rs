@@ -39,7 +39,7 @@ impl Cancel {
             return Ok(());
         }
         let finding = Finding::error("run::interrupted", "interrupted")
-            .help("Nothing was published; what was there before is untouched. The next run goes on where this one ended.");
+            .help("Nothing was published; everything that was there before is untouched. The next run goes on where this one ended.");
         Err(Failure::new(Exit::Interrupted, finding))
     }
 

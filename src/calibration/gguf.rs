@@ -110,7 +110,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Statistics, Finding> {
         if counts.is_empty() || !sums.len().is_multiple_of(counts.len()) {
             let message = format!("`{name}` has {} sums and {} counts", sums.len(), counts.len());
             return Err(Finding::error("calibration::wrong-shape", message)
-                .help("There is one sum a column of each matrix, and one count, or one a matrix."));
+                .help("There is one sum per column of each matrix, and one count, or one per matrix."));
         }
         let name = name.strip_suffix(".weight").map_or(name.clone(), str::to_owned);
         modules.push(ModuleStatistics { name, sums, counts });

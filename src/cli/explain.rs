@@ -61,7 +61,7 @@ fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String
     let decision = &explanation.decision;
     let what = match decision.spec() {
         Some(spec) => format!("quantized: {}, {}", spec.scheme, spec.observer),
-        None => format!("left alone: {}", visible(&decision.rule.reason)),
+        None => format!("skipped: {}", visible(&decision.rule.reason)),
     };
     let _ = writeln!(out, "\n  {what}");
     if let Some(used) = decision.spec().and_then(|spec| weighing.of_stage(spec.stage)) {

@@ -167,7 +167,7 @@ const ROLES: &[Rule] = &[
     },
     Rule {
         role: LayerType::Head,
-        words: "outside of the blocks, in a part with one row a label or token",
+        words: "outside of the blocks, in a part with one row per label or token",
         test: |_, kind, s| kind == LayerType::Linear && s.place == Place::Head,
     },
     Rule {

@@ -184,7 +184,7 @@ pub fn contradictions(
     }
     for name in left_alone {
         if !ignored(name) && groups.iter().any(|(matches, _)| matches(name)) {
-            found.push(format!("{name} is left alone and targeted"));
+            found.push(format!("{name} is skipped and targeted"));
         }
     }
     found

@@ -67,10 +67,13 @@ fn undivided_finding(
         .find(|size| *size < group_size && undivided.iter().all(|u| u.columns % size == 0));
     let advice = match shrunk {
         Some(size) => format!(
-            "`indivisible: shrink` would use groups of {size} for these layers, `channel` one scale a row, `skip` would leave \
-             them alone."
+            "`indivisible: shrink` would use groups of {size} for these layers, `channel` one scale per row, `skip` would skip \
+             them."
         ),
-        None => "`indivisible: channel` would use one scale a row for these layers, `skip` would leave them alone.".to_owned(),
+        None => {
+            "`indivisible: channel` would use one scale per row for these layers, `skip` would skip them."
+                .to_owned()
+        }
     };
     finding.help(advice)
 }
@@ -131,7 +134,7 @@ pub(super) fn split_findings(
         }
         let what = |index: usize| match decisions[index].spec() {
             Some(spec) => spec.scheme.to_string(),
-            None => "left alone".to_owned(),
+            None => "skipped".to_owned(),
         };
         let parts: Vec<String> = split
             .examples
@@ -142,7 +145,7 @@ pub(super) fn split_findings(
                 format!("`{}` is {}", last.trim_start_matches('.'), what(index))
             })
             .collect();
-        let message = format!("parts of `{parent}.{}` are treated differently", group.fused);
+        let message = format!("parts of `{parent}.{}` are quantized differently", group.fused);
         let message = message.replace(".experts.experts", ".experts");
         let mut finding = match policy {
             SiblingPolicy::Error => Finding::error("plan::split-siblings", message),
@@ -154,7 +157,7 @@ pub(super) fn split_findings(
         }
         let who = if group.are_experts() { "vLLM and transformers make" } else { engines::fuser(loaded) };
         finding = finding.help(format!(
-            "{}. {who} one module of them, so they must share one scheme or all be left alone.",
+            "{}. {who} one module of them, so they must share one scheme or all be skipped.",
             parts.join(", ")
         ));
         finding = finding
@@ -191,7 +194,7 @@ pub(super) fn idle_stages(
                 .at_opt(loaded.stage_place(stage.index), "claims no tensor of the model")
                 .help(
                     "Its targets are all skipped, or claimed by a stage before it. `monoquant inspect` shows the model's layer \
-                     types, `monoquant explain RECIPE TENSOR` why a tensor is left alone.",
+                     types, `monoquant explain RECIPE TENSOR` why a tensor is skipped.",
                 );
             if transposed == 0 {
                 return finding;

@@ -54,7 +54,7 @@ pub fn explain(draft: &Draft, name: &str) -> Result<Vec<Explanation>, Failure> {
                 // FusedModules, indivisible rows or engines changed what the tensor's own rules say.
                 let asks = match decision.spec() {
                     Some(spec) => format!("{} instead", spec.scheme),
-                    None => format!("leave alone: {}", decision.rule.reason),
+                    None => format!("skip: {}", decision.rule.reason),
                 };
                 touches.push(Touch { rule: decision.rule.clone(), asks });
             }

@@ -154,7 +154,7 @@ pub(crate) fn keep_whole_by_default(groups: &[FusedModules], items: &[Item<'_>],
         let cause = decisions[first].rule.clone();
         let reason = reasons
             .entry(Arc::clone(&cause.reason))
-            .or_insert_with(|| format!("fused with a module left alone: {}", cause.reason).into());
+            .or_insert_with(|| format!("fused with a skipped module: {}", cause.reason).into());
         let rule = Rule {
             pointer: None,
             text: format!("fused with {} ({})", items[first].subject, cause.text).into(),

@@ -124,7 +124,7 @@ fn config_findings(
         Finding::error("plan::config-contradiction", format!("no config can say this of the model: {first}{more}"))
             .at_opt(place, "the config of this export")
             .help(
-                "Modules of two stacks have the same names below their layers. Leave one of the stacks alone as a whole, use one \
+                "Modules of two stacks have the same names below their layers. Skip one of the stacks as a whole, use one \
                  scheme for both, or export with `format: dequantized`.",
             ),
     ]

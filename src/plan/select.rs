@@ -325,11 +325,8 @@ pub(super) fn judge(
     for stage in stages {
         let mut skip: Option<Rule> = None;
         stage.skip_rules(item, |rule, taken_back| {
-            let asks = if taken_back {
-                "leave alone, but the recipe takes it back".to_owned()
-            } else {
-                "leave alone".to_owned()
-            };
+            let asks =
+                if taken_back { "skip, but the recipe takes it back".to_owned() } else { "skip".to_owned() };
             touch(&rule, asks);
             if !taken_back && skip.is_none() {
                 skip = Some(rule);

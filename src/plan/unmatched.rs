@@ -167,7 +167,7 @@ fn contradictions(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item<'
                 findings.push(
                     Finding::error(
                         "plan::contradicting-skips",
-                        format!("`{}` is to be quantized anyway and to be left alone", item.subject),
+                        format!("`{}` is to be quantized anyway and to be skipped", item.subject),
                     )
                     .at_opt(
                         loaded.place(&format!("/stages/{index}/quantize_anyway/{position}")),

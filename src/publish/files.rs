@@ -35,21 +35,22 @@ pub fn cannot_write(what: &str, path: &Path, error: &io::Error) -> Failure {
     let (code, help) = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
             code::CANNOT_WRITE,
-            "Free some space, or choose another `path`. What was there before is untouched.",
+            "Free some space, or choose another `path`. Everything that was there before is untouched.",
         ),
         io::ErrorKind::PermissionDenied | io::ErrorKind::ReadOnlyFilesystem => (
             code::CANNOT_WRITE,
-            "Choose a `path` that you may write to, or change its permissions. What was there before is untouched.",
+            "Choose a `path` that you may write to, or change its permissions. Everything that was there before is untouched.",
         ),
         io::ErrorKind::FileTooLarge => (
             code::FILE_SIZE,
-            "No longer file may be written: raise the limit (`ulimit -f`; a file system may have one too). What was there \
+            "No longer file may be written: raise the limit (`ulimit -f`; a file system may have one too). Everything that was there \
              before is untouched.",
         ),
-        _ if limits::is_out_of_files(error) => {
-            (code::CANNOT_WRITE, "Allow more open files (`ulimit -n`). What was there before is untouched.")
-        }
-        _ => (code::CANNOT_WRITE, "What was there before is untouched."),
+        _ if limits::is_out_of_files(error) => (
+            code::CANNOT_WRITE,
+            "Allow more open files (`ulimit -n`). Everything that was there before is untouched.",
+        ),
+        _ => (code::CANNOT_WRITE, "Everything that was there before is untouched."),
     };
     let message = format!("cannot {what} {}: {}", path.display(), plain(error));
     Failure::new(Exit::CannotWrite, Finding::error(code, message).help(help))

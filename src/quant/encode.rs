@@ -71,7 +71,7 @@ impl Quantizer {
         assert_eq!(
             tensor.is_some(),
             self.scheme.granularity == Granularity::Tensor,
-            "one scale a tensor, and only that, comes from a survey"
+            "one scale per tensor, and only that, comes from a survey"
         );
         let tile = TileToQuantize { quantizer: self, tensor, tile, rows, meter, out, scratch };
         match self.source {

@@ -13,8 +13,8 @@ impl fmt::Display for Scheme {
         let range = if self.symmetric { "symmetric" } else { "asymmetric" };
         match self.granularity {
             Granularity::Group(size) => write!(f, "{bits} {range}, groups of {size}"),
-            Granularity::Channel => write!(f, "{bits} {range}, one scale a row"),
-            Granularity::Tensor => write!(f, "{bits} {range}, one scale a tensor"),
+            Granularity::Channel => write!(f, "{bits} {range}, one scale per row"),
+            Granularity::Tensor => write!(f, "{bits} {range}, one scale per tensor"),
         }
     }
 }

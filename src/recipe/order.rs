@@ -87,7 +87,7 @@ fn load_first(steps: &[Step<'_>], findings: &mut Vec<Finding>) {
                     .at(load.place.clone(), "a second model")
                     .at(first.place.clone(), "the first")
                     .help(
-                        "A recipe quantizes one model. Write one recipe a model, or set it with `--model`.",
+                        "A recipe quantizes one model. Write one recipe per model, or set it with `--model`.",
                     ),
             );
         }

@@ -114,7 +114,7 @@ pub(crate) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
                     "recipe::no-gain",
                     "int4 with `activations` saves nothing over int8",
                 )
-                .at_opt(value_place(node, "activations"), "engines then want one byte a code")
+                .at_opt(value_place(node, "activations"), "engines then want one byte per code")
                 .help("Use `quantize-int8`, which is more accurate at the same size, or drop `activations`.");
                 findings.push(finding);
             }
@@ -170,12 +170,12 @@ fn contradictions(stage: &ResolveSkips, node: &Node, findings: &mut Vec<Finding>
             .find(|(skipped, _)| Some(**skipped) == pattern.layer_type())
             .map(|(_, place)| place);
         if let Some(skip) = by_name.or(by_type) {
-            let message = format!("`{pattern}` is both left alone and quantized anyway");
+            let message = format!("`{pattern}` is both skipped and quantized anyway");
             let mut finding = Finding::error("recipe::contradiction", message);
             if let Some(anyway) = places("quantize_anyway").get(index) {
                 finding = finding.at(anyway.used.clone(), "takes back built-in defaults only");
             }
-            findings.push(finding.at(skip.used.clone(), "left alone here").help("Remove one of the two."));
+            findings.push(finding.at(skip.used.clone(), "skipped here").help("Remove one of the two."));
         }
     }
 }

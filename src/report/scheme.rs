@@ -105,8 +105,8 @@ impl fmt::Display for SchemeRecord {
         write!(f, "int{} {range}, ", self.bits)?;
         match self.group_size {
             Some(size) => write!(f, "groups of {size}"),
-            None if self.granularity == "tensor" => f.write_str("one scale a tensor"),
-            None => f.write_str("one scale a row"),
+            None if self.granularity == "tensor" => f.write_str("one scale per tensor"),
+            None => f.write_str("one scale per row"),
         }
     }
 }

@@ -150,7 +150,7 @@ fn damaged(messages: Vec<String>) -> Failure {
         .into_iter()
         .map(|message| {
             Finding::error("output::damaged", message).help(
-                "Run the recipe again with `--fresh`. Where the folder must not be replaced, or is no longer one of monoquant's, \
+                "Run the recipe again with `--fresh`. If the folder must not be replaced, or is no longer one of monoquant's, \
                  move it away first.",
             )
         })

@@ -143,7 +143,7 @@ pub fn text(plan: &Plan) -> String {
     let _ = write!(
         out,
         "\n{}",
-        table(&["left alone", "line", "tensors", "size", "first of them"], &[1, 2, 3], lines)
+        table(&["skipped", "line", "tensors", "size", "first of them"], &[1, 2, 3], lines)
     );
     let mut rows = vec![vec![
         "reads".to_owned(),

@@ -92,10 +92,8 @@ impl Listener for Lines {
                     format!("reading {} of {}", units::bytes(*bytes), units::counted(*tensors, "tensor"));
                 match (tensors, taken_over) {
                     (_, 0) => say(&reading),
-                    (0, count) => {
-                        say(&format!("{} taken over as they are", units::counted(*count, "tensor")))
-                    }
-                    (_, count) => say(&format!("{reading}; {count} taken over as they are")),
+                    (0, count) => say(&format!("{} reused as they are", units::counted(*count, "tensor"))),
+                    (_, count) => say(&format!("{reading}; {count} reused as they are")),
                 }
             }
             Event::Note { text: note } => say(&format!("note: {note}")),

@@ -29,11 +29,8 @@ pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
         let headings = ["worst layers", "SQNR", "Gaussian", "scheme", "rule"];
         let _ = write!(out, "\n{}", table(&headings, &[1, 2], worst));
     }
-    let _ = write!(
-        out,
-        "\n{}",
-        table(&["left alone", "tensors", "size", "first of them"], &[1, 2], kept(report))
-    );
+    let _ =
+        write!(out, "\n{}", table(&["skipped", "tensors", "size", "first of them"], &[1, 2], kept(report)));
     let _ = write!(out, "\n{}", table(&["stage", "", ""], &[], gates(report)));
     let _ = writeln!(out);
     for output in &report.outputs {
@@ -60,7 +57,7 @@ fn work(outcome: &Outcome) -> String {
         (false, 0, _) => String::new(),
         (false, _, 0) => "  no weight was touched: all tensors are those of the last output\n".to_owned(),
         (false, ..) => {
-            format!("  {}, {taken_over} taken over as they are\n", counted(redone, "tensor") + " redone")
+            format!("  {}, {taken_over} reused as they are\n", counted(redone, "tensor") + " redone")
         }
     }
 }

@@ -243,7 +243,7 @@ fn experts_left_alone_beside_quantized_layers_are_noise_in_transformers() {
         assert!(planned("any").contains("!kept-experts"), "{model}: {}", planned("any"));
         assert!(!planned("vllm").contains("kept-experts"), "{model}: {}", planned("vllm"));
     }
-    // A stack that is left alone is loaded as it is, and Llama 4 has a module an expert.
+    // A stack that is skipped is loaded as it is, and Llama 4 has a module an expert.
     for model in ["llama4", "qwen3-5-moe"] {
         assert!(!said(&plan_for("any", model, kept)).contains("kept-experts"), "{model}");
     }

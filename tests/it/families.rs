@@ -1,4 +1,4 @@
-//! Plans of 40 families with one short recipe that names none of them: what is quantized, what is left alone and why, and the
+//! Plans of 40 families with one short recipe that names none of them: what is quantized, what is skipped and why, and the
 //! config that engines are told, against a golden file. `BLESS=1` writes it anew for the review.
 //!
 //! `tests/interop` opens the outputs of the same plans in transformers and vLLM; this is what of it needs no Python.
@@ -109,7 +109,7 @@ fn numberless(name: &str) -> String {
     segments.collect::<Vec<_>>().join(".")
 }
 
-/// What is done with a family, a few lines: the modules that hold codes, how many tensors are left alone for which reason, the
+/// What is done with a family, a few lines: the modules that hold codes, how many tensors are skipped for which reason, the
 /// ignore list.
 pub fn summary(plan: &Plan) -> String {
     let mut text = String::new();
@@ -288,7 +288,7 @@ fn what_vllm_renames_is_ignored_by_both_names() {
     let ignore = config["ignore"].as_array().expect("a list");
     let entries: Vec<&str> = ignore.iter().filter_map(Value::as_str).collect();
     assert!(entries.contains(&r"re:.*\.(mamba|mixer)\.in_proj$"), "{entries:?}");
-    // A stack that is left alone is looked up as its first expert.
+    // A stack that is skipped is looked up as its first expert.
     assert!(entries.contains(&r"re:.*\.block_sparse_moe\.experts\..*$"), "{entries:?}");
 }
 

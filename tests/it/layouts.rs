@@ -1,5 +1,5 @@
 //! Plans of folders as people have them (`tests/fixtures/layouts/NAME.json`), against what was reviewed
-//! (`tests/fixtures/layouts/NAME.txt`): which files are read, what is quantized, what is left alone and why, what is carried over,
+//! (`tests/fixtures/layouts/NAME.txt`): which files are read, what is quantized, what is skipped and why, what is carried over,
 //! and what is refused in which words. `BLESS=1` writes the texts anew for the review.
 
 use std::fmt::Write;

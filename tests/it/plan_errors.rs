@@ -320,7 +320,7 @@ fn engines_experts_with_zero_points_or_activations() {
 
 #[test]
 fn engines_stacked_experts() {
-    // By default experts that an engine cannot load are left alone, and here nothing else is there to quantize.
+    // By default experts that an engine cannot load are skipped, and here nothing else is there to quantize.
     let stages = stage("quantize-int4", &[]);
     let left_alone = ["plan::experts-left-alone", "plan::nothing-to-quantize!"];
     assert_refused(&experts("qwen3_vl_moe", true), &stages, &left_alone, &[], &left_alone);

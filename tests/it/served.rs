@@ -198,7 +198,7 @@ fn every_gpu_has_whole_heads_groups_and_words() {
     let (sizes, why) = up_to(&llama(512, 1024, 8, 2), INT4);
     assert_eq!(sizes, [1, 2, 4]);
     assert!(
-        why.starts_with("`model.layers.0.self_attn.o_proj`: 64 columns a GPU are no whole groups"),
+        why.starts_with("`model.layers.0.self_attn.o_proj`: 64 columns per GPU are not a multiple"),
         "{why}"
     );
     // Smaller groups go further, rows on their own as far as there are heads.
@@ -207,10 +207,10 @@ fn every_gpu_has_whole_heads_groups_and_words() {
     assert_eq!((sizes, why.as_str()), (vec![1, 2, 4, 8], "8 attention heads are no multiple of 16"));
     // 3 heads of keys can be neither shared between 2 nor doubled.
     assert_eq!(up_to(&llama(384, 768, 6, 3), &format!("{INT4}    granularity: channel\n")).0, [1, 3, 6]);
-    // 12 columns a GPU are no whole words of codes.
+    // 12 columns per GPU do not fill whole words of codes.
     let (sizes, why) = up_to(&llama(256, 192, 16, 16), &format!("{INT4}    granularity: channel\n"));
     assert_eq!(sizes, [1, 2, 4, 8]);
-    assert_eq!(why, "`model.layers.0.mlp.down_proj`: 12 columns a GPU are no whole words of 8 codes");
+    assert_eq!(why, "`model.layers.0.mlp.down_proj`: 12 columns per GPU do not fill whole words of 8 codes");
     // Codes of their own bytes have no words.
     assert_eq!(up_to(&llama(256, 192, 16, 16), W8A8).0, [1, 2, 4, 8, 16]);
 }
@@ -222,13 +222,13 @@ fn a_number_of_gpus_is_a_rule_where_the_recipe_asks() {
         let export = |gpus: u64| format!("    target: {target}\n    tensor_parallel: {gpus}\n");
         let codes = said(&plan_of(&workspace, INT4, &export(4)));
         assert_eq!(codes, Vec::<String>::new(), "{target}");
-        let failure = plan_of(&workspace, INT4, &export(8)).expect_err("no whole groups");
+        let failure = plan_of(&workspace, INT4, &export(8)).expect_err("no multiple of the group size");
         let drawn = workspace.drawn(&failure.findings);
         assert_eq!(failure.findings.len(), 1, "{drawn}");
         assert_eq!(failure.findings[0].code, "plan::tensor-parallel");
         let word = failure.findings[0].labels.first().expect("a place").place.clone();
         assert_eq!(&word.source.text[word.start..word.end], "8", "{drawn}");
-        for words in ["o_proj", "no whole groups of 128", "Numbers that work: 1, 2, 4."] {
+        for words in ["o_proj", "not a multiple of the group size 128", "Numbers that work: 1, 2, 4."] {
             assert!(drawn.contains(words), "{words}: {drawn}");
         }
     }
@@ -239,7 +239,7 @@ fn a_number_of_gpus_is_a_rule_where_the_recipe_asks() {
         help.contains("8 attention heads") && help.contains("o_proj") && help.contains("down_proj"),
         "{help}"
     );
-    // One engine that can is enough for any: vLLM pads 96 rows a GPU, SGLang does not.
+    // One engine that can is enough for any: vLLM pads 96 rows per GPU, SGLang does not.
     let workspace = llama(384, 384, 4, 4);
     let stages = format!("{INT4}    granularity: channel\n");
     let planned = plan_of(&workspace, &stages, "    tensor_parallel: 4\n");

@@ -80,7 +80,7 @@ fn the_defaults_leave_embeddings_norms_and_the_head_alone() {
         assert_eq!(outcome(&plan(&workspace, stages)), expected, "{stages}");
     }
     let int8 = plan(&workspace, "  - stage: quantize-int8\n");
-    assert_eq!(outcome(&int8)["int8 symmetric, one scale a row"], set(&LINEAR));
+    assert_eq!(outcome(&int8)["int8 symmetric, one scale per row"], set(&LINEAR));
 }
 
 #[test]
@@ -179,7 +179,7 @@ fn names_are_whole_segments() {
 
 #[test]
 fn a_default_never_splits_siblings() {
-    // One of three fused modules is too small for int4: the whole group is left alone, and the reason says why.
+    // One of three fused modules is too small for int4: the whole group is skipped, and the reason says why.
     let mut model = Model::llama();
     model.add("model.layers.0.self_attn.k_proj.weight", &[2, 128]);
     let workspace = Workspace::with(&model);
@@ -190,7 +190,7 @@ fn a_default_never_splits_siblings() {
     }
     let outcome = outcome(&plan);
     assert_eq!(
-        outcome["fused with a module left alone: fewer than 512 parameters"],
+        outcome["fused with a skipped module: fewer than 512 parameters"],
         set(&["layers.N.self_attn.q_proj", "layers.N.self_attn.v_proj"])
     );
 }
@@ -204,7 +204,7 @@ fn indivisible_rows_are_treated_as_asked_and_siblings_alike() {
         outcome(&plan(&workspace, &stages))
     };
     assert_eq!(with("shrink")["int4 symmetric, groups of 64"], set(&LINEAR));
-    assert_eq!(with("channel")["int4 symmetric, one scale a row"], set(&LINEAR));
+    assert_eq!(with("channel")["int4 symmetric, one scale per row"], set(&LINEAR));
     let stages = "  - stage: quantize-int4\n    indivisible: skip\n    group_size: 128\n";
     let failure = workspace.plan(&workspace.recipe(stages)).expect_err("nothing is left");
     assert!(failure.findings.iter().any(|finding| finding.code == "plan::nothing-to-quantize"), "{failure}");

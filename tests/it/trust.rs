@@ -240,7 +240,7 @@ fn builds_of_one_version_are_not_mixed() {
     let version = env!("CARGO_PKG_VERSION");
     let why = format!("everything is made anew: the last output is of another build of version {version}");
     assert!(said.stderr.contains(&why), "{}", said.stderr);
-    assert!(!said.stdout.contains("up to date") && !said.stdout.contains("taken over"), "{}", said.stdout);
+    assert!(!said.stdout.contains("up to date") && !said.stdout.contains("reused"), "{}", said.stdout);
 }
 
 /// Runs a recipe with a gate that the model cannot pass, on top of what a contributor has made to pass it.
@@ -309,7 +309,7 @@ fn an_untrusted_run_makes_everything_and_is_told_why() {
     let before = names.map(inode);
     let output = workspace.command(["run", "recipe.yaml"]).env("CI", "true").output().expect("it runs");
     let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
-    assert!(!stdout.contains("up to date") && !stdout.contains("taken over"), "{stdout}");
+    assert!(!stdout.contains("up to date") && !stdout.contains("reused"), "{stdout}");
     assert!(stderr.contains("CI is set") && stderr.contains("--trusted"), "{stderr}");
     // The files are new ones, and hold the same.
     let after = names.map(inode);

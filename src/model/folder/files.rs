@@ -186,8 +186,7 @@ fn not_utf8() -> Fate {
 
 fn unreadable(error: std::io::Error) -> Fate {
     let (what, help) = if error.kind() == std::io::ErrorKind::NotFound {
-        let help =
-            "The download is not complete; run `hf download` again. What is not needed can be removed.";
+        let help = "The download is not complete; run `hf download` again. Files that are not needed can be removed.";
         ("is a link to a file that does not exist".to_owned(), help)
     } else {
         let error = regular::told(error);

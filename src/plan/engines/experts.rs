@@ -155,7 +155,7 @@ pub(in crate::plan) fn leave_unloadable_experts(
     let share = bytes as f64 / all.max(1) as f64 * 100.0;
     let mut finding = Finding::warning(
         "plan::experts-left-alone",
-        format!("the experts, {share:.0} % of the model, are left alone: {}", stack_refusal(family, engine)),
+        format!("the experts, {share:.0} % of the model, are skipped: {}", stack_refusal(family, engine)),
     )
     .at_opt(loaded.stage_place(export), "exported for it");
     if engine == Engine::Transformers {

@@ -53,13 +53,13 @@ pub(in crate::plan) fn check(
     };
     let name = select::subject(&model.tensors[first]);
     let which = match kept.len() {
-        1 => format!("`{name}` is left alone by this"),
-        count => format!("`{name}` and {} more are left alone by this", count - 1),
+        1 => format!("`{name}` is skipped by this"),
+        count => format!("`{name}` and {} more are skipped by this", count - 1),
     };
     Some(
         Finding::error(
             "plan::kept-experts",
-            format!("transformers loads random numbers for experts of {family} that are left alone beside quantized layers"),
+            format!("transformers loads random numbers for experts of {family} that are skipped beside quantized layers"),
         )
         .at_opt(place, which)
         .at_opt(loaded.stage_place(export.stage), format!("exported for {}", super::target_name(export.target)))

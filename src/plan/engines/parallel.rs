@@ -32,7 +32,7 @@ pub struct Limit {
     pub tensor: Option<String>,
     /// How many more are like it.
     pub more: usize,
-    /// Why, such as `516 columns a GPU are no whole groups of 64`.
+    /// Why, such as `516 columns per GPU are not a multiple of the group size 64`.
     pub why: String,
     /// The change that would help.
     pub help: &'static str,
@@ -161,7 +161,7 @@ impl Unit {
                     let share = rows / shares;
                     if shares > 1 && has_packed_zeros && !share.is_multiple_of(a_word) {
                         return Err((
-                            format!("{share} rows a GPU are no whole words of {a_word} zero points"),
+                            format!("{share} rows per GPU do not fill whole words of {a_word} zero points"),
                             "Use `symmetric: true` for it, or fewer GPUs.",
                         ));
                     }
@@ -181,13 +181,16 @@ impl Unit {
                     && !matrix.cols.is_multiple_of(size as u64)
                 {
                     return Err((
-                        format!("{} columns a GPU are no whole groups of {size}", matrix.cols),
+                        format!(
+                            "{} columns per GPU are not a multiple of the group size {size}",
+                            matrix.cols
+                        ),
                         "Use a smaller `group_size` or `granularity: channel` for it, or fewer GPUs.",
                     ));
                 }
                 if self.scheme.storage == Storage::Packed && !matrix.cols.is_multiple_of(a_word) {
                     return Err((
-                        format!("{} columns a GPU are no whole words of {a_word} codes", matrix.cols),
+                        format!("{} columns per GPU do not fill whole words of {a_word} codes", matrix.cols),
                         "Use `activations: dynamic-token`, whose codes are bytes, or fewer GPUs.",
                     ));
                 }
@@ -276,7 +279,7 @@ pub(super) fn limits<'a>(
         let (why, help) = match unit.part_of(gpus, heads) {
             Err(refused) => refused,
             Ok(part) => {
-                let help = "No kernel takes the part of a GPU. Use fewer GPUs, or leave it alone.";
+                let help = "No kernel takes the share of one GPU. Use fewer GPUs, or skip it.";
                 (refused_by_all(server, &part)?, help)
             }
         };
@@ -329,7 +332,7 @@ mod tests {
         assert_eq!(fused(true).part_of(16, &heads(16)).map(|part| part.rows), Ok(24));
         // 24 rows are three words: two parts of one and a half words each.
         let refused = fused(false).part_of(16, &heads(16)).map_err(|(why, _)| why);
-        assert_eq!(refused, Err("12 rows a GPU are no whole words of 8 zero points".to_owned()));
+        assert_eq!(refused, Err("12 rows per GPU do not fill whole words of 8 zero points".to_owned()));
         assert_eq!(fused(false).part_of(8, &heads(16)).map(|part| part.rows), Ok(48));
     }
 

@@ -62,8 +62,8 @@ pub(super) fn tensor_scale(subject: &Subject<'_>) -> Option<Refusal> {
         message: servers_do_not(
             subject.target,
             match weights_only(subject) {
-                true => "load weights-only integers with one scale a tensor",
-                false => "load int4 weights with one scale a tensor",
+                true => "load weights-only integers with one scale per tensor",
+                false => "load int4 weights with one scale per tensor",
             },
         ),
         key: "granularity",
@@ -116,7 +116,7 @@ pub(super) fn int4_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
             ),
         },
         key: "activations",
-        help: "Use `quantize-int8` with `activations: dynamic-token`: it is as small, one byte a code."
+        help: "Use `quantize-int8` with `activations: dynamic-token`: it is as small, one byte per code."
             .to_owned(),
         manner: sometimes_but_in_sglang(subject),
     })

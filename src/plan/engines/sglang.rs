@@ -58,7 +58,7 @@ pub(super) fn tensor_scale_with_activations(subject: &Subject<'_>) -> Option<Ref
     is_refused.then(|| Refusal {
         engine: Engine::Sglang,
         code: "plan::sglang-w8a8-tensor",
-        message: "SGLang does not run int8 weights with one scale a tensor together with int8 activations"
+        message: "SGLang does not run int8 weights with one scale per tensor together with int8 activations"
             .to_owned(),
         key: "granularity",
         help: "Use `granularity: channel`, or export with `target: vllm`.".to_owned(),

@@ -59,7 +59,7 @@ pub(super) fn type_help(value: &Value, wanted: &str, name: &str) -> Option<Strin
             Some("YAML 1.2 has `true` and `false` only.".to_owned())
         }
         (Value::String(word), "integer" | "number") if word.parse::<f64>().is_ok_and(f64::is_finite) => Some(
-            "What quotes or a variable give is text. Write the number itself, or give it with `--set`."
+            "A quoted value or the value of a variable is text. Write the number itself, or give it with `--set`."
                 .to_owned(),
         ),
         (Value::String(word), "integer" | "number")
@@ -86,9 +86,9 @@ pub(super) fn type_help(value: &Value, wanted: &str, name: &str) -> Option<Strin
 /// As [`type_help`], of a value with variables.
 pub(super) fn variable_help(wanted: &str) -> Option<&'static str> {
     match wanted {
-        "integer" | "number" | "boolean" => {
-            Some("What quotes or a variable give is text. Write the value itself, or give it with `--set`.")
-        }
+        "integer" | "number" | "boolean" => Some(
+            "A quoted value or the value of a variable is text. Write the value itself, or give it with `--set`.",
+        ),
         _ => None,
     }
 }
