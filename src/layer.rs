@@ -1,8 +1,10 @@
-//! Layer types: the kinds and roles that a recipe can name. (Patterns over names are in [`pattern`].)
+//! Layer types: the kinds and roles that a recipe can name. (Patterns over names of modules are in [`pattern`], over those of
+//! files in [`file_glob`].)
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+pub mod file_glob;
 pub mod pattern;
 
 macro_rules! layer_types {

@@ -1,4 +1,4 @@
-//! Patterns over module names and over file names, as recipes write them.
+//! Patterns over module names, as recipes write them.
 //!
 //! A module's name is a tensor's name without its last part. There are three ways to name modules, distinguished by
 //! their text: a plain name (whole segments, anywhere), a glob (the whole name from its start), and `re:` with a
@@ -6,7 +6,7 @@
 //! module names everything below it.
 //!
 //! Globs over modules are translated to regular expressions here, because segments end at dots. Globs over file names
-//! are those of the `glob` crate.
+//! are [another type](super::file_glob::FileGlob).
 
 use std::borrow::Cow;
 use std::fmt;
@@ -24,7 +24,7 @@ mod glob_regex;
 const REGEX_SIZE_LIMIT: usize = 1 << 18;
 
 /// Longest pattern in bytes. Names of modules are shorter by far.
-const MAX_PATTERN_BYTES: usize = 4096;
+pub(super) const MAX_PATTERN_BYTES: usize = 4096;
 
 /// Why a text is no pattern.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -36,7 +36,7 @@ pub struct PatternError {
 }
 
 impl PatternError {
-    fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
+    pub(super) fn new(message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { message: message.into(), help: help.into() }
     }
 }
@@ -280,86 +280,6 @@ fn compile(expression: &str) -> Result<Regex, PatternError> {
     })
 }
 
-/// A glob over the names of files in a model directory, such as `model-*.safetensors`. Equal when their texts are.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct FileGlob {
-    glob: glob::Pattern,
-}
-
-impl FileGlob {
-    /// Reads a glob.
-    ///
-    /// # Errors
-    /// If the text is empty, is not a glob, or uses braces, which file globs do not have.
-    pub fn parse(text: &str) -> Result<Self, PatternError> {
-        if text.is_empty() {
-            return Err(PatternError::new(
-                "an empty glob matches no file",
-                "Remove it, or write a file's name.",
-            ));
-        }
-        if text.len() > MAX_PATTERN_BYTES {
-            let message = format!("this glob is longer than {MAX_PATTERN_BYTES} bytes");
-            return Err(PatternError::new(message, "Write several shorter globs."));
-        }
-        if text.contains(['{', '}']) {
-            let help =
-                "File globs have `*`, `?`, `**` and `[…]`. List the alternatives as entries of their own.";
-            return Err(PatternError::new("file globs have no braces", help));
-        }
-        glob::Pattern::new(text).map(|glob| Self { glob }).map_err(|error| {
-            PatternError::new(
-                error.msg,
-                "File globs have `*`, `?`, `**` and `[…]`; write `[*]` for a literal `*`.",
-            )
-        })
-    }
-
-    /// The text that was parsed.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        self.glob.as_str()
-    }
-
-    /// Whether the pattern matches the name of a file, relative to the model directory and with `/` between folders.
-    #[must_use]
-    pub fn matches(&self, file: &str) -> bool {
-        let options = glob::MatchOptions { require_literal_separator: true, ..glob::MatchOptions::new() };
-        self.glob.matches_with(file, options)
-    }
-}
-
-impl TryFrom<String> for FileGlob {
-    type Error = PatternError;
-
-    fn try_from(text: String) -> Result<Self, Self::Error> {
-        Self::parse(&text)
-    }
-}
-
-impl From<FileGlob> for String {
-    fn from(glob: FileGlob) -> Self {
-        glob.as_str().to_owned()
-    }
-}
-
-impl JsonSchema for FileGlob {
-    fn schema_name() -> Cow<'static, str> {
-        "FileGlob".into()
-    }
-
-    fn json_schema(_: &mut SchemaGenerator) -> Schema {
-        json_schema!({
-            "description": "A glob over file names: `*`, `?`, `**` and `[…]`.",
-            "type": "string",
-            "minLength": 1,
-            "format": "file-glob",
-            "examples": ["model-*.safetensors"]
-        })
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -449,15 +369,6 @@ mod tests {
             assert_eq!(pattern.layer_type(), Some(*layer_type));
         }
         assert_eq!(Pattern::parse("linear").unwrap().layer_type(), None);
-    }
-
-    #[test]
-    fn file_globs() {
-        assert!(FileGlob::parse("model-*.safetensors").unwrap().matches("model-00001-of-2.safetensors"));
-        assert!(!FileGlob::parse("*.safetensors").unwrap().matches("original/x.safetensors"));
-        assert!(FileGlob::parse("{a,b}").is_err());
-        assert!(FileGlob::parse("a[").is_err());
-        assert!(FileGlob::parse("").is_err());
     }
 
     #[test]

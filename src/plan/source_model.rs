@@ -45,7 +45,7 @@ pub(super) fn open_model(loaded: &Loaded) -> Result<(ModelFolder, LayerTypes), F
             finding.help("`model` is the folder with the weights. Statistics are named by `calibration` of the stage that quantizes."),
         )));
     }
-    let globs = |globs: &[crate::layer::pattern::FileGlob]| -> Vec<String> {
+    let globs = |globs: &[crate::layer::file_glob::FileGlob]| -> Vec<String> {
         globs.iter().map(|glob| glob.as_str().to_owned()).collect()
     };
     let (include, exclude) = (globs(&load.include), globs(&load.exclude));

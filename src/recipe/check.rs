@@ -11,7 +11,8 @@ use serde_json::Value;
 use super::schema;
 use super::tree::{Entry, Node, segment, segments};
 use crate::finding::{Finding, Place};
-use crate::layer::pattern::{FileGlob, Pattern, PatternError};
+use crate::layer::file_glob::FileGlob;
+use crate::layer::pattern::{Pattern, PatternError};
 
 mod wording;
 

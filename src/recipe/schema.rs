@@ -7,7 +7,8 @@ use schemars::generate::SchemaSettings;
 use schemars::transform::{RecursiveTransform, Transform};
 use serde_json::{Map, Value, json};
 
-use crate::layer::pattern::{FileGlob, Pattern};
+use crate::layer::file_glob::FileGlob;
+use crate::layer::pattern::Pattern;
 use crate::recipe::Recipe;
 use crate::stage::export::shards::Shards;
 

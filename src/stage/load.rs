@@ -6,7 +6,8 @@ use serde::{Deserialize, Serialize};
 
 use super::Calibration;
 use crate::layer::LayerType;
-use crate::layer::pattern::{FileGlob, Pattern};
+use crate::layer::file_glob::FileGlob;
+use crate::layer::pattern::Pattern;
 
 /// Parameters of `load`.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]

@@ -5,8 +5,6 @@
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 
-use globset::{GlobBuilder, GlobSet, GlobSetBuilder};
-
 use super::OtherFile;
 use super::complaints::{be, io, pointer, shown};
 use super::files::{INDEX_END, Listing, is_pointer};
@@ -14,6 +12,7 @@ use super::names::{self, USUAL};
 use super::root::Root;
 use crate::finding::Finding;
 use crate::fs::regular::{self, limit};
+use crate::layer::file_glob::FileGlob;
 use crate::model::code;
 use crate::model::config::Config;
 use crate::model::header;
@@ -47,17 +46,17 @@ pub(super) fn choose(
     };
     let weights: Vec<&OtherFile> =
         listing.files.iter().filter(|file| file.path.ends_with(".safetensors")).collect();
-    complain_of_unmatched(&weights, [(include, &included), (exclude, &excluded)], findings);
+    complain_of_unmatched(&weights, [&included, &excluded], findings);
     if include.is_empty() {
         let candidates: Vec<&OtherFile> =
-            weights.iter().copied().filter(|file| !excluded.is_match(&file.path)).collect();
+            weights.iter().copied().filter(|file| !is_match(&excluded, &file.path)).collect();
         return match chosen_index(root, listing, &candidates, findings) {
             Indexed::By(index) => by_index(listing, config, index, &excluded, findings),
             Indexed::Unclear => Choice::default(),
             Indexed::No => Choice { files: by_name(root, &candidates, findings), index: None },
         };
     }
-    let is_wanted = |file: &&&OtherFile| included.is_match(&file.path) && !excluded.is_match(&file.path);
+    let is_wanted = |file: &&&OtherFile| is_match(&included, &file.path) && !is_match(&excluded, &file.path);
     let files: Vec<OtherFile> = weights.iter().filter(is_wanted).map(|file| (*file).clone()).collect();
     // An index that speaks of other files says nothing of these, be it right or wrong.
     let speaks_of_all = |index: &Index| {
@@ -173,10 +172,10 @@ fn by_index(
     listing: &Listing,
     config: &Config,
     index: Index,
-    excluded: &GlobSet,
+    excluded: &[FileGlob],
     findings: &mut Vec<Finding>,
 ) -> Choice {
-    let named: Vec<&str> = index.files().into_iter().filter(|file| !excluded.is_match(file)).collect();
+    let named: Vec<&str> = index.files().into_iter().filter(|file| !is_match(excluded, file)).collect();
     let files: Vec<OtherFile> = listing
         .files
         .iter()
@@ -356,41 +355,40 @@ pub(super) fn is_adapter(root: &Root, file: &OtherFile) -> bool {
 
 fn complain_of_unmatched(
     weights: &[&OtherFile],
-    [include, exclude]: [(&[&str], &GlobSet); 2],
+    [include, exclude]: [&[FileGlob]; 2],
     findings: &mut Vec<Finding>,
 ) {
     let names: Vec<&str> = weights.iter().map(|file| file.path.as_str()).collect();
     let help = || format!("The weight files are {}.", shown(&names));
-    for glob in unmatched(include.0, include.1, &names) {
+    for glob in unmatched(include, &names) {
         let message = format!("`{glob}` of `include` matches no weight file");
         findings.push(Finding::error(code::FILTER, message).help(help()));
     }
-    for glob in unmatched(exclude.0, exclude.1, &names) {
+    for glob in unmatched(exclude, &names) {
         let message = format!("`{glob}` of `exclude` matches no weight file");
         findings.push(Finding::warning(code::FILTER, message).help(help()));
     }
 }
 
 /// Those of the globs that match no name.
-fn unmatched<'a>(patterns: &[&'a str], set: &GlobSet, names: &[&str]) -> Vec<&'a str> {
-    let mut hit = vec![false; patterns.len()];
-    names.iter().flat_map(|name| set.matches(name)).for_each(|i| hit[i] = true);
-    patterns.iter().zip(hit).filter(|(_, hit)| !hit).map(|(pattern, _)| *pattern).collect()
+fn unmatched<'a>(globs: &'a [FileGlob], names: &[&str]) -> impl Iterator<Item = &'a str> {
+    globs.iter().filter(|glob| !names.iter().any(|name| glob.matches(name))).map(FileGlob::as_str)
 }
 
-fn globs(patterns: &[&str], findings: &mut Vec<Finding>) -> Option<GlobSet> {
-    let mut set = GlobSetBuilder::new();
+fn is_match(globs: &[FileGlob], path: &str) -> bool {
+    globs.iter().any(|glob| glob.matches(path))
+}
+
+/// The globs that some texts are; none if one of them is not one.
+fn globs(patterns: &[&str], findings: &mut Vec<Finding>) -> Option<Vec<FileGlob>> {
+    let mut out = Vec::new();
     for pattern in patterns {
-        match GlobBuilder::new(pattern).literal_separator(true).build() {
-            Ok(glob) => _ = set.add(glob),
-            Err(e) => {
-                findings.push(Finding::error(code::FILTER, format!("`{pattern}` is no glob: {}", e.kind())))
+        match FileGlob::parse(pattern) {
+            Ok(glob) => out.push(glob),
+            Err(error) => {
+                findings.push(Finding::error(code::FILTER, format!("`{pattern}` is no glob: {error}")))
             }
         }
     }
-    let set = set.build();
-    if let Err(e) = &set {
-        findings.push(Finding::error(code::FILTER, e.to_string()));
-    }
-    set.ok().filter(|set| set.len() == patterns.len())
+    (out.len() == patterns.len()).then_some(out)
 }
