@@ -249,16 +249,8 @@ impl Pass<'_> {
             match self.plan.exports[export].tasks[tile.task] {
                 TaskOutput::Copy { .. } => {}
                 TaskOutput::InPlace { tensor } => {
-                    let tensor = tensor as usize;
-                    let written = self.plan.model.tensors[task.tensor()].dtype;
-                    if written == crate::model::Dtype::F64 {
-                        // F64 is quantized from F32. A task that is not quantized is written as F64, the type that
-                        // it had.
-                        convert(FloatType::F32, written, &source.weights, dequantized);
-                        self.write_in_place(export, tensor, task, tile, dequantized, read_back)?;
-                    } else {
-                        self.write_in_place(export, tensor, task, tile, &source.weights, read_back)?;
-                    }
+                    let exact = source.exact(&self.plan.model.tensors[task.tensor()]);
+                    self.write_in_place(export, tensor as usize, task, tile, exact, read_back)?;
                 }
                 TaskOutput::Encoded { tensors } => {
                     for (tensor, part) in tensors.iter().zip(&parts) {

@@ -214,3 +214,23 @@ fn stacks_of_experts_become_one_matrix_an_expert() {
         assert!(down.bytes == meant, "{family}");
     }
 }
+
+#[test]
+fn an_export_before_the_stage_that_quantizes_keeps_every_bit_of_f64() {
+    let llama4 = experts("llama4", "model.layers.0.feed_forward.experts", true);
+    for model in [Model::llama().in_f64(), llama4.stacked.in_f64()] {
+        let workspace = Workspace::with(&model);
+        let stages = "  - stage: load\n    model: model\n  - stage: quantize-int8\n    targets: ['**.v_proj']\n  - stage: validate\n\
+                      \x20 - stage: export\n    path: early\n  - stage: quantize-int4\n    symmetric: true\n  - stage: export\n    path: out\n";
+        workspace.run(&workspace.whole_recipe(stages)).exits(0);
+        let [source, early, out] = ["model", "early", "out"].map(|folder| tensors(&workspace.path(folder)));
+        let mut quantized_later = 0;
+        for (name, tensor) in &source {
+            let Some(kept) = early.get(name) else { continue };
+            assert_eq!(tensor.dtype, "F64");
+            assert!(tensor.bytes == kept.bytes, "{name}");
+            quantized_later += usize::from(!out.contains_key(name));
+        }
+        assert!(quantized_later >= 10, "{quantized_later}");
+    }
+}

@@ -22,7 +22,15 @@ pub(crate) struct Source<'p> {
 pub(crate) struct SourceBuffers {
     /// The weights of the tile, in the tensor's working type.
     pub weights: Vec<u8>,
+    /// The tile as it is stored, in row order, if the tensor is stored in another type than the working one.
     raw: Vec<u8>,
+}
+
+impl SourceBuffers {
+    /// The weights of the tile in the tensor's own type, with every bit of it: an F64 tensor is worked on as F32.
+    pub fn exact(&self, tensor: &TensorInfo) -> &[u8] {
+        if tensor.dtype == tensor.working_dtype() { &self.weights } else { &self.raw }
+    }
 }
 
 impl<'p> Source<'p> {

@@ -121,6 +121,17 @@ impl Model {
         self
     }
 
+    /// The model in F64, with weights that F32 does not hold.
+    pub fn in_f64(mut self) -> Self {
+        for tensor in &mut self.tensors {
+            let values = tensor.bytes.chunks_exact(2).map(|b| bf16::from_le_bytes([b[0], b[1]]).to_f64());
+            tensor.bytes = values.flat_map(|value| (value * (1.0 + 1e-12)).to_le_bytes()).collect();
+            tensor.dtype = Dtype::F64;
+        }
+        self.config.insert("dtype".to_owned(), json!("float64"));
+        self
+    }
+
     /// The model with the same weights in F16, as far as it holds them.
     pub fn in_f16(mut self) -> Self {
         for tensor in &mut self.tensors {
