@@ -33,7 +33,8 @@ pub struct Judgement {
     pub gates: Vec<GateRecord>,
     /// Every complaint, whatever `on_failure` says: an error if an error threshold was crossed or a check failed.
     pub complaints: Vec<Finding>,
-    /// Complaints that are to be shown, being neither ignored nor failures.
+    /// Complaints that are to be shown: those of gates that do not ignore them, as errors if they ended the run, else as
+    /// warnings.
     pub shown: Vec<Finding>,
     /// The stage that ended the run, and how.
     pub failed: Option<(usize, Exit)>,

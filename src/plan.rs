@@ -133,7 +133,8 @@ impl Plan {
     }
 
     /// The SQNR that a quantized tensor's scheme reaches on Gaussian weights of its shape, in dB. For a stack, that
-    /// of one of its matrices.
+    /// of one of its matrices. None if it is not known ([`crate::quant::Scheme::expected_sqnr`]), or if the importance of
+    /// columns changes the ranges.
     #[must_use]
     pub fn expected_sqnr(&self, tensor: usize) -> Option<f64> {
         let first = self.tasks.partition_point(|task| task.tensor() < tensor);
@@ -165,7 +166,7 @@ impl Plan {
         self.decisions.iter().filter(|decision| decision.spec().is_some()).count()
     }
 
-    /// Bytes of all source tensors.
+    /// Bytes of the source's weight files as a whole: tensors and headers.
     #[must_use]
     pub fn source_bytes(&self) -> u64 {
         self.model.shards.iter().map(|shard| shard.len).sum()

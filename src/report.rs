@@ -228,7 +228,8 @@ pub struct Metrics {
     /// the closest estimate of the SQNR of the layer's output.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weighted_sqnr_db: Option<f64>,
-    /// The SQNR that the scheme reaches on Gaussian weights of this width, in dB.
+    /// The SQNR that the scheme reaches on Gaussian weights of this width, in dB. None for the observers `percentile`
+    /// and `imatrix-mse`, and if activation statistics weigh the search for ranges.
     pub expected_sqnr_db: Option<f64>,
     /// Cosine of the angle between source and dequantized weights.
     pub cosine: Option<f64>,

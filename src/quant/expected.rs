@@ -91,11 +91,13 @@ const INT8_BF16: [[f64; COLUMNS]; 4] = [
 impl Scheme {
     /// The SQNR in dB that this scheme reaches on Gaussian weights with rows of `cols` columns. With one scale per
     /// tensor, `cols` is the number of all its weights. For `mse` it is the value of the default search. None for
-    /// `percentile`, whose result depends on the percentage, and if no weight shares a scale with another.
+    /// `imatrix-mse`, whose result depends on the calibration statistics, for `percentile`, whose result depends on the
+    /// percentage, and if no weight shares a scale with another.
     #[must_use]
     pub fn expected_sqnr(&self, observer: &Observer, cols: usize) -> Option<f64> {
         let mse = match observer {
             Observer::Minmax => 0,
+            // `imatrix-mse`.
             Observer::Mse(mse) if mse.last => return None,
             Observer::Mse(_) => 1,
             Observer::Percentile(_) => return None,
@@ -160,6 +162,7 @@ mod tests {
     fn what_is_not_known_is_not_told() {
         let channel = scheme(Bits::Eight, true, Granularity::Channel, FloatType::F32);
         assert_eq!(channel.expected_sqnr(&Observer::Percentile(99.9), 4096), None);
+        assert_eq!(channel.expected_sqnr(&Observer::Mse(Mse::imatrix()), 4096), None);
         assert_eq!(channel.expected_sqnr(&Observer::Minmax, 1), None);
         assert_eq!(channel.expected_sqnr(&Observer::Minmax, 0), None);
     }

@@ -15,18 +15,18 @@ pub struct Tile {
     pub task: usize,
     /// Its number within the task, from 0.
     pub number: u64,
-    /// The first row, or the first element if the task is no matrix.
+    /// The first row, or the first byte of a task that is cut by bytes ([`Cut::of`]).
     pub start: u64,
-    /// How many rows or elements.
+    /// How many rows or bytes.
     pub count: u64,
 }
 
 /// The division of a task into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Rows, or elements if the task is no matrix.
+    /// Rows of a matrix and of scaled FP8, bytes of anything else.
     pub total: u64,
-    /// Rows or elements per tile; the last may have fewer.
+    /// Rows or bytes per tile; the last may have fewer.
     pub step: u64,
 }
 
