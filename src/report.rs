@@ -476,7 +476,5 @@ pub fn schema_text() -> String {
     let mut generator = schemars::generate::SchemaSettings::draft2020_12().into_generator();
     let mut schema = generator.root_schema_for::<Report>();
     schema.insert("title".to_owned(), "monoquant report".into());
-    let mut text = serde_json::to_string_pretty(schema.as_value()).unwrap_or_default();
-    text.push('\n');
-    text
+    format!("{:#}\n", schema.as_value())
 }

@@ -165,7 +165,10 @@ fn check_folder(folder: &ModelFolder) {
 pub fn check_plan(plan: &Plan) {
     findings::check(&plan.warnings);
     assert!(!show::plan::text(plan).is_empty());
-    let json = serde_json::to_value(show::plan::json(plan)).expect("a plan is JSON");
+    let json = show::plan::json(plan)
+        .map(serde_json::to_value)
+        .expect("its recipe is JSON")
+        .expect("a plan is JSON");
     assert!(json.is_object());
     if let Some(tensor) = plan.model.tensors.first() {
         let draft = plan::draft(plan.loaded.clone()).expect("what could be planned has a draft");

@@ -99,7 +99,10 @@ impl Output {
 
     /// Prints a result as JSON in one line.
     pub fn json_line(&self, value: &impl Serialize) {
-        self.own(&text::json(&serde_json::to_string(value).unwrap_or_default()));
+        match serde_json::to_string(value) {
+            Ok(text) => self.own(&text::json(&text)),
+            Err(error) => self.note_loss(&Err(error.into())),
+        }
     }
 
     /// Prints a text as it is: one that is made of nothing that was read.

@@ -10,7 +10,7 @@ use crate::show::plan;
 pub(super) fn plan(args: &RecipeArgs, json: bool, output: &Output) -> Result<Exit, Failure> {
     let plan = planned(args)?;
     if json || output.format() == Format::Json {
-        output.json(&plan::json(&plan));
+        output.json(&plan::json(&plan)?);
     } else {
         output.findings(&plan.warnings);
         output.result(&plan::text(&plan));

@@ -33,9 +33,7 @@ pub fn config_text(
             config.insert("quantization_config".to_owned(), quantization_config(&modules, &left_alone));
         }
     }
-    let mut text = serde_json::to_string_pretty(&Value::Object(config)).unwrap_or_default();
-    text.push('\n');
-    Some(text)
+    Some(format!("{:#}\n", Value::Object(config)))
 }
 
 /// The modules of an export that hold codes.

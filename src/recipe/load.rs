@@ -95,11 +95,16 @@ impl Loaded {
     }
 
     /// The recipe as JSON, with defaults filled in and variables as they were written.
-    #[must_use]
-    pub fn written_recipe(&self) -> Value {
-        let mut value = serde_json::to_value(&self.recipe).unwrap_or_default();
+    ///
+    /// # Errors
+    /// If it cannot be written as JSON.
+    pub fn written_recipe(&self) -> Result<Value, Failure> {
+        let mut value = serde_json::to_value(&self.recipe).map_err(|error| {
+            let message = format!("cannot write the recipe as JSON: {error}");
+            Failure::new(Exit::Internal, Finding::error("recipe::no-json", message))
+        })?;
         written::put(&mut value, self.written.iter().map(|one| (one.pointer.as_str(), one.text.as_str())));
-        value
+        Ok(value)
     }
 
     /// A text that may name paths, with those in which variables were replaced as they were written.

@@ -6,7 +6,7 @@ use super::{
     TensorRecord, Verdict, WorstGroup,
 };
 use crate::digest::Digest;
-use crate::finding::{Diagnostic, Finding};
+use crate::finding::{Diagnostic, Failure, Finding};
 use crate::plan::select::matrix_shape;
 use crate::plan::{Action, Plan};
 use crate::quant::{Distortion, Granularity};
@@ -35,8 +35,10 @@ pub struct Results<'a> {
 }
 
 /// Builds the report.
-#[must_use]
-pub fn report(plan: &Plan, results: Results<'_>) -> Report {
+///
+/// # Errors
+/// If the recipe cannot be written as JSON.
+pub fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failure> {
     let file = |name: &str, bytes: u64, digest: &Digest| FileRecord {
         name: name.to_owned(),
         bytes,
@@ -82,11 +84,11 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
     let mut digests = results.source_files.iter().chain(results.output_files.iter().flatten());
     let is_whole = digests.all(|digest| digest.crc64.is_some());
     let balance = balance(plan, &tensors);
-    Report {
+    Ok(Report {
         report_version: super::VERSION,
         monoquant: env!("CARGO_PKG_VERSION").to_owned(),
         verdict: results.verdict,
-        recipe: plan.loaded.written_recipe(),
+        recipe: plan.loaded.written_recipe()?,
         source,
         outputs,
         sizes: sizes(plan),
@@ -96,7 +98,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Report {
         balance: Balance { balanced: balance.balanced && is_whole, ..balance },
         tensors,
         digest: None,
-    }
+    })
 }
 
 /// The word for a format in reports.

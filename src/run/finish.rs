@@ -157,7 +157,7 @@ impl Job<'_> {
                 published: published.clone(),
                 verdict,
             },
-        );
+        )?;
         if !report.balance.balanced {
             let finding = Finding::error("report::unbalanced", "the ledger does not balance").help(
                 "Bytes of the source and of the output do not add up. This is a bug in monoquant; nothing was published.",

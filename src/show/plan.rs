@@ -7,7 +7,7 @@ use std::path::Path;
 use serde::Serialize;
 use serde_json::{Value, json};
 
-use crate::finding::{Diagnostic, diagnostics};
+use crate::finding::{Diagnostic, Failure, diagnostics};
 use crate::fs::disk::free_space;
 use crate::model::Shape;
 use crate::plan::layout::Left;
@@ -186,7 +186,10 @@ pub fn text(plan: &Plan) -> String {
 
 /// The plan for a program: everything that the text says, and every tensor. Tensors are written as they come: as a tree of values
 /// they would take more memory than the plan.
-pub fn json(plan: &Plan) -> impl Serialize {
+///
+/// # Errors
+/// If the recipe cannot be written as JSON.
+pub fn json(plan: &Plan) -> Result<impl Serialize, Failure> {
     let (quantized, kept) = rows(plan);
     let group = |row: &Row<'_>| {
         json!({
@@ -201,11 +204,11 @@ pub fn json(plan: &Plan) -> impl Serialize {
             "bytes_out": row.bytes_out,
         })
     };
-    AsJson {
+    Ok(AsJson {
         plan_version: PLAN_VERSION,
         monoquant: env!("CARGO_PKG_VERSION"),
         name: plan.loaded.name(),
-        recipe: plan.loaded.written_recipe(),
+        recipe: plan.loaded.written_recipe()?,
         source_bytes: plan.source_bytes(),
         quantized: quantized.iter().map(group).collect(),
         kept: kept.iter().map(group).collect(),
@@ -216,7 +219,7 @@ pub fn json(plan: &Plan) -> impl Serialize {
         notes: &plan.notes,
         tensors: Each(|| (0..plan.model.tensors.len()).map(|index| tensor_json(plan, index))),
         tasks: Each(|| task_list(plan)),
-    }
+    })
 }
 
 #[derive(Serialize)]

@@ -1,6 +1,7 @@
 //! BLAKE3 hashes of files that the pass did not see whole, because parts of them were reused. A hash is remembered if
 //! the file is known; otherwise the file is read.
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::cancel::Cancel;
@@ -8,6 +9,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::regular;
 use crate::plan::Plan;
+use crate::publish::files;
 use crate::publish::staging::FileStart;
 use crate::report::measured::Measured;
 use crate::run::incremental::previous::Stores;
@@ -39,7 +41,7 @@ pub(crate) fn complete(
                 .find(|source| source.name == shard.name && source.blake3.is_some());
             digest.blake3 = match known {
                 Some(source) => source.blake3.clone(),
-                None => Some(read(&shard.path, cancel)?),
+                None => Some(read(&shard.path, cancel, unreadable_source)?),
             };
         }
     }
@@ -55,7 +57,10 @@ pub(crate) fn complete(
                 };
                 digest.blake3 = match known {
                     Some(hash) => Some(hash),
-                    None => Some(read(&folders[index].join(&export.files[file].name), cancel)?),
+                    None => {
+                        let path = folders[index].join(&export.files[file].name);
+                        Some(read(&path, cancel, unreadable_output)?)
+                    }
                 };
             }
         }
@@ -63,11 +68,23 @@ pub(crate) fn complete(
     Ok(())
 }
 
-fn read(path: &Path, cancel: &Cancel) -> Result<String, Failure> {
+/// The hash of a file; `unreadable` says whose fault it is if there is none to be had.
+fn read(
+    path: &Path,
+    cancel: &Cancel,
+    unreadable: fn(&Path, &io::Error) -> Failure,
+) -> Result<String, Failure> {
     let identified = regular::open(path).and_then(|file| verify::identify("", file, true, cancel));
     cancel.check()?;
-    identified.map(|file| file.blake3.unwrap_or_default()).map_err(|error| {
-        let message = format!("cannot read {}: {error}", path.display());
-        Failure::new(Exit::BadModel, Finding::error("model::io", message))
-    })
+    let hash = identified.and_then(|file| file.blake3.ok_or_else(|| io::Error::other("no hash was taken")));
+    hash.map_err(|error| unreadable(path, &error))
+}
+
+fn unreadable_source(path: &Path, error: &io::Error) -> Failure {
+    let message = format!("cannot read {}: {error}", path.display());
+    Failure::new(Exit::BadModel, Finding::error("model::io", message))
+}
+
+fn unreadable_output(path: &Path, error: &io::Error) -> Failure {
+    files::cannot_write("read back", path, error)
 }

@@ -421,7 +421,8 @@ impl Journal {
     /// # Errors
     /// If it cannot be written.
     pub fn add(&self, finished: &Finished) -> Result<(), Failure> {
-        let object = serde_json::to_string(finished).unwrap_or_default();
+        let object = serde_json::to_string(finished)
+            .map_err(|error| files::cannot_write("write", &self.path, &error.into()))?;
         let mut state = lock(&self.state);
         let line = state.seal.sealed(&object);
         state.count += 1;
