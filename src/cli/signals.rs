@@ -4,7 +4,7 @@
 //! Ctrl-C ignored. A command that holds nothing ends at once. A run is asked to end by itself, and keeps what it has finished; one
 //! that does not, because a disk or a reader of its output hangs, is ended. Publishing is the one thing that is waited for.
 
-#![expect(unsafe_code, reason = "setting the action of a signal is an unsafe function")]
+#![cfg_attr(unix, expect(unsafe_code, reason = "setting the action of a signal is an unsafe function"))]
 
 use std::sync::mpsc::channel;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -4,8 +4,6 @@
 //! for an instruction set. They are inlined into it, so the compiler's vectoriser may use that set. Loops that the
 //! vectoriser does not handle well are written with the operations of `Machine`.
 
-#![expect(unsafe_code, reason = "the intrinsics of vector instruction sets are unsafe functions")]
-
 pub mod machine;
 use crate::quant::simd::machine::Machine;
 
@@ -102,6 +100,7 @@ impl Isa {
     /// Does a job with this instruction set; with the portable one if the machine lacks it.
     pub(crate) fn run<J: Job>(self, job: J) -> J::Output {
         #[cfg(target_arch = "x86_64")]
+        #[expect(unsafe_code, reason = "the machine has what these functions are compiled for")]
         {
             if self == Self::Avx512 && self.is_available() {
                 // SAFETY: the features that the function is compiled for were just found on this machine.

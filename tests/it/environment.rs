@@ -1,7 +1,6 @@
 //! Variables of a recipe are used and never told: what is printed and published holds `${NAME}`.
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 use std::process::Output;
 
@@ -235,8 +234,10 @@ fn words_that_variables_give_are_not_told() {
     }
 }
 
+#[cfg(unix)]
 #[test]
 fn folders_that_cannot_be_written_are_named_as_they_were_written() {
+    use std::os::unix::fs::PermissionsExt;
     let workspace = workspace();
     let folder = workspace.path("hunter2/x");
     fs::create_dir_all(&folder).expect("a folder");

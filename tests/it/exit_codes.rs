@@ -8,6 +8,7 @@ use monoquant::plan::Limits;
 use monoquant::recipe::Overrides;
 use monoquant::run::{Cancel, Event, Options, run};
 
+#[cfg(unix)]
 use crate::support::headers::{FixtureTensor, write_sparse};
 use crate::support::{Model, Workspace, folder_of_the_first, plan_with};
 

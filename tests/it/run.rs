@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use monoquant::digest::checksum;
 
-use crate::support::{Ended, Model, Workspace, files, json, report, root, tensors};
+use crate::support::{Ended, Model, Workspace, json, report, root, tensors};
 
 /// The recipes of the repository.
 pub fn shipped() -> Vec<PathBuf> {
@@ -329,12 +329,12 @@ fn explain_takes_the_end_of_a_name() {
     of("own_proj").exits(2);
 }
 
+#[cfg(unix)]
 #[test]
 fn an_output_is_readable_by_everyone() {
     let workspace = Workspace::with(&Model::llama());
     workspace.run(&workspace.recipe("  - stage: quantize-int4\n")).exits(0);
-    #[cfg(unix)]
-    for name in files(&workspace.path("out")).keys() {
+    for name in crate::support::files(&workspace.path("out")).keys() {
         use std::os::unix::fs::PermissionsExt;
         let mode = fs::metadata(workspace.path("out").join(name)).expect("a file").permissions().mode();
         assert_eq!(mode & 0o444, 0o444, "{name} has mode {mode:o}");

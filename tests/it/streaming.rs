@@ -1,12 +1,16 @@
 //! Tensors much larger than a tile: memory does not grow with them, and neither do results depend on the cuts.
 
+#[cfg(target_os = "linux")]
 use std::fs;
 
 use monoquant::quant::{FloatType, Isa, Quantized, Quantizer, Scratch};
 
-use crate::support::headers::{FixtureTensor, write_sparse};
-use crate::support::statistics::safetensors;
 use crate::support::{Model, Workspace, gaussian, report, tensors};
+#[cfg(target_os = "linux")]
+use crate::support::{
+    headers::{FixtureTensor, write_sparse},
+    statistics::safetensors,
+};
 
 /// A matrix of 40 tiles and a remainder.
 const ROWS: usize = 10_007;

@@ -33,6 +33,22 @@ pub fn rounds(quick: usize) -> usize {
     quick * times.map_or(1, |times| times.parse().expect("MONOQUANT_ROUNDS is a number"))
 }
 
+/// Makes a symbolic link.
+pub fn symlink(target: impl AsRef<Path>, link: impl AsRef<Path>) {
+    #[cfg(unix)]
+    let made = std::os::unix::fs::symlink(target, link);
+    #[cfg(windows)]
+    let made = {
+        let (target, link) = (target.as_ref(), link.as_ref());
+        if link.parent().is_some_and(|folder| folder.join(target).is_dir()) {
+            std::os::windows::fs::symlink_dir(target, link)
+        } else {
+            std::os::windows::fs::symlink_file(target, link)
+        }
+    };
+    made.expect("a link");
+}
+
 /// Tells a test that is run by another one where that one works.
 #[cfg(unix)]
 const AGAIN: &str = "MONOQUANT_TEST_AGAIN";

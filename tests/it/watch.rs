@@ -1,4 +1,6 @@
 //! `run --watch`, driven from outside: edits as editors make them, broken recipes, deletions, changes in the middle of a run.
+//! A watch is ended by a signal, as from a terminal.
+#![cfg(unix)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
@@ -10,7 +12,7 @@ use std::time::Duration;
 
 use crate::support::headers::{FixtureTensor, write_sparse};
 use crate::support::statistics::{Module, safetensors};
-use crate::support::{Model, Workspace, files, report};
+use crate::support::{Model, Workspace, files, report, symlink};
 
 const INT4: &str = "  - stage: quantize-int4\n  - stage: validate\n";
 
@@ -110,10 +112,8 @@ fn edit(workspace: &Workspace, from: &str, to: &str) {
     save(&path, &text.replace(from, to));
 }
 
-#[cfg(unix)]
 #[test]
 fn a_recipe_behind_links_is_followed() {
-    use std::os::unix::fs::symlink;
     let workspace = Workspace::with(&Model::llama());
     let recipe = workspace.recipe(INT4);
     let text = fs::read_to_string(&recipe).expect("the recipe");
@@ -124,14 +124,14 @@ fn a_recipe_behind_links_is_followed() {
     let (first, second) = (workspace.path("first/recipe.yaml"), workspace.path("second/recipe.yaml"));
     fs::write(&first, &text).expect("a recipe");
     fs::write(&second, text.replace("quantize-int4", "quantize-int4\n    group_size: 64")).expect("a recipe");
-    symlink("../first/recipe.yaml", workspace.path("links/current")).expect("a link");
+    symlink("../first/recipe.yaml", workspace.path("links/current"));
     fs::remove_file(&recipe).expect("the recipe");
-    symlink("links/current", &recipe).expect("a link");
+    symlink("links/current", &recipe);
     let mut watching = Watching::start(&workspace, &[]);
     assert!(watching.wait_for("cycle 1").contains("✓ passed"));
     save(&first, &text.replace("quantize-int4", "quantize-int4\n    group_size: 16"));
     assert!(watching.wait_for("cycle 2").contains("✓ passed"), "the file is edited");
-    symlink("../second/recipe.yaml", workspace.path("links/new")).expect("a link");
+    symlink("../second/recipe.yaml", workspace.path("links/new"));
     fs::rename(workspace.path("links/new"), workspace.path("links/current")).expect("a link");
     assert!(watching.wait_for("cycle 3").contains("✓ passed"), "a link is switched");
     save(&second, &text.replace("quantize-int4", "quantize-int4\n    group_size: 32"));

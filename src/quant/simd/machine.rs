@@ -390,6 +390,7 @@ fn look_up_bytes(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
 }
 
 #[cfg(target_arch = "x86_64")]
+#[expect(unsafe_code, reason = "the intrinsics of AVX2 and AVX-512 are unsafe functions")]
 pub(crate) mod x86;
 
 /// The value of an F16 number, little-endian.

@@ -110,10 +110,7 @@ fn write_file(path: &Path, file: &Value) {
             .collect();
         write_sparse(path, &tensors);
     } else if let Some(target) = file["link"].as_str() {
-        #[cfg(unix)]
-        std::os::unix::fs::symlink(target, path).expect("a link");
-        #[cfg(windows)]
-        std::os::windows::fs::symlink_file(target, path).expect("a link");
+        super::symlink(target, path);
     } else if !file["json"].is_null() {
         fs::write(path, serde_json::to_string_pretty(&file["json"]).expect("JSON")).expect("a file");
     } else {
