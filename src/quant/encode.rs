@@ -31,7 +31,7 @@ impl Quantizer {
         out: &mut Quantized,
         scratch: &mut Scratch,
     ) -> Result<(), BadWeight> {
-        self.quantize_tile(tensor, tile, rows, None, out, scratch).map(|_| ())
+        self.quantize_tile::<false>(tensor, tile, rows, None, out, scratch).map(|_| ())
     }
 
     /// Runs [`Quantizer::quantize`], and then [`Quantizer::measure`] on the content of `out`. Both run in one pass if
@@ -50,15 +50,41 @@ impl Quantizer {
         out: &mut Quantized,
         scratch: &mut Scratch,
     ) -> Result<Distortion, BadWeight> {
+        self.quantize_then_measure::<false>(tensor, tile, rows, out, scratch)
+    }
+
+    /// [`Quantizer::quantize_and_measure`] in one pass on every machine, also if two passes are faster there. For tests,
+    /// whose machine may be one of those.
+    #[cfg(test)]
+    pub(super) fn quantize_and_measure_in_one_pass(
+        &self,
+        tensor: Option<&TensorParams>,
+        tile: &[u8],
+        rows: usize,
+        out: &mut Quantized,
+        scratch: &mut Scratch,
+    ) -> Result<Distortion, BadWeight> {
+        self.quantize_then_measure::<true>(tensor, tile, rows, out, scratch)
+    }
+
+    /// Quantizes and measures a tile. `ONE_PASS`: in one pass even if [`Machine::ONE_PASS`] says that two are faster.
+    fn quantize_then_measure<const ONE_PASS: bool>(
+        &self,
+        tensor: Option<&TensorParams>,
+        tile: &[u8],
+        rows: usize,
+        out: &mut Quantized,
+        scratch: &mut Scratch,
+    ) -> Result<Distortion, BadWeight> {
         let meter = Some(Meter::new(self, rows));
-        Ok(match self.quantize_tile(tensor, tile, rows, meter, out, scratch)? {
+        Ok(match self.quantize_tile::<ONE_PASS>(tensor, tile, rows, meter, out, scratch)? {
             Some(measured) => self.weigh(measured, tile, out.view(), rows, scratch),
             None => self.measure(tile, out.view(), rows, scratch),
         })
     }
 
     /// Quantizes a tile. Returns the measurements made on the way, if there is a meter and that was possible.
-    fn quantize_tile<'a>(
+    fn quantize_tile<'a, const ONE_PASS: bool>(
         &'a self,
         tensor: Option<&'a TensorParams>,
         tile: &'a [u8],
@@ -75,9 +101,9 @@ impl Quantizer {
         );
         let tile = TileToQuantize { quantizer: self, tensor, tile, rows, meter, out, scratch };
         match self.source {
-            FloatType::F32 => self.isa.run(QuantizeTile::<F32>(tile, PhantomData)),
-            FloatType::F16 => self.isa.run(QuantizeTile::<F16>(tile, PhantomData)),
-            FloatType::Bf16 => self.isa.run(QuantizeTile::<Bf16>(tile, PhantomData)),
+            FloatType::F32 => self.isa.run(QuantizeTile::<F32, ONE_PASS>(tile, PhantomData)),
+            FloatType::F16 => self.isa.run(QuantizeTile::<F16, ONE_PASS>(tile, PhantomData)),
+            FloatType::Bf16 => self.isa.run(QuantizeTile::<Bf16, ONE_PASS>(tile, PhantomData)),
         }
     }
 
@@ -105,9 +131,9 @@ struct TileToQuantize<'a> {
 }
 
 /// Quantizes a tile of weights of one type.
-struct QuantizeTile<'a, T>(TileToQuantize<'a>, PhantomData<T>);
+struct QuantizeTile<'a, T, const ONE_PASS: bool>(TileToQuantize<'a>, PhantomData<T>);
 
-impl<T: Float> Job for QuantizeTile<'_, T> {
+impl<T: Float, const ONE_PASS: bool> Job for QuantizeTile<'_, T, ONE_PASS> {
     type Output = Result<Option<Distortion>, BadWeight>;
 
     #[inline(always)]
@@ -145,7 +171,7 @@ impl<T: Float> Job for QuantizeTile<'_, T> {
         // there is one byte per code first.
         let nibbles = scheme.storage == Storage::Packed && bits == Bits::Four;
         let in_pairs = quantizer.in_pairs();
-        if !in_pairs || !M::ONE_PASS {
+        if !in_pairs || !(M::ONE_PASS || ONE_PASS) {
             meter = None;
         }
 

@@ -7,7 +7,8 @@
 
 use std::f64::consts::{FRAC_1_SQRT_2, LN_2, LOG2_E};
 
-/// x^p for x ≥ 0 and p > 0. 0 gives 0, results below 2^-1022 give 0, above 2^1023 infinity. NaN gives anything.
+/// x^p for x ≥ 0 and p > 0. 0 gives 0, results below 2^-1022 give 0, above 2^1023 infinity. NaN gives anything. A subnormal x counts as
+/// some number between 2^-1023 and 2^-1022: errors of f32 weights are never so small.
 #[inline(always)]
 pub(crate) fn power(x: f64, p: f64) -> f64 {
     // x = 2^k · m with m in √½ … √2.
@@ -63,6 +64,10 @@ mod tests {
         assert_eq!(power(1e-200, 8.0), 0.0);
         assert_eq!(power(1e200, 8.0), f64::INFINITY);
         assert_eq!(power(1.0, 2.4), 1.0);
-        assert_eq!(power(f64::from_bits(1), 0.5), power(f64::from_bits(1), 0.5));
+        let [least, most] = [2f64.powi(-1022) / 2.0, f64::MIN_POSITIVE].map(|x| x.powf(0.5));
+        for subnormal in [1, 1 << 20, 1 << 51, (1 << 52) - 1].map(f64::from_bits) {
+            let found = power(subnormal, 0.5);
+            assert!((least * 0.999..most * 1.001).contains(&found), "{subnormal:e} {found:e}");
+        }
     }
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 
+#[cfg(unix)]
 use monoquant::exit::Exit;
 use monoquant::run::{Cancel, Event, Options, Outcome, Silent, run};
 use proptest::prelude::*;
@@ -46,12 +46,19 @@ fn from_nothing(workspace: &Workspace, stages: &str) -> BTreeMap<String, Vec<u8>
     made
 }
 
+/// What tells a file from another one of the same name.
+#[cfg(unix)]
+fn inode(path: &std::path::Path) -> u64 {
+    std::os::unix::fs::MetadataExt::ino(&fs::metadata(path).expect("a file"))
+}
+
+#[cfg(unix)]
 #[test]
 fn nothing_changed_is_up_to_date_and_says_why() {
     let workspace = Workspace::with(&Model::llama());
     let recipe = workspace.recipe(INT4);
     workspace.run(&recipe).exits(0);
-    let inode = |name: &str| fs::metadata(workspace.path(name)).expect("a file").ino();
+    let inode = |name: &str| inode(&workspace.path(name));
     let before = (inode("out"), inode(&weights("out")), files(&workspace.path("out")));
     let said = workspace.run(&recipe).exits(0);
     assert!(
@@ -70,21 +77,23 @@ fn nothing_changed_is_up_to_date_and_says_why() {
     assert!(workspace.run(&recipe).exits(0).stdout.contains("up to date"));
     Model::llama().write(&workspace.path("model"));
     assert!(workspace.run(&recipe).exits(0).stdout.contains("up to date"));
-    assert!(
-        !workspace.command(["run", "recipe.yaml", "--fresh"]).output().expect("it runs").stdout.is_empty()
-    );
-    assert_ne!(inode("out"), before.0);
+    let said = workspace.monoquant(["run", "recipe.yaml", "--fresh"]).exits(0).stdout;
+    assert!(said.contains("quantized") && !said.contains("up to date"), "{said}");
+    // Made anew, and the same.
+    assert!(inode("out") != before.0 && inode(&weights("out")) != before.1);
+    assert_eq!(files(&workspace.path("out")), before.2);
 }
 
+#[cfg(unix)]
 #[test]
 fn a_threshold_touches_no_weight_and_a_comment_nothing() {
     let workspace = Workspace::with(&Model::llama());
     carry_out(&workspace, INT4, &Options::default());
-    let linked = fs::metadata(workspace.path(&weights("out"))).expect("a file").ino();
+    let linked = inode(&workspace.path(&weights("out")));
     let stages = INT4.replace("check-warnings\n", "check-warnings\n    sqnr_warning_threshold: 15\n");
     let (outcome, read) = carry_out(&workspace, &stages, &Options::default());
     assert!(read.is_empty() && !outcome.is_up_to_date);
-    assert_eq!(fs::metadata(workspace.path(&weights("out"))).expect("a file").ino(), linked);
+    assert_eq!(inode(&workspace.path(&weights("out"))), linked);
     assert_eq!(files(&workspace.path("out")), from_nothing(&workspace, &stages));
     let (outcome, _) = carry_out(&workspace, &format!("{stages}  # a comment\n"), &Options::default());
     assert!(outcome.is_up_to_date);
@@ -228,7 +237,11 @@ impl State {
 
 #[test]
 fn any_sequence_of_edits_and_interruptions_ends_as_a_run_from_nothing() {
-    let mut runner = TestRunner::new(ProptestConfig { cases: rounds(4) as u32, ..ProptestConfig::default() });
+    let mut runner = TestRunner::new(ProptestConfig {
+        cases: rounds(4) as u32,
+        source_file: Some(file!()),
+        ..ProptestConfig::default()
+    });
     runner
         .run(&proptest::collection::vec(state(), 2..6), |states| {
             let (workspace, fresh) = (Workspace::new(), Workspace::new());
@@ -332,10 +345,17 @@ fn after_kills_the_published_folder_is_a_whole_old_or_new_one() {
             .stderr(std::process::Stdio::null())
             .spawn()
             .expect("the binary runs");
-        // Somewhere in the run: when exactly makes no difference to what must hold.
-        let moment = random(&mut seed, took.as_micros() as u64 + 1);
+        // At its start, after its end, and somewhere in it: when exactly makes no difference to what must hold.
+        let moment = match kill % 4 {
+            0 => 0,
+            1 => u64::MAX,
+            _ => random(&mut seed, took.as_micros() as u64 + 1),
+        };
+        if moment == u64::MAX {
+            assert!(child.wait().expect("a child").success(), "kill {kill}: nobody disturbed this run");
+        }
         let start = std::time::Instant::now();
-        while start.elapsed().as_micros() < u128::from(moment) {
+        while moment != u64::MAX && start.elapsed().as_micros() < u128::from(moment) {
             std::thread::yield_now();
         }
         let _ = child.kill();
@@ -347,7 +367,8 @@ fn after_kills_the_published_folder_is_a_whole_old_or_new_one() {
             assert!(made.iter().any(|(_, whole, _)| *whole == found), "kill {kill} left {:?}", found.keys());
         }
     }
-    assert!(interrupted > 0 || published > 0);
+    // Those that were killed at their start, and those that found what an undisturbed one had published.
+    assert!(interrupted > 0 && published > 0, "{interrupted} were interrupted, {published} left an output");
     for (recipe, whole, _) in &made {
         workspace.run(recipe).exits(0);
         assert!(files(&workspace.path("out")) == *whole);

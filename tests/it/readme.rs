@@ -2,6 +2,8 @@
 
 use std::fs;
 
+use monoquant::plan::{self, Limits};
+use monoquant::recipe::{Overrides, from_text};
 use monoquant::report;
 
 use crate::run::shipped;
@@ -53,7 +55,7 @@ fn clone() -> Workspace {
 fn the_readmes_commands_work() {
     let mut ran = 0;
     for document in ["README.md", "docs/recipes.md", "CONTRIBUTING.md"] {
-        let Ok(text) = fs::read_to_string(root().join(document)) else { continue };
+        let text = fs::read_to_string(root().join(document)).expect("a document");
         let workspace = clone();
         for command in commands(&text) {
             let Some(arguments) = arguments(&command) else { continue };
@@ -63,6 +65,88 @@ fn the_readmes_commands_work() {
         }
     }
     assert!(ran >= 1, "the README shows no command");
+}
+
+/// The YAML blocks of a document, each with the number of its first line, without the indentation that a list around it gives.
+fn yaml_blocks(text: &str) -> Vec<(usize, String)> {
+    let mut blocks: Vec<(usize, String)> = Vec::new();
+    let mut indentation = None;
+    for (at, line) in text.lines().enumerate() {
+        match (line.trim(), indentation) {
+            ("```yaml" | "```yml", None) => {
+                indentation = Some(line.len() - line.trim_start().len());
+                blocks.push((at + 2, String::new()));
+            }
+            ("```", Some(_)) => indentation = None,
+            (_, Some(indentation)) => {
+                let (_, block) = blocks.last_mut().expect("the block that was begun");
+                *block += line.get(indentation..).unwrap_or_default();
+                block.push('\n');
+            }
+            _ => {}
+        }
+    }
+    assert_eq!(indentation, None, "a block has no end");
+    blocks
+}
+
+/// A recipe around a block that is only some stages of one.
+fn whole(block: &str) -> String {
+    if block.lines().any(|line| line.starts_with("stages:")) {
+        return block.to_owned();
+    }
+    let first = block.lines().find(|line| !line.trim().is_empty() && !line.trim().starts_with('#'));
+    assert!(
+        first.is_some_and(|line| line.trim().starts_with("- stage: ")),
+        "neither a recipe nor stages:\n{block}"
+    );
+    let indented: String = if block.starts_with("  ") {
+        block.to_owned()
+    } else {
+        block.lines().map(|line| format!("  {line}\n")).collect()
+    };
+    let has = |stage: &str| block.contains(&format!("- stage: {stage}"));
+    let load = if has("load") { "" } else { "  - stage: load\n    model: ../examples/tiny-llama\n" };
+    let quantize = if has("quantize-") { "" } else { "  - stage: quantize-int4\n" };
+    let export = if has("export") { "" } else { "  - stage: export\n    path: ../out/block\n" };
+    format!("version: 1\nname: block\nstages:\n{load}{indented}{quantize}{export}")
+}
+
+#[test]
+fn the_recipes_in_the_documents_are_recipes() {
+    let mut documents = vec![root().join("README.md"), root().join("CONTRIBUTING.md")];
+    let docs = fs::read_dir(root().join("docs")).expect("the documents");
+    documents.extend(
+        docs.map(|entry| entry.expect("an entry").path())
+            .filter(|path| path.extension().is_some_and(|end| end == "md")),
+    );
+    let mut loaded = 0;
+    for document in documents {
+        let text = fs::read_to_string(&document).expect("a document");
+        for (line, block) in yaml_blocks(&text) {
+            let at = format!("{}:{line}", document.display());
+            let base = root().join("recipes");
+            let recipe = from_text(&at, &whole(&block), &base, &Overrides::default(), &|_| None)
+                .unwrap_or_else(|failure| panic!("{at}: {failure}"));
+            assert!(recipe.warnings.is_empty(), "{at}: {:?}", recipe.warnings);
+            // The model that it names is in the repository.
+            plan::plan(recipe, Limits { threads: Some(1), memory: None })
+                .unwrap_or_else(|failure| panic!("{at}: {failure}"));
+            loaded += 1;
+        }
+    }
+    assert!(loaded >= 2, "{loaded} blocks");
+}
+
+#[test]
+fn a_block_of_stages_becomes_a_recipe_and_a_wrong_one_is_found() {
+    let text = "1. So:\n\n   ```yaml\n   - stage: quantize-int8\n     group_sise: 8\n   ```\n";
+    let blocks = yaml_blocks(text);
+    assert_eq!(blocks, [(4, "- stage: quantize-int8\n  group_sise: 8\n".to_owned())]);
+    let read = |text: &str| from_text("block", text, root(), &Overrides::default(), &|_| None);
+    let failure = read(&whole(&blocks[0].1)).expect_err("a misspelt parameter");
+    assert!(failure.to_string().contains("group_sise"), "{failure}");
+    assert!(read(&whole("- stage: quantize-int8\n")).is_ok());
 }
 
 #[test]
@@ -120,7 +204,6 @@ fn reports_satisfy_their_schema() {
     };
     let workspace = Workspace::with(&zeros);
     let gate = "  - stage: check-warnings\n    sqnr_error_threshold: 25\n    sqnr_warning_threshold: 25\n";
-    let mut checked = 0;
     for stages in [
         "  - stage: quantize-int4\n  - stage: validate\n    on_failure: warn\n".to_owned() + gate,
         "  - stage: quantize-int8\n".to_owned(),
@@ -137,7 +220,10 @@ fn reports_satisfy_their_schema() {
         let mut broken = report.clone();
         broken["tensors"][0]["bytes_in"] = "many".into();
         assert!(!validator.is_valid(&broken));
-        checked += 1;
+        // One of each kind: a run that warns, one that only publishes, and one that fails.
+        let has_gates = stages.contains("validate");
+        assert_eq!(report["verdict"]["exit_status"], i32::from(is_failing), "{stages}");
+        assert_eq!(report["gates"].as_array().map(Vec::len), Some(if has_gates { 3 } else { 1 }), "{stages}");
+        assert!(!has_gates || report["warnings"].as_array().is_some_and(|all| !all.is_empty()), "{stages}");
     }
-    assert_eq!(checked, 3);
 }
