@@ -11,7 +11,7 @@ use super::schema::schema;
 pub fn reference_text() -> String {
     let schema = schema();
     let mut out = String::from(
-        "# Reference\n\nMade from the types by `BLESS=1 cargo test --release`; see [recipes.md](recipes.md) for how recipes are written.\n\n\
+        "# Reference\n\nMade from the types by `INSTA_UPDATE=always cargo test --release`; see [recipes.md](recipes.md) for how recipes are written.\n\n\
          ## The recipe\n\n",
     );
     table(&schema, &schema, &mut out);

@@ -33,7 +33,7 @@ const FLOORS: [&str; 23] = [
     "sync",
 ];
 
-fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
+pub fn sources(folder: &Path, out: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).expect("sources") {
         let path = entry.expect("an entry").path();
         if path.is_dir() {

@@ -1,17 +1,20 @@
 //! Bad recipes and what is said of them: one mistake a file in `tests/bad_recipes`, the drawn report beside it. The reports are
-//! documentation; after a change of wording, `BLESS=1` writes them anew for the review.
+//! documentation; after a change of wording, `INSTA_UPDATE=always` writes them anew for the review.
 
 use std::path::{Path, PathBuf};
 
 use monoquant::exit::Exit;
 use monoquant::finding::{Failure, Finding, diagnostics};
-use monoquant::recipe::{self, Loaded, Overrides, emit, from_text, resolve};
+use monoquant::recipe::{self, Loaded, Overrides, emit, from_text};
 use monoquant::show::graphical;
 use monoquant::show::graphical::Style;
 use monoquant::show::{github, plain};
 
 use proptest::prelude::*;
-use proptest::test_runner::RngSeed;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::{RngSeed, TestRunner};
+
+use crate::support::{compare, seed};
 
 const STYLE: Style = Style { color: false, unicode: true, width: 100 };
 
@@ -92,18 +95,14 @@ fn findings_of(path: &Path) -> Vec<Finding> {
 
 #[test]
 fn each_mistake_is_reported_as_agreed() {
-    let bless = std::env::var_os("BLESS").is_some();
     let mut stale = Vec::new();
     for path in bad_recipes() {
         let report = graphical::render(&findings_of(&path), STYLE);
-        let kept = path.with_extension("txt");
-        if bless {
-            std::fs::write(&kept, report).unwrap();
-        } else if std::fs::read_to_string(&kept).unwrap_or_default() != report {
-            stale.push(format!("{}\n{report}", kept.display()));
+        if let Err(difference) = compare(&path.with_extension("txt"), &report) {
+            stale.push(format!("{difference}\n{report}"));
         }
     }
-    assert!(stale.is_empty(), "reports differ; BLESS=1 writes them anew\n{}", stale.join("\n"));
+    assert!(stale.is_empty(), "{}", stale.join("\n"));
 }
 
 #[test]
@@ -313,14 +312,10 @@ fn whatever_is_dug_deep_is_refused_quickly() {
 fn never_panics(text: &str) -> Result<(), TestCaseError> {
     match read(text) {
         Ok(loaded) => {
-            for recipe in [&loaded.recipe, &resolve(&loaded.recipe)] {
-                let again = emit(recipe).unwrap();
-                let reread =
-                    read(&again).map_err(|failure| TestCaseError::fail(format!("{failure}\n{again}")))?;
-                prop_assert_eq!(&reread.recipe, recipe, "{}", again);
-            }
-            let resolved = resolve(&loaded.recipe);
-            let reread = read(&emit(&resolved).unwrap()).unwrap();
+            let again = emit(&loaded.recipe).unwrap();
+            let reread =
+                read(&again).map_err(|failure| TestCaseError::fail(format!("{failure}\n{again}")))?;
+            prop_assert_eq!(&reread.recipe, &loaded.recipe, "{}", again);
             prop_assert!(reread.warnings.len() <= loaded.warnings.len(), "{:?}", reread.warnings);
         }
         Err(failure) => {
@@ -333,7 +328,7 @@ fn never_panics(text: &str) -> Result<(), TestCaseError> {
                 failure
             );
             prop_assert!(!graphical::render(&failure.findings, STYLE).is_empty());
-            prop_assert!(!diagnostics(&failure.findings).is_empty());
+            prop_assert_eq!(diagnostics(&failure.findings).len(), failure.findings.len());
             prop_assert!(!github::render(&failure.findings).is_empty());
         }
     }
@@ -423,7 +418,7 @@ fn parameter() -> impl Strategy<Value = String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, rng_seed: RngSeed::Fixed(seed()), ..ProptestConfig::default() })]
 
     #[test]
     fn no_text_makes_it_panic(text in any::<String>()) {
@@ -470,4 +465,35 @@ proptest! {
             prop_assert!(!graphical::render(&failure.findings, STYLE).is_empty());
         }
     }
+}
+
+/// Runs the next test by itself, to fail.
+const TO_FAIL: &str = "MONOQUANT_TEST_TO_FAIL";
+
+#[test]
+fn a_property_that_fails_tells_its_seed() {
+    if std::env::var_os(TO_FAIL).is_some() {
+        let config = ProptestConfig { rng_seed: RngSeed::Fixed(seed()), ..ProptestConfig::default() };
+        let mut runner = TestRunner::new(config);
+        let drawn = any::<u64>().new_tree(&mut runner).expect("a number").current();
+        panic!("drawn: {drawn}");
+    }
+    let fails = |seed: Option<&str>| -> [String; 2] {
+        let mut command = std::process::Command::new(std::env::current_exe().expect("this program"));
+        command.args(["--exact", "bad_recipes::a_property_that_fails_tells_its_seed"]);
+        command.env(TO_FAIL, "1").env_remove("MONOQUANT_SEED");
+        if let Some(seed) = seed {
+            command.env("MONOQUANT_SEED", seed);
+        }
+        let output = command.output().expect("it runs");
+        assert!(!output.status.success());
+        let said = String::from_utf8_lossy(&[output.stdout, output.stderr].concat()).into_owned();
+        ["MONOQUANT_SEED=", "drawn: "].map(|before| {
+            let (_, rest) = said.split_once(before).unwrap_or_else(|| panic!("no `{before}` in {said}"));
+            rest.chars().take_while(char::is_ascii_digit).collect()
+        })
+    };
+    let [seed, drawn] = fails(None);
+    assert_eq!(fails(Some(&seed)), [seed.clone(), drawn]);
+    assert_ne!(fails(None)[0], seed);
 }

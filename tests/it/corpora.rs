@@ -4,7 +4,7 @@
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use crate::support::root;
+use crate::support::{is_updating, root};
 
 #[path = "../../fuzz/src/lib.rs"]
 mod targets;
@@ -70,7 +70,7 @@ fn records() {
 fn the_kept_record_is_of_the_format_that_is_written() {
     let written = targets::Record::new().real();
     let path = root().join("fuzz/corpus/record/real");
-    if std::env::var_os("BLESS").is_some() {
+    if is_updating() {
         fs::write(&path, &written).expect("the kept record");
     }
     let shape = |text: &str| -> Vec<(String, Vec<String>)> {
@@ -84,5 +84,5 @@ fn the_kept_record_is_of_the_format_that_is_written() {
             .collect()
     };
     let kept = fs::read_to_string(&path).expect("the kept record");
-    assert_eq!(shape(&kept), shape(&written), "BLESS=1 makes it anew");
+    assert_eq!(shape(&kept), shape(&written), "INSTA_UPDATE=always makes it anew");
 }

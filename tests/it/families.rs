@@ -1,11 +1,10 @@
 //! Plans of 40 families with one short recipe that names none of them: what is quantized, what is skipped and why, and the
-//! config that engines are told, against a golden file. `BLESS=1` writes it anew for the review.
+//! config that engines are told, against a golden file. `INSTA_UPDATE=always` writes it anew for the review.
 //!
 //! `tests/interop` opens the outputs of the same plans in transformers and vLLM; this is what of it needs no Python.
 
 use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::path::Path;
 
 use monoquant::finding::Failure;
 use monoquant::plan::compressed_tensors::contradictions;
@@ -15,7 +14,7 @@ use monoquant::quant::Role;
 use monoquant::recipe::{self, Overrides};
 use serde_json::Value;
 
-use crate::support::{Model, Workspace, headers, tensors};
+use crate::support::{Model, Workspace, assert_reviewed, headers, tensors};
 
 /// The recipe of `tests/interop/check_models.py`.
 const RECIPE: &str = "\
@@ -160,19 +159,7 @@ fn one_short_recipe_plans_every_family() {
             }
         }
     }
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/plans.txt");
-    if std::env::var_os("BLESS").is_some() {
-        std::fs::write(&path, &found).expect("the fixture can be written");
-    }
-    let reviewed = std::fs::read_to_string(&path).unwrap_or_default();
-    for (line, (found, reviewed)) in (1..).zip(found.lines().zip(reviewed.lines())) {
-        assert_eq!(found, reviewed, "tests/fixtures/plans.txt:{line}; BLESS=1 writes it anew");
-    }
-    assert_eq!(
-        found.lines().count(),
-        reviewed.lines().count(),
-        "BLESS=1 writes tests/fixtures/plans.txt anew"
-    );
+    assert_reviewed("tests/fixtures/plans.txt", &found);
 }
 
 #[test]

@@ -1,6 +1,6 @@
 //! Plans of folders as people have them (`tests/fixtures/layouts/NAME.json`), against what was reviewed
 //! (`tests/fixtures/layouts/NAME.txt`): which files are read, what is quantized, what is skipped and why, what is carried over,
-//! and what is refused in which words. `BLESS=1` writes the texts anew for the review.
+//! and what is refused in which words. `INSTA_UPDATE=always` writes the texts anew for the review.
 
 use std::fmt::Write;
 use std::fs;
@@ -10,6 +10,7 @@ use monoquant::plan::{self, Limits, Plan};
 use monoquant::recipe::{self, Overrides};
 
 use crate::families;
+use crate::support::compare;
 use crate::support::layout::{self, Layout, Written};
 
 /// Plans a recipe on a folder.
@@ -67,13 +68,7 @@ fn every_layout_is_planned_as_reviewed() {
     for name in layout::names() {
         let found = told(&Layout::load(&name));
         let path = layout::folder().join(format!("{name}.txt"));
-        if std::env::var_os("BLESS").is_some() {
-            fs::write(&path, &found).expect("the fixture can be written");
-        }
-        let reviewed = fs::read_to_string(&path).unwrap_or_default();
-        if found != reviewed {
-            wrong.push(format!("{name}: reviewed\n{reviewed}\nfound\n{found}"));
-        }
+        wrong.extend(compare(&path, &found).err());
     }
-    assert!(wrong.is_empty(), "{}\nBLESS=1 writes tests/fixtures/layouts anew", wrong.join("\n"));
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }

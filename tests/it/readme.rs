@@ -7,7 +7,7 @@ use monoquant::recipe::{Overrides, from_text};
 use monoquant::report;
 
 use crate::run::shipped;
-use crate::support::{Model, Workspace, json, root};
+use crate::support::{Model, Workspace, assert_reviewed, json, root};
 
 /// The commands in a document's console blocks, without the prompt.
 fn commands(text: &str) -> Vec<String> {
@@ -184,13 +184,8 @@ fn every_shipped_recipe_says_when_to_choose_it() {
 
 #[test]
 fn the_committed_report_schema_is_up_to_date() {
-    let path = root().join("schemas/report.schema.json");
-    if std::env::var_os("BLESS").is_some() {
-        fs::write(&path, report::schema_text()).expect("the schema");
-    }
-    let committed = fs::read_to_string(&path).expect("the schema");
-    assert!(committed == report::schema_text(), "{} is stale; BLESS=1 writes it anew", path.display());
-    assert_eq!(Workspace::new().monoquant(["schema", "report"]).exits(0).stdout, committed);
+    assert_reviewed("schemas/report.schema.json", &report::schema_text());
+    assert_eq!(Workspace::new().monoquant(["schema", "report"]).exits(0).stdout, report::schema_text());
 }
 
 #[test]

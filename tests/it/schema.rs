@@ -1,14 +1,12 @@
 //! The committed schema is the generated one, and the shipped recipes satisfy it without a warning.
 
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use monoquant::recipe::{self, Overrides, schema, schema_text};
 
-const MODELINE: &str = "# yaml-language-server: $schema=../schemas/recipe.schema.json";
+use crate::support::{assert_reviewed, root};
 
-fn root() -> &'static Path {
-    Path::new(env!("CARGO_MANIFEST_DIR"))
-}
+const MODELINE: &str = "# yaml-language-server: $schema=../schemas/recipe.schema.json";
 
 fn shipped() -> Vec<PathBuf> {
     let mut paths: Vec<PathBuf> = root()
@@ -25,23 +23,12 @@ fn shipped() -> Vec<PathBuf> {
 
 #[test]
 fn the_committed_schema_is_up_to_date() {
-    let path = root().join("schemas/recipe.schema.json");
-    if std::env::var_os("BLESS").is_some() {
-        std::fs::write(&path, schema_text()).unwrap();
-    }
-    let committed = std::fs::read_to_string(&path).unwrap();
-    assert!(committed == schema_text(), "{} is stale; BLESS=1 writes it anew", path.display());
+    assert_reviewed("schemas/recipe.schema.json", &schema_text());
 }
 
 #[test]
 fn the_committed_reference_is_up_to_date() {
-    let path = root().join("docs/reference.md");
-    let text = recipe::reference::reference_text();
-    if std::env::var_os("BLESS").is_some() {
-        std::fs::write(&path, &text).unwrap();
-    }
-    let committed = std::fs::read_to_string(&path).unwrap_or_default();
-    assert!(committed == text, "{} is stale; BLESS=1 writes it anew", path.display());
+    assert_reviewed("docs/reference.md", &recipe::reference::reference_text());
 }
 
 #[test]

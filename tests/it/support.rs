@@ -4,8 +4,11 @@
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::fs;
+use std::hash::{BuildHasher, RandomState};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
+use std::sync::OnceLock;
+use std::time::SystemTime;
 
 use monoquant::finding::Failure;
 use monoquant::plan::{Limits, Plan};
@@ -31,6 +34,59 @@ pub fn root() -> &'static Path {
 pub fn rounds(quick: usize) -> usize {
     let times = std::env::var("MONOQUANT_ROUNDS").ok();
     quick * times.map_or(1, |times| times.parse().expect("MONOQUANT_ROUNDS is a number"))
+}
+
+/// The seed of the recipe's properties: the number in `MONOQUANT_SEED`, or another one in each run of the tests. It is printed, which
+/// a test that passes does not show.
+#[expect(clippy::print_stdout, reason = "the test that fails shows it")]
+pub fn seed() -> u64 {
+    static SEED: OnceLock<u64> = OnceLock::new();
+    let seed = *SEED.get_or_init(|| match std::env::var("MONOQUANT_SEED") {
+        Ok(text) => text.parse().expect("MONOQUANT_SEED is a number"),
+        Err(_) => RandomState::new().hash_one(SystemTime::now()),
+    });
+    println!("MONOQUANT_SEED={seed} draws the same inputs");
+    seed
+}
+
+/// Whether what the tests compare with is written anew, for the review. One switch for insta's snapshots and all other files.
+pub fn is_updating() -> bool {
+    std::env::var_os("INSTA_UPDATE").is_some_and(|update| update == "always")
+}
+
+/// Compares a text with the reviewed one in a file, or writes the file anew.
+///
+/// # Errors
+/// Where they differ.
+pub fn compare(path: &Path, found: &str) -> Result<(), String> {
+    if is_updating() {
+        fs::write(path, found).expect("a file of the repository");
+    }
+    let reviewed = fs::read_to_string(path).unwrap_or_default();
+    if found == reviewed {
+        return Ok(());
+    }
+    let (mut found, mut reviewed, mut line) = (found.lines(), reviewed.lines(), 0);
+    loop {
+        let (found, reviewed) = (found.next(), reviewed.next());
+        line += 1;
+        if found != reviewed || found.is_none() {
+            let show = |line: Option<&str>| line.unwrap_or("(the end)").to_owned();
+            return Err(format!(
+                "{}:{line} differs; INSTA_UPDATE=always writes it anew\n  reviewed: {}\n  found:    {}",
+                path.display(),
+                show(reviewed),
+                show(found)
+            ));
+        }
+    }
+}
+
+/// Compares a text with the reviewed one in a file of the repository.
+pub fn assert_reviewed(path: impl AsRef<Path>, found: &str) {
+    if let Err(difference) = compare(&root().join(path), found) {
+        panic!("{difference}");
+    }
 }
 
 /// Makes a symbolic link.

@@ -130,3 +130,19 @@ fn the_workflows_cover_what_is_promised() {
         assert!(text.contains(promised), "no job has {promised}");
     }
 }
+
+#[test]
+fn what_a_property_has_failed_on_is_kept() {
+    let ignored = fs::read_to_string(root().join(".gitignore")).expect("the list");
+    assert!(!ignored.contains("regressions"), "{ignored}");
+    let mut files = Vec::new();
+    for folder in ["src", "tests/it"] {
+        crate::architecture::sources(&root().join(folder), &mut files);
+    }
+    let properties: Vec<PathBuf> = files
+        .into_iter()
+        .filter(|path| !path.ends_with("workflows.rs"))
+        .filter(|path| fs::read_to_string(path).expect("a source").contains("failure_persistence"))
+        .collect();
+    assert!(properties.is_empty(), "{properties:?} keep their failures otherwise, or not at all");
+}

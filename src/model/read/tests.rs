@@ -51,7 +51,7 @@ fn read_all(folder: &ModelFolder, view: MatrixView, tile: u64) -> Vec<u16> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 64, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 64, ..ProptestConfig::default() })]
 
     #[test]
     fn any_view_is_read_as_its_formula_says(
