@@ -71,8 +71,6 @@ pub struct Plan {
     pub model: ModelFolder,
     /// Kind and role of each tensor of the model.
     pub classes: Vec<LayerClass>,
-    /// The layers that were taken for the language model, if the model has other parts beside it.
-    pub decoder: Option<String>,
     /// The decision for each tensor of the model.
     pub decisions: Vec<Decision>,
     /// The units that are read, treated and written as one, in the order of the files.
@@ -196,7 +194,7 @@ pub fn compile(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
 fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     stop_on_errors(&draft.findings)?;
     let (weighing, problems) = draft.weigh()?;
-    let Draft { loaded, model, classes, decoder, decisions, tasks, fused_modules, mut findings } = draft;
+    let Draft { loaded, model, classes, decisions, tasks, fused_modules, mut findings } = draft;
     findings.extend(problems);
 
     let content = Content { model: &model, decisions: &decisions, tasks: &tasks };
@@ -226,7 +224,6 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         loaded,
         model,
         classes,
-        decoder,
         decisions,
         tasks,
         fused_modules,

@@ -19,7 +19,7 @@ mod tree;
 pub mod unused_parameters;
 mod written;
 
-pub use crate::recipe::to_yaml::{emit, emit_with, resolve};
+pub use crate::recipe::to_yaml::{emit, emit_with};
 pub use load::{Loaded, from_text, load};
 pub use model::Recipe;
 pub use overrides::Overrides;

@@ -85,8 +85,13 @@ pub enum Fate {
 
 impl ModelFolder {
     /// Puts a folder together from its parts; `tensors` must be ordered by shard, then offset.
-    #[must_use]
-    pub fn from_parts(root: PathBuf, shards: Vec<Shard>, tensors: Vec<TensorInfo>, config: Config) -> Self {
+    #[cfg(test)]
+    pub(super) fn from_parts(
+        root: PathBuf,
+        shards: Vec<Shard>,
+        tensors: Vec<TensorInfo>,
+        config: Config,
+    ) -> Self {
         let names = NameIndex::of(&tensors);
         let (index, others, warnings) = (None, Vec::new(), Vec::new());
         let files = Root::of(&root, &[]);

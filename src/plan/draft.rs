@@ -20,8 +20,6 @@ pub struct Draft {
     pub model: ModelFolder,
     /// Kind and role of each tensor of the model.
     pub classes: Vec<LayerClass>,
-    /// The layers that were taken for the language model, if the model has other parts beside it.
-    pub decoder: Option<String>,
     /// The decision for each tensor of the model.
     pub decisions: Vec<Decision>,
     /// The units that are read, treated and written as one, in the order of the files.
@@ -55,7 +53,7 @@ fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     let (model, layer_types) = open_model(loaded)?;
     let mut classified = model::classify(&model);
     correct_classes(&model, &layer_types, &mut classified.classes);
-    let (classes, decoder) = (classified.classes, classified.decoder);
+    let classes = classified.classes;
     let mut findings = loaded.warnings.clone();
     findings.extend(model.warnings.iter().cloned());
     findings.extend(classified.warnings);
@@ -82,5 +80,5 @@ fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
     drop(items);
     let (tasks, problems) = tasks(loaded, &model, &classes, &decisions);
     findings.extend(problems);
-    Ok(Draft { loaded: loaded.clone(), model, classes, decoder, decisions, tasks, fused_modules, findings })
+    Ok(Draft { loaded: loaded.clone(), model, classes, decisions, tasks, fused_modules, findings })
 }

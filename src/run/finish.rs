@@ -179,7 +179,6 @@ impl Job<'_> {
             report,
             report_paths: done.report_paths,
             published: done.published,
-            distortions,
             findings: judgement.shown,
             exit,
             work,

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::Finding;
-use crate::quant::{Distortion, Isa};
+use crate::quant::Isa;
 use crate::report::Report;
 
 /// Options of how a run is carried out; none of them changes its results.
@@ -33,8 +33,6 @@ pub struct Outcome {
     pub report_paths: Vec<PathBuf>,
     /// The outputs that were published.
     pub published: Vec<PathBuf>,
-    /// The distortion of each source tensor.
-    pub distortions: Vec<Option<Distortion>>,
     /// What the gates have to say, failures and warnings, and what a limit of the system slowed down.
     pub findings: Vec<Finding>,
     /// The exit status.

@@ -116,12 +116,6 @@ fn changed_lines(old: &str, new: &str) -> Vec<String> {
 }
 
 impl Cycle {
-    /// Whether the recipe could not be carried out, so that the last good result still stands.
-    #[must_use]
-    pub fn is_broken(&self) -> bool {
-        self.figures.is_none()
-    }
-
     fn verdict(&self) -> &'static str {
         match &self.figures {
             None => "broken",
