@@ -186,7 +186,7 @@ pub fn read(path: &Path) -> Result<Statistics, Failure> {
         let finding = Finding::error("calibration::unknown-format", message);
         return Err(Failure::new(Exit::BadModel, finding.help(NAMES)));
     }
-    let bytes = regular::read_open(file, &metadata, LARGEST).map_err(cannot)?;
+    let bytes = regular::read_all(file, metadata.len(), LARGEST).map_err(cannot)?;
     parse(&bytes).map_err(|finding| {
         let message = format!("{shown}: {}", finding.message);
         Failure::new(Exit::BadModel, Finding { message, ..finding })

@@ -4,3 +4,4 @@
 
 pub mod container;
 pub mod encoding;
+pub mod source;

@@ -5,5 +5,7 @@
 pub mod disk;
 pub mod exclusive;
 pub mod handles;
+pub mod identity;
 pub mod limits;
+pub mod positioned;
 pub mod regular;

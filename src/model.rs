@@ -4,7 +4,7 @@
 //! Opening a folder reads headers only, never a weight, and checks everything that can be checked without one. This
 //! module does not know how the tensors will be treated (see `plan`).
 //!
-//! `resolve` → `open` → [`ModelFolder`] → `classify` (kinds and roles), `experts` (3-D stacks as matrices),
+//! [`Source`](crate::format::source::Source) → `open` → [`ModelFolder`] → `classify` (kinds and roles), `experts` (3-D stacks as matrices),
 //! `read` (rows of a matrix as bytes).
 
 mod class;
@@ -15,7 +15,6 @@ pub mod experts;
 mod facts;
 pub mod folder;
 pub mod header;
-pub mod hub;
 pub mod index;
 pub mod json;
 pub mod name;
@@ -33,23 +32,18 @@ pub use class::{Because, LayerClass};
 pub use config::Config;
 pub use dtype::Dtype;
 pub use experts::{ExpertMatrix, ExpertPart, ExpertStack, MatrixView};
-pub use folder::{Fate, ModelFolder, OtherFile, look, open, open_following};
-pub use hub::resolve;
+pub use folder::{Fate, ModelFolder, OtherFile, look, open};
 pub use index::Index;
 pub use name::Name;
 pub use packed::{Layers, layers};
 pub use shape::Shape;
-pub use tensor::{FileIdentity, Fp8Layout, Fp8Scales, Shard, TensorInfo};
+pub use tensor::{Fp8Layout, Fp8Scales, Shard, TensorInfo};
 pub use types::{Classified, classify};
 
 /// Codes of the findings of this module, stable names for scripts.
 pub mod code {
-    /// The model is not there.
-    pub const NOT_FOUND: &str = "model::not-found";
-    /// The path is not a model that can be read.
-    pub const NOT_A_MODEL: &str = "model::not-a-model";
-    /// A file system call failed.
-    pub const IO: &str = "model::io";
+    pub use crate::format::source::code::{IO, NOT_A_MODEL, NOT_FOUND};
+
     /// The header of a weight file is damaged.
     pub const HEADER: &str = "model::header";
     /// A weight file is shorter or longer than its header says.

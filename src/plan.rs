@@ -42,7 +42,7 @@ pub mod unreachable_thresholds;
 pub use crate::plan::fused_modules::FusedModules;
 pub use budget::Budget;
 pub use checks::Checks;
-pub use draft::{Draft, draft};
+pub use draft::{Draft, draft, draft_from};
 pub use engines::parallel::{Limit, Parallel};
 pub use engines::served::{KernelUse, Served, Server};
 pub use explain::{Explanation, explain};

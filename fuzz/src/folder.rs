@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::Path;
 
 use monoquant::finding::Failure;
+use monoquant::format::source;
 use monoquant::model::{self, ModelFolder};
 use monoquant::plan::{self, ExportPlan, Limits, OutputTensor, Plan};
 use monoquant::recipe::{self, Overrides};
@@ -107,8 +108,8 @@ impl Folder {
 
     /// Looks at the model as `inspect` does and plans it with each recipe.
     pub fn check_model(&self) {
-        let path = self.path("model");
-        match model::look(&path, &[]) {
+        let source = source::folder::open(&self.path("model"), &[]);
+        match source.and_then(model::look) {
             Ok(found) => check_folder(&found),
             Err(failure) => findings::check_failure(&failure),
         }

@@ -12,6 +12,7 @@ use super::{Format, InspectArgs};
 use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::Failure;
+use crate::format::source;
 use crate::model::{self, Because, LayerClass, Layers, ModelFolder, TensorInfo};
 use crate::show::each::Each;
 use crate::show::statistics;
@@ -20,8 +21,8 @@ use crate::text::units::{bytes, counted, grouped};
 use crate::text::visible;
 
 pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failure> {
-    let path = model::resolve(&args.path, Path::new("."))?;
-    if calibration::is_statistics(&path) {
+    let here = Path::new(".");
+    if let Some(path) = source::path(&args.path, here)?.filter(|path| calibration::is_statistics(path)) {
         let statistics = calibration::read(&path)?;
         if args.json || output.format() == Format::Json {
             let value = statistics::json(&statistics);
@@ -31,7 +32,7 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
         }
         return Ok(Exit::Done);
     }
-    let folder = model::look(&path, &args.links.follow_links)?;
+    let folder = model::look(source::open(&args.path, here, &args.links.follow_links)?)?;
     let layers = model::layers(&folder);
     if args.json || output.format() == Format::Json {
         output.json(&as_json(&folder, &layers));

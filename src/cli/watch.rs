@@ -10,7 +10,7 @@ use super::signals::Signals;
 use super::{Format, RunArgs};
 use crate::exit::Exit;
 use crate::finding::Failure;
-use crate::model;
+use crate::format::source;
 use crate::plan::Plan;
 use crate::publish::lock::Lock;
 use crate::publish::staging;
@@ -107,7 +107,9 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
     for stage in &loaded.recipe.stages {
         others.extend(stage.calibration().map(|calibration| loaded.resolve_path(&calibration.file)));
         match stage {
-            Stage::Load(load) => folder = model::resolve(&load.model, &loaded.base_of(&load.model)).ok(),
+            Stage::Load(load) => {
+                folder = source::path(&load.model, &loaded.base_of(&load.model)).ok().flatten();
+            }
             Stage::Export(export) => outputs.push(loaded.resolve_path(&export.path)),
             _ => {}
         }

@@ -104,27 +104,27 @@ pub fn what_is(kind: FileType) -> &'static str {
 /// As [`open`]. [`ErrorKind::FileTooLarge`] if it is longer.
 pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let (file, metadata) = open_with_metadata(path)?;
-    read_open(file, &metadata, limit)
+    read_all(file, metadata.len(), limit)
 }
 
-/// Reads the whole of an open file of at most `limit` bytes.
+/// Reads all of an open file of `len` bytes, and of at most `limit`.
 ///
 /// # Errors
 /// [`ErrorKind::FileTooLarge`] if it is longer. Also if it cannot be read.
-pub fn read_open(file: File, metadata: &Metadata, limit: u64) -> Result<Vec<u8>> {
-    check_length(metadata, limit)?;
+pub fn read_all(file: impl Read, len: u64, limit: u64) -> Result<Vec<u8>> {
+    check_length(len, limit)?;
     // Some files have no length until they are read. One byte more than is allowed tells one at the limit from one beyond it.
-    let mut bytes = Vec::with_capacity(usize::try_from(metadata.len()).unwrap_or(0).saturating_add(1));
+    let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0).saturating_add(1));
     file.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit { Err(too_long(limit)) } else { Ok(bytes) }
 }
 
-/// That an open file is not longer than `limit` bytes.
+/// That a file of `len` bytes is not longer than `limit`.
 ///
 /// # Errors
-/// [`ErrorKind::FileTooLarge`] where it is.
-pub fn check_length(metadata: &Metadata, limit: u64) -> Result<()> {
-    if metadata.len() > limit { Err(too_long(limit)) } else { Ok(()) }
+/// [`ErrorKind::FileTooLarge`] if it is.
+pub fn check_length(len: u64, limit: u64) -> Result<()> {
+    if len > limit { Err(too_long(limit)) } else { Ok(()) }
 }
 
 fn too_long(limit: u64) -> Error {

@@ -1,25 +1,24 @@
 //! Opened model folders: every header read and checked, the index compared with the files, all problems reported at
 //! once.
 
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use super::code;
 use super::config::Config;
 use super::header::{self, Header};
 use super::name_index::NameIndex;
 use super::quantized;
-use super::tensor::{FileIdentity, Shard, TensorInfo};
+use super::tensor::{Shard, TensorInfo};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::fs::regular::{self, limit};
+use crate::format::source::{Blob, Dangling, Reader, Source, cannot_read};
+use crate::fs::regular::limit;
 use crate::threads;
 
 use checks::{check_copies, check_duplicates, check_index};
-use complaints::{absent, adapter, broken_link, file_name, io, no_config, not_a_model_file, pointer};
+use complaints::{adapter, broken_link, no_config, not_safetensors, pointer};
 use elsewhere::no_weights;
-use files::{Listing, is_pointer, list};
-use root::Root;
+use files::{Listing, is_pointer};
 use weights::Choice;
 
 mod checks;
@@ -28,15 +27,14 @@ mod elsewhere;
 mod files;
 mod names;
 mod others;
-mod root;
 mod weights;
 mod wrappers;
 
-/// A model on disk, as its headers describe it.
+/// A model, as its headers describe it.
 #[derive(Debug, Clone)]
 pub struct ModelFolder {
-    /// The folder; for a single file the folder that it is in.
-    pub root: PathBuf,
+    /// Where it is read from.
+    pub source: Arc<dyn Source>,
     /// Whether one file was named instead of a folder.
     pub is_single_file: bool,
     /// The weight files, ordered by name.
@@ -53,7 +51,6 @@ pub struct ModelFolder {
     /// Warnings about doubtful contents.
     pub warnings: Vec<Finding>,
     names: NameIndex,
-    files: Root,
 }
 
 /// A file without weights that were read. If its path ends with `/`, it is a folder from which nothing was read.
@@ -87,15 +84,14 @@ impl ModelFolder {
     /// Puts a folder together from its parts; `tensors` must be ordered by shard, then offset.
     #[cfg(test)]
     pub(super) fn from_parts(
-        root: PathBuf,
+        source: Arc<dyn Source>,
         shards: Vec<Shard>,
         tensors: Vec<TensorInfo>,
         config: Config,
     ) -> Self {
         let names = NameIndex::of(&tensors);
         let (index, others, warnings) = (None, Vec::new(), Vec::new());
-        let files = Root::of(&root, &[]);
-        Self { root, is_single_file: false, shards, tensors, config, index, others, warnings, names, files }
+        Self { source, is_single_file: false, shards, tensors, config, index, others, warnings, names }
     }
 
     /// The index of the tensor with this name.
@@ -128,7 +124,7 @@ impl ModelFolder {
     pub(super) fn with_tensors(&self, tensors: Vec<TensorInfo>) -> Self {
         let names = NameIndex::of(&tensors);
         Self {
-            root: self.root.clone(),
+            source: Arc::clone(&self.source),
             is_single_file: self.is_single_file,
             shards: self.shards.clone(),
             tensors,
@@ -137,7 +133,6 @@ impl ModelFolder {
             others: self.others.clone(),
             warnings: self.warnings.clone(),
             names,
-            files: self.files.clone(),
         }
     }
 
@@ -145,8 +140,8 @@ impl ModelFolder {
     ///
     /// # Errors
     /// If it cannot be opened, or is no longer a file in a place where the model's files may lie.
-    pub fn open_other(&self, path: &str) -> Result<fs::File, Failure> {
-        self.files.open(path).map(|(file, _)| file).map_err(|e| bad(vec![io(&self.files.join(path), &e)]))
+    pub fn open_other(&self, path: &str) -> Result<Box<dyn Blob>, Failure> {
+        self.source.open(path).map_err(|e| bad(vec![cannot_read(&self.source.place(path), &e)]))
     }
 
     /// Bytes of all tensors in the files.
@@ -156,80 +151,59 @@ impl ModelFolder {
     }
 }
 
-/// Opens the model at `model` (see [`super::resolve`]): a folder, or one `.safetensors` file. `include` and
-/// `exclude` are globs over file names relative to the folder; with no `include` the index says which files
-/// are the model, or else their names. Reads headers, index and `config.json`, no weight.
+/// Opens the model of a source. `include` and `exclude` are globs over file names relative to the folder; with no
+/// `include` the index says which files are the model, or else their names. Reads headers, index and `config.json`,
+/// no weight.
 ///
 /// # Errors
 /// Everything that is wrong, together, as [`Exit::BadModel`].
-pub fn open(model: &Path, include: &[&str], exclude: &[&str]) -> Result<ModelFolder, Failure> {
-    open_following(model, include, exclude, &[])
+pub fn open(source: Arc<dyn Source>, include: &[&str], exclude: &[&str]) -> Result<ModelFolder, Failure> {
+    read(source, include, exclude, true)
 }
 
-/// As [`open`], except that links may also lead into the folders `follow`.
+/// As [`open`], for looking only: a model that is already quantized is none to quantize, but can be shown.
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_following(
-    model: &Path,
-    include: &[&str],
-    exclude: &[&str],
-    follow: &[PathBuf],
-) -> Result<ModelFolder, Failure> {
-    read(model, include, exclude, follow, true)
-}
-
-/// As [`open_following`], for looking only: a model that is already quantized is none to quantize, but can be shown.
-///
-/// # Errors
-/// As [`open`].
-pub fn look(model: &Path, follow: &[PathBuf]) -> Result<ModelFolder, Failure> {
-    read(model, &[], &[], follow, false)
+pub fn look(source: Arc<dyn Source>) -> Result<ModelFolder, Failure> {
+    read(source, &[], &[], false)
 }
 
 fn read(
-    model: &Path,
+    shared: Arc<dyn Source>,
     include: &[&str],
     exclude: &[&str],
-    follow: &[PathBuf],
     refuses_quantized: bool,
 ) -> Result<ModelFolder, Failure> {
-    let metadata = fs::metadata(model).map_err(|e| bad(vec![absent(model, &regular::told(e))]))?;
-    let is_single_file = !metadata.is_dir();
-    let root = if is_single_file { Root::of_file(model, follow) } else { Root::of(model, follow) };
+    let source = &*shared;
+    let is_single_file = source.single().is_some();
     let mut findings = Vec::new();
-    let mut listing = Listing::default();
-    if is_single_file {
-        let name = file_name(model);
-        if let Some(finding) = not_a_model_file(model, &metadata) {
-            return Err(bad(vec![finding]));
-        }
-        listing.files.push(OtherFile { path: name, len: metadata.len(), fate: Fate::Carried });
-    } else {
-        if let Some(finding) = elsewhere::hub_cache(model) {
-            return Err(bad(vec![finding]));
-        }
-        list(&root, &mut listing, &mut findings);
-        listing.files.sort_by(|a, b| a.path.cmp(&b.path));
-        if include.is_empty()
-            && let Some(finding) = elsewhere::pipeline(&root, &listing)
-        {
+    if let Some(name) = source.single() {
+        let unreadable = || source.open(name).err().map(|e| cannot_read(&source.name(), &e));
+        if let Some(finding) = not_safetensors(name).or_else(unreadable) {
             return Err(bad(vec![finding]));
         }
     }
-    let config = read_config(&root, &listing, is_single_file, &mut findings);
+    let listing = Listing::of(source, &mut findings);
+    if !is_single_file
+        && include.is_empty()
+        && let Some(finding) = elsewhere::pipeline(source, &listing)
+    {
+        return Err(bad(vec![finding]));
+    }
+    let config = read_config(source, &listing, &mut findings);
     let Choice { files: chosen, index } = if is_single_file {
         Choice { files: listing.files.clone(), index: None }
     } else {
-        weights::choose(&root, &listing, &config, include, exclude, &mut findings)
+        weights::choose(source, &listing, &config, include, exclude, &mut findings)
     };
     if chosen.is_empty() {
         if !findings.iter().any(Finding::is_error) {
-            findings.push(no_weights(root.path(), &listing));
+            findings.push(no_weights(source, &listing));
         }
         return Err(bad(findings));
     }
-    let (shards, mut tensors) = read_headers(&root, &chosen, &mut findings);
+    let (shards, mut tensors) = read_headers(source, &chosen, &mut findings);
     let mut names = NameIndex::of(&tensors);
     check_duplicates(&shards, &tensors, &names, &mut findings);
     if !include.is_empty() {
@@ -242,7 +216,7 @@ fn read(
     });
     if !findings.iter().any(Finding::is_error) {
         if tensors.is_empty() {
-            let message = format!("`{}` holds no tensor", model.display());
+            let message = format!("`{}` holds no tensor", source.name());
             findings.push(Finding::error(code::NOT_A_MODEL, message));
         } else if names::are_adapter(tensors.iter().map(|tensor| tensor.name.as_str())) {
             findings.push(adapter(&chosen));
@@ -270,10 +244,10 @@ fn read(
             index: index.as_deref(),
             is_included: !include.is_empty() || !exclude.is_empty(),
         };
-        others::judge(&root, listing, used, &model, &mut findings)
+        others::judge(source, listing, used, &model, &mut findings)
     };
     Ok(ModelFolder {
-        root: root.path().to_owned(),
+        source: shared,
         is_single_file,
         shards,
         tensors,
@@ -282,22 +256,19 @@ fn read(
         others,
         warnings: findings,
         names,
-        files: root,
     })
 }
 
 /// The configuration. If there is none to read, an empty one and a finding.
-fn read_config(root: &Root, listing: &Listing, is_single_file: bool, findings: &mut Vec<Finding>) -> Config {
+fn read_config(source: &dyn Source, listing: &Listing, findings: &mut Vec<Finding>) -> Config {
     let mut listed = listing.files.iter().filter(|file| file.path == "config.json");
-    let config = match root.read("config.json", limit::CONFIG) {
-        Ok(_) if listed.any(|file| is_pointer(root, file)) => Err(pointer("config.json")),
+    let config = match source.read("config.json", limit::CONFIG) {
+        Ok(_) if listed.any(|file| is_pointer(source, file)) => Err(pointer("config.json")),
         Ok(text) => Config::parse(&text),
         Err(_) if listing.refused.contains("config.json") => return Config::default(),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound && root.join("config.json").is_symlink() => {
-            Err(broken_link(&root.join("config.json"), "config.json", e))
-        }
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(no_config(is_single_file)),
-        Err(e) => Err(io(&root.join("config.json"), &e)),
+        Err(e) if Dangling::is(&e) => Err(broken_link(source, "config.json", &e)),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(no_config(source.single().is_some())),
+        Err(e) => Err(cannot_read(&source.place("config.json"), &e)),
     };
     config.unwrap_or_else(|finding| {
         findings.push(finding);
@@ -307,12 +278,12 @@ fn read_config(root: &Root, listing: &Listing, is_single_file: bool, findings: &
 
 /// Reads all headers in parallel. The result does not depend on the order in which they finish.
 fn read_headers(
-    root: &Root,
+    source: &dyn Source,
     chosen: &[OtherFile],
     findings: &mut Vec<Finding>,
 ) -> (Vec<Shard>, Vec<TensorInfo>) {
     let read: Vec<Result<(Shard, Header), Vec<Finding>>> =
-        threads::map_each(chosen, |file| read_shard(root, &file.path));
+        threads::map_each(chosen, |file| read_shard(source, &file.path));
     let (mut shards, mut tensors) = (Vec::new(), Vec::new());
     for result in read {
         match result {
@@ -339,14 +310,12 @@ fn read_headers(
     (shards, tensors)
 }
 
-fn read_shard(root: &Root, name: &str) -> Result<(Shard, Header), Vec<Finding>> {
-    let path = root.join(name);
-    let (file, metadata) = root.open(name).map_err(|e| vec![io(&path, &e)])?;
-    let identity = FileIdentity::of(&metadata);
-    let mut header = header::read(&file, identity.len, name)?;
+fn read_shard(source: &dyn Source, name: &str) -> Result<(Shard, Header), Vec<Finding>> {
+    let blob = source.open(name).map_err(|e| vec![cannot_read(&source.place(name), &e)])?;
+    let mut header = header::read(Reader::new(&*blob), blob.bytes(), name)?;
     let metadata = std::mem::take(&mut header.metadata);
-    let (len, data_start) = (identity.len, header.data_start);
-    Ok((Shard { name: name.to_owned(), path, len, data_start, metadata, identity }, header))
+    let (len, data_start, identity) = (blob.bytes(), header.data_start, blob.identity().clone());
+    Ok((Shard { name: name.to_owned(), len, data_start, metadata, identity }, header))
 }
 
 fn bad(findings: Vec<Finding>) -> Failure {

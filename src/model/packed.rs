@@ -1,14 +1,11 @@
 //! Models whose weights are already codes, viewed as the layers that the codes represent. For inspection only.
 
-use std::io::{Read, Seek, SeekFrom};
-
 use super::dtype::Dtype;
 use super::folder::ModelFolder;
 use super::name::Names;
 use super::shape::Shape;
 use super::tensor::TensorInfo;
 use super::types::{Classified, classify};
-use crate::fs::regular;
 
 /// Parameters that accompany the codes of a module.
 const COMPANIONS: &[&str] = &["weight_scale", "weight_zero_point", "weight_shape"];
@@ -98,10 +95,9 @@ fn read_shape(folder: &ModelFolder, tensor: &TensorInfo) -> Option<Vec<u64>> {
     if tensor.stored != Dtype::I64 || tensor.shape != [2] {
         return None;
     }
-    let mut file = regular::open(&folder.shards.get(tensor.shard())?.path).ok()?;
-    file.seek(SeekFrom::Start(tensor.offset)).ok()?;
+    let blob = folder.source.open(&folder.shards.get(tensor.shard())?.name).ok()?;
     let mut bytes = [0; 16];
-    file.read_exact(&mut bytes).ok()?;
+    blob.read_exact_at(tensor.offset, &mut bytes).ok()?;
     let (rows, columns) = bytes.split_at(8);
     let size = |bytes: &[u8]| u64::try_from(i64::from_le_bytes(bytes.try_into().ok()?)).ok();
     Some(vec![size(rows)?, size(columns)?])

@@ -3,19 +3,18 @@
 //! Files are not memory-mapped. If a mapped file is truncated, the process is killed; a short read is a named error
 //! instead. A [`WeightFile`] can be read from many threads at once.
 
-use std::fs::File;
 use std::ops::Range;
 
 use super::code;
 use super::dtype::Dtype;
 use super::experts::MatrixView;
 use super::folder::ModelFolder;
-use super::tensor::{FileIdentity, Shard, TensorInfo};
+use super::tensor::{Shard, TensorInfo};
 use super::widen::{self, ScaleGrid};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::fs::handles::{Handle, Replaced};
-use crate::fs::regular;
+use crate::format::source::{Blob, Source};
+use crate::fs::handles::Replaced;
 
 /// Bytes of source rows that are collected before they are transposed, so that both sides stay in the cache.
 const TRANSPOSE_BYTES: u64 = 256 * 1024;
@@ -23,38 +22,29 @@ const TRANSPOSE_BYTES: u64 = 256 * 1024;
 /// A weight file, to be read at positions.
 #[derive(Debug)]
 pub struct WeightFile {
-    file: Handle,
+    blob: Box<dyn Blob>,
     name: String,
 }
 
 impl WeightFile {
-    /// Opens a shard. Where a process may not have all files open, it is opened again when it is read.
+    /// Opens a shard.
     ///
     /// # Errors
     /// It cannot be opened, or is not the file whose header was read.
-    pub fn open(shard: &Shard) -> Result<Self, Failure> {
-        let name = shard.name.clone();
-        let failed =
-            |e: std::io::Error| fail(code::IO, format!("cannot open `{}`: {e}", shard.path.display()));
-        let file = regular::open(&shard.path).map_err(failed)?;
-        let (path, identity) = (shard.path.clone(), shard.identity);
-        let again = move || {
-            let (file, metadata) = regular::open_with_metadata(&path)?;
-            if FileIdentity::of(&metadata) == identity { Ok(file) } else { Err(Replaced.into()) }
-        };
-        let opened = Self { file: Handle::new(file, again).map_err(failed)?, name };
-        opened.check_unchanged(shard)?;
-        Ok(opened)
+    pub fn open(source: &dyn Source, shard: &Shard) -> Result<Self, Failure> {
+        let failed = |e| fail(code::IO, format!("cannot open `{}`: {e}", source.place(&shard.name)));
+        let blob = source.open(&shard.name).map_err(failed)?;
+        let opened = Self { blob, name: shard.name.clone() };
+        if *opened.blob.identity() == shard.identity { Ok(opened) } else { Err(opened.changed()) }
     }
 
-    /// Whether the file is still as it was when its header was read. A new name or permission counts as a change as
-    /// well, because the check uses the time of the last change, the only one that cannot be set back.
+    /// Whether the file is still as it was when its header was read.
     ///
     /// # Errors
     /// If it is not.
     pub fn check_unchanged(&self, shard: &Shard) -> Result<(), Failure> {
-        match self.file.with(File::metadata) {
-            Ok(metadata) if FileIdentity::of(&metadata) == shard.identity => Ok(()),
+        match self.blob.identity_now() {
+            Ok(identity) if identity == shard.identity => Ok(()),
             Ok(_) => Err(self.changed()),
             Err(e) if Replaced::is(&e) => Err(self.changed()),
             Err(e) => Err(fail(code::IO, format!("cannot read `{}`: {e}", self.name))),
@@ -78,7 +68,7 @@ impl WeightFile {
     /// # Errors
     /// The file ends before, or the system cannot read it.
     pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
-        self.file.with(|file| read_exact_at(file, buffer, offset)).map_err(|e| {
+        self.blob.read_exact_at(offset, buffer).map_err(|e| {
             let bytes = buffer.len();
             if Replaced::is(&e) {
                 self.changed()
@@ -97,28 +87,6 @@ impl WeightFile {
             }
         })
     }
-}
-
-#[cfg(unix)]
-pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> std::io::Result<()> {
-    std::os::unix::fs::FileExt::read_exact_at(file, buffer, offset)
-}
-
-#[cfg(windows)]
-pub(crate) fn read_exact_at(file: &File, mut buffer: &mut [u8], mut offset: u64) -> std::io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    while !buffer.is_empty() {
-        match file.seek_read(buffer, offset) {
-            Ok(0) => return Err(std::io::ErrorKind::UnexpectedEof.into()),
-            Ok(n) => {
-                buffer = &mut buffer[n..];
-                offset += n as u64;
-            }
-            Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
-            Err(e) => return Err(e),
-        }
-    }
-    Ok(())
 }
 
 /// Reads rows of one matrix [out, in], in a type that can be quantized.

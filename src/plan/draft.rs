@@ -1,11 +1,14 @@
 //! Drafts: the action that a recipe asks for each tensor. A draft is the first half of a plan, and can be shown even
 //! if the whole plan cannot be made.
 
+use std::sync::Arc;
+
 use super::doubts::{idle_stages, split_findings, undivided_findings};
 use super::matrices::{row_lengths, tasks};
 use super::source_model::{correct_classes, open_model};
 use super::{Decision, FusedModules, Task, Weighing, engines, select, statistics, unmatched};
 use crate::finding::{Failure, Finding};
+use crate::format::source::Source;
 use crate::model::{self, LayerClass, ModelFolder};
 use crate::plan::fused_modules;
 use crate::recipe::Loaded;
@@ -46,11 +49,19 @@ impl Draft {
 /// If the model cannot be read.
 pub fn draft(loaded: Loaded) -> Result<Draft, Failure> {
     // Findings on the way may name paths that contain values of variables.
-    decide(&loaded).map_err(|failure| loaded.tell_failure(failure))
+    decide(&loaded, None).map_err(|failure| loaded.tell_failure(failure))
 }
 
-fn decide(loaded: &Loaded) -> Result<Draft, Failure> {
-    let (model, layer_types) = open_model(loaded)?;
+/// As [`draft()`], for a model that is read from this source, whatever the recipe's `model` is.
+///
+/// # Errors
+/// As [`draft()`].
+pub fn draft_from(loaded: Loaded, source: Arc<dyn Source>) -> Result<Draft, Failure> {
+    decide(&loaded, Some(source)).map_err(|failure| loaded.tell_failure(failure))
+}
+
+fn decide(loaded: &Loaded, source: Option<Arc<dyn Source>>) -> Result<Draft, Failure> {
+    let (model, layer_types) = open_model(loaded, source)?;
     let mut classified = model::classify(&model);
     correct_classes(&model, &layer_types, &mut classified.classes);
     let classes = classified.classes;

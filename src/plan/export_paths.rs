@@ -42,15 +42,16 @@ fn canonical(path: &std::path::Path) -> PathBuf {
 /// Output paths that would destroy the model or each other.
 pub(super) fn export_paths(loaded: &Loaded, model: &ModelFolder, exports: &[ExportPlan]) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let source = canonical(&model.root);
+    let source = model.source.folder().map(canonical);
+    let source = source.as_deref();
     for (position, export) in exports.iter().enumerate() {
         let place = loaded.place(&format!("/stages/{}/path", export.stage));
         let path = canonical(&export.path);
-        let message = if path == source {
+        let message = if source == Some(&*path) {
             Some("the output would replace the model")
-        } else if path.starts_with(&source) && !model.is_single_file {
+        } else if !model.is_single_file && source.is_some_and(|source| path.starts_with(source)) {
             Some("the output lies inside the model's folder")
-        } else if source.starts_with(&path) {
+        } else if source.is_some_and(|source| source.starts_with(&path)) {
             Some("the model lies inside the output's folder")
         } else {
             exports[..position].iter().map(|other| canonical(&other.path)).find_map(|other| {
@@ -65,7 +66,8 @@ pub(super) fn export_paths(loaded: &Loaded, model: &ModelFolder, exports: &[Expo
         };
         if let Some(message) = message {
             let finding = Finding::error("plan::output-path", message).at_opt(place, "choose another path");
-            findings.push(finding.help(format!("The model is {}.", source.display())));
+            let model = source.map_or_else(|| model.source.name(), |source| source.display().to_string());
+            findings.push(finding.help(format!("The model is {model}.")));
         }
     }
     findings

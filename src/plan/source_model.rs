@@ -1,10 +1,13 @@
 //! The model that a recipe loads, with the layer types that the recipe corrects.
 
+use std::sync::Arc;
+
 use indexmap::IndexMap;
 
 use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::format::source::{self, Source};
 use crate::layer::LayerType;
 use crate::model::{self, Because, LayerClass, ModelFolder};
 use crate::recipe::Loaded;
@@ -14,7 +17,11 @@ use super::select;
 
 pub(super) type LayerTypes = IndexMap<crate::layer::pattern::Pattern, LayerType>;
 
-pub(super) fn open_model(loaded: &Loaded) -> Result<(ModelFolder, LayerTypes), Failure> {
+/// Opens the model of a recipe: the one that its `load` names, unless a source is given.
+pub(super) fn open_model(
+    loaded: &Loaded,
+    source: Option<Arc<dyn Source>>,
+) -> Result<(ModelFolder, LayerTypes), Failure> {
     let Some((index, load)) =
         loaded.recipe.stages.iter().enumerate().find_map(|(index, stage)| match stage {
             Stage::Load(load) => Some((index, load)),
@@ -34,25 +41,36 @@ pub(super) fn open_model(loaded: &Loaded) -> Result<(ModelFolder, LayerTypes), F
         }
         failure
     };
-    let path = model::resolve(&load.model, &loaded.base_of(&load.model)).map_err(point)?;
-    if calibration::is_statistics(&path) && calibration::read(&path).is_ok() {
-        let written = loaded.written(&format!("/stages/{index}/model"));
-        let message =
-            format!("`{}` holds activation statistics, not weights", written.unwrap_or(&load.model));
-        let finding = Finding::error(model::code::NOT_A_MODEL, message);
-        return Err(point(Failure::new(
-            Exit::BadModel,
-            finding.help("`model` is the folder with the weights. Statistics are named by `calibration` of the stage that quantizes."),
-        )));
-    }
+    let source = match source {
+        Some(source) => source,
+        None => {
+            let base = loaded.base_of(&load.model);
+            let path = source::path(&load.model, &base).map_err(point)?;
+            if path.is_some_and(|path| calibration::is_statistics(&path) && calibration::read(&path).is_ok())
+            {
+                let written = loaded.written(&format!("/stages/{index}/model"));
+                return Err(point(statistics(written.unwrap_or(&load.model))));
+            }
+            source::open(&load.model, &base, &loaded.follow_links).map_err(point)?
+        }
+    };
     let globs = |globs: &[crate::layer::file_glob::FileGlob]| -> Vec<String> {
         globs.iter().map(|glob| glob.as_str().to_owned()).collect()
     };
     let (include, exclude) = (globs(&load.include), globs(&load.exclude));
     let include: Vec<&str> = include.iter().map(String::as_str).collect();
     let exclude: Vec<&str> = exclude.iter().map(String::as_str).collect();
-    let model = model::open_following(&path, &include, &exclude, &loaded.follow_links).map_err(point)?;
+    let model = model::open(source, &include, &exclude).map_err(point)?;
     Ok((model, load.layer_types.clone()))
+}
+
+fn statistics(written: &str) -> Failure {
+    let message = format!("`{written}` holds activation statistics, not weights");
+    let finding = Finding::error(model::code::NOT_A_MODEL, message);
+    Failure::new(
+        Exit::BadModel,
+        finding.help("`model` is the folder with the weights. Statistics are named by `calibration` of the stage that quantizes."),
+    )
 }
 
 pub(super) fn correct_classes(model: &ModelFolder, layer_types: &LayerTypes, classes: &mut [LayerClass]) {

@@ -10,7 +10,7 @@ use crate::finding::{Failure, Finding};
 use crate::fs::disk;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
-use crate::fs::{limits, regular};
+use crate::fs::{limits, positioned, regular};
 
 /// Codes of findings about files that cannot be written.
 pub mod code {
@@ -110,7 +110,7 @@ pub fn copy_range(
     let mut buffer = Vec::new();
     while done < len {
         buffer.resize((len - done).min(1 << 20) as usize, 0);
-        from.with(|from| crate::model::read::read_exact_at(from, &mut buffer, from_offset + done))
+        from.with(|from| positioned::read_exact_at(from, &mut buffer, from_offset + done))
             .map_err(|error| cannot_write("copy to", &to.path, &error))?;
         write_at(to, to_offset + done, &buffer)?;
         done += buffer.len() as u64;
@@ -136,26 +136,8 @@ pub fn replace(
 /// # Errors
 /// Where they cannot be written.
 pub fn write_at(staged: &StagedFile, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
-    let written = staged.file.with(|file| write_all_at(file, offset, bytes));
+    let written = staged.file.with(|file| positioned::write_all_at(file, bytes, offset));
     written.map_err(|error| cannot_write("write", &staged.path, &error))
-}
-
-#[cfg(unix)]
-fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)
-}
-
-#[cfg(windows)]
-fn write_all_at(file: &File, offset: u64, bytes: &[u8]) -> io::Result<()> {
-    use std::os::windows::fs::FileExt;
-    let mut written = 0;
-    while written < bytes.len() {
-        match file.seek_write(&bytes[written..], offset + written as u64)? {
-            0 => return Err(io::ErrorKind::WriteZero.into()),
-            n => written += n,
-        }
-    }
-    Ok(())
 }
 
 /// Makes a complete file survive a power cut.
@@ -234,7 +216,7 @@ pub fn holds(
 /// # Errors
 /// If they cannot be read.
 pub fn read_at(staged: &StagedFile, offset: u64, out: &mut [u8]) -> Result<(), Failure> {
-    let read = staged.file.with(|file| crate::model::read::read_exact_at(file, out, offset));
+    let read = staged.file.with(|file| positioned::read_exact_at(file, out, offset));
     read.map_err(|error| cannot_write("read back", &staged.path, &error))
 }
 

@@ -151,7 +151,7 @@ fn open(folder: &Folder, name: &Path, limit: u64) -> io::Result<File> {
 }
 
 fn bounded(file: File, limit: u64) -> io::Result<File> {
-    regular::check_length(&file.metadata()?, limit)?;
+    regular::check_length(file.metadata()?.len(), limit)?;
     Ok(file)
 }
 

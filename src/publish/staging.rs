@@ -147,18 +147,18 @@ impl Staging {
         }
     }
 
-    /// Writes the whole of an open file into the folder, a stretch at a time, and asks before each whether to go on. The umask
+    /// Writes all that can be read into the folder, a stretch at a time, and asks before each whether to go on. The umask
     /// decides about permissions, as for every file that is written.
     ///
     /// # Errors
     /// Where it cannot be read or written, or is not to go on.
-    pub fn copy(&self, from: File, name: &Path, go_on: GoOn<'_>) -> Result<(), Failure> {
+    pub fn copy(&self, mut from: impl Read, name: &Path, go_on: GoOn<'_>) -> Result<(), Failure> {
         let failed = |error: io::Error| cannot_write("copy to", &self.folder.join(name), &error);
         let mut to = self.root.create_file(name).map_err(failed)?;
         loop {
             go_on()?;
             // Between two files the system copies by itself, where it can by sharing what is on the disk.
-            if io::copy(&mut (&from).take(STRETCH), &mut to).map_err(failed)? == 0 {
+            if io::copy(&mut from.by_ref().take(STRETCH), &mut to).map_err(failed)? == 0 {
                 return Ok(());
             }
         }

@@ -1,16 +1,18 @@
 //! Files that are carried over as they are: their identity, and whether an output has them already.
 
 use std::collections::HashMap;
-use std::io;
+use std::io::{self, Seek};
 use std::path::Path;
 
 use super::verify;
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::format::source::{Identity, Reader};
 use crate::fs::exclusive::Folder;
+use crate::fs::identity::FileIdentity;
 use crate::fs::regular;
-use crate::model::{FileIdentity, ModelFolder, code};
+use crate::model::{ModelFolder, code};
 use crate::plan::Plan;
 use crate::publish::Staging;
 use crate::report::FileRecord;
@@ -22,7 +24,7 @@ pub(super) struct Carried {
     /// The identity of its bytes. Its name is its path in the model and in the output.
     pub file: FileRecord,
     /// The identity of the model's file when it was looked at.
-    pub source: FileIdentity,
+    pub source: Identity,
 }
 
 /// Looks at all files that each export carries over. A file that the record knows need not be read.
@@ -39,20 +41,19 @@ pub(super) fn look(plan: &Plan, stores: &[Stores], cancel: &Cancel) -> Result<Ve
                 continue;
             }
             let name = &plan.model.others[index].path;
-            let path = plan.model.root.join(name);
-            let failed = |error| cannot_read(&path, &error);
+            let failed = |error| cannot_read(&plan.model.source.place(name), &error);
             let opened = plan.model.open_other(name)?;
-            let source = FileIdentity::of(&opened.metadata().map_err(failed)?);
+            let (source, bytes) = (opened.identity().clone(), opened.bytes());
             let mut known = stores.iter().flat_map(|stores| &stores.stores);
             let known = known.find_map(|store| {
-                store.carried(name, &source).filter(|known| known.blake3.is_some() || !is_hashed)
+                store.carried(name, &source, bytes).filter(|known| known.blake3.is_some() || !is_hashed)
             });
             let file = match known {
                 Some(known) => {
                     FileRecord { blake3: known.blake3.clone().filter(|_| is_hashed), ..known.clone() }
                 }
                 None => {
-                    let identified = verify::identify(name, opened, is_hashed, cancel);
+                    let identified = verify::identify(name, Reader::new(&*opened), is_hashed, cancel);
                     cancel.check()?;
                     identified.map_err(failed)?
                 }
@@ -83,12 +84,23 @@ impl Carried {
     /// If it cannot be read or written, or has changed since it was looked at.
     pub fn copy(&self, model: &ModelFolder, staging: &Staging, cancel: &Cancel) -> Result<(), Failure> {
         let name = Path::new(&self.file.name);
-        staging.copy(model.open_other(&self.file.name)?, name, &|| cancel.check())?;
-        let path = staging.folder.join(name);
+        let (blob, path) = (model.open_other(&self.file.name)?, staging.folder.join(name));
+        let go_on = || cancel.check();
+        match blob.file() {
+            Some(file) => {
+                // Others may have read it before.
+                let copied = file.with(|mut file| {
+                    file.rewind()?;
+                    Ok(staging.copy(file, name, &go_on))
+                });
+                copied.map_err(|error| cannot_read(&model.source.place(&self.file.name), &error))??;
+            }
+            None => staging.copy(Reader::new(&*blob), name, &go_on)?,
+        }
         let written = regular::open(&path)
             .and_then(|file| verify::identify(&self.file.name, file, self.file.blake3.is_some(), cancel));
         cancel.check()?;
-        if written.map_err(|error| cannot_read(&path, &error))? != self.file {
+        if written.map_err(|error| cannot_read(&path.display().to_string(), &error))? != self.file {
             let message = format!("`{}` changed while it was read", self.file.name);
             let finding = Finding::error(code::CHANGED, message)
                 .help("Something else writes to the model's folder; run again when it is done.");
@@ -98,7 +110,7 @@ impl Carried {
     }
 }
 
-fn cannot_read(path: &Path, error: &io::Error) -> Failure {
-    let message = format!("cannot read {}: {error}", path.display());
+fn cannot_read(place: &str, error: &io::Error) -> Failure {
+    let message = format!("cannot read {place}: {error}");
     Failure::new(Exit::BadModel, Finding::error(code::IO, message))
 }

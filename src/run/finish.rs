@@ -15,8 +15,8 @@ use super::verify::Identity;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder};
+use crate::fs::identity::FileIdentity;
 use crate::gates::Judgement;
-use crate::model::FileIdentity;
 use crate::plan::Checks;
 use crate::plan::{ExportPlan, Plan, fingerprint};
 use crate::publish::occupant;
@@ -44,7 +44,7 @@ pub(super) fn header(plan: &Plan, export: &ExportPlan, checks: Checks) -> Header
         .iter()
         .map(|shard| SourceFile {
             name: shard.name.clone(),
-            identity: shard.identity,
+            identity: shard.identity.clone(),
             is_settled: shard.identity.is_settled(),
             blake3: None,
         })
@@ -343,7 +343,7 @@ impl Job<'_> {
             .zip(identities(&paths))
             .map(|(carried, written)| CarriedFile {
                 file: carried.file.clone(),
-                source: carried.source,
+                source: carried.source.clone(),
                 is_settled: carried.source.is_settled(),
                 written,
             })

@@ -71,8 +71,8 @@ pub fn verify(folder: &Path) -> Result<Verified, Failure> {
 }
 
 fn read_report(file: File) -> io::Result<Vec<u8>> {
-    let metadata = file.metadata()?;
-    regular::read_open(file, &metadata, limit::REPORT)
+    let len = file.metadata()?.len();
+    regular::read_all(file, len, limit::REPORT)
 }
 
 /// Every file of an output that is not in the folder as it was written.

@@ -17,7 +17,7 @@ use notify::{EventKind, RecommendedWatcher, RecursiveMode, Watcher};
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::model::FileIdentity;
+use crate::fs::identity::FileIdentity;
 use crate::sync::lock;
 
 /// Without another event for so long, a change is complete.

@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::Path;
 
+use monoquant::format::source;
 use monoquant::layer::LayerType;
 use monoquant::model::{self, Classified, ExpertPart, ModelFolder};
 
@@ -12,7 +13,8 @@ use crate::support::headers::{self, Fixture, FixtureTensor};
 
 fn open(name: &str) -> (ModelFolder, Classified) {
     let folder = headers::model(name);
-    let opened = model::open(folder.path(), &[], &[]).unwrap_or_else(|e| panic!("{name}: {e}"));
+    let opened = source::folder::open(folder.path(), &[]).and_then(|source| model::open(source, &[], &[]));
+    let opened = opened.unwrap_or_else(|e| panic!("{name}: {e}"));
     let classified = model::classify(&opened);
     (opened, classified)
 }

@@ -1,13 +1,23 @@
-//! Models as they are found: links into the Hub's cache, scaled FP8, stacks of experts.
+//! Models as they are found: links into the Hub's cache, a source in memory, scaled FP8, stacks of experts.
 
 use std::fs;
+use std::path::Path;
+use std::sync::Arc;
 
 use half::bf16;
 use monoquant::digest::checksum;
+use monoquant::finding::Failure;
+use monoquant::model;
+use monoquant::plan::{self, Limits, Plan};
+use monoquant::publish::hidden;
+use monoquant::recipe::{self, Overrides};
+use monoquant::report::{self, Report};
+use monoquant::run::{self, Options, Outcome, Silent};
 use safetensors::tensor::Dtype;
 use serde_json::json;
 
-use crate::support::{Model, Workspace, gaussian, json, report, tensors};
+use crate::support::memory::Memory;
+use crate::support::{self, Model, Workspace, files, gaussian, json, tensors};
 
 /// Puts a model into a Hub cache as `hf download` does: blobs, and a snapshot of links to them.
 #[cfg(unix)]
@@ -54,6 +64,63 @@ fn a_snapshot_in_the_hubs_cache_is_read_through_its_links() {
     assert_eq!(tensors(&workspace.path("out")), from_cache);
 }
 
+/// The plan of a recipe whose model is read from a source.
+fn plan_from(recipe: &Path, source: &Memory) -> Result<Plan, Failure> {
+    let loaded = recipe::load(recipe, &Overrides::default())?;
+    plan::compile(plan::draft_from(loaded, Arc::new(source.clone()))?, Limits::default())
+}
+
+fn run(plan: &Plan) -> Result<Outcome, Failure> {
+    run::run(plan, &Options::default(), &Silent)
+}
+
+const STAGES: &str = "  - stage: load\n    model: model\n  - stage: quantize-int4\n  - stage: validate\n  \
+                      - stage: export\n    path: out\n    digest: blake3\n";
+
+#[test]
+fn a_model_in_memory_is_quantized_as_one_in_a_folder() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.write("model/deep/carried.bin", vec![7; 5000]);
+    let recipe = workspace.whole_recipe(STAGES);
+    let written = || {
+        let mut files = files(&workspace.path("out"));
+        // Reports have times in them.
+        files.retain(|name, _| name != report::FILE_NAME);
+        files
+    };
+    workspace.run(&recipe).exits(0);
+    let from_folder = written();
+    let hashes = |report: &Report| (report.source.clone(), report.outputs.clone());
+    let of_folder = hashes(&support::report(&workspace.path("out")));
+    let memory = Memory::of(&workspace.path("model"));
+    for folder in ["model", "out"] {
+        fs::remove_dir_all(workspace.path(folder)).expect("a folder");
+    }
+    fs::remove_file(hidden::record(&workspace.path("out"))).expect("a record");
+    let first = run(&plan_from(&recipe, &memory).expect("a plan")).expect("a run");
+    assert!(written() == from_folder, "other bytes");
+    assert_eq!(hashes(&first.report), of_folder);
+    // Versions of a source never come back, so nothing is read or made again.
+    let again = run(&plan_from(&recipe, &memory).expect("a plan")).expect("a run");
+    assert_eq!(hashes(&again.report), of_folder);
+    assert!(written() == from_folder);
+}
+
+#[test]
+fn a_blob_that_is_exchanged_after_its_header_was_read_is_never_used() {
+    let workspace = Workspace::with(&Model::llama());
+    let recipe = workspace.whole_recipe(STAGES);
+    let memory = Memory::of(&workspace.path("model"));
+    let plan = plan_from(&recipe, &memory).expect("a plan");
+    let shard = plan.model.shards[0].name.clone();
+    memory.put(&shard, fs::read(workspace.path("model").join(&shard)).expect("a shard"));
+    let failure = run(&plan).expect_err("it changed");
+    assert_eq!(failure.findings[0].code, model::code::CHANGED, "{failure}");
+    memory.put("config.json", b"{".to_vec());
+    let failure = plan_from(&recipe, &memory).expect_err("a broken configuration");
+    assert_eq!(failure.findings[0].code, model::code::CONFIG, "{failure}");
+}
+
 /// The value of an FP8 byte (E4M3, without infinities).
 fn e4m3(byte: u8) -> f32 {
     let (exponent, mantissa) = (i32::from(byte >> 3 & 15), f32::from(byte & 7));
@@ -80,7 +147,7 @@ fn scaled_fp8_is_dequantized_on_the_way() {
     let workspace = Workspace::with(&model);
 
     workspace.run(&workspace.recipe("  - stage: quantize-int8\n  - stage: validate\n")).exits(0);
-    let (written, told) = (tensors(&workspace.path("out")), report(&workspace.path("out")));
+    let (written, told) = (tensors(&workspace.path("out")), support::report(&workspace.path("out")));
     assert!(!written.contains_key(&format!("{UP}.weight_scale_inv")));
     assert_eq!(written[&format!("{UP}.weight_packed")].shape, [256, 32]);
     let action =

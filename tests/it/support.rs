@@ -19,6 +19,7 @@ use tempfile::TempDir;
 
 pub mod headers;
 pub mod layout;
+pub mod memory;
 mod model;
 pub mod statistics;
 

@@ -6,7 +6,7 @@ use std::fs;
 use serde_json::json;
 use tempfile::TempDir;
 
-use super::tests::{RIGHT, fates, only, refusal, two_shards, write_index, write_weights};
+use super::tests::{RIGHT, fates, only, open, refusal, two_shards, write_index, write_weights};
 use super::*;
 
 /// The names of the files that are read.

@@ -1,101 +1,38 @@
-//! Folders near a model: an entry of the Hub's cache, a pipeline of several models, or a folder one level off. The
-//! finding says where the model is.
-
-use std::fs;
-use std::path::{Path, PathBuf};
+//! Folders near a model: a pipeline of several models, or a folder one level off. The finding says where the model is.
 
 use serde_json::Value;
 
-use super::complaints::{CONVERT, GIVE, file_name, shown};
+use super::complaints::{CONVERT, shown};
 use super::files::Listing;
 use super::names;
-use super::root::Root;
+use super::weights::header_of;
 use crate::finding::Finding;
-use crate::fs::regular::{self, limit};
+use crate::format::source::{GIVE, Source};
+use crate::fs::regular::limit;
 use crate::model::code;
-use crate::model::header;
 
 /// Folders named in one finding.
 const MAX_FOLDERS: usize = 5;
 
-/// The finding for a folder of the Hub's cache that is no snapshot: the cache itself, a model's entry in it, or a part of that.
-pub(super) fn hub_cache(root: &Path) -> Option<Finding> {
-    let real = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
-    let name = file_name(&real);
-    let is_entry = |folder: &Path| {
-        folder.join("snapshots").is_dir() && (folder.join("refs").is_dir() || folder.join("blobs").is_dir())
-            || file_name(folder).starts_with("models--") && folder.join("snapshots").is_dir()
-    };
-    if real.join("config.json").is_file() {
-        return None;
-    }
-    if is_entry(&real) {
-        return Some(entry(root, &real));
-    }
-    if matches!(name.as_str(), "snapshots" | "blobs" | "refs")
-        && let Some(parent) = real.parent().filter(|parent| is_entry(parent))
-    {
-        return Some(entry(root, parent));
-    }
-    let mut models: Vec<PathBuf> = folders(&real).into_iter().filter(|folder| is_entry(folder)).collect();
-    models.sort();
-    if models.is_empty() {
-        return None;
-    }
-    let ways: Vec<String> = models.iter().take(MAX_FOLDERS).map(|model| way(model)).collect();
-    let more = models.len().saturating_sub(MAX_FOLDERS);
-    let more = if more > 0 { format!(", or one of {more} more") } else { String::new() };
-    let finding =
-        Finding::error(code::NOT_A_MODEL, format!("`{}` is the Hub's cache, not a model", root.display()));
-    Some(finding.help(format!("Give {}{more}.", ways.join(", or "))))
-}
-
-fn entry(root: &Path, entry: &Path) -> Finding {
-    let message = format!("`{}` is an entry of the Hub's cache, not a model", root.display());
-    Finding::error(code::NOT_A_MODEL, message).help(format!("Give {}.", way(entry)))
-}
-
-/// How to name the model of an entry: by its name, and by the folder of its snapshot.
-fn way(entry: &Path) -> String {
-    let mut snapshots: Vec<PathBuf> = folders(&entry.join("snapshots"));
-    snapshots.sort();
-    let commit = regular::read_text(&entry.join("refs/main"), limit::WORD).ok();
-    let main = commit.map(|commit| entry.join("snapshots").join(commit.trim())).filter(|path| path.is_dir());
-    if let Some(main) = main {
-        snapshots = vec![main];
-    }
-    let snapshots: Vec<String> =
-        snapshots.iter().take(MAX_FOLDERS).map(|snapshot| format!("`{}`", snapshot.display())).collect();
-    let name = file_name(entry);
-    let name = name.strip_prefix("models--").map(|name| format!("`hf://{}`", name.replacen("--", "/", 1)));
-    let ways: Vec<String> = name.into_iter().chain(snapshots).collect();
-    ways.join(" or ")
-}
-
-fn folders(folder: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(folder).into_iter().flatten().flatten();
-    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
-}
-
 /// The finding for a pipeline of diffusers, whose models are in folders of their own.
-pub(super) fn pipeline(root: &Root, listing: &Listing) -> Option<Finding> {
+pub(super) fn pipeline(source: &dyn Source, listing: &Listing) -> Option<Finding> {
     if !listing.has("model_index.json") || listing.has("config.json") {
         return None;
     }
-    let text = root.read("model_index.json", limit::CONFIG).ok()?;
+    let text = source.read("model_index.json", limit::CONFIG).ok()?;
     let index: Value = serde_json::from_slice(&text).ok()?;
     let class = |folder: &str| {
         let class = index.get(folder).and_then(|part| part.get(1)).and_then(Value::as_str);
         class.map_or_else(String::new, |class| format!(" ({})", class.escape_debug()))
     };
-    let mut parts = quantizable(root, listing);
+    let mut parts = quantizable(source, listing);
     parts.retain(|(folder, _)| !folder.contains('/'));
     let parts: Vec<String> = parts
         .iter()
         .take(MAX_FOLDERS)
-        .map(|(folder, _)| format!("`{}`{}", root.join(folder).join("").display(), class(folder)))
+        .map(|(folder, _)| format!("`{}`{}", source.place(&format!("{folder}/")), class(folder)))
         .collect();
-    let message = format!("`{}` is a pipeline of several models", root.path().display());
+    let message = format!("`{}` is a pipeline of several models", source.name());
     let finding = Finding::error(code::NOT_A_MODEL, message);
     Some(if parts.is_empty() {
         finding.help("Give the folder of one of them; none in safetensors has weights to quantize.")
@@ -108,15 +45,12 @@ pub(super) fn pipeline(root: &Root, listing: &Listing) -> Option<Finding> {
 }
 
 /// Folders below that hold weights of linear layers for the most part, and how many; the largest first.
-fn quantizable(root: &Root, listing: &Listing) -> Vec<(String, u64)> {
+fn quantizable(source: &dyn Source, listing: &Listing) -> Vec<(String, u64)> {
     let mut found: Vec<(String, u64)> = Vec::new();
     for (folder, files) in weight_folders(listing) {
         let (mut matrices, mut all) = (0_u64, 0_u64);
         for file in files {
-            let opened = root.open(&file.path).ok();
-            let Some(header) = opened.and_then(|(f, _)| header::read(f, file.len, &file.path).ok()) else {
-                continue;
-            };
+            let Some(header) = header_of(source, file) else { continue };
             for tensor in header.tensors() {
                 all += tensor.bytes;
                 // The codes of a table of tokens are none of these, but a model of nothing else is rare.
@@ -149,7 +83,7 @@ fn weight_folders(listing: &Listing) -> Vec<(&str, Vec<&super::OtherFile>)> {
 }
 
 /// The finding for a folder that has its weights in folders below.
-pub(super) fn below(root: &Path, listing: &Listing) -> Option<Finding> {
+fn below(source: &dyn Source, listing: &Listing) -> Option<Finding> {
     let found = weight_folders(listing);
     // A model is most likely in the folder of its config.
     let has_config = |folder: &str| listing.has(&format!("{folder}/config.json"));
@@ -159,8 +93,8 @@ pub(super) fn below(root: &Path, listing: &Listing) -> Option<Finding> {
         named = found.iter().map(|(folder, _)| *folder).collect();
     }
     let paths: Vec<String> =
-        named.iter().take(MAX_FOLDERS).map(|folder| format!("`{}`", root.join(folder).display())).collect();
-    let message = format!("`{}` has no weight file of its own", root.display());
+        named.iter().take(MAX_FOLDERS).map(|folder| format!("`{}`", source.place(folder))).collect();
+    let message = format!("`{}` has no weight file of its own", source.name());
     let finding = Finding::error(code::NOT_A_MODEL, message);
     match &paths[..] {
         [] => None,
@@ -174,14 +108,14 @@ pub(super) fn below(root: &Path, listing: &Listing) -> Option<Finding> {
 }
 
 /// A folder without weights to read: says what it holds instead.
-pub(super) fn no_weights(root: &Path, listing: &Listing) -> Finding {
-    let folder = root.display();
+pub(super) fn no_weights(source: &dyn Source, listing: &Listing) -> Finding {
+    let folder = source.name();
     let found = |end: &[&str]| listing.files.iter().find(|file| end.iter().any(|e| file.path.ends_with(e)));
     let error = |message| Finding::error(code::NOT_A_MODEL, message);
     if listing.files.is_empty() && listing.folders.is_empty() {
         return error(format!("the folder `{folder}` is empty")).help(GIVE);
     }
-    if let Some(finding) = below(root, listing) {
+    if let Some(finding) = below(source, listing) {
         return finding;
     }
     if let Some(file) = found(&[".safetensors"]) {

@@ -1,29 +1,22 @@
-//! The listing of a folder's files.
+//! The files of a source, and the fates of what else it lists.
 
 use std::collections::HashSet;
-use std::fs;
-use std::path::{Path, PathBuf};
+use std::io::ErrorKind;
+use std::path::Path;
 
-use super::complaints::{broken_link, io};
-use super::root::Root;
+use super::complaints::broken_link;
 use super::{Fate, OtherFile};
 use crate::finding::Finding;
-use crate::fs::regular;
+use crate::format::source::{Kind, Source, cannot_read};
 use crate::model::code;
 
 /// How the name of an index ends.
 pub(super) const INDEX_END: &str = ".safetensors.index.json";
 
-/// How deep folders below the model's are searched for files to carry over.
-const MAX_DEPTH: usize = 100;
-
-/// Files of a model's folder: links to folders can make any number of few.
-const MAX_FILES: usize = 100_000;
-
-/// The files and folders in a folder.
+/// The files and folders of a source.
 #[derive(Default)]
 pub(super) struct Listing {
-    /// Files at any depth, hidden ones left out.
+    /// Files at any depth, ordered by path, hidden ones left out.
     pub(super) files: Vec<OtherFile>,
     /// Folders at the top.
     pub(super) folders: Vec<String>,
@@ -34,125 +27,69 @@ pub(super) struct Listing {
 }
 
 impl Listing {
-    /// Whether there is a file at this path. The files must be sorted.
+    /// Lists a source, with complaints about what must be read and cannot be.
+    pub(super) fn of(source: &dyn Source, findings: &mut Vec<Finding>) -> Self {
+        let mut listing = Self::default();
+        for entry in source.list() {
+            findings.extend(listing.take(source, entry.path, entry.kind));
+        }
+        listing.files.sort_by(|a, b| a.path.cmp(&b.path));
+        listing
+    }
+
+    /// Whether there is a file at this path.
     pub(super) fn has(&self, path: &str) -> bool {
         self.files.binary_search_by(|file| file.path.as_str().cmp(path)).is_ok()
     }
-}
 
-/// Lists a folder. Links are followed to places where the files of a model may lie (the Hub's cache consists of
-/// links).
-pub(super) fn list(root: &Root, listing: &mut Listing, findings: &mut Vec<Finding>) {
-    let above = root.path().canonicalize().into_iter().collect();
-    Lister { root, above, listing, findings }.list("");
-}
-
-struct Lister<'a> {
-    root: &'a Root,
-    /// The folder that is listed and those above it, without links.
-    above: Vec<PathBuf>,
-    listing: &'a mut Listing,
-    findings: &'a mut Vec<Finding>,
-}
-
-impl Lister<'_> {
-    fn list(&mut self, below: &str) {
-        let folder = self.root.join(below);
-        let entries = match fs::read_dir(&folder) {
-            Ok(entries) => entries,
-            Err(e) => return self.findings.push(io(&folder, &e)),
-        };
-        for entry in entries {
-            match entry {
-                Ok(entry) if self.listing.files.len() + self.listing.odd.len() < MAX_FILES => {
-                    self.enter(below, &entry);
+    fn take(&mut self, source: &dyn Source, path: String, kind: Kind) -> Option<Finding> {
+        let fate = match kind {
+            Kind::Blob(len) => {
+                self.files.push(OtherFile { path, len, fate: Fate::Carried });
+                return None;
+            }
+            Kind::Folder if !path.ends_with(INDEX_END) => {
+                if !path.contains('/') {
+                    self.folders.push(path);
                 }
-                Ok(_) => return self.too_many(),
-                Err(e) => return self.findings.push(io(&folder, &e)),
+                return None;
             }
-        }
-    }
-
-    fn too_many(&mut self) {
-        let message = format!(
-            "`{}` has more than {MAX_FILES} files, or links that make so many",
-            self.root.path().display()
-        );
-        if !self.findings.iter().any(|finding| finding.message == message) {
-            let help = "Give the folder that the model itself is in.";
-            self.findings.push(Finding::error(code::NOT_A_MODEL, message).help(help));
-        }
-    }
-
-    fn enter(&mut self, below: &str, entry: &fs::DirEntry) {
-        let kind = entry.file_type();
-        let is_folder = kind.as_ref().is_ok_and(|kind| kind.is_dir());
-        let name = entry.file_name();
-        let is_hidden = name.as_encoded_bytes().starts_with(b".");
-        let within = |name: &str| if below.is_empty() { name.to_owned() } else { format!("{below}/{name}") };
-        let Some(name) = name.to_str().filter(|_| !is_hidden) else {
-            let end = if is_folder { "/" } else { "" };
-            let path = within(&format!("{}{end}", escaped(&name)));
-            let fate = if is_hidden { hidden() } else { not_utf8() };
-            return self.listing.odd.push(OtherFile { path, len: 0, fate });
+            Kind::Folder => return Some(self.refuse(not_a_file(&path, "a folder"), path)),
+            Kind::Closed(error) => return Some(cannot_read(&source.place(&path), &error)),
+            Kind::TooMany(most) => {
+                let message =
+                    format!("`{}` has more than {most} files, or links that make so many", source.name());
+                let help = "Give the folder that the model itself is in.";
+                return Some(Finding::error(code::NOT_A_MODEL, message).help(help));
+            }
+            Kind::LeadsOut(real) => return Some(self.refuse(leads_out(&path, &real), path)),
+            Kind::Special(what) if is_read(&path) => {
+                return Some(self.refuse(not_a_file(&path, what), path));
+            }
+            Kind::Unreadable(error) if is_read(&path) => {
+                return Some(self.refuse(broken_link(source, &path, &error), path));
+            }
+            Kind::Special(what) => Fate::Broken {
+                what: format!("is {what}, not a file"),
+                help: "Put a file there, or remove it.".to_owned(),
+            },
+            Kind::Unreadable(error) => unreadable(&error),
+            Kind::Skipped(reason) => Fate::Left(reason),
+            Kind::NotUtf8 => not_utf8(),
         };
-        let path = within(name);
-        if !kind.is_ok_and(|kind| kind.is_symlink()) {
-            let real = self.above.last().map_or_else(|| entry.path(), |above| above.join(name));
-            return match entry.metadata() {
-                Ok(metadata) => self.take(path, &metadata, real),
-                Err(e) => self.listing.odd.push(OtherFile { path, len: 0, fate: unreadable(e) }),
-            };
-        }
-        let found = entry.path().canonicalize().and_then(|real| Ok((fs::metadata(&real)?, real)));
-        match found {
-            Ok((_, real)) if !self.root.holds(&real) => {
-                self.findings.push(leads_out(&path, &real));
-                self.listing.refused.insert(path);
-            }
-            // It would be listed in itself, for ever.
-            Ok((_, real)) if self.above.iter().any(|above| above.starts_with(&real)) => {
-                let fate = Fate::Left("a link to a folder that it is in".to_owned());
-                self.listing.odd.push(OtherFile { path, len: 0, fate });
-            }
-            Ok((metadata, real)) => self.take(path, &metadata, real),
-            Err(e) if is_read(&path) => {
-                self.findings.push(broken_link(&self.root.join(&path), &path, e));
-                self.listing.refused.insert(path);
-            }
-            Err(e) => self.listing.odd.push(OtherFile { path, len: 0, fate: unreadable(e) }),
-        }
+        self.odd.push(OtherFile { path, len: 0, fate });
+        None
     }
 
-    /// Records a file or a folder. `real` is its path without links.
-    fn take(&mut self, path: String, metadata: &fs::Metadata, real: PathBuf) {
-        if metadata.is_file() {
-            return self.listing.files.push(OtherFile { path, len: metadata.len(), fate: Fate::Carried });
-        }
-        if !metadata.is_dir() || path.ends_with(INDEX_END) {
-            let what = format!("is {}, not a file", regular::what_is(metadata.file_type()));
-            if is_read(&path) {
-                let finding = Finding::error(code::NOT_A_MODEL, format!("`{path}` {what}"));
-                self.findings.push(finding.help("Put the file itself there."));
-                self.listing.refused.insert(path);
-                return;
-            }
-            let fate = Fate::Broken { what, help: "Put a file there, or remove it.".to_owned() };
-            return self.listing.odd.push(OtherFile { path, len: 0, fate });
-        }
-        let depth = self.above.len();
-        if depth <= MAX_DEPTH {
-            self.above.push(real);
-            self.list(&path);
-            self.above.pop();
-        } else {
-            let fate = Fate::Left(format!("more than {MAX_DEPTH} folders deep"));
-            self.listing.odd.push(OtherFile { path: format!("{path}/"), len: 0, fate });
-        }
-        if depth == 1 {
-            self.listing.folders.push(path);
-        }
+    fn refuse(&mut self, finding: Finding, path: String) -> Finding {
+        self.refused.insert(path);
+        finding
     }
+}
+
+fn not_a_file(path: &str, what: &str) -> Finding {
+    let finding = Finding::error(code::NOT_A_MODEL, format!("`{path}` is {what}, not a file"));
+    finding.help("Put the file itself there.")
 }
 
 /// Whether a file of this name is read, whatever it is.
@@ -173,10 +110,6 @@ fn leads_out(path: &str, real: &Path) -> Finding {
     ))
 }
 
-fn hidden() -> Fate {
-    Fate::Left("hidden".to_owned())
-}
-
 fn not_utf8() -> Fate {
     Fate::Broken {
         what: "has a name that is not UTF-8".to_owned(),
@@ -184,25 +117,14 @@ fn not_utf8() -> Fate {
     }
 }
 
-fn unreadable(error: std::io::Error) -> Fate {
-    let (what, help) = if error.kind() == std::io::ErrorKind::NotFound {
+fn unreadable(error: &std::io::Error) -> Fate {
+    let (what, help) = if error.kind() == ErrorKind::NotFound {
         let help = "The download is not complete; run `hf download` again. Files that are not needed can be removed.";
         ("is a link to a file that does not exist".to_owned(), help)
     } else {
-        let error = regular::told(error);
         (format!("cannot be looked at: {error}"), "Move it away, or change its permissions.")
     };
     Fate::Broken { what, help: help.to_owned() }
-}
-
-/// A file name as text. Bytes that are not valid text are escaped.
-fn escaped(name: &std::ffi::OsStr) -> String {
-    let chunks = name.as_encoded_bytes().utf8_chunks();
-    chunks.fold(String::new(), |mut out, chunk| {
-        out.push_str(chunk.valid());
-        out.extend(chunk.invalid().iter().map(|byte| format!("\\x{byte:02X}")));
-        out
-    })
 }
 
 /// The first words of a Git LFS pointer, the text that replaces a file whose contents git-lfs has not fetched.
@@ -212,12 +134,11 @@ const POINTER: &[u8] = b"version https://git-lfs";
 const MAX_POINTER: u64 = 1024;
 
 /// Whether a file is a Git LFS pointer. False for a file that cannot be read, which is reported when it is read.
-pub(super) fn is_pointer(root: &Root, file: &OtherFile) -> bool {
-    use std::io::Read;
+pub(super) fn is_pointer(source: &dyn Source, file: &OtherFile) -> bool {
     if file.len < POINTER.len() as u64 || file.len > MAX_POINTER {
         return false;
     }
     let mut start = [0; POINTER.len()];
-    let read = root.open(&file.path).and_then(|(mut file, _)| file.read_exact(&mut start));
+    let read = source.open(&file.path).and_then(|blob| blob.read_exact_at(0, &mut start));
     read.is_ok() && start == POINTER
 }

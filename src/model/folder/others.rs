@@ -7,13 +7,13 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde_json::Value;
 
 use super::files::{Listing, is_pointer};
-use super::root::Root;
-use super::weights::{is_adapter, stem};
+use super::weights::{header_of, is_adapter, stem};
 use super::{Fate, OtherFile, names};
 use crate::finding::Finding;
+use crate::format::source::Source;
 use crate::model::code;
 use crate::model::config::DECLARATIONS;
-use crate::model::header::{self, Header, HeaderTensor};
+use crate::model::header::{Header, HeaderTensor};
 use crate::model::name_index::NameIndex;
 use crate::model::tensor::TensorInfo;
 
@@ -114,18 +114,18 @@ fn is_about(a: u64, b: u64) -> bool {
 
 /// Judges the files that were not read, and reports weights whose purpose is unknown.
 pub(super) fn judge(
-    root: &Root,
+    source: &dyn Source,
     listing: Listing,
     is_used: impl Fn(&str) -> bool,
     model: &Model<'_>,
     findings: &mut Vec<Finding>,
 ) -> Vec<OtherFile> {
     let mut files: Vec<OtherFile> = listing.files.into_iter().filter(|file| !is_used(&file.path)).collect();
-    let copies = copies_by_folder(root, &files, model);
+    let copies = copies_by_folder(source, &files, model);
     let (mut has_adapter, mut unknown) = (false, Vec::new());
     for file in &mut files {
         let reason = if let Some(stem) = stem(&file.path) {
-            let (reason, is_known) = beside(root, file, stem, model, &copies);
+            let (reason, is_known) = beside(source, file, stem, model, &copies);
             has_adapter |= reason == ADAPTER;
             if !is_known {
                 unknown.push(file.path.clone());
@@ -138,9 +138,9 @@ pub(super) fn judge(
             file.fate = Fate::Left(reason);
         }
     }
-    leave_what_describes_them(root, &mut files, has_adapter);
+    leave_what_describes_them(source, &mut files, has_adapter);
     let mut files = as_folders(files);
-    for file in files.iter_mut().filter(|file| file.fate == Fate::Carried && is_pointer(root, file)) {
+    for file in files.iter_mut().filter(|file| file.fate == Fate::Carried && is_pointer(source, file)) {
         file.fate = Fate::Broken {
             what: "is a Git LFS pointer, not the file that it stands for".to_owned(),
             help: "Run `git lfs pull` in the model's folder, or download the model with `hf download`."
@@ -168,7 +168,7 @@ const ADAPTER: &str = "an adapter, no part of the model";
 
 /// Why weights beside those that were read stay behind, and whether that is all that there is to say.
 fn beside(
-    root: &Root,
+    source: &dyn Source,
     file: &OtherFile,
     stem: &str,
     model: &Model<'_>,
@@ -177,7 +177,7 @@ fn beside(
     if names::is_training(stem) {
         return ("state of a training".to_owned(), true);
     }
-    if is_adapter(root, file) {
+    if is_adapter(source, file) {
         return (ADAPTER.to_owned(), true);
     }
     if names::is_consolidated(stem) || copies.get(&file.path).is_some_and(|is_copy| *is_copy) {
@@ -248,7 +248,7 @@ fn second_copy(file: &OtherFile, model: &Model<'_>, copies: &BTreeMap<String, bo
 
 /// For each safetensors file that was not read: whether it holds the model's tensors again, alone or together with
 /// the other files of its folder.
-fn copies_by_folder(root: &Root, files: &[OtherFile], model: &Model<'_>) -> BTreeMap<String, bool> {
+fn copies_by_folder(source: &dyn Source, files: &[OtherFile], model: &Model<'_>) -> BTreeMap<String, bool> {
     // Of each header only this is kept: there may be many, and each as long as the model's.
     struct Held<'f> {
         path: &'f str,
@@ -257,8 +257,7 @@ fn copies_by_folder(root: &Root, files: &[OtherFile], model: &Model<'_>) -> BTre
     }
     let mut folders: BTreeMap<&str, Vec<Held<'_>>> = BTreeMap::new();
     for file in files.iter().filter(|file| file.path.ends_with(".safetensors")) {
-        let header = root.open(&file.path).ok().and_then(|(f, _)| header::read(f, file.len, &file.path).ok());
-        let Some(header) = header else { continue };
+        let Some(header) = header_of(source, file) else { continue };
         folders.entry(split(&file.path).0).or_default().push(Held {
             path: &file.path,
             parameters: header.tensors().map(|tensor| product(&tensor.shape)).sum(),
@@ -279,7 +278,7 @@ fn copies_by_folder(root: &Root, files: &[OtherFile], model: &Model<'_>) -> BTre
 }
 
 /// Leaves files that describe weights which stay behind: indices, the config of an adapter, and declarations of a quantization.
-fn leave_what_describes_them(root: &Root, files: &mut [OtherFile], has_adapter: bool) {
+fn leave_what_describes_them(source: &dyn Source, files: &mut [OtherFile], has_adapter: bool) {
     let is_weights = |file: &&OtherFile| {
         let (_, extension) = split_name(&file.path);
         extension == "safetensors" || FOREIGN.contains(&extension)
@@ -297,7 +296,7 @@ fn leave_what_describes_them(root: &Root, files: &mut [OtherFile], has_adapter: 
             "index of weights that stay behind"
         } else if has_adapter && file.path == "adapter_config.json" {
             "describes the adapter, which would be loaded in place of the model"
-        } else if folder.is_empty() && declares_quantization(root, file) {
+        } else if folder.is_empty() && declares_quantization(source, file) {
             "says how other weights were quantized"
         } else {
             continue;
@@ -307,12 +306,12 @@ fn leave_what_describes_them(root: &Root, files: &mut [OtherFile], has_adapter: 
 }
 
 /// Whether a file at the top level says how weights were quantized, by its name or by its contents.
-fn declares_quantization(root: &Root, file: &OtherFile) -> bool {
+fn declares_quantization(source: &dyn Source, file: &OtherFile) -> bool {
     if STALE.contains(&file.path.as_str()) {
         return true;
     }
     let (stem, extension) = split_name(&file.path);
-    let text = || root.read(&file.path, MAX_TEXT).ok();
+    let text = || source.read(&file.path, MAX_TEXT).ok();
     match extension {
         // A recipe of llm-compressor: stages of modifiers.
         "yaml" | "yml" => {

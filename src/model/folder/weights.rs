@@ -6,16 +6,16 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::io::Read;
 
 use super::OtherFile;
-use super::complaints::{be, io, pointer, shown};
+use super::complaints::{be, pointer, shown};
 use super::files::{INDEX_END, Listing, is_pointer};
 use super::names::{self, USUAL};
-use super::root::Root;
 use crate::finding::Finding;
+use crate::format::source::{Reader, Source, cannot_read};
 use crate::fs::regular::{self, limit};
 use crate::layer::file_glob::FileGlob;
 use crate::model::code;
 use crate::model::config::Config;
-use crate::model::header;
+use crate::model::header::{self, Header};
 use crate::model::index::Index;
 
 /// The weight files to read.
@@ -34,7 +34,7 @@ pub(super) fn stem(path: &str) -> Option<&str> {
 
 /// Chooses the weight files of a folder.
 pub(super) fn choose(
-    root: &Root,
+    source: &dyn Source,
     listing: &Listing,
     config: &Config,
     include: &[&str],
@@ -50,10 +50,10 @@ pub(super) fn choose(
     if include.is_empty() {
         let candidates: Vec<&OtherFile> =
             weights.iter().copied().filter(|file| !is_match(&excluded, &file.path)).collect();
-        return match chosen_index(root, listing, &candidates, findings) {
+        return match chosen_index(source, listing, &candidates, findings) {
             Indexed::By(index) => by_index(listing, config, index, &excluded, findings),
             Indexed::Unclear => Choice::default(),
-            Indexed::No => Choice { files: by_name(root, &candidates, findings), index: None },
+            Indexed::No => Choice { files: by_name(source, &candidates, findings), index: None },
         };
     }
     let is_wanted = |file: &&&OtherFile| is_match(&included, &file.path) && !is_match(&excluded, &file.path);
@@ -63,7 +63,7 @@ pub(super) fn choose(
         let named = index.files();
         files.iter().all(|file| named.binary_search(&file.path.as_str()).is_ok())
     };
-    let readable = indices(listing).into_iter().filter_map(|file| read_index(root, file).ok());
+    let readable = indices(listing).into_iter().filter_map(|file| read_index(source, file).ok());
     Choice { index: readable.filter(speaks_of_all).min_by_key(|index| rank(&index.file)), files }
 }
 
@@ -87,14 +87,14 @@ fn rank(index: &str) -> usize {
     }
 }
 
-fn read_index(root: &Root, file: &OtherFile) -> Result<Index, Vec<Finding>> {
-    if is_pointer(root, file) {
+fn read_index(source: &dyn Source, file: &OtherFile) -> Result<Index, Vec<Finding>> {
+    if is_pointer(source, file) {
         return Err(vec![pointer(&file.path)]);
     }
-    let failed = |e| vec![io(&root.join(&file.path), &e)];
-    let (text, metadata) = root.open(&file.path).map_err(failed)?;
-    regular::check_length(&metadata, limit::INDEX).map_err(failed)?;
-    let index = Index::read(text.take(limit::INDEX), &file.path)?;
+    let failed = |e| vec![cannot_read(&source.place(&file.path), &e)];
+    let blob = source.open(&file.path).map_err(failed)?;
+    regular::check_length(blob.bytes(), limit::INDEX).map_err(failed)?;
+    let index = Index::read(Reader::new(&*blob).take(limit::INDEX), &file.path)?;
     if index.is_empty() {
         return Err(vec![Finding::error(code::INDEX, format!("`{}` names no tensor", file.path)).help(
             "Get it again, or delete it: then the names of the files say which of them are the model.",
@@ -114,7 +114,7 @@ enum Indexed {
 
 /// The index that counts.
 fn chosen_index(
-    root: &Root,
+    source: &dyn Source,
     listing: &Listing,
     candidates: &[&OtherFile],
     findings: &mut Vec<Finding>,
@@ -131,7 +131,7 @@ fn chosen_index(
     let has_usual_files = candidates.iter().any(|file| is_usual_file(&file.path));
     match all[..] {
         [] => Indexed::No,
-        [only] => match read_index(root, only) {
+        [only] => match read_index(source, only) {
             // One of another name counts beside files of the usual names only if it speaks of them.
             Ok(index) if !is_usual && has_usual_files && !index.files().iter().any(|f| is_usual_file(f)) => {
                 Indexed::No
@@ -146,7 +146,7 @@ fn chosen_index(
         _ if !is_usual && has_usual_files => Indexed::No,
         _ => {
             let names: Vec<&str> = all.iter().map(|file| file.path.as_str()).collect();
-            let files = read_index(root, all[0]).ok().map_or_else(String::new, |index| {
+            let files = read_index(source, all[0]).ok().map_or_else(String::new, |index| {
                 let files: Vec<String> = index.files().iter().map(|file| format!("\"{file}\"")).collect();
                 format!(", such as `include: [{}]`", files.join(", "))
             });
@@ -272,10 +272,10 @@ fn units<'a>(candidates: &[&'a OtherFile]) -> Vec<Unit<'a>> {
 }
 
 /// The files that are the model by their names, if no index names them.
-fn by_name(root: &Root, candidates: &[&OtherFile], findings: &mut Vec<Finding>) -> Vec<OtherFile> {
+fn by_name(source: &dyn Source, candidates: &[&OtherFile], findings: &mut Vec<Finding>) -> Vec<OtherFile> {
     let mut units = units(candidates);
     units.retain(|unit| !names::is_training(&unit.stem));
-    let are_adapters = |unit: &Unit<'_>| unit.files.iter().all(|(_, file)| is_adapter(root, file));
+    let are_adapters = |unit: &Unit<'_>| unit.files.iter().all(|(_, file)| is_adapter(source, file));
     if units.len() > 1 && units.iter().any(|unit| !are_adapters(unit)) {
         units.retain(|unit| !are_adapters(unit));
     }
@@ -348,9 +348,15 @@ fn incomplete(set: &Unit<'_>, missing: &[u64]) -> Finding {
 
 /// Whether a file holds nothing but an adapter, by the names of its tensors. A file that cannot be read is judged
 /// later.
-pub(super) fn is_adapter(root: &Root, file: &OtherFile) -> bool {
-    let header = root.open(&file.path).ok().and_then(|(f, _)| header::read(f, file.len, &file.path).ok());
+pub(super) fn is_adapter(source: &dyn Source, file: &OtherFile) -> bool {
+    let header = header_of(source, file);
     header.is_some_and(|header| names::are_adapter(header.tensors().map(|tensor| tensor.name)))
+}
+
+/// The header of a weight file. None if it cannot be read.
+pub(super) fn header_of(source: &dyn Source, file: &OtherFile) -> Option<Header> {
+    let blob = source.open(&file.path).ok()?;
+    header::read(Reader::new(&*blob), file.len, &file.path).ok()
 }
 
 fn complain_of_unmatched(

@@ -1,10 +1,12 @@
 use std::fs;
+use std::sync::Arc;
 
 use half::bf16;
 use proptest::prelude::*;
 use tempfile::TempDir;
 
 use super::*;
+use crate::format::source::folder::Folder;
 use crate::model;
 use crate::model::tensor::Fp8Layout;
 
@@ -28,7 +30,7 @@ fn model_with(tensors: &[(&str, &str, &[u64], &[u8])]) -> (TempDir, ModelFolder)
     file.extend_from_slice(text.as_bytes());
     file.extend_from_slice(&data);
     fs::write(folder.path().join("m.safetensors"), file).unwrap();
-    let opened = model::open(folder.path(), &[], &[]).unwrap();
+    let opened = model::open(Arc::new(Folder::at(folder.path(), &[])), &[], &[]).unwrap();
     (folder, opened)
 }
 
@@ -38,7 +40,7 @@ fn words(n: u64) -> Vec<u8> {
 
 /// Rows of a view read by tiles of `tile` rows, as U16 values.
 fn read_all(folder: &ModelFolder, view: MatrixView, tile: u64) -> Vec<u16> {
-    let file = WeightFile::open(&folder.shards[0]).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
     let reader = MatrixReader::new(&file, &folder.tensors[0], view, None).unwrap();
     let (mut all, mut out, mut scratch) = (Vec::new(), vec![1, 2, 3], vec![9]);
     let mut row = 0;
@@ -89,7 +91,7 @@ fn wide_transposed_matrices_are_read_in_batches() {
 fn doubles_arrive_as_singles() {
     let bytes: Vec<u8> = (0..6).flat_map(|i| (f64::from(i) + 0.1).to_le_bytes()).collect();
     let (_guard, folder) = model_of("F64", &[2, 3], &bytes);
-    let file = WeightFile::open(&folder.shards[0]).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
     let view = MatrixView::whole(&folder.tensors[0]).unwrap();
     let reader = MatrixReader::new(&file, &folder.tensors[0], view, None).unwrap();
     let (mut out, mut scratch) = (Vec::new(), Vec::new());
@@ -107,7 +109,7 @@ fn fp8_arrives_as_bf16_with_its_scales() {
     let (_guard, folder) = model_with(tensors);
     let tensor = folder.by_name("t.weight").unwrap();
     assert_eq!(tensor.fp8.unwrap().layout, Fp8Layout::Block { rows: 128, columns: 128 });
-    let file = WeightFile::open(&folder.shards[0]).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
     let view = MatrixView::whole(tensor).unwrap();
     assert!(MatrixReader::new(&file, tensor, view, None).is_err(), "never without scales");
     let scales = read_scales(&folder, tensor, &file).unwrap();
@@ -121,7 +123,7 @@ fn fp8_arrives_as_bf16_with_its_scales() {
 #[test]
 fn a_file_cut_off_while_it_is_read_is_an_error_with_a_name() {
     let (guard, folder) = model_of("BF16", &[4, 4], &words(16));
-    let file = WeightFile::open(&folder.shards[0]).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
     let path = guard.path().join("m.safetensors");
     fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(folder.shards[0].len - 1).unwrap();
     let view = MatrixView::whole(&folder.tensors[0]).unwrap();
@@ -131,15 +133,18 @@ fn a_file_cut_off_while_it_is_read_is_an_error_with_a_name() {
     let failure = reader.rows(3..4, &mut out, &mut scratch).unwrap_err();
     assert_eq!((failure.exit, failure.findings[0].code), (Exit::BadModel, code::SHORT_READ));
     assert!(failure.findings[0].message.contains("m.safetensors"));
-    assert_eq!(WeightFile::open(&folder.shards[0]).unwrap_err().findings[0].code, code::CHANGED);
+    assert_eq!(
+        WeightFile::open(&*folder.source, &folder.shards[0]).unwrap_err().findings[0].code,
+        code::CHANGED
+    );
     fs::remove_file(path).unwrap();
-    assert_eq!(WeightFile::open(&folder.shards[0]).unwrap_err().findings[0].code, code::IO);
+    assert_eq!(WeightFile::open(&*folder.source, &folder.shards[0]).unwrap_err().findings[0].code, code::IO);
 }
 
 #[test]
 fn views_outside_of_their_tensor_are_refused() {
     let (_guard, folder) = model_of("BF16", &[4, 4], &words(16));
-    let file = WeightFile::open(&folder.shards[0]).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
     let whole = MatrixView::whole(&folder.tensors[0]).unwrap();
     for view in [
         MatrixView { rows: 5, ..whole },

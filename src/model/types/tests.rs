@@ -1,11 +1,13 @@
 //! Rules that the small models of `tests/it/layers.rs` do not show.
 
 use crate::model::TensorInfo;
-use std::path::PathBuf;
+use std::path::Path;
+use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use super::*;
+use crate::format::source::folder::Folder;
 use crate::model::config::Config;
 use crate::model::dtype::Dtype;
 
@@ -22,7 +24,8 @@ pub(in crate::model) fn folder(config: Value, tensors: &[(&str, &[u64])]) -> Mod
         fp8: None,
         scale_of: None,
     });
-    ModelFolder::from_parts(PathBuf::new(), Vec::new(), tensors.collect(), Config { raw: config })
+    let source = Arc::new(Folder::at(Path::new(""), &[]));
+    ModelFolder::from_parts(source, Vec::new(), tensors.collect(), Config { raw: config })
 }
 
 fn kinds(config: Value, tensors: &[(&str, &[u64])]) -> Vec<LayerType> {

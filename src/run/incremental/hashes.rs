@@ -7,10 +7,12 @@ use std::path::{Path, PathBuf};
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::format::source::{Blob, Reader};
 use crate::fs::regular;
 use crate::plan::Plan;
 use crate::publish::files;
 use crate::publish::staging::FileStart;
+use crate::report::FileRecord;
 use crate::report::measured::Measured;
 use crate::run::incremental::previous::Stores;
 use crate::run::incremental::reuse::Reuse;
@@ -41,7 +43,7 @@ pub(crate) fn complete(
                 .find(|source| source.name == shard.name && source.blake3.is_some());
             digest.blake3 = match known {
                 Some(source) => source.blake3.clone(),
-                None => Some(read(&shard.path, cancel, unreadable_source)?),
+                None => Some(read_source(plan, &shard.name, cancel)?),
             };
         }
     }
@@ -59,7 +61,7 @@ pub(crate) fn complete(
                     Some(hash) => Some(hash),
                     None => {
                         let path = folders[index].join(&export.files[file].name);
-                        Some(read(&path, cancel, unreadable_output)?)
+                        Some(read_output(&path, cancel)?)
                     }
                 };
             }
@@ -68,23 +70,23 @@ pub(crate) fn complete(
     Ok(())
 }
 
-/// The hash of a file; `unreadable` says whose fault it is if there is none to be had.
-fn read(
-    path: &Path,
-    cancel: &Cancel,
-    unreadable: fn(&Path, &io::Error) -> Failure,
-) -> Result<String, Failure> {
+fn read_source(plan: &Plan, name: &str, cancel: &Cancel) -> Result<String, Failure> {
+    let source = &plan.model.source;
+    let identify = |blob: Box<dyn Blob>| verify::identify("", Reader::new(&*blob), true, cancel);
+    let identified = source.open(name).and_then(identify);
+    cancel.check()?;
+    hash(identified).map_err(|error| {
+        let message = format!("cannot read {}: {error}", source.place(name));
+        Failure::new(Exit::BadModel, Finding::error("model::io", message))
+    })
+}
+
+fn read_output(path: &Path, cancel: &Cancel) -> Result<String, Failure> {
     let identified = regular::open(path).and_then(|file| verify::identify("", file, true, cancel));
     cancel.check()?;
-    let hash = identified.and_then(|file| file.blake3.ok_or_else(|| io::Error::other("no hash was taken")));
-    hash.map_err(|error| unreadable(path, &error))
+    hash(identified).map_err(|error| files::cannot_write("read back", path, &error))
 }
 
-fn unreadable_source(path: &Path, error: &io::Error) -> Failure {
-    let message = format!("cannot read {}: {error}", path.display());
-    Failure::new(Exit::BadModel, Finding::error("model::io", message))
-}
-
-fn unreadable_output(path: &Path, error: &io::Error) -> Failure {
-    files::cannot_write("read back", path, error)
+fn hash(identified: io::Result<FileRecord>) -> io::Result<String> {
+    identified.and_then(|file| file.blake3.ok_or_else(|| io::Error::other("no hash was taken")))
 }

@@ -11,9 +11,11 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use crate::finding::Failure;
+use crate::format::source::Identity;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
-use crate::model::{FileIdentity, Name, header};
+use crate::fs::identity::FileIdentity;
+use crate::model::{Name, header};
 use crate::plan::Checks;
 use crate::plan::fingerprint::{self, Prints};
 use crate::plan::{ExportPlan, Plan, Task};
@@ -153,12 +155,12 @@ impl Store {
     }
 
     /// The record of a file that is carried over, if the source is the file that was looked at then.
-    pub fn carried(&self, name: &str, source: &FileIdentity) -> Option<&FileRecord> {
+    pub fn carried(&self, name: &str, source: &Identity, bytes: u64) -> Option<&FileRecord> {
         let is_it = |carried: &&CarriedFile| {
             carried.file.name == name && carried.source == *source && carried.is_settled
         };
         let known = self.header.carried.iter().find(is_it).filter(|_| self.is_of_this_boot)?;
-        (known.file.bytes == source.len).then_some(&known.file)
+        (known.file.bytes == bytes).then_some(&known.file)
     }
 
     /// Whether a file found in the published output is this one, as it was carried over then.

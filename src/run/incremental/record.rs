@@ -13,9 +13,11 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 
 use crate::finding::Failure;
+use crate::format::source::Identity;
 use crate::fs::exclusive;
+use crate::fs::identity::FileIdentity;
 use crate::fs::regular::{self, limit};
-use crate::model::{FileIdentity, Name};
+use crate::model::Name;
 use crate::plan::Checks;
 use crate::plan::Plan;
 use crate::plan::fingerprint::{BUILD, Fingerprint, Prints};
@@ -62,7 +64,7 @@ pub(crate) struct Header {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct SourceFile {
     pub name: String,
-    pub identity: FileIdentity,
+    pub identity: Identity,
     /// Whether it had been unchanged for long enough that any later change shows in its times.
     pub is_settled: bool,
     pub blake3: Option<String>,
@@ -81,7 +83,7 @@ pub(crate) struct WrittenFile {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct CarriedFile {
     pub file: FileRecord,
-    pub source: FileIdentity,
+    pub source: Identity,
     pub is_settled: bool,
     /// None if a later change might not show.
     pub written: Option<FileIdentity>,

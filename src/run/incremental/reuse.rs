@@ -333,5 +333,5 @@ fn sum_up(file: &Handle, part: WrittenPart, buffer: &mut Vec<u8>, cancel: &Cance
 }
 
 fn read_at(file: &Handle, offset: u64, out: &mut [u8]) -> std::io::Result<()> {
-    file.with(|file| crate::model::read::read_exact_at(file, out, offset))
+    file.with(|file| crate::fs::positioned::read_exact_at(file, out, offset))
 }

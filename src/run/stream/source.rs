@@ -39,7 +39,9 @@ impl<'p> Source<'p> {
     /// # Errors
     /// If one cannot be opened, or is no longer the file whose header was read.
     pub fn open(plan: &'p Plan) -> Result<Self, Failure> {
-        let files = plan.model.shards.iter().map(WeightFile::open).collect::<Result<_, _>>()?;
+        let files = plan.model.shards.iter();
+        let files =
+            files.map(|shard| WeightFile::open(&*plan.model.source, shard)).collect::<Result<_, _>>()?;
         Ok(Self { plan, files })
     }
 

@@ -1,41 +1,44 @@
-//! Model locations: a recipe's `model` is a path relative to the recipe's folder, or a snapshot in the local Hub
-//! cache.
+//! The source that is a snapshot in the local Hub cache, `hf://org/name@revision`.
 //!
 //! Nothing is downloaded. The cache's layout is that of `huggingface_hub`: `models--ORG--NAME/refs/REVISION` holds a
-//! commit, `models--ORG--NAME/snapshots/COMMIT` its files.
+//! commit, `models--ORG--NAME/snapshots/COMMIT` its files. They are read as those of any folder.
+#![cfg_attr(
+    not(test),
+    expect(clippy::disallowed_methods, reason = "this is the source that looks into the cache")
+)]
 
 use std::env;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::code;
+use super::{Scheme, code, folder};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, nearest};
 use crate::fs::regular::{self, limit};
 
 /// The prefix of a model in the Hub cache.
-const SCHEME: &str = "hf://";
+const PREFIX: &str = "hf://";
 
-/// The path of `model` as a recipe names it; `base` is the recipe's folder. Whether a plain path exists is
-/// for [`super::open`] to say.
-///
-/// # Errors
-/// An `hf://` name that is no name, or whose snapshot is not in the cache.
-pub fn resolve(model: &str, base: &Path) -> Result<PathBuf, Failure> {
-    match model.strip_prefix(SCHEME) {
-        None => Ok(base.join(model)),
-        Some(name) => match cache_folder(|key| env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from))
-        {
-            Some(cache) => snapshot(name, &cache),
-            None => Err(fail(
-                Finding::error(
-                    code::NOT_FOUND,
-                    format!("`{model}`: there is no home folder to find the Hub cache in"),
-                )
-                .help("Set `HF_HUB_CACHE` to the folder of the cache."),
-            )),
-        },
+/// A name on the Hub, with or without a revision.
+pub(super) const SCHEME: Scheme = Scheme {
+    prefix: PREFIX,
+    path: |word, _| find(word).map(Some),
+    open: |word, _, follow| folder::open(&find(word)?, follow),
+};
+
+/// The snapshot that a word stands for.
+fn find(word: &str) -> Result<PathBuf, Failure> {
+    let name = word.strip_prefix(PREFIX).unwrap_or(word);
+    match cache_folder(|key| env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from)) {
+        Some(cache) => snapshot(name, &cache),
+        None => Err(fail(
+            Finding::error(
+                code::NOT_FOUND,
+                format!("`{word}`: there is no home folder to find the Hub cache in"),
+            )
+            .help("Set `HF_HUB_CACHE` to the folder of the cache."),
+        )),
     }
 }
 
@@ -60,7 +63,7 @@ fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
     };
     if parts.len() > 2 || !parts.iter().all(is_name) {
         return Err(fail(
-            Finding::error(code::NOT_FOUND, format!("`{SCHEME}{name}` does not name a model of the Hub"))
+            Finding::error(code::NOT_FOUND, format!("`{PREFIX}{name}` does not name a model of the Hub"))
                 .help("Write `hf://org/name` or `hf://org/name@revision`."),
         ));
     }
@@ -98,11 +101,11 @@ fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
     if is_name(&commit.as_str()) && snapshot.is_dir() {
         return Ok(snapshot);
     }
-    let message = format!("`{SCHEME}{name}` is not in the Hub cache at `{}`", cache.display());
+    let message = format!("`{PREFIX}{name}` is not in the Hub cache at `{}`", cache.display());
     let mut finding = Finding::error(code::NOT_FOUND, message)
         .help(format!("Nothing is downloaded by itself; get it with `{download}`."));
     if let Some(near) = near_repository(&parts.join("--"), cache) {
-        finding = finding.help(format!("The cache has `{SCHEME}{near}`."));
+        finding = finding.help(format!("The cache has `{PREFIX}{near}`."));
     }
     Err(fail(finding))
 }
@@ -183,12 +186,5 @@ mod tests {
         assert_eq!(of(&all[2..]), Some("/c/huggingface/hub".into()));
         assert_eq!(of(&all[3..]), Some("/d/.cache/huggingface/hub".into()));
         assert_eq!(of(&[]), None);
-    }
-
-    #[test]
-    fn plain_paths_are_relative_to_the_recipe() {
-        let base = Path::new("/recipes");
-        assert_eq!(resolve("../models/x", base).unwrap(), Path::new("/recipes/../models/x"));
-        assert_eq!(resolve("/abs", base).unwrap(), Path::new("/abs"));
     }
 }

@@ -1,0 +1,99 @@
+//! A source in memory: the smallest implementation of the port.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::path::Path;
+use std::sync::{Arc, Mutex};
+
+use monoquant::format::source::{Blob, Entry, Identity, Kind, Source};
+use monoquant::fs::handles::Replaced;
+
+/// A file: its bytes, and how often it was exchanged.
+type File = (Arc<[u8]>, usize);
+
+/// Files by their names, which can be exchanged.
+#[derive(Debug, Clone, Default)]
+pub struct Memory(Arc<Mutex<BTreeMap<String, File>>>);
+
+impl Memory {
+    /// The files of a folder.
+    pub fn of(folder: &Path) -> Self {
+        let memory = Self::default();
+        super::files(folder).into_iter().for_each(|(name, bytes)| memory.put(&name, bytes));
+        memory
+    }
+
+    /// Puts a file in, or in the place of another.
+    pub fn put(&self, name: &str, bytes: Vec<u8>) {
+        let mut files = self.0.lock().expect("no thread has panicked");
+        let version = files.get(name).map_or(0, |(_, version)| version + 1);
+        files.insert(name.to_owned(), (bytes.into(), version));
+    }
+
+    fn get(&self, name: &str) -> io::Result<File> {
+        let files = self.0.lock().expect("no thread has panicked");
+        files.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
+    }
+}
+
+impl Source for Memory {
+    fn name(&self) -> String {
+        "memory".to_owned()
+    }
+
+    fn place(&self, path: &str) -> String {
+        format!("memory/{path}")
+    }
+
+    fn list(&self) -> Vec<Entry> {
+        let files = self.0.lock().expect("no thread has panicked");
+        let blob = |(name, (bytes, _)): (&String, &File)| Entry {
+            path: name.clone(),
+            kind: Kind::Blob(bytes.len() as u64),
+        };
+        files.iter().map(blob).collect()
+    }
+
+    fn open(&self, path: &str) -> io::Result<Box<dyn Blob>> {
+        let (bytes, version) = self.get(path)?;
+        let identity = identity(version);
+        Ok(Box::new(Bytes { memory: self.clone(), name: path.to_owned(), bytes, identity }))
+    }
+}
+
+fn identity(version: usize) -> Identity {
+    Identity::of_version(version.to_string())
+}
+
+#[derive(Debug)]
+struct Bytes {
+    memory: Memory,
+    name: String,
+    bytes: Arc<[u8]>,
+    identity: Identity,
+}
+
+impl Blob for Bytes {
+    fn bytes(&self) -> u64 {
+        self.bytes.len() as u64
+    }
+
+    fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    fn identity_now(&self) -> io::Result<Identity> {
+        Ok(identity(self.memory.get(&self.name)?.1))
+    }
+
+    /// Gives fewer bytes than are asked for, and none of a file that was exchanged.
+    fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.identity_now()? != self.identity {
+            return Err(Replaced.into());
+        }
+        let rest = self.bytes.get(offset as usize..).unwrap_or_default();
+        let count = rest.len().min(buffer.len()).min(1000);
+        buffer[..count].copy_from_slice(&rest[..count]);
+        Ok(count)
+    }
+}
