@@ -27,6 +27,7 @@
 //! # Ok(())
 //! # }
 //! ```
+#![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests make files and look at them"))]
 
 pub mod calibration;
 pub mod cancel;

@@ -7,6 +7,7 @@ use super::output::Output;
 use super::{RecipeArgs, RunArgs};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::exclusive;
 use crate::plan::{Limits, Plan};
 use crate::publish::hidden;
 use crate::quant::Isa;
@@ -56,7 +57,7 @@ impl Trust {
 
     /// The note for results of earlier runs that are not trusted without a command-line option.
     pub(super) fn note(self, plan: &Plan) -> Option<&'static str> {
-        let is_there = |path: PathBuf| path.symlink_metadata().is_ok();
+        let is_there = |path: PathBuf| exclusive::is_there(&path);
         let mut exports = plan.exports.iter();
         let is_any = exports
             .any(|export| is_there(hidden::record(&export.path)) || is_there(hidden::journal(&export.path)));

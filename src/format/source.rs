@@ -181,6 +181,9 @@ impl From<Dangling> for io::Error {
     }
 }
 
+/// A source, or the reason why there is none.
+pub type Opened = Result<Arc<dyn Source>, Failure>;
+
 /// One kind of source: a line of [`ALL`].
 #[derive(Debug)]
 pub struct Scheme {
@@ -189,7 +192,7 @@ pub struct Scheme {
     /// The path on this machine that a word stands for, if it stands for one. `base` is the recipe's folder.
     pub path: fn(word: &str, base: &Path) -> Result<Option<PathBuf>, Failure>,
     /// Opens the source that a word stands for. Links may also lead into the folders `follow`.
-    pub open: fn(word: &str, base: &Path, follow: &[PathBuf]) -> Result<Arc<dyn Source>, Failure>,
+    pub open: fn(word: &str, base: &Path, follow: &[PathBuf]) -> Opened,
 }
 
 /// The sources, by the beginning of a recipe's `model`. The last one takes every word that is left.
@@ -213,7 +216,7 @@ pub fn path(word: &str, base: &Path) -> Result<Option<PathBuf>, Failure> {
 ///
 /// # Errors
 /// If the word is wrong, or nothing that could be a model is there.
-pub fn open(word: &str, base: &Path, follow: &[PathBuf]) -> Result<Arc<dyn Source>, Failure> {
+pub fn open(word: &str, base: &Path, follow: &[PathBuf]) -> Opened {
     (scheme(word).open)(word, base, follow)
 }
 

@@ -1,6 +1,11 @@
 //! Properties of an output's disk, as the system reports them.
 
 use std::fs;
+#[cfg(unix)]
+use std::fs::File;
+#[cfg(unix)]
+use std::io::Error;
+use std::io::Result;
 use std::path::Path;
 
 /// The nearest folder of a path that exists.
@@ -131,6 +136,33 @@ fn is_listed_as_mounted(path: &Path) -> bool {
     }
     table.split(|&byte| byte == b'\n').any(|line| line.split(|&byte| byte == b' ').nth(4) == Some(&escaped))
 }
+
+/// Makes the name of a path, and of every folder above it, survive a power cut.
+///
+/// # Errors
+/// If the disk reports an error.
+pub fn sync_way(path: &Path) -> Result<()> {
+    #[cfg(unix)]
+    {
+        let parent = above(path).canonicalize()?;
+        File::open(&parent).and_then(|folder| folder.sync_all())?;
+        // It is not known which folders an earlier run created, and flushing a folder that is already on the disk
+        // costs nothing. Folders above the first one that cannot be read were not created by us.
+        for folder in parent.ancestors().skip(1) {
+            let Ok(opened) = File::open(folder) else { break };
+            if opened.sync_all().is_err_and(|error| error.raw_os_error() == Some(EIO)) {
+                return Err(Error::from_raw_os_error(EIO));
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = path;
+    Ok(())
+}
+
+/// The error of a broken disk. Other errors mean that a file system has nothing to flush.
+#[cfg(unix)]
+const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 #[cfg(all(test, target_os = "linux"))]
 mod tests {

@@ -66,6 +66,28 @@ pub fn kind(path: &Path) -> io::Result<Kind> {
     }
 }
 
+/// Whether something is at a path, be it a link to nothing.
+#[must_use]
+pub fn is_there(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_ok()
+}
+
+/// Creates a folder and those above it.
+///
+/// # Errors
+/// If it cannot be created.
+pub fn create_dir_all(path: &Path) -> io::Result<()> {
+    fs::create_dir_all(path)
+}
+
+/// Removes a file, or a link itself.
+///
+/// # Errors
+/// If it is not there, or cannot be removed.
+pub fn remove_file(path: &Path) -> io::Result<()> {
+    fs::remove_file(path)
+}
+
 /// Creates a new file, open for reading and writing. The umask decides the permissions.
 ///
 /// # Errors

@@ -1,6 +1,7 @@
 //! The identity of a file, as its metadata show it.
 
 use std::fs::Metadata;
+use std::path::Path;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::{Deserialize, Serialize};
@@ -45,6 +46,12 @@ impl FileIdentity {
         let now = i128::try_from(now.as_nanos()).unwrap_or(0);
         let left = self.mtime_ns.max(self.ctime_ns) + tick_ns - now;
         u64::try_from(left.max(0)).map_or(Duration::MAX, Duration::from_nanos)
+    }
+
+    /// The identity of what is at a path, links not followed. None if the system does not say.
+    #[must_use]
+    pub fn at(path: &Path) -> Option<Self> {
+        std::fs::symlink_metadata(path).ok().as_ref().map(Self::of)
     }
 
     /// The identity that file metadata shows.

@@ -49,6 +49,14 @@ pub fn open_with_metadata(path: &Path) -> Result<(File, Metadata)> {
     Ok((file, metadata))
 }
 
+/// The length of a file, in bytes.
+///
+/// # Errors
+/// If the system does not say.
+pub fn length(path: &Path) -> Result<u64> {
+    fs::metadata(path).map(|metadata| metadata.len())
+}
+
 /// An error of the system that is better said in other words.
 #[must_use]
 pub fn told(error: Error) -> Error {

@@ -1,6 +1,5 @@
 //! Checks of written weight files against the plan: sizes, and headers as any reader sees them.
 
-use std::fs;
 use std::path::Path;
 
 use crate::fs::regular;
@@ -11,7 +10,7 @@ use crate::plan::{Content, ExportPlan};
 #[must_use]
 pub fn sizes(export: &ExportPlan, folder: &Path) -> Option<String> {
     export.files.iter().find_map(|file| {
-        let found = fs::metadata(folder.join(&file.name)).map(|metadata| metadata.len());
+        let found = regular::length(&folder.join(&file.name));
         match found {
             Ok(len) if len == file.bytes => None,
             Ok(len) => Some(format!("{} has {len} bytes and not the planned {}", file.name, file.bytes)),

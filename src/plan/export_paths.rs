@@ -4,6 +4,7 @@ use std::path::PathBuf;
 
 use super::ExportPlan;
 use crate::finding::Finding;
+use crate::fs::paths;
 use crate::model::ModelFolder;
 use crate::recipe::Loaded;
 
@@ -29,14 +30,7 @@ pub(crate) fn normalized(path: &std::path::Path) -> PathBuf {
 
 /// A path with its links resolved, as far as it exists; the rest need not.
 fn canonical(path: &std::path::Path) -> PathBuf {
-    let absolute = std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let resolved = absolute.ancestors().find_map(|existing| {
-        let rest = absolute.strip_prefix(existing).ok()?;
-        let found = existing.canonicalize().ok()?;
-        // Joining nothing would leave a slash at the end.
-        Some(if rest.as_os_str().is_empty() { found } else { found.join(rest) })
-    });
-    resolved.unwrap_or(absolute)
+    paths::canonical(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
 }
 
 /// Output paths that would destroy the model or each other.

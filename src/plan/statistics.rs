@@ -9,6 +9,7 @@ use super::unmatched::{nearest, nearest_names};
 use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength, names};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::fs::regular;
 use crate::model::ModelFolder;
 use crate::quant::Importance;
 use crate::recipe::Loaded;
@@ -115,7 +116,7 @@ pub(super) fn weigh(
                     .map(|finding| finding.at_opt(loaded.place(&pointer), "named here")),
             );
             // The file's bytes, and the sums taken from them.
-            out.bytes += 2 * std::fs::metadata(&path).map_or(0, |file| file.len());
+            out.bytes += 2 * regular::length(&path).unwrap_or(0);
             files.insert(path.clone(), read);
         }
         let statistics = &files[&path];

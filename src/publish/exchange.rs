@@ -1,12 +1,12 @@
 //! Publishing of a finished output: one step that never replaces anything that is not ours.
 
-use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Folder, Kind};
+use crate::fs::rename;
 use crate::publish::files;
 use crate::publish::files::cannot_write;
 use crate::publish::hidden;
@@ -44,9 +44,9 @@ pub fn publish(
     let failed = |error: io::Error| cannot_write("publish", &path, &error);
     let aside = match &found {
         Occupant::Nothing => {
-            rename_new(&staging.folder, &path).map_err(failed)?;
+            rename::to_free(&staging.folder, &path).map_err(failed)?;
             if !staging.is_at(&path) {
-                let _ = rename_new(&path, &staging.folder);
+                let _ = rename::to_free(&path, &staging.folder);
                 return Err(swapped(&path));
             }
             None
@@ -61,7 +61,7 @@ pub fn publish(
         (Occupant::Folder(old, tree), Some(aside)) if old.remove(&aside, &tree).is_err() => {
             // The new output is in place, and what is left of the old one is not ours to remove.
             let free = (1..=LEFT).map(|number| hidden::left(&path, number));
-            let left = free.into_iter().find(|left| rename_new(&aside, left).is_ok());
+            let left = free.into_iter().find(|left| rename::to_free(&aside, left).is_ok());
             Some(left.unwrap_or(aside))
         }
         _ => None,
@@ -81,12 +81,12 @@ pub fn look_again(path: &Path, overwrite: Overwrite, at_first: &Occupant) -> Res
 /// Puts a staged output in the place of the occupant that was checked. Returns the new path of that occupant.
 fn replace(staging: &Staging, path: &Path, found: &Occupant) -> Result<PathBuf, Failure> {
     let failed = |error: io::Error| cannot_write("publish", path, &error);
-    match exchange(&staging.folder, path) {
+    match rename::exchange(&staging.folder, path) {
         Ok(true) => {
             if staging.is_at(path) && found.is_at(&staging.folder) {
                 return Ok(staging.folder.clone());
             }
-            exchange(&staging.folder, path).map_err(failed)?;
+            rename::exchange(&staging.folder, path).map_err(failed)?;
             return Err(swapped(path));
         }
         Ok(false) => {}
@@ -94,9 +94,9 @@ fn replace(staging: &Staging, path: &Path, found: &Occupant) -> Result<PathBuf, 
     }
     // Here the output is gone for a moment. `restore` puts it back, should this process end just then.
     let aside = hidden::old(path);
-    rename_new(path, &aside).map_err(failed)?;
+    rename::to_free(path, &aside).map_err(failed)?;
     let placed = if found.is_at(&aside) {
-        rename_new(&staging.folder, path).map_err(failed)
+        rename::to_free(&staging.folder, path).map_err(failed)
     } else {
         Err(swapped(path))
     };
@@ -104,11 +104,11 @@ fn replace(staging: &Staging, path: &Path, found: &Occupant) -> Result<PathBuf, 
         if staging.is_at(path) {
             return Ok(());
         }
-        rename_new(path, &staging.folder).map_err(failed)?;
+        rename::to_free(path, &staging.folder).map_err(failed)?;
         Err(swapped(path))
     });
     if let Err(failure) = placed {
-        rename_new(&aside, path).map_err(failed)?;
+        rename::to_free(&aside, path).map_err(failed)?;
         return Err(failure);
     }
     Ok(aside)
@@ -134,8 +134,8 @@ pub fn restore(target: &Path) -> Result<(), Failure> {
         return Ok(());
     }
     match exclusive::kind(target).map_err(failed)? {
-        Kind::Nothing => rename_new(&aside, target).map_err(failed),
-        Kind::Folder if is_empty(target) => fs::rename(&aside, target).map_err(failed),
+        Kind::Nothing => rename::to_free(&aside, target).map_err(failed),
+        Kind::Folder if is_empty(target) => rename::over(&aside, target).map_err(failed),
         _ => {
             // The old output is obsolete only if the new one reached its place.
             occupant::check(target, Overwrite::Replace)?;
@@ -151,42 +151,4 @@ pub fn restore(target: &Path) -> Result<(), Failure> {
 
 fn is_empty(path: &Path) -> bool {
     Folder::open(path).and_then(|folder| folder.tree()).is_ok_and(|tree| tree.is_empty())
-}
-
-/// Renames a folder to a name that must be free.
-fn rename_new(from: &Path, to: &Path) -> io::Result<()> {
-    #[cfg(any(target_os = "linux", target_os = "macos"))]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        match renameat_with(CWD, from, CWD, to, RenameFlags::NOREPLACE) {
-            Err(error) if unsupported(error) => {}
-            done => return done.map_err(io::Error::from),
-        }
-    }
-    // This also fails if the target is a file, a link or a folder that is not empty.
-    fs::rename(from, to)
-}
-
-/// Swaps two folders in one step. Returns false if the system cannot.
-fn exchange(new: &Path, old: &Path) -> io::Result<bool> {
-    #[cfg(any(target_os = "linux", target_os = "macos"))]
-    {
-        use rustix::fs::{CWD, RenameFlags, renameat_with};
-        match renameat_with(CWD, new, CWD, old, RenameFlags::EXCHANGE) {
-            Err(error) if unsupported(error) => Ok(false),
-            done => done.map(|()| true).map_err(io::Error::from),
-        }
-    }
-    #[cfg(not(any(target_os = "linux", target_os = "macos")))]
-    {
-        let _ = (new, old);
-        Ok(false)
-    }
-}
-
-/// Whether the file system does not know the flags of `renameat2`.
-#[cfg(any(target_os = "linux", target_os = "macos"))]
-fn unsupported(error: rustix::io::Errno) -> bool {
-    use rustix::io::Errno;
-    [Errno::INVAL, Errno::NOSYS, Errno::OPNOTSUPP].contains(&error)
 }

@@ -1,12 +1,11 @@
 //! File-system calls that name the path in their errors and explain those errors in plain words.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-#[cfg(unix)]
 use crate::fs::disk;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
@@ -70,7 +69,7 @@ fn plain(error: &io::Error) -> String {
 /// # Errors
 /// If it cannot be created.
 pub fn create_dir_all(path: &Path) -> Result<(), Failure> {
-    fs::create_dir_all(path).map_err(|error| cannot_write("make", path, &error))
+    exclusive::create_dir_all(path).map_err(|error| cannot_write("make", path, &error))
 }
 
 /// Opens a file for reading only.
@@ -153,29 +152,8 @@ pub fn sync_file(path: &Path, file: &File) -> Result<(), Failure> {
 /// # Errors
 /// If the disk reports an error.
 pub fn sync_way(path: &Path) -> Result<(), Failure> {
-    #[cfg(unix)]
-    {
-        let parent = disk::above(path);
-        let failed = |error: io::Error| cannot_write("flush", parent, &error);
-        let parent = parent.canonicalize().map_err(failed)?;
-        File::open(&parent).and_then(|folder| folder.sync_all()).map_err(failed)?;
-        // It is not known which folders an earlier run created, and flushing a folder that is already on the disk
-        // costs nothing. Folders above the first one that cannot be read were not created by us.
-        for folder in parent.ancestors().skip(1) {
-            let Ok(opened) = File::open(folder) else { break };
-            if opened.sync_all().is_err_and(|error| error.raw_os_error() == Some(EIO)) {
-                return Err(failed(io::Error::from_raw_os_error(EIO)));
-            }
-        }
-    }
-    #[cfg(not(unix))]
-    let _ = path;
-    Ok(())
+    disk::sync_way(path).map_err(|error| cannot_write("flush", disk::above(path), &error))
 }
-
-/// The error of a broken disk. Other errors mean that a file system has nothing to flush.
-#[cfg(unix)]
-const EIO: i32 = rustix::io::Errno::IO.raw_os_error();
 
 /// Makes a published output survive a power cut.
 ///

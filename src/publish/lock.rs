@@ -6,7 +6,7 @@
 //! content of the file decides: the process, and the start of the system and the name space that its number belongs
 //! to. If the state is unknown, the process counts as alive.
 
-use std::fs::{self, File, TryLockError};
+use std::fs::{File, TryLockError};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::disk;
 use crate::fs::exclusive::{self, Folder};
+use crate::fs::processes::{self, place, started};
 use crate::publish::files;
 use crate::publish::files::cannot_write;
 use crate::publish::hidden;
@@ -130,7 +131,7 @@ impl Drop for Lock {
         // The file is removed while the lock is still held, so that no other process locks a file that is about to be
         // removed.
         if exclusive::is_at(&self.file, &self.path) {
-            let _ = fs::remove_file(&self.path);
+            let _ = exclusive::remove_file(&self.path);
         }
     }
 }
@@ -155,13 +156,13 @@ fn attempt(
         // Another process has opened the file before it could be locked here, and decides what happens to it.
         Err(TryLockError::WouldBlock) => return Ok(None),
         Err(TryLockError::Error(error)) => {
-            let _ = fs::remove_file(path);
+            let _ = exclusive::remove_file(path);
             return Err(failed(error));
         }
     }
     let written = serde_json::to_vec(&Holder::here()).map_err(io::Error::from);
     if let Err(error) = written.and_then(|bytes| file.write_all(&bytes)) {
-        let _ = fs::remove_file(path);
+        let _ = exclusive::remove_file(path);
         return Err(failed(error));
     }
     Ok(exclusive::is_at(&file, path).then_some(file))
@@ -209,7 +210,7 @@ fn clear(target: &Path, path: &Path, try_lock: TryLock, note: &mut Option<String
             }
             // Under the guard no other process removes a dead lock. The file at the path may already be another lock.
             let done = if exclusive::is_at(&file, path) { remove(path) } else { Ok(()) };
-            let _ = fs::remove_file(&guard);
+            let _ = exclusive::remove_file(&guard);
             done
         }
         (_, State::Alive) | (false, State::Unknown) => Err(locked(path, holder.as_ref())),
@@ -217,7 +218,7 @@ fn clear(target: &Path, path: &Path, try_lock: TryLock, note: &mut Option<String
 }
 
 fn remove(path: &Path) -> Result<(), Failure> {
-    match fs::remove_file(path) {
+    match exclusive::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(cannot_write("remove", path, &error)),
         _ => Ok(()),
     }
@@ -267,9 +268,8 @@ fn locked(path: &Path, holder: Option<&Holder>) -> Failure {
 impl Holder {
     fn here() -> Self {
         let process = std::process::id();
-        let text = |path: &str| fs::read_to_string(path).unwrap_or_default().trim().to_owned();
         Self {
-            host: text("/proc/sys/kernel/hostname"),
+            host: processes::host(),
             place: place(),
             process,
             started: started(process).unwrap_or_default(),
@@ -291,31 +291,10 @@ impl Holder {
     }
 }
 
-/// The boot and the name space that a process number belongs to. Empty if they are not known.
-fn place() -> String {
-    let boot = fs::read_to_string("/proc/sys/kernel/random/boot_id");
-    match (boot, fs::read_link("/proc/self/ns/pid")) {
-        (Ok(boot), Ok(space)) if started(std::process::id()).is_some() => {
-            format!("{} {}", boot.trim(), space.display())
-        }
-        _ => String::new(),
-    }
-}
-
-/// The start time of a process. None if no process with this number is alive.
-fn started(process: u32) -> Option<String> {
-    let text = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
-    // The name in the second field may hold blanks and brackets; the start is the 22nd field.
-    let (_, fields) = text.rsplit_once(')')?;
-    let fields: Vec<&str> = fields.split_whitespace().collect();
-    // A process that has ended stays in the table until its parent asks what became of it.
-    let has_ended = fields.first().is_none_or(|state| ["Z", "X", "x"].contains(state));
-    fields.get(19).filter(|_| !has_ended).map(|started| (*started).to_owned())
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
 
     #[test]
     fn one_at_a_time_and_the_dead_hold_nothing() {

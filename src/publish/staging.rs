@@ -2,7 +2,7 @@
 //! run fails. The finished part of an interrupted run stays there for the next run. The lock of the output must be
 //! held as long as the folder exists.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -51,7 +51,7 @@ pub fn clear(target: &Path) {
     // If something cannot be removed now, the next run clears it.
     let _ = exclusive::remove_folder(&hidden::staging(target));
     let _ = exclusive::remove_folder(&hidden::interrupted(target));
-    let _ = fs::remove_file(hidden::journal(target));
+    let _ = exclusive::remove_file(&hidden::journal(target));
 }
 
 /// The beginning of a weight file of an output.
@@ -218,6 +218,8 @@ impl Drop for Staging {
 #[cfg(test)]
 mod tests {
     use std::cell::Cell;
+
+    use std::fs;
 
     use super::*;
     use crate::exit::Exit;

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use super::environment;
 use super::tree::{self, Content, Entry, Node};
 use crate::finding::{Finding, Place, SourceText, nearest};
+use crate::fs::paths;
 
 /// The changes that the command line makes to a recipe.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -51,7 +52,7 @@ fn seen_from(base: &Path, path: &str) -> String {
     if path.is_empty() || target.is_absolute() {
         return path.to_owned();
     }
-    let (Ok(here), Ok(base)) = (std::env::current_dir(), base.canonicalize()) else { return path.to_owned() };
+    let (Ok(here), Ok(base)) = (std::env::current_dir(), paths::real(base)) else { return path.to_owned() };
     let target = normal(&here.join(target));
     let shared = base.components().zip(target.components()).take_while(|(a, b)| a == b).count();
     let mut relative: PathBuf = base.components().skip(shared).map(|_| Component::ParentDir).collect();

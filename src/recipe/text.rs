@@ -5,7 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use crate::finding::{Finding, Place, SourceText, nearest};
-use crate::fs::regular;
+use crate::fs::{exclusive, paths, regular};
 
 /// Largest recipe in bytes. A recipe of 500 stages has about 40 KiB.
 pub(super) const MAX_BYTES: usize = 1 << 20;
@@ -25,11 +25,11 @@ pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
         let message = format!("the recipe {name} cannot be read: {}", regular::told(error));
         Box::new(Finding::error("recipe::unreadable", message).help("Name a recipe that you may read."))
     };
-    let metadata = path.metadata().map_err(|error| match error.kind() {
+    regular::length(path).map_err(|error| match error.kind() {
         std::io::ErrorKind::NotFound => Box::new(missing(path, &name)),
         _ => unreadable(error),
     })?;
-    if metadata.is_dir() {
+    if paths::is_folder(path) {
         let finding = Finding::error("recipe::not-a-file", format!("{name} is a directory, not a recipe"));
         return Err(Box::new(match recipes_in(path).first() {
             Some(first) => {
@@ -80,7 +80,7 @@ fn not_utf8(name: &str, error: &std::string::FromUtf8Error) -> Finding {
 }
 
 fn missing(path: &Path, name: &str) -> Finding {
-    if path.is_symlink() {
+    if exclusive::is_there(path) {
         let message = format!("{name} is a link to a file that does not exist");
         return Finding::error("recipe::no-such-file", message)
             .help("Make the link anew, or name the file itself.");
@@ -91,7 +91,7 @@ fn missing(path: &Path, name: &str) -> Finding {
         Some(parent) => parent,
         None => return finding,
     };
-    if !folder.is_dir() {
+    if !paths::is_folder(folder) {
         return finding.help(format!("There is no folder {} either.", folder.display()));
     }
     let names = recipes_in(folder);
@@ -110,12 +110,8 @@ fn missing(path: &Path, name: &str) -> Finding {
 
 /// Names of the YAML files of a folder, sorted; of a huge folder only some.
 fn recipes_in(folder: &Path) -> Vec<String> {
-    let Ok(entries) = folder.read_dir() else { return Vec::new() };
-    let mut names: Vec<String> = entries
-        .take(10_000)
-        .filter_map(|entry| Some(entry.ok()?.file_name().to_string_lossy().into_owned()))
-        .filter(|name| name.ends_with(".yaml") || name.ends_with(".yml"))
-        .collect();
+    let mut names = paths::names_in(folder, 10_000);
+    names.retain(|name| name.ends_with(".yaml") || name.ends_with(".yml"));
     names.sort();
     names
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::tree::{Content, Node, segment};
 use crate::finding::Finding;
+use crate::fs::paths::canonical;
 use crate::layer::pattern::Pattern;
 use crate::recipe::Recipe;
 use crate::stage::Stage;
@@ -225,17 +226,6 @@ fn normal(path: &Path) -> PathBuf {
         }
     }
     out
-}
-
-/// A path with its links resolved, as far as it exists.
-fn canonical(path: &Path) -> PathBuf {
-    let found = path.ancestors().find_map(|existing| {
-        let rest = path.strip_prefix(existing).ok()?;
-        let found = existing.canonicalize().ok()?;
-        // Joining nothing would leave a slash at the end.
-        Some(if rest.as_os_str().is_empty() { found } else { found.join(rest) })
-    });
-    found.unwrap_or_else(|| path.to_owned())
 }
 
 #[cfg(test)]

@@ -176,7 +176,7 @@ pub fn restore(loaded: &Loaded) -> Result<(), Failure> {
     for stage in &loaded.recipe.stages {
         let Stage::Export(export) = stage else { continue };
         let path = crate::plan::normalized(&loaded.resolve_path(&export.path));
-        if hidden::old(&path).symlink_metadata().is_ok() {
+        if exclusive::is_there(&hidden::old(&path)) {
             let lock = Lock::take(&path)?;
             exchange::restore(&path)?;
             drop(lock);

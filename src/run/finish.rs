@@ -2,7 +2,6 @@
 //! results for the next run.
 
 use std::collections::BTreeSet;
-use std::fs;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -297,7 +296,7 @@ impl Job<'_> {
             self.record(index, ready, Tensors::Of(&journal))?;
             // The report of an earlier, failed run says nothing about this output.
             if occupant::read_report(&failed_report).is_ok() {
-                let _ = fs::remove_file(&failed_report);
+                let _ = exclusive::remove_file(&failed_report);
             }
             done.report_paths.push(path.join(report::FILE_NAME));
             let told = plan.told_path(&path);
@@ -359,7 +358,7 @@ impl Job<'_> {
                 self.listener.on_event(&Event::Note { text });
             }
         }
-        let _ = fs::remove_file(hidden::journal(&export.path));
+        let _ = exclusive::remove_file(&hidden::journal(&export.path));
         let _ = exclusive::remove_folder(&hidden::interrupted(&export.path));
         if self.options.durable { files::sync_way(&export.path) } else { Ok(()) }
     }
@@ -417,10 +416,7 @@ impl Job<'_> {
 
 /// The identities of files that are complete; none for a file in which a later change might not show.
 fn identities(paths: &[PathBuf]) -> Vec<Option<FileIdentity>> {
-    let look = || -> Vec<Option<FileIdentity>> {
-        let found = paths.iter().map(|path| fs::symlink_metadata(path).ok());
-        found.map(|metadata| metadata.as_ref().map(FileIdentity::of)).collect()
-    };
+    let look = || -> Vec<Option<FileIdentity>> { paths.iter().map(|path| FileIdentity::at(path)).collect() };
     let first = look();
     let left = first.iter().flatten().map(FileIdentity::tick_left);
     // A tick of the system's clock is worth waiting for; a tick of a file system that counts in seconds is not.

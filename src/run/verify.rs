@@ -10,6 +10,7 @@ use crate::digest::checksum;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{Entry, Folder};
+use crate::fs::paths;
 use crate::fs::regular::{self, limit};
 use crate::report::{self, FileRecord, OutputRecord, Report};
 
@@ -37,7 +38,7 @@ pub struct Verified {
 pub fn verify(folder: &Path) -> Result<Verified, Failure> {
     let place = folder.join(report::FILE_NAME);
     let unreadable = |error: io::Error| report::unreadable(&place, &error);
-    let opened = folder.canonicalize().and_then(|folder| Folder::open(&folder)).map_err(unreadable)?;
+    let opened = paths::real(folder).and_then(|folder| Folder::open(&folder)).map_err(unreadable)?;
     let bytes = opened.open_file(Path::new(report::FILE_NAME), false).and_then(read_report);
     let bytes = bytes.map_err(unreadable)?;
     let report = report::parse(&place, &bytes)?;
@@ -159,7 +160,7 @@ fn damaged(messages: Vec<String>) -> Failure {
 }
 
 fn name_of(folder: &Path) -> String {
-    let folder = folder.canonicalize().unwrap_or_else(|_| folder.to_owned());
+    let folder = paths::real(folder).unwrap_or_else(|_| folder.to_owned());
     folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default()
 }
 

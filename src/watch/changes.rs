@@ -6,7 +6,6 @@
 //! monoquant itself are none.
 
 use std::collections::BTreeMap;
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Mutex, MutexGuard};
@@ -18,6 +17,8 @@ use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::identity::FileIdentity;
+use crate::fs::paths::{self, links};
+use crate::fs::regular;
 use crate::sync::lock;
 
 /// Without another event for so long, a change is complete.
@@ -94,7 +95,7 @@ impl Inputs {
 
     /// Whether a small file is missing, or empty, as one is between its being opened and written anew.
     fn has_gone(&self) -> bool {
-        self.watched().texts.iter().any(|path| fs::metadata(path).map_or(true, |text| text.len() == 0))
+        self.watched().texts.iter().any(|path| regular::length(path).map_or(true, |length| length == 0))
     }
 
     /// Waits for a file that an editor is about to put in place.
@@ -116,7 +117,7 @@ impl Inputs {
             out.push(model.clone());
             // Files of the Hub's cache are links to files elsewhere.
             let files = watched.seen.files.keys();
-            out.extend(files.filter_map(|path| Some(path.canonicalize().ok()?.parent()?.to_owned())));
+            out.extend(files.filter_map(|path| Some(paths::real(path).ok()?.parent()?.to_owned())));
         }
         for path in &mut out {
             if path.as_os_str().is_empty() {
@@ -125,25 +126,9 @@ impl Inputs {
         }
         out.sort();
         out.dedup();
-        out.retain(|path| path.is_dir());
+        out.retain(|path| paths::is_folder(path));
         out
     }
-}
-
-/// A path, and what it leads to link by link: any of the links may be switched, and what is at their end edited.
-fn links(path: &Path) -> Vec<PathBuf> {
-    let mut out = vec![path.to_owned()];
-    // The system follows no more than forty.
-    while out.len() <= 40
-        && let Some(last) = out.last()
-        && let Ok(target) = fs::read_link(last)
-    {
-        let next = last.parent().unwrap_or(Path::new("")).join(target);
-        out.push(next);
-    }
-    // A folder on the way may be a link as well.
-    out.extend(path.canonicalize());
-    out
 }
 
 fn look(watched: &Watched) -> Seen {
@@ -152,24 +137,9 @@ fn look(watched: &Watched) -> Seen {
         seen.texts.insert(path.clone(), crate::recipe::text_of(path).map(String::into_bytes));
     }
     for path in watched.model.iter().chain(&watched.others) {
-        look_below(path, 0, &watched.outputs, &mut seen.files);
+        paths::files_below(path, DEPTH + 1, &watched.outputs, &mut seen.files);
     }
     seen
-}
-
-fn look_below(path: &Path, depth: usize, outputs: &[PathBuf], files: &mut BTreeMap<PathBuf, FileIdentity>) {
-    let Ok(metadata) = fs::metadata(path) else { return };
-    if metadata.is_file() {
-        files.insert(path.to_owned(), FileIdentity::of(&metadata));
-        return;
-    }
-    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
-        let path = entry.path();
-        let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
-        if !is_hidden && depth <= DEPTH && !outputs.contains(&path) {
-            look_below(&path, depth + 1, outputs, files);
-        }
-    }
 }
 
 /// A message that the loop waits for.

@@ -14,6 +14,8 @@
 //! With `--again` it times what a second run costs instead: with nothing changed, a threshold, or one layer's rule; and in a
 //! watch, from the moment the recipe is saved to the verdict.
 
+#![expect(clippy::disallowed_methods, reason = "it makes the models that it measures with")]
+
 use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, BufWriter, Write};

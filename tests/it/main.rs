@@ -1,5 +1,7 @@
 //! Integration tests: one binary, a file a topic.
 
+#![expect(clippy::disallowed_methods, reason = "tests make files and look at them")]
+
 mod architecture;
 mod bad_recipes;
 mod calibration;

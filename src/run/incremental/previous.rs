@@ -15,6 +15,7 @@ use crate::format::source::Identity;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
 use crate::fs::identity::FileIdentity;
+use crate::fs::{paths, rename};
 use crate::model::{Name, header};
 use crate::plan::Checks;
 use crate::plan::fingerprint::{self, Prints};
@@ -248,29 +249,30 @@ pub(crate) fn stores(plan: &Plan, export: &ExportPlan) -> Result<Stores, Failure
         Some(finished)
     };
     match record::read(&hidden::record(&export.path), known) {
-        Found::Record(header, finished) if export.path.is_dir() => {
+        Found::Record(header, finished) if paths::is_folder(&export.path) => {
             out.stores.extend(Store::open(plan, export, &export.path, (header, finished), false));
         }
-        Found::OfAnother(which) if export.path.is_dir() => {
+        Found::OfAnother(which) if paths::is_folder(&export.path) => {
             out.notes.push(format!("everything is made anew: the last output is of {which}"));
         }
         _ => {}
     }
     let folder = hidden::staging(&export.path);
     match record::read(&hidden::journal(&export.path), known) {
-        Found::Record(header, finished) if folder.is_dir() => {
+        Found::Record(header, finished) if paths::is_folder(&folder) => {
             let is_staging = header.layout == fingerprint::layout(plan, export);
             let root = if is_staging {
                 folder
             } else {
                 let aside = hidden::interrupted(&export.path);
                 let _ = exclusive::remove_folder(&aside);
-                fs::rename(&folder, &aside).map_err(|error| files::cannot_write("move", &folder, &error))?;
+                rename::over(&folder, &aside)
+                    .map_err(|error| files::cannot_write("move", &folder, &error))?;
                 aside
             };
             out.stores.extend(Store::open(plan, export, &root, (header, finished), is_staging));
         }
-        Found::OfAnother(which) if folder.is_dir() => {
+        Found::OfAnother(which) if paths::is_folder(&folder) => {
             out.notes.push(format!("an interrupted run cannot be taken up: it was of {which}"));
         }
         _ => {}

@@ -16,7 +16,7 @@ use crate::finding::Failure;
 use crate::format::source::Identity;
 use crate::fs::exclusive;
 use crate::fs::identity::FileIdentity;
-use crate::fs::regular::{self, limit};
+use crate::fs::processes::boot;
 use crate::model::Name;
 use crate::plan::Checks;
 use crate::plan::Plan;
@@ -175,13 +175,6 @@ impl Header {
     pub fn is_of_this_boot(&self) -> bool {
         !self.boot.is_empty() && self.boot == boot()
     }
-}
-
-/// An identifier of the current start of the system; empty if it is not known.
-fn boot() -> String {
-    regular::read_text(Path::new("/proc/sys/kernel/random/boot_id"), limit::WORD)
-        .map(|text| text.trim().to_owned())
-        .unwrap_or_default()
 }
 
 /// The hash over the lines of a record so far.

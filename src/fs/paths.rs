@@ -1,0 +1,83 @@
+//! Paths: their links, and what is below them.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::Result;
+use std::path::{Path, PathBuf};
+
+use super::identity::FileIdentity;
+
+/// A path without links. It must exist.
+///
+/// # Errors
+/// If it does not, or the system does not say.
+pub fn real(path: &Path) -> Result<PathBuf> {
+    path.canonicalize()
+}
+
+/// A path with its links resolved, as far as it exists; the rest need not.
+#[must_use]
+pub fn canonical(path: &Path) -> PathBuf {
+    let found = path.ancestors().find_map(|existing| {
+        let rest = path.strip_prefix(existing).ok()?;
+        let found = existing.canonicalize().ok()?;
+        // Joining nothing would leave a slash at the end.
+        Some(if rest.as_os_str().is_empty() { found } else { found.join(rest) })
+    });
+    found.unwrap_or_else(|| path.to_owned())
+}
+
+/// Whether a folder is at a path, or a link to one.
+#[must_use]
+pub fn is_folder(path: &Path) -> bool {
+    path.is_dir()
+}
+
+/// A path, and what it leads to link by link: any of the links may be switched, and the file at their end edited.
+#[must_use]
+pub fn links(path: &Path) -> Vec<PathBuf> {
+    let mut out = vec![path.to_owned()];
+    // The system follows no more than forty.
+    while out.len() <= 40
+        && let Some(last) = out.last()
+        && let Ok(target) = fs::read_link(last)
+    {
+        let next = last.parent().unwrap_or(Path::new("")).join(target);
+        out.push(next);
+    }
+    // A folder on the way may be a link as well.
+    out.extend(path.canonicalize());
+    out
+}
+
+/// Names in a folder, of a huge one only `most`. Empty if it cannot be listed.
+#[must_use]
+pub fn names_in(folder: &Path, most: usize) -> Vec<String> {
+    let entries = fs::read_dir(folder).into_iter().flatten().take(most).flatten();
+    entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
+}
+
+/// Adds the files at and below a path, links followed, at most `depth` folders deep. Hidden ones and those of `except`
+/// are left out below it.
+pub fn files_below(
+    path: &Path,
+    depth: usize,
+    except: &[PathBuf],
+    files: &mut BTreeMap<PathBuf, FileIdentity>,
+) {
+    let Ok(metadata) = fs::metadata(path) else { return };
+    if metadata.is_file() {
+        files.insert(path.to_owned(), FileIdentity::of(&metadata));
+        return;
+    }
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if !is_hidden
+            && let Some(depth) = depth.checked_sub(1)
+            && !except.contains(&path)
+        {
+            files_below(&path, depth, except, files);
+        }
+    }
+}
