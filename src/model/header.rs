@@ -21,6 +21,9 @@ use crate::finding::Finding;
 /// The longest header that is accepted, as in the reference implementation.
 pub const MAX_HEADER: u64 = 100_000_000;
 
+/// Bytes that are read at a time: from a store, a request costs more than its bytes.
+pub(super) const READ_AHEAD: usize = 256 << 10;
+
 /// Findings shown for one file; more are counted.
 const MAX_FINDINGS: usize = 8;
 
@@ -88,7 +91,7 @@ pub fn read(mut source: impl Read, len: u64, file: &str) -> Result<Header, Vec<F
         )
         .help("It is no safetensors file, or was cut off inside its header; get it again.")));
     }
-    let mut text = BufReader::new(source.take(header_len));
+    let mut text = BufReader::with_capacity(READ_AHEAD.min(header_len as usize), source.take(header_len));
     let raw = serde_json::from_reader(&mut text);
     // Where the JSON is wrong there is more of it, or the file ended within it.
     let rest = std::io::copy(&mut text, &mut std::io::sink());

@@ -8,6 +8,7 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, IgnoredAny, MapAccess, Visitor};
 
 use super::code;
+use super::header::READ_AHEAD;
 use super::json::named;
 use super::name::{Names, Span};
 use crate::finding::Finding;
@@ -68,7 +69,7 @@ impl Index {
     /// # Errors
     /// As [`Index::parse`].
     pub fn read(text: impl Read, file: &str) -> Result<Self, Vec<Finding>> {
-        Self::check(serde_json::from_reader(BufReader::new(text)), file)
+        Self::check(serde_json::from_reader(BufReader::with_capacity(READ_AHEAD, text)), file)
     }
 
     /// Parses the text of an index.
