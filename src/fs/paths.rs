@@ -7,6 +7,16 @@ use std::path::{Path, PathBuf};
 
 use super::identity::FileIdentity;
 
+/// Whether a word is an address (`hf://org/name`), and so no path that is relative to a folder.
+#[must_use]
+pub fn is_address(word: &str) -> bool {
+    let is_scheme = |scheme: &str| {
+        scheme.starts_with(|c: char| c.is_ascii_lowercase())
+            && scheme.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '+')
+    };
+    word.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme))
+}
+
 /// A path without links. It must exist.
 ///
 /// # Errors
@@ -79,5 +89,28 @@ pub fn files_below(
         {
             files_below(&path, depth, except, files);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_are_told_from_paths() {
+        for address in ["hf://org/name@main", "s3://bucket/x", "hf://"] {
+            assert!(is_address(address), "{address}");
+        }
+        for path in ["models/hf://x", "://x", "/hf://x", "C:\\x", "hf:/x", "../x", "", "A://x"] {
+            assert!(!is_address(path), "{path}");
+        }
+    }
+
+    #[test]
+    fn a_path_is_resolved_as_far_as_it_exists() {
+        let folder = tempfile::tempdir().unwrap();
+        let real = folder.path().canonicalize().unwrap();
+        assert_eq!(canonical(folder.path()), real);
+        assert_eq!(canonical(&folder.path().join("a/b")), real.join("a/b"));
     }
 }

@@ -37,7 +37,7 @@ pub(super) fn apply(
         }
     }
     if let Some(model) = &overrides.model {
-        let value = if model.starts_with("hf://") { model.clone() } else { seen_from(base, model) };
+        let value = if paths::is_address(model) { model.clone() } else { seen_from(base, model) };
         findings.extend(set_in_stage(root, "load", "model", "--model", &value).err());
     }
     if let Some(output) = &overrides.output {

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::Folder;
+use crate::fs::paths;
 use crate::fs::regular::Same;
 use crate::plan::layout::RECIPE_FILE_NAME;
 use crate::plan::{ExportPlan, Plan};
@@ -58,7 +59,7 @@ fn stored_recipe(plan: &Plan, export: &ExportPlan) -> (Recipe, Vec<(String, Stri
     let mut recipe = plan.recipe().clone();
     let from = absolute(&export.path);
     let moved = |path: &str| {
-        let is_relative = !path.starts_with("hf://") && Path::new(path).is_relative();
+        let is_relative = !paths::is_address(path) && Path::new(path).is_relative();
         is_relative.then(|| relative(&from, &absolute(&plan.loaded.resolve_path(path))))
     };
     let way = relative(&from, &absolute(&plan.loaded.base));
