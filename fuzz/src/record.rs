@@ -78,7 +78,9 @@ impl Record {
         header["boot"] = "".into();
         for files in ["sources", "files"] {
             for file in header[files].as_array_mut().expect("files") {
-                let identity = file["identity"].as_object_mut().into_iter().flatten();
+                let identity = &mut file["identity"];
+                let identity = if files == "sources" { &mut identity["file"] } else { identity };
+                let identity = identity.as_object_mut().into_iter().flatten();
                 identity.filter(|(name, _)| *name != "len").for_each(|(_, number)| *number = 1.into());
             }
         }
@@ -111,7 +113,7 @@ impl Record {
         let mut lines: Vec<Option<Value>> = self.record.iter().cloned().map(Some).collect();
         if let Some(Some(header)) = lines.first_mut() {
             // The files are not the ones that it was written of: what is in them is to be looked at.
-            for inode in ["/sources/0/identity/ino", "/files/0/identity/ino"] {
+            for inode in ["/sources/0/identity/file/ino", "/files/0/identity/ino"] {
                 if let Some(inode) = header.pointer_mut(inode) {
                     *inode = 0.into();
                 }
