@@ -10,7 +10,7 @@ use super::carried::Carried;
 use super::event::{Event, Listener};
 use super::made::{MadeFile, made_files};
 use super::outcome::{Options, Outcome, Work};
-use super::verify::Identity;
+use super::verify::Digester;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder};
@@ -137,10 +137,10 @@ impl Job<'_> {
         let is_hashed = plan.asks_for_hashes();
         let others = carried.iter().zip(&made).map(|(carried, made)| {
             let made = made.iter().map(|made| {
-                let mut identity = Identity::new(is_hashed);
+                let mut digester = Digester::new(is_hashed);
                 // A sum takes everything.
-                let _ = (made.write)(&mut identity);
-                identity.of(&made.name)
+                let _ = (made.write)(&mut digester);
+                digester.of(&made.name)
             });
             carried.iter().map(|carried| carried.file.clone()).chain(made).collect()
         });

@@ -174,7 +174,7 @@ pub(super) fn identify(
     is_hashed: bool,
     cancel: &Cancel,
 ) -> io::Result<FileRecord> {
-    let mut identity = Identity::new(is_hashed);
+    let mut digester = Digester::new(is_hashed);
     let mut buffer = vec![0; 1 << 20];
     loop {
         if cancel.is_cancelled() {
@@ -182,22 +182,22 @@ pub(super) fn identify(
         }
         match file.read(&mut buffer) {
             Ok(0) => break,
-            Ok(n) => identity.write_all(&buffer[..n])?,
+            Ok(n) => digester.write_all(&buffer[..n])?,
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             Err(error) => return Err(error),
         }
     }
-    Ok(identity.of(name))
+    Ok(digester.of(name))
 }
 
-/// What identifies bytes that are written to it.
-pub(super) struct Identity {
+/// Sums over the bytes that are written to it.
+pub(super) struct Digester {
     bytes: u64,
     crc: u64,
     hasher: Option<blake3::Hasher>,
 }
 
-impl Identity {
+impl Digester {
     /// With a hash where that is wanted.
     pub(super) fn new(is_hashed: bool) -> Self {
         Self { bytes: 0, crc: 0, hasher: is_hashed.then(blake3::Hasher::new) }
@@ -210,7 +210,7 @@ impl Identity {
     }
 }
 
-impl Write for Identity {
+impl Write for Digester {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.crc = checksum::joined(self.crc, checksum::of(bytes), bytes.len() as u64);
         self.bytes += bytes.len() as u64;
