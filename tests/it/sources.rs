@@ -287,7 +287,7 @@ fn an_export_before_the_stage_that_quantizes_keeps_every_bit_of_f64() {
     let llama4 = experts("llama4", "model.layers.0.feed_forward.experts", true);
     for model in [Model::llama().in_f64(), llama4.stacked.in_f64()] {
         let workspace = Workspace::with(&model);
-        let stages = "  - stage: load\n    model: model\n  - stage: quantize-int8\n    targets: ['**.v_proj']\n  - stage: validate\n\
+        let stages = "  - stage: load\n    model: model\n  - stage: quantize-int8\n    targets: ['**.o_proj']\n  - stage: validate\n\
                       \x20 - stage: export\n    path: early\n  - stage: quantize-int4\n    symmetric: true\n  - stage: export\n    path: out\n";
         workspace.run(&workspace.whole_recipe(stages)).exits(0);
         let [source, early, out] = ["model", "early", "out"].map(|folder| tensors(&workspace.path(folder)));
