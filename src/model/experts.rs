@@ -5,59 +5,9 @@
 
 use super::code;
 use super::folder::ModelFolder;
+use super::matrix_view::{MatrixView, StackLayout};
 use super::tensor::TensorInfo;
 use crate::finding::Finding;
-
-/// A matrix [out, in] inside a tensor: element (r, c) is at `offset + (r · row_stride + c · column_stride) ·
-/// element`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct MatrixView {
-    /// Bytes from the start of the tensor to element (0, 0).
-    pub offset: u64,
-    /// Rows: the output dimension.
-    pub rows: u64,
-    /// Columns: the input dimension.
-    pub cols: u64,
-    /// Elements from one row to the next.
-    pub row_stride: u64,
-    /// Elements from one column to the next; 1 if rows are contiguous.
-    pub column_stride: u64,
-}
-
-impl MatrixView {
-    /// A whole tensor as a matrix of contiguous rows: the first axis is the rows, all other axes together are the
-    /// columns. `None` for a scalar, or if the columns of an empty tensor cannot be counted.
-    #[must_use]
-    pub fn whole(tensor: &TensorInfo) -> Option<Self> {
-        let (&rows, rest) = tensor.shape.split_first()?;
-        let cols = rest.iter().try_fold(1u64, |n, &axis| n.checked_mul(axis))?;
-        Some(Self { offset: 0, rows, cols, row_stride: cols, column_stride: 1 })
-    }
-
-    /// The transpose of a tensor [in, out], as GPT-2 stores its linear layers. `None` if it does not have two axes.
-    #[must_use]
-    pub fn transposed(tensor: &TensorInfo) -> Option<Self> {
-        let &[cols, rows] = &tensor.shape[..] else { return None };
-        Some(Self { offset: 0, rows, cols, row_stride: 1, column_stride: rows })
-    }
-
-    /// Whether rows lie one after the other without a gap, so that some rows are one read.
-    #[must_use]
-    pub fn is_contiguous(&self) -> bool {
-        self.column_stride == 1 && self.row_stride == self.cols
-    }
-
-    /// Bytes from the start of the tensor to the end of the last element. `None` if that overflows.
-    #[must_use]
-    pub fn end(&self, element: u64) -> Option<u64> {
-        if self.rows == 0 || self.cols == 0 {
-            return Some(self.offset);
-        }
-        let row = (self.rows - 1).checked_mul(self.row_stride)?;
-        let column = (self.cols - 1).checked_mul(self.column_stride)?;
-        row.checked_add(column)?.checked_add(1)?.checked_mul(element)?.checked_add(self.offset)
-    }
-}
 
 /// The projections that a stack holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -138,7 +88,6 @@ pub fn stack(folder: &ModelFolder, tensor: usize) -> Result<ExpertStack, Finding
         let known: Vec<&str> = ExpertPart::NAMES.iter().map(|(name, _)| *name).collect();
         return Err(contradiction(info, &format!("stacks are known by the names {}", known.join(", "))));
     };
-    let element = info.stored.bytes().unwrap_or(1);
     let (is_transposed, note) = orientation(folder, info, &name, [a, b])?;
     // Only gpt-oss interleaves, and only gpt-oss has a bias there.
     let is_interleaved = name.part == ExpertPart::GateUp
@@ -158,23 +107,12 @@ pub fn stack(folder: &ModelFolder, tensor: usize) -> Result<ExpertStack, Finding
             &format!("{out} outputs cannot be a gate and an up projection of one size"),
         ));
     }
-    let rows = out / width;
-    let row_stride = if is_interleaved { 2 } else { 1 };
+    let layout = StackLayout { parts: width, rows: out / width, cols, is_transposed, is_interleaved };
     let mut matrices = Vec::new();
     for expert in 0..experts {
-        for (half, part) in (0u64..).zip(parts) {
-            // Elements before this matrix; all products are below the tensor's size, which was checked.
-            let skipped = match (is_transposed, is_interleaved) {
-                (false, _) => half * rows * cols,
-                (true, false) => half * rows,
-                (true, true) => half,
-            };
-            let offset = (expert * a * b + skipped) * element;
-            let view = if is_transposed {
-                MatrixView { offset, rows, cols, row_stride, column_stride: out }
-            } else {
-                MatrixView { offset, rows, cols, row_stride: cols, column_stride: 1 }
-            };
+        for (number, part) in (0u64..).zip(parts) {
+            // All products are below the tensor's size, which was checked.
+            let view = layout.view(expert, number);
             matrices.push(ExpertMatrix { expert, module: name.expert_module(expert, part), view });
         }
     }

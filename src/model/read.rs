@@ -7,17 +7,14 @@ use std::ops::Range;
 
 use super::code;
 use super::dtype::Dtype;
-use super::experts::MatrixView;
 use super::folder::ModelFolder;
+use super::matrix_view::{MatrixRows, MatrixView};
 use super::tensor::{Shard, TensorInfo};
 use super::widen::{self, ScaleGrid};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::source::{Blob, Source};
 use crate::fs::handles::Replaced;
-
-/// Bytes of source rows that are collected before they are transposed, so that both sides stay in the cache.
-const TRANSPOSE_BYTES: u64 = 256 * 1024;
 
 /// A weight file, to be read at positions.
 #[derive(Debug)]
@@ -129,7 +126,7 @@ impl<'a> MatrixReader<'a> {
     /// # Errors
     /// The file cannot be read.
     pub fn rows(&self, rows: Range<u64>, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
-        let rows = rows.start.min(self.view.rows)..rows.end.min(self.view.rows);
+        let rows = self.view.rows(rows);
         let is_plain = self.tensor.stored == self.tensor.working_dtype();
         if is_plain {
             return self.fetch(&rows, out, scratch);
@@ -142,7 +139,7 @@ impl<'a> MatrixReader<'a> {
         match (&self.scales, self.tensor.stored) {
             (_, Dtype::F64) => widen::f64_to_f32(scratch, out),
             (Some(grid), dtype) => {
-                let (first, columns) = (self.size(rows.start)?, self.size(self.view.cols)?);
+                let (first, columns) = (self.size(rows.range.start)?, self.size(self.view.cols)?);
                 if !widen::fp8_to_bf16(scratch, dtype, first, columns, grid, out) {
                     return Err(fail(code::FP8, format!("`{}` has too few scales", self.tensor.name)));
                 }
@@ -153,60 +150,10 @@ impl<'a> MatrixReader<'a> {
     }
 
     /// The stored bytes of rows, in row order.
-    fn fetch(&self, rows: &Range<u64>, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
-        let (view, element) = (self.view, self.element);
-        let count = rows.end.saturating_sub(rows.start);
+    fn fetch(&self, rows: &MatrixRows, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
         // The old contents of the buffer are overwritten, so clearing it first would only cost time.
-        out.resize(self.size(count * view.cols * element)?, 0);
-        if out.is_empty() {
-            return Ok(());
-        }
-        let start = self.tensor.offset + view.offset + rows.start * view.row_stride * element;
-        if view.is_contiguous() {
-            return self.file.read_at(start, out);
-        }
-        if view.column_stride == 1 {
-            let row_bytes = self.size(view.cols * element)?;
-            for (row, bytes) in (0u64..).zip(out.chunks_exact_mut(row_bytes)) {
-                self.file.read_at(start + row * view.row_stride * element, bytes)?;
-            }
-            return Ok(());
-        }
-        self.gather(start, count, out, scratch)
-    }
-
-    /// Rows that lie across the file: the same stretch of every source row, transposed.
-    fn gather(&self, start: u64, count: u64, out: &mut [u8], scratch: &mut Vec<u8>) -> Result<(), Failure> {
-        let (view, element) = (self.view, self.element);
-        // One stretch holds element c of every wanted row. With a row stride of 2, other elements lie between them.
-        let stretch = ((count - 1) * view.row_stride + 1) * element;
-        let column_bytes = view.column_stride * element;
-        let batch = (TRANSPOSE_BYTES / stretch).clamp(1, view.cols);
-        let size = |n: u64| self.size(n);
-        let (step, width) = (size(element)?, size(stretch)?);
-        let (row_step, row_bytes) = (size(view.row_stride * element)?, size(view.cols * element)?);
-        let mut first = 0;
-        while first < view.cols {
-            let columns = batch.min(view.cols - first);
-            let at = start + first * column_bytes;
-            scratch.resize(size(columns * stretch)?, 0);
-            if column_bytes == stretch {
-                self.file.read_at(at, scratch)?;
-            } else {
-                for (column, bytes) in (0u64..).zip(scratch.chunks_exact_mut(width)) {
-                    self.file.read_at(at + column * column_bytes, bytes)?;
-                }
-            }
-            let to = size(first)? * step;
-            for (row, line) in out.chunks_exact_mut(row_bytes).enumerate() {
-                let cells = line[to..].chunks_exact_mut(step);
-                for (cell, source) in cells.zip(scratch.chunks_exact(width)) {
-                    cell.copy_from_slice(&source[row * row_step..row * row_step + step]);
-                }
-            }
-            first += columns;
-        }
-        Ok(())
+        out.resize(self.size(rows.bytes(self.element))?, 0);
+        rows.gather(self.element, out, scratch, |at, out| self.file.read_at(self.tensor.offset + at, out))
     }
 
     fn size(&self, n: u64) -> Result<usize, Failure> {

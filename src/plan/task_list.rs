@@ -81,12 +81,10 @@ fn inputs<'p>(plan: &'p Plan, task: &Task) -> Vec<Input<'p>> {
     let scales = plan.model.tensors[task.tensor()].fp8.map(|fp8| fp8.tensor as usize);
     let input = |index: usize| {
         let tensor = &plan.model.tensors[index];
-        let matrix = task.matrix(&plan.model);
-        let part = matrix.filter(|view| index == task.tensor() && view.is_contiguous());
-        let start = tensor.offset + part.map_or(0, |view| view.offset);
-        let stored = tensor.stored.bits();
-        let bytes = part.map_or(tensor.bytes, |view| (view.rows * view.cols * stored).div_ceil(8));
-        Input { file: &plan.model.shards[tensor.shard()].name, start, end: start + bytes }
+        let matrix = task.matrix(&plan.model).filter(|_| index == task.tensor());
+        let part = matrix.and_then(|view| view.byte_range(tensor.stored.bits())).unwrap_or(0..tensor.bytes);
+        let file = &plan.model.shards[tensor.shard()].name;
+        Input { file, start: tensor.offset + part.start, end: tensor.offset + part.end }
     };
     std::iter::once(task.tensor()).chain(scales).map(input).collect()
 }

@@ -5,6 +5,7 @@
 //! tile waits for another. Sums are merged in tile order, so no result depends on the number of workers.
 
 pub mod collector;
+mod sink;
 pub mod solvers;
 pub mod source;
 pub mod tiles;
@@ -17,16 +18,17 @@ use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::encoding;
+use crate::model::{Dtype, MatrixRows};
 use crate::plan::{Plan, Task, TaskOutput};
-use crate::publish::files;
 use crate::quant::{
     BadValue, BadWeight, Distortion, FloatType, Quantized, Scratch, Solver, Survey, TensorParams,
 };
 use crate::run::context::Context;
 use crate::run::incremental::record::Finished;
+use crate::run::stream::sink::Sink;
 use crate::run::stream::solvers::Solvers;
 use crate::run::stream::source::SourceBuffers;
-use crate::run::stream::tiles::{Cut, Queue, Tile};
+use crate::run::stream::tiles::{Cut, Queue, Span, Tile};
 use crate::sync::lock;
 
 /// A run, with the results that were found before its one pass.
@@ -96,14 +98,9 @@ fn survey(
                 break;
             }
         }
-        let params = solver.tensor_params(&survey).map_err(|what| {
-            bad_weight(
-                plan,
-                task,
-                Tile { task: index, number: 0, start: 0, count: 0 },
-                BadWeight { row: 0, col: 0, what },
-            )
-        })?;
+        let params = solver
+            .tensor_params(&survey)
+            .map_err(|what| bad_weight(plan, task, 0, BadWeight { row: 0, col: 0, what }))?;
         out[index] = Some(params);
     }
     Ok(out)
@@ -126,10 +123,11 @@ fn survey_pass(
         cancel,
         || queue.next(),
         |tile, buffers: &mut Buffers| {
-            run.source.read(task, tile, &mut buffers.source, None)?;
+            run.source.read(&tile, &mut buffers.source, None)?;
+            let Span::Rows(rows) = &tile.span else { return Ok(()) };
             let part = solver
-                .survey(&so_far, &buffers.source.weights, tile.count as usize)
-                .map_err(|bad| bad_weight(plan, task, tile, bad))?;
+                .survey(&so_far, &buffers.source.weights, rows.count() as usize)
+                .map_err(|bad| bad_weight(plan, task, rows.range.start, bad))?;
             let mut merged = lock(&merged);
             let (next, waiting, survey) = &mut *merged;
             waiting.insert(tile.number, part);
@@ -142,9 +140,10 @@ fn survey_pass(
     )
 }
 
-fn bad_weight(plan: &Plan, task: &Task, tile: Tile, bad: BadWeight) -> Failure {
+/// A weight that cannot be quantized; its row counts from `first_row`.
+fn bad_weight(plan: &Plan, task: &Task, first_row: u64, bad: BadWeight) -> Failure {
     let tensor = &plan.model.tensors[task.tensor()];
-    let (row, column) = (tile.start + bad.row as u64, bad.col);
+    let (row, column) = (first_row + bad.row as u64, bad.col);
     let message = match bad.what {
         BadValue::ScaleOverflow => {
             format!("the scale of a group of `{}` is too large for its type", tensor.name)
@@ -170,10 +169,10 @@ fn bad_weight(plan: &Plan, task: &Task, tile: Tile, bad: BadWeight) -> Failure {
 impl Pass<'_> {
     fn tile(&self, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
         let task = &self.plan.tasks[tile.task];
-        self.source.read(task, tile, &mut buffers.source, Some(self.collector))?;
-        match self.solvers.of(tile.task) {
-            Some(solver) => self.quantize(task, tile, &*solver, buffers)?,
-            None => self.keep(task, tile, buffers)?,
+        self.source.read(&tile, &mut buffers.source, Some(self.collector))?;
+        match (self.solvers.of(tile.task), &tile.span) {
+            (Some(solver), Span::Rows(rows)) => self.quantize(&tile, rows, &*solver, buffers)?,
+            _ => self.keep(&tile, buffers)?,
         }
         let bytes = buffers.source.weights.len() as u64;
         self.listener.on_event(&Event::Tile { tensor: task.tensor(), bytes });
@@ -192,40 +191,39 @@ impl Pass<'_> {
         Ok(())
     }
 
+    fn sink(&self, export: usize, tensor: usize) -> Sink<'_> {
+        Sink { run: self.run, export, tensor }
+    }
+
     /// Writes a tile of a tensor that is kept.
-    fn keep(&self, task: &Task, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
-        let tensor = &self.plan.model.tensors[task.tensor()];
-        let bytes = &buffers.source.weights;
-        // Elements of a kept tensor are counted in bytes, those of a matrix and of scaled FP8 in rows.
+    fn keep(&self, tile: &Tile, buffers: &mut Buffers) -> Result<(), Failure> {
+        let Buffers { source, read_back, .. } = buffers;
+        let index = self.plan.tasks[tile.task].tensor();
+        let tensor = &self.plan.model.tensors[index];
+        let bytes = &source.weights;
         let element = tensor.dtype.bits().div_ceil(8);
-        let view = task.matrix(&self.plan.model);
-        let start = match (view, tensor.fp8) {
-            (Some(view), _) => tile.start * view.cols * element,
-            (None, Some(_)) => {
-                tile.start * (tensor.elements() / tensor.shape.first().copied().unwrap_or(1).max(1)) * element
-            }
-            (None, None) => tile.start,
-        };
         if self.checks.finite
-            && let Some(element_in_tile) = first_not_finite(tensor.dtype, bytes)
+            && let Some(n) = first_not_finite(tensor.dtype, bytes)
         {
-            let at = start / element + element_in_tile;
-            let at = view.map_or(at, |view| {
-                let (row, column) = (at / view.cols, at % view.cols);
-                view.offset / element + row * view.row_stride + column * view.column_stride
-            });
-            self.collector.not_finite(task.tensor(), at);
+            let at = match &tile.span {
+                Span::Rows(rows) => rows.element_at(n),
+                Span::Bytes(range) => range.start / element + n,
+            };
+            self.collector.not_finite(index, at);
         }
         for export in 0..self.plan.exports.len() {
-            match self.plan.exports[export].tasks[tile.task] {
-                TaskOutput::Copy { tensor } => {
-                    self.write_and_check(export, tensor as usize, start, bytes, &mut buffers.read_back)?;
+            match (self.plan.exports[export].tasks[tile.task], &tile.span) {
+                (TaskOutput::InPlace { tensor }, Span::Rows(rows)) => {
+                    self.sink(export, tensor as usize).write_rows(rows, element, bytes, read_back)?;
                 }
-                TaskOutput::InPlace { tensor } => {
-                    let tensor = tensor as usize;
-                    self.write_in_place(export, tensor, task, tile, bytes, &mut buffers.read_back)?;
+                (TaskOutput::Copy { tensor } | TaskOutput::InPlace { tensor }, span) => {
+                    let start = match span {
+                        Span::Rows(rows) => rows.start_alone(element),
+                        Span::Bytes(range) => range.start,
+                    };
+                    self.sink(export, tensor as usize).write_and_check(start, bytes, read_back)?;
                 }
-                TaskOutput::Encoded { .. } | TaskOutput::Dequantized { .. } => {}
+                (TaskOutput::Encoded { .. } | TaskOutput::Dequantized { .. }, _) => {}
             }
         }
         Ok(())
@@ -234,181 +232,87 @@ impl Pass<'_> {
     /// Quantizes, measures, writes and reads back a tile of a matrix.
     fn quantize(
         &self,
-        task: &Task,
-        tile: Tile,
+        tile: &Tile,
+        rows: &MatrixRows,
         solver: &dyn Solver,
         buffers: &mut Buffers,
     ) -> Result<(), Failure> {
-        let Buffers { source, quantized, dequantized, converted, read_back, scratch } = buffers;
-        let rows = tile.count as usize;
-        let distortion = self.encode(task, tile, solver, &source.weights, quantized, scratch)?;
-        let parts = task.matrix(&self.plan.model).map_or_else(Vec::new, |view| {
-            encoding::of(solver.scheme()).parts(solver.scheme(), view.rows, view.cols)
-        });
+        let distortion = self.encode(tile, rows, solver, buffers)?;
+        let scheme = solver.scheme();
+        let parts = encoding::of(scheme).parts(scheme, rows.view.rows, rows.view.cols);
+        let source = &self.plan.model.tensors[self.plan.tasks[tile.task].tensor()];
+        let element = source.dtype.bits().div_ceil(8);
         for export in 0..self.plan.exports.len() {
             match self.plan.exports[export].tasks[tile.task] {
                 TaskOutput::Copy { .. } => {}
                 TaskOutput::InPlace { tensor } => {
-                    let exact = source.exact(&self.plan.model.tensors[task.tensor()]);
-                    self.write_in_place(export, tensor as usize, task, tile, exact, read_back)?;
+                    let Buffers { source: read, read_back, .. } = &mut *buffers;
+                    self.sink(export, tensor as usize).write_rows(
+                        rows,
+                        element,
+                        read.exact(source),
+                        read_back,
+                    )?;
                 }
                 TaskOutput::Encoded { tensors } => {
+                    let Buffers { quantized, read_back, .. } = &mut *buffers;
                     for (tensor, part) in tensors.iter().zip(&parts) {
-                        if let Some((start, bytes)) = part.of_tile(tile.start, quantized.part(part.role)) {
-                            self.write_and_check(export, tensor, start, bytes, read_back)?;
+                        let of_part = part.of_tile(rows.range.start, quantized.part(part.role));
+                        if let Some((start, bytes)) = of_part {
+                            self.sink(export, tensor).write_and_check(start, bytes, read_back)?;
                         }
                     }
                 }
                 TaskOutput::Dequantized { tensor } => {
-                    self.dequantize(
-                        task,
-                        solver,
-                        rows,
-                        quantized,
-                        [&mut *dequantized, &mut *converted],
-                        scratch,
-                    );
-                    self.write_in_place(export, tensor as usize, task, tile, dequantized, read_back)?;
+                    dequantize(solver, rows, source.dtype, buffers);
+                    let Buffers { dequantized, read_back, .. } = &mut *buffers;
+                    self.sink(export, tensor as usize).write_rows(rows, element, dequantized, read_back)?;
                 }
             }
         }
         if let Some(distortion) = distortion {
-            self.collector.distortion(tile.task, tile.number, distortion, tile.start);
+            self.collector.distortion(tile.task, tile.number, distortion, rows.range.start);
         }
         Ok(())
     }
 
-    /// Puts the codes of a tile into `quantized`, and measures it if the checks ask for it.
+    /// Puts the codes of a tile into the buffers, and measures it if the checks ask for it.
     fn encode(
         &self,
-        task: &Task,
-        tile: Tile,
+        tile: &Tile,
+        rows: &MatrixRows,
         solver: &dyn Solver,
-        weights: &[u8],
-        quantized: &mut Quantized,
-        scratch: &mut Scratch,
+        buffers: &mut Buffers,
     ) -> Result<Option<Distortion>, Failure> {
-        let (rows, params) = (tile.count as usize, self.params[tile.task].as_ref());
-        let bad = |bad| bad_weight(self.plan, task, tile, bad);
+        let Buffers { source, quantized, scratch, .. } = buffers;
+        let weights = &source.weights;
+        let (count, params) = (rows.count() as usize, self.params[tile.task].as_ref());
+        let task = &self.plan.tasks[tile.task];
+        let bad = |bad| bad_weight(self.plan, task, rows.range.start, bad);
         if !self.checks.measure {
-            solver.solve(params, weights, rows, quantized, scratch).map_err(bad)?;
+            solver.solve(params, weights, count, quantized, scratch).map_err(bad)?;
             return Ok(None);
         }
-        let measured = solver.solve_and_measure(params, weights, rows, quantized, scratch).map_err(bad)?;
+        let measured = solver.solve_and_measure(params, weights, count, quantized, scratch).map_err(bad)?;
         if tile.number == 0 && self.solvers.is_first(tile.task) {
             // The measurement of codes in registers must agree with the meaning of the bytes. One tile of each kind
             // is enough to see that kernels which agree on other machines also agree on this one.
-            let meant = solver.measure(weights, quantized.view(), rows, scratch);
+            let meant = solver.measure(weights, quantized.view(), count, scratch);
             check_measured(&self.plan.model.tensors[task.tensor()].name, &measured, &meant)?;
         }
-        let faint = solver.faint_signal(weights, quantized.view(), rows);
+        let faint = solver.faint_signal(weights, quantized.view(), count);
         Ok(Some(Distortion { faint, ..measured }))
     }
+}
 
-    /// The first byte of a tile's rows in the tensor as it is delivered and written.
-    fn start_in_tensor(&self, task: &Task, tile: Tile) -> u64 {
-        let tensor = &self.plan.model.tensors[task.tensor()];
-        let Some(view) = task.matrix(&self.plan.model) else { return tile.start };
-        let (stored, written) = (tensor.stored.bits().max(8), tensor.dtype.bits().max(8));
-        view.offset / (stored / 8) * (written / 8) + tile.start * view.row_stride * (written / 8)
-    }
-
-    /// Puts the tile's weights as an engine would see them, in the source's type, into `dequantized`.
-    fn dequantize(
-        &self,
-        task: &Task,
-        solver: &dyn Solver,
-        rows: usize,
-        quantized: &Quantized,
-        [dequantized, converted]: [&mut Vec<u8>; 2],
-        scratch: &mut Scratch,
-    ) {
-        solver.dequantize(quantized.view(), rows, dequantized, scratch);
-        let tensor = &self.plan.model.tensors[task.tensor()];
-        let scale_type = solver.scheme().scale_type;
-        if scale_type.name() != tensor.dtype.name() {
-            convert(scale_type, tensor.dtype, dequantized, converted);
-            std::mem::swap(dequantized, converted);
-        }
-    }
-
-    /// Writes rows of a matrix into a tensor of the source's layout, and reads them back if the checks ask for it.
-    fn write_in_place(
-        &self,
-        export: usize,
-        tensor: usize,
-        task: &Task,
-        tile: Tile,
-        bytes: &[u8],
-        read_back: &mut Vec<u8>,
-    ) -> Result<(), Failure> {
-        if task.matrix(&self.plan.model).is_some_and(|view| !view.is_contiguous()) {
-            return self.scatter(export, tensor, task, tile, bytes, read_back);
-        }
-        self.write_and_check(export, tensor, self.start_in_tensor(task, tile), bytes, read_back)
-    }
-
-    /// Writes rows that lie across the tensor: one stretch per column, which is read back if the checks ask for it.
-    /// Elements that lie apart are too small to be read back.
-    fn scatter(
-        &self,
-        export: usize,
-        tensor: usize,
-        task: &Task,
-        tile: Tile,
-        bytes: &[u8],
-        read_back: &mut Vec<u8>,
-    ) -> Result<(), Failure> {
-        let start = self.start_in_tensor(task, tile);
-        let Some(view) = task.matrix(&self.plan.model) else { return Ok(()) };
-        let element = (self.plan.model.tensors[task.tensor()].dtype.bits() / 8) as usize;
-        let row_bytes = view.cols as usize * element;
-        let mut stretch = vec![0_u8; tile.count as usize * element];
-        for column in 0..view.cols as usize {
-            for (row, cell) in stretch.chunks_exact_mut(element).enumerate() {
-                let from = row * row_bytes + column * element;
-                cell.copy_from_slice(&bytes[from..from + element]);
-            }
-            let at = start + column as u64 * view.column_stride * element as u64;
-            if view.row_stride == 1 {
-                self.write_and_check(export, tensor, at, &stretch, read_back)?;
-                continue;
-            }
-            for (row, cell) in (0_u64..).zip(stretch.chunks_exact(element)) {
-                self.write(export, tensor, at + row * view.row_stride * element as u64, cell)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn write(&self, export: usize, tensor: usize, start: u64, bytes: &[u8]) -> Result<(), Failure> {
-        let planned = &self.plan.exports[export].tensors[tensor];
-        let staged = &self.staging[export].weights[planned.file()];
-        let offset = planned.offset + start;
-        files::write_at(staged, offset, bytes)?;
-        self.collector.output(export, tensor, start, bytes);
-        Ok(())
-    }
-
-    /// Writes bytes. If the checks ask for it, reads them back and compares them.
-    fn write_and_check(
-        &self,
-        export: usize,
-        tensor: usize,
-        start: u64,
-        bytes: &[u8],
-        read_back: &mut Vec<u8>,
-    ) -> Result<(), Failure> {
-        self.write(export, tensor, start, bytes)?;
-        if !self.checks.round_trip {
-            return Ok(());
-        }
-        let planned = &self.plan.exports[export].tensors[tensor];
-        let staged = &self.staging[export].weights[planned.file()];
-        if !files::holds(staged, planned.offset + start, bytes, read_back)? {
-            self.collector.mismatch(export, tensor);
-        }
-        Ok(())
+/// Puts the tile's weights as an engine would see them, in the type in which they are written, into the buffers.
+fn dequantize(solver: &dyn Solver, rows: &MatrixRows, written: Dtype, buffers: &mut Buffers) {
+    let Buffers { quantized, dequantized, converted, scratch, .. } = buffers;
+    solver.dequantize(quantized.view(), rows.count() as usize, dequantized, scratch);
+    let scale_type = solver.scheme().scale_type;
+    if scale_type.name() != written.name() {
+        convert(scale_type, written, dequantized, converted);
+        std::mem::swap(dequantized, converted);
     }
 }
 
@@ -436,8 +340,7 @@ fn check_measured(tensor: &str, measured: &Distortion, meant: &Distortion) -> Re
 }
 
 /// Dequantized weights in another floating-point type: that of the source, if its scales have another.
-fn convert(from: FloatType, to: crate::model::Dtype, bytes: &[u8], out: &mut Vec<u8>) {
-    use crate::model::Dtype;
+fn convert(from: FloatType, to: Dtype, bytes: &[u8], out: &mut Vec<u8>) {
     let weights = from.widen(bytes);
     out.clear();
     match to {
@@ -449,8 +352,7 @@ fn convert(from: FloatType, to: crate::model::Dtype, bytes: &[u8], out: &mut Vec
 }
 
 /// The index of the first value in `bytes` that is NaN or infinite; none if the type has no such values.
-fn first_not_finite(dtype: crate::model::Dtype, bytes: &[u8]) -> Option<u64> {
-    use crate::model::Dtype;
+fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<u64> {
     fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<u64> {
         let (values, _) = bytes.as_chunks::<N>();
         // Without a branch a value, so that the common case is fast; the place is looked up only when needed.
@@ -473,12 +375,11 @@ pub(super) fn total_bytes(plan: &Plan, tasks: &[usize]) -> u64 {
     tasks
         .iter()
         .map(|&index| {
-            let task = &plan.tasks[index];
-            let tensor = &plan.model.tensors[task.tensor()];
-            match task.matrix(&plan.model) {
+            let tensor = &plan.model.tensors[plan.tasks[index].tensor()];
+            let cut = Cut::of(plan, index);
+            match cut.view {
                 Some(view) => view.rows * view.cols * tensor.working_dtype().bits() / 8,
-                None if tensor.fp8.is_some() => tensor.elements() * tensor.dtype.bits() / 8,
-                None => Cut::of(plan, index).total,
+                None => cut.total,
             }
         })
         .sum()

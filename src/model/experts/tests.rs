@@ -17,7 +17,7 @@ fn stack_of(config: Value, tensors: &[(&str, &[u64])]) -> Result<ExpertStack, Fi
 
 /// The position of element (r, c) of a matrix in its tensor, in elements.
 fn at(matrix: &ExpertMatrix, r: u64, c: u64) -> u64 {
-    matrix.view.offset / 2 + r * matrix.view.row_stride + c * matrix.view.column_stride
+    matrix.view.element_at(r, c)
 }
 
 #[test]
@@ -121,11 +121,7 @@ fn contradictions_are_errors() {
 }
 
 #[test]
-fn ends_of_views_do_not_overflow() {
+fn the_columns_of_an_empty_tensor_may_not_be_countable() {
     let empty = folder(json!({}), &[("t.weight", &[0, 1 << 40, 1 << 40])]);
     assert_eq!(MatrixView::whole(&empty.tensors[0]), None);
-    let view = MatrixView { offset: 0, rows: u64::MAX, cols: 2, row_stride: 3, column_stride: 1 };
-    assert_eq!(view.end(2), None);
-    assert_eq!(MatrixView { rows: 0, ..view }.end(2), Some(0));
-    assert_eq!(MatrixView { rows: 2, ..view }.end(2), Some(10));
 }

@@ -65,7 +65,7 @@ proptest! {
             [(cols, 1, 0), (cols, 1, rows * cols), (1, rows, 0), (1, 2 * rows, rows), (2, 2 * rows, 1)][layout];
         let size = if layout == 2 { rows * cols } else { 2 * rows * cols };
         let (_guard, folder) = model_of("BF16", &[3, size], &words(3 * size));
-        let view = MatrixView { offset: (expert * size + skip) * 2, rows, cols, row_stride, column_stride };
+        let view = MatrixView { first: expert * size + skip, rows, cols, row_stride, column_stride };
         let expected: Vec<u16> = (0..rows)
             .flat_map(|r| (0..cols).map(move |c| expert * size + skip + r * row_stride + c * column_stride))
             .map(|element| u16::try_from(element).unwrap())
@@ -148,7 +148,7 @@ fn views_outside_of_their_tensor_are_refused() {
     let whole = MatrixView::whole(&folder.tensors[0]).unwrap();
     for view in [
         MatrixView { rows: 5, ..whole },
-        MatrixView { offset: 2, ..whole },
+        MatrixView { first: 1, ..whole },
         MatrixView { row_stride: u64::MAX, ..whole },
     ] {
         assert!(MatrixReader::new(&file, &folder.tensors[0], view, None).is_err(), "{view:?}");

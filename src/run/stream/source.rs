@@ -1,14 +1,16 @@
 //! The model's weight files, for the whole run: tiles of weights in a type that can be quantized, and their checksums.
 
+use std::convert::Infallible;
+
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::finding::Failure;
+use crate::model::TensorInfo;
 use crate::model::read::{MatrixReader, WeightFile, read_scales};
 use crate::model::widen::ScaleGrid;
-use crate::model::{MatrixView, TensorInfo};
-use crate::plan::{Plan, Task};
+use crate::plan::Plan;
 use crate::run::stream::collector::Collector;
-use crate::run::stream::tiles::Tile;
+use crate::run::stream::tiles::{Span, Tile};
 
 /// Every weight file of the model.
 #[derive(Debug)]
@@ -98,9 +100,7 @@ impl<'p> Source<'p> {
         // Of interleaved matrices every second element is read at a time, too little to be summed up on the way.
         let mut last = None;
         for task in tasks.iter().map(|&task| &self.plan.tasks[task]) {
-            let interleaved = task
-                .matrix(&self.plan.model)
-                .is_some_and(|view| !view.is_contiguous() && view.row_stride != 1);
+            let interleaved = task.matrix(&self.plan.model).is_some_and(|view| view.is_interleaved());
             if interleaved && last != Some(task.tensor()) {
                 last = Some(task.tensor());
                 self.sum_up(task.tensor(), collector, cancel)?;
@@ -139,63 +139,35 @@ impl<'p> Source<'p> {
     /// If it cannot be read.
     pub fn read(
         &self,
-        task: &Task,
-        tile: Tile,
+        tile: &Tile,
         buffers: &mut SourceBuffers,
         collector: Option<&Collector<'_>>,
     ) -> Result<(), Failure> {
-        let tensor = &self.plan.model.tensors[task.tensor()];
+        let index = self.plan.tasks[tile.task].tensor();
+        let tensor = &self.plan.model.tensors[index];
         let file = &self.files[tensor.shard()];
-        let view = match task.matrix(&self.plan.model) {
-            Some(view) => view,
-            None if tensor.fp8.is_some() => match MatrixView::whole(tensor) {
-                Some(view) => view,
-                None => return Ok(()),
-            },
-            None => {
-                buffers.weights.resize(tile.count as usize, 0);
-                let offset = tensor.offset + tile.start;
-                file.read_at(offset, &mut buffers.weights)?;
+        let rows = match &tile.span {
+            Span::Rows(rows) => rows,
+            Span::Bytes(range) => {
+                buffers.weights.resize((range.end - range.start) as usize, 0);
+                file.read_at(tensor.offset + range.start, &mut buffers.weights)?;
                 if let Some(collector) = collector {
-                    collector.source(task.tensor(), tile.start, &buffers.weights);
+                    collector.source(index, range.start, &buffers.weights);
                 }
                 return Ok(());
             }
         };
-        let reader = MatrixReader::new(file, tensor, view, self.scales(tensor)?)?;
-        reader.rows(tile.start..tile.start + tile.count, &mut buffers.weights, &mut buffers.raw)?;
-        if let Some(collector) = collector {
-            let stored =
-                if tensor.stored == tensor.working_dtype() { &buffers.weights } else { &buffers.raw };
-            note_stored(collector, task.tensor(), tensor.stored.bits() / 8, view, tile, stored);
+        let reader = MatrixReader::new(file, tensor, rows.view, self.scales(tensor)?)?;
+        reader.rows(rows.range.clone(), &mut buffers.weights, &mut buffers.raw)?;
+        // Elements one by one are too little to be summed up; see `sum_up_the_rest`.
+        if let Some(collector) = collector.filter(|_| !rows.view.is_interleaved()) {
+            let is_plain = tensor.stored == tensor.working_dtype();
+            let stored = if is_plain { &buffers.weights } else { &buffers.raw };
+            let Ok(()) = rows.scatter(tensor.stored.bits() / 8, stored, |start, bytes| {
+                collector.source(index, start, bytes);
+                Ok::<_, Infallible>(())
+            });
         }
         Ok(())
-    }
-}
-
-/// Takes note of a tile's stored bytes at their places in the file: in one run, or across it in one stretch per
-/// column.
-fn note_stored(
-    collector: &Collector<'_>,
-    tensor: usize,
-    element: u64,
-    view: MatrixView,
-    tile: Tile,
-    stored: &[u8],
-) {
-    let start = view.offset + tile.start * view.row_stride * element;
-    if view.is_contiguous() {
-        collector.source(tensor, start, stored);
-    } else if view.row_stride == 1 {
-        let (cell, row_bytes) = (element as usize, (view.cols * element) as usize);
-        let mut stretch = Vec::with_capacity(tile.count as usize * cell);
-        for column in 0..view.cols {
-            let at = column as usize * cell;
-            stretch.clear();
-            for row in stored.chunks_exact(row_bytes) {
-                stretch.extend_from_slice(&row[at..at + cell]);
-            }
-            collector.source(tensor, start + column * view.column_stride * element, &stretch);
-        }
     }
 }

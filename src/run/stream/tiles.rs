@@ -4,27 +4,37 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
+use crate::model::{MatrixRows, MatrixView};
 use crate::plan::Plan;
 use crate::plan::budget::{TILE_BYTES, tile_rows, tile_weight_bytes};
 use crate::plan::output_tensor::logical_bytes;
 
 /// A unit of work.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tile {
     /// Index of the plan's task.
     pub task: usize,
     /// Its number within the task, from 0.
     pub number: u64,
-    /// The first row, or the first byte of a task that is cut by bytes ([`Cut::of`]).
-    pub start: u64,
-    /// How many rows or bytes.
-    pub count: u64,
+    /// What it covers.
+    pub span: Span,
+}
+
+/// What a tile covers of its task.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Span {
+    /// Rows of a matrix.
+    Rows(MatrixRows),
+    /// Bytes of a tensor that is no matrix, from the tensor's start.
+    Bytes(Range<u64>),
 }
 
 /// The division of a task into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Cut {
-    /// Rows of a matrix and of scaled FP8, bytes of anything else.
+    /// The matrix whose rows are counted; bytes are counted if there is none.
+    pub view: Option<MatrixView>,
+    /// Rows or bytes.
     pub total: u64,
     /// Rows or bytes per tile; the last may have fewer.
     pub step: u64,
@@ -36,20 +46,30 @@ impl Cut {
     pub fn of(plan: &Plan, task: usize) -> Self {
         let task = &plan.tasks[task];
         let tensor = &plan.model.tensors[task.tensor()];
-        match task.matrix(&plan.model) {
-            Some(matrix) => {
-                let width = tile_weight_bytes(tensor.stored.bits(), tensor.working_dtype().bits());
-                let spec = plan.decisions[task.tensor()].spec();
-                let multiple = spec.map_or(1, |spec| spec.scheme.row_multiple() as u64);
-                Self { total: matrix.rows, step: tile_rows(matrix.cols, width, multiple) }
-            }
-            // Scaled FP8 is delivered by rows, because its scales lie by rows.
-            _ if tensor.fp8.is_some() => {
-                let rows = tensor.shape.first().copied().unwrap_or(1);
-                let columns = tensor.elements() / rows.max(1);
-                Self { total: rows, step: tile_rows(columns, 2, 1) }
-            }
-            _ => Self { total: logical_bytes(tensor), step: TILE_BYTES },
+        if let Some(matrix) = task.matrix(&plan.model) {
+            let width = tile_weight_bytes(tensor.stored.bits(), tensor.working_dtype().bits());
+            let spec = plan.decisions[task.tensor()].spec();
+            let multiple = spec.map_or(1, |spec| spec.scheme.row_multiple() as u64);
+            return Self::rows(matrix, tile_rows(matrix.cols, width, multiple));
+        }
+        // Scaled FP8 is delivered by rows, because its scales lie by rows.
+        match MatrixView::whole(tensor).filter(|_| tensor.fp8.is_some()) {
+            Some(whole) => Self::rows(whole, tile_rows(whole.cols, 2, 1)),
+            None => Self { view: None, total: logical_bytes(tensor), step: TILE_BYTES },
+        }
+    }
+
+    fn rows(view: MatrixView, step: u64) -> Self {
+        Self { view: Some(view), total: view.rows, step }
+    }
+
+    /// What the tile with this number covers.
+    fn span(self, number: u64) -> Span {
+        let start = number * self.step;
+        let range = start..self.total.min(start + self.step);
+        match self.view {
+            Some(view) => Span::Rows(view.rows(range)),
+            None => Span::Bytes(range),
         }
     }
 
@@ -124,14 +144,8 @@ impl<'p> Queue<'p> {
             let task = self.tasks[stretch.start];
             let cut = Cut::of(self.plan, task);
             if *number < cut.tiles() {
-                let start = *number * cut.step;
                 *number += 1;
-                return Some(Tile {
-                    task,
-                    number: *number - 1,
-                    start,
-                    count: cut.step.min(cut.total - start),
-                });
+                return Some(Tile { task, number: *number - 1, span: cut.span(*number - 1) });
             }
             stretch.start += 1;
             *number = 0;
