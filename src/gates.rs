@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use crate::exit::Exit;
 use crate::finding::{Finding, Severity};
+use crate::ids::{IdVec, TensorId};
 use crate::plan::{Plan, QuantSpec};
 use crate::quant::{Bits, Distortion};
 use crate::report::measured::Measured;
@@ -161,10 +162,10 @@ fn check_summary(tensors: &[Option<Distortion>], check: &CheckWarnings) -> Strin
 /// The tensors that a stage judges: those quantized by stages before it.
 fn seen<'a>(
     plan: &'a Plan,
-    tensors: &'a [Option<Distortion>],
+    tensors: &'a IdVec<TensorId, Option<Distortion>>,
     stage: usize,
-) -> impl Iterator<Item = (usize, &'a QuantSpec, Option<&'a Distortion>)> {
-    plan.decisions.iter().enumerate().filter_map(move |(index, decision)| {
+) -> impl Iterator<Item = (TensorId, &'a QuantSpec, Option<&'a Distortion>)> {
+    plan.decisions.numbered().filter_map(move |(index, decision)| {
         let spec = decision.spec().filter(|spec| spec.stage < stage)?;
         Some((index, spec, tensors[index].as_ref()))
     })
@@ -174,7 +175,7 @@ fn place_of(plan: &Plan, stage: usize, key: &str) -> Option<crate::finding::Plac
     crate::recipe::places::said_or_stage(&plan.loaded, stage, key)
 }
 
-fn name(plan: &Plan, tensor: usize) -> &str {
+fn name(plan: &Plan, tensor: TensorId) -> &str {
     &plan.model.tensors[tensor].name
 }
 
@@ -182,7 +183,7 @@ fn validate_complaints(
     plan: &Plan,
     measured: &Measured,
     folders: &[PathBuf],
-    tensors: &[Option<Distortion>],
+    tensors: &IdVec<TensorId, Option<Distortion>>,
     stage: usize,
     validate: &Validate,
 ) -> (Vec<Finding>, bool) {
@@ -211,7 +212,7 @@ fn validate_complaints(
             }
             Check::WeightRange => {
                 let bound = validate.max_abs_weight;
-                let mut beyond: Vec<(f64, usize)> = seen(plan, tensors, stage)
+                let mut beyond: Vec<(f64, TensorId)> = seen(plan, tensors, stage)
                     .filter_map(|(tensor, _, distortion)| {
                         Some((f64::from(distortion?.max_abs_weight), tensor))
                     })
@@ -270,7 +271,7 @@ fn validate_complaints(
 
 /// A quantized tensor with its SQNR and what its scheme reaches.
 struct Scored<'a> {
-    tensor: usize,
+    tensor: TensorId,
     spec: &'a QuantSpec,
     /// None if the tensor has no signal, which says nothing about quality. NaN if it was not measured, which fails.
     sqnr: Option<f64>,
@@ -279,7 +280,7 @@ struct Scored<'a> {
 
 fn check_complaints(
     plan: &Plan,
-    tensors: &[Option<Distortion>],
+    tensors: &IdVec<TensorId, Option<Distortion>>,
     stage: usize,
     check: &CheckWarnings,
 ) -> Vec<Finding> {

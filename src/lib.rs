@@ -39,6 +39,7 @@ pub mod finding;
 pub mod format;
 pub mod fs;
 pub mod gates;
+pub mod ids;
 pub mod layer;
 pub mod model;
 pub mod plan;

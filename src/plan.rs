@@ -4,11 +4,11 @@
 //! A plan holds everything that can be known before the first weight is read: for every tensor the decision and the
 //! rule that made it, for every output tensor its file and offset, and everything that an engine would refuse.
 
-use std::ops::Range;
 use std::path::Path;
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place};
+use crate::ids::{ExportId, IdVec, TaskId, TensorId};
 use crate::model::{LayerClass, ModelFolder};
 use crate::recipe::{Loaded, Recipe};
 use crate::stage::Stage;
@@ -70,15 +70,15 @@ pub struct Plan {
     /// The model's headers.
     pub model: ModelFolder,
     /// Kind and role of each tensor of the model.
-    pub classes: Vec<LayerClass>,
+    pub classes: IdVec<TensorId, LayerClass>,
     /// The decision for each tensor of the model.
-    pub decisions: Vec<Decision>,
+    pub decisions: IdVec<TensorId, Decision>,
     /// The units that are read, treated and written as one, in the order of the files.
-    pub tasks: Vec<Task>,
+    pub tasks: IdVec<TaskId, Task>,
     /// Modules that engines fuse.
     pub fused_modules: Vec<FusedModules>,
     /// The exports, laid out.
-    pub exports: Vec<ExportPlan>,
+    pub exports: IdVec<ExportId, ExportPlan>,
     /// How engines that compute with codes serve the exports.
     pub served: Vec<Served>,
     /// The importance of the columns of the tasks, from activation statistics.
@@ -134,9 +134,9 @@ impl Plan {
     /// of one of its matrices. None if it is not known ([`crate::quant::Scheme::expected_sqnr`]), or if the importance of
     /// columns changes the ranges.
     #[must_use]
-    pub fn expected_sqnr(&self, tensor: usize) -> Option<f64> {
-        let first = self.tasks.partition_point(|task| task.tensor() < tensor);
-        let view = self.tasks.get(first).filter(|task| task.tensor() == tensor)?.matrix(&self.model)?;
+    pub fn expected_sqnr(&self, tensor: TensorId) -> Option<f64> {
+        let first = self.tasks_of(tensor).next()?;
+        let view = self.tasks[first].matrix(&self.model)?;
         let spec = self.decisions[tensor].spec()?;
         if self.weighing.changes_ranges(first, spec) {
             return None;
@@ -150,12 +150,9 @@ impl Plan {
         Content { model: &self.model, decisions: &self.decisions, tasks: &self.tasks }
     }
 
-    /// The tasks of a tensor of the model, as indices.
-    #[must_use]
-    pub fn tasks_of(&self, tensor: usize) -> Range<usize> {
-        let first = self.tasks.partition_point(|task| task.tensor() < tensor);
-        let count = self.tasks[first..].iter().take_while(|task| task.tensor() == tensor).count();
-        first..first + count
+    /// The tasks of a tensor of the model.
+    pub fn tasks_of(&self, tensor: TensorId) -> impl Iterator<Item = TaskId> + '_ {
+        self.content().tasks_of(tensor)
     }
 
     /// How many tensors are quantized.
@@ -243,9 +240,13 @@ fn stop_on_errors(findings: &[Finding]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn exports(loaded: &Loaded, content: Content<'_>, classes: &[LayerClass]) -> Vec<ExportPlan> {
+fn exports(
+    loaded: &Loaded,
+    content: Content<'_>,
+    classes: &IdVec<TensorId, LayerClass>,
+) -> IdVec<ExportId, ExportPlan> {
     let model = content.model;
-    let mut exports = Vec::new();
+    let mut exports = IdVec::new();
     for (index, stage) in loaded.recipe.stages.iter().enumerate() {
         let Stage::Export(export) = stage else { continue };
         let (files, tensors, outputs) = layout::lay_out(content, index, export.format, export.shards);

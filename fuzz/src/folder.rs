@@ -149,9 +149,9 @@ fn check_folder(folder: &ModelFolder) {
     findings::check(&layers.classified.warnings);
     assert_eq!(layers.classified.classes.len(), folder.tensors.len());
     assert!(folder.tensor_bytes() <= folder.shards.iter().map(|shard| shard.len).sum());
-    for (index, tensor) in folder.tensors.iter().enumerate() {
+    for (index, tensor) in folder.tensors.numbered() {
         assert_eq!(folder.find(&tensor.name), Some(index));
-        let shard = &folder.shards[tensor.shard()];
+        let shard = &folder.shards[tensor.shard];
         assert!(shard.data_start <= tensor.offset && tensor.offset + tensor.bytes <= shard.len);
         if let Ok(stack) = model::experts::stack(folder, index) {
             let element = tensor.stored.bytes().unwrap_or(1);
@@ -194,7 +194,7 @@ fn check_layout(plan: &Plan, export: &ExportPlan) {
         let file = &export.files[tensor.file()];
         assert!(file.header_len <= tensor.offset && tensor.offset + bytes(tensor) <= file.bytes);
     }
-    for (index, file) in export.files.iter().enumerate() {
+    for (index, file) in export.files.numbered() {
         let mut header = Vec::new();
         export.write_header(plan.content(), index, &mut header).expect("memory takes it");
         assert_eq!(header.len() as u64, file.header_len);

@@ -65,7 +65,7 @@ fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String
     };
     let _ = writeln!(out, "\n  {what}");
     if let Some(used) = decision.spec().and_then(|spec| weighing.of_stage(spec.stage)) {
-        let tasks = draft.tasks.iter().enumerate();
+        let tasks = draft.tasks.numbered();
         let weighed = tasks
             .filter(|(at, task)| task.tensor() == explanation.tensor && weighing.of(*at).is_some())
             .count();

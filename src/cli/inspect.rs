@@ -159,7 +159,7 @@ fn as_json(folder: &ModelFolder, layers: &Layers) -> impl Serialize {
                 name: &tensor.name,
                 dtype: tensor.stored.name(),
                 shape: &tensor.shape,
-                file: &folder.shards[tensor.shard()].name,
+                file: &folder.shards[tensor.shard].name,
                 offset: tensor.offset,
                 bytes: tensor.bytes,
                 kind: class.kind.name(),

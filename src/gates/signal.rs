@@ -3,6 +3,7 @@
 
 use crate::finding::Finding;
 use crate::gates::{NAMED, name, seen};
+use crate::ids::{IdVec, TensorId};
 use crate::plan::Plan;
 use crate::quant::Distortion;
 use crate::text::units::counted;
@@ -12,8 +13,12 @@ use crate::text::units::counted;
 const FAINT_SHARE: f64 = 0.01;
 
 /// A complaint about tensors whose scales are too small for their type, so that their codes mean little or nothing.
-pub(crate) fn faint_scales(plan: &Plan, tensors: &[Option<Distortion>], stage: usize) -> Option<Finding> {
-    let mut faint: Vec<(f64, usize, &str)> = seen(plan, tensors, stage)
+pub(crate) fn faint_scales(
+    plan: &Plan,
+    tensors: &IdVec<TensorId, Option<Distortion>>,
+    stage: usize,
+) -> Option<Finding> {
+    let mut faint: Vec<(f64, TensorId, &str)> = seen(plan, tensors, stage)
         .filter_map(|(tensor, spec, distortion)| {
             let distortion = distortion?;
             let share = distortion.faint / distortion.signal;
@@ -51,9 +56,9 @@ pub(crate) fn faint_scales(plan: &Plan, tensors: &[Option<Distortion>], stage: u
 
 /// The finding about a tensor that holds over half of the signal of all quantized weights, if there are others: the
 /// model's SQNR is then that tensor's SQNR. Of two tensors one always does, so it must be twice the other's.
-pub(crate) fn dominant_tensor(plan: &Plan, tensors: &[Option<Distortion>]) -> Option<Finding> {
-    let signals = tensors.iter().enumerate();
-    let mut signals: Vec<(f64, usize)> = signals
+pub(crate) fn dominant_tensor(plan: &Plan, tensors: &IdVec<TensorId, Option<Distortion>>) -> Option<Finding> {
+    let signals = tensors.numbered();
+    let mut signals: Vec<(f64, TensorId)> = signals
         .filter_map(|(tensor, distortion)| Some((distortion.as_ref()?.signal, tensor)))
         .filter(|(signal, _)| signal.is_finite())
         .collect();

@@ -8,6 +8,7 @@ use super::folder::ModelFolder;
 use super::matrix_view::{MatrixView, StackLayout};
 use super::tensor::TensorInfo;
 use crate::finding::Finding;
+use crate::ids::TensorId;
 
 /// The projections that a stack holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -69,11 +70,11 @@ pub struct ExpertStack {
 /// More experts than any layer has. Each is a matrix of its own, whatever its size.
 const MAX_EXPERTS: u64 = 1 << 16;
 
-/// Understands the stack at index `tensor` of the folder.
+/// Understands the stack `tensor` of the folder.
 ///
 /// # Errors
 /// The tensor is no stack of a known name, or its shape contradicts the configuration or its companion's.
-pub fn stack(folder: &ModelFolder, tensor: usize) -> Result<ExpertStack, Finding> {
+pub fn stack(folder: &ModelFolder, tensor: TensorId) -> Result<ExpertStack, Finding> {
     let info = &folder.tensors[tensor];
     let &[experts, a, b] = &info.shape[..] else {
         return Err(contradiction(info, "a stack of experts has three axes"));

@@ -3,13 +3,14 @@
 use super::class::LayerClass;
 use super::folder::ModelFolder;
 use super::tensor::TensorInfo;
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 
 /// The tensors of a folder with their kinds.
 #[derive(Clone, Copy)]
 pub(super) struct Tensors<'a, 'c> {
     pub(super) folder: &'a ModelFolder,
-    pub(super) classes: &'c [LayerClass],
+    pub(super) classes: &'c IdVec<TensorId, LayerClass>,
 }
 
 impl<'a> Tensors<'a, '_> {

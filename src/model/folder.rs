@@ -13,6 +13,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::source::{Blob, Dangling, Reader, Source, cannot_read};
 use crate::fs::regular::limit;
+use crate::ids::{IdVec, ShardId, TensorId};
 use crate::threads;
 
 use checks::{check_copies, check_duplicates, check_index};
@@ -38,9 +39,9 @@ pub struct ModelFolder {
     /// Whether one file was named instead of a folder.
     pub is_single_file: bool,
     /// The weight files, ordered by name.
-    pub shards: Vec<Shard>,
+    pub shards: IdVec<ShardId, Shard>,
     /// All tensors, ordered by shard, then by offset.
-    pub tensors: Vec<TensorInfo>,
+    pub tensors: IdVec<TensorId, TensorInfo>,
     /// `config.json`, or an empty one.
     pub config: Config,
     /// The file name of the index, where there is one.
@@ -89,14 +90,15 @@ impl ModelFolder {
         tensors: Vec<TensorInfo>,
         config: Config,
     ) -> Self {
+        let (shards, tensors) = (shards.into(), tensors.into());
         let names = NameIndex::of(&tensors);
         let (index, others, warnings) = (None, Vec::new(), Vec::new());
         Self { source, is_single_file: false, shards, tensors, config, index, others, warnings, names }
     }
 
-    /// The index of the tensor with this name.
+    /// The number of the tensor with this name.
     #[must_use]
-    pub fn find(&self, name: &str) -> Option<usize> {
+    pub fn find(&self, name: &str) -> Option<TensorId> {
         self.names.find(&self.tensors, name)
     }
 
@@ -121,7 +123,7 @@ impl ModelFolder {
     }
 
     /// The same folder with tensors that are called or shaped otherwise.
-    pub(super) fn with_tensors(&self, tensors: Vec<TensorInfo>) -> Self {
+    pub(super) fn with_tensors(&self, tensors: IdVec<TensorId, TensorInfo>) -> Self {
         let names = NameIndex::of(&tensors);
         Self {
             source: Arc::clone(&self.source),
@@ -281,15 +283,14 @@ fn read_headers(
     source: &dyn Source,
     chosen: &[OtherFile],
     findings: &mut Vec<Finding>,
-) -> (Vec<Shard>, Vec<TensorInfo>) {
+) -> (IdVec<ShardId, Shard>, IdVec<TensorId, TensorInfo>) {
     let read: Vec<Result<(Shard, Header), Vec<Finding>>> =
         threads::map_each(chosen, |file| read_shard(source, &file.path));
-    let (mut shards, mut tensors) = (Vec::new(), Vec::new());
+    let (mut shards, mut tensors) = (IdVec::new(), Vec::new());
     for result in read {
         match result {
             Ok((shard, header)) => {
-                let number = shards.len() as u32;
-                shards.push(shard);
+                let number = shards.push(shard);
                 // By the length of the list, which would else grow to twice what is needed.
                 tensors.reserve_exact(header.tensors().len());
                 tensors.extend(header.tensors().map(|t| TensorInfo {
@@ -307,7 +308,7 @@ fn read_headers(
             Err(found) => findings.extend(found),
         }
     }
-    (shards, tensors)
+    (shards, tensors.into())
 }
 
 fn read_shard(source: &dyn Source, name: &str) -> Result<(Shard, Header), Vec<Finding>> {

@@ -6,6 +6,7 @@ use super::name::Names;
 use super::shape::Shape;
 use super::tensor::TensorInfo;
 use super::types::{Classified, classify};
+use crate::ids::TensorId;
 
 /// Parameters that accompany the codes of a module.
 const COMPANIONS: &[&str] = &["weight_scale", "weight_zero_point", "weight_shape"];
@@ -24,14 +25,13 @@ pub struct Layers {
 /// be read count as the plain tensors that they are stored as.
 #[must_use]
 pub fn layers(folder: &ModelFolder) -> Layers {
-    let packed: Vec<Packed> =
-        (0..folder.tensors.len()).filter_map(|index| Packed::of(folder, index)).collect();
+    let packed: Vec<Packed> = folder.tensors.ids().filter_map(|index| Packed::of(folder, index)).collect();
     if packed.is_empty() {
         let all = folder.tensors.iter().map(TensorInfo::elements);
         return Layers { classified: classify(folder), parameters: all.fold(0, u64::saturating_add) };
     }
     let mut plain = folder.tensors.clone();
-    let mut weight_of: Vec<Option<u32>> = vec![None; plain.len()];
+    let mut weight_of = plain.map(|_| None);
     let mut names = Names::default();
     let mut spans = Vec::with_capacity(packed.len());
     for of in packed {
@@ -40,7 +40,7 @@ pub fn layers(folder: &ModelFolder) -> Layers {
         plain[of.index].dtype = of.dtype;
         plain[of.index].shape = of.shape;
         for companion in COMPANIONS.iter().filter_map(|name| part(folder, module, name)) {
-            weight_of[companion] = Some(of.index as u32);
+            weight_of[companion] = Some(of.index);
         }
     }
     let names = names.shared();
@@ -50,9 +50,9 @@ pub fn layers(folder: &ModelFolder) -> Layers {
     let plain = folder.with_tensors(plain);
     let mut classified = classify(&plain);
     let mut parameters = 0_u64;
-    for (index, weight) in weight_of.iter().enumerate() {
+    for (index, weight) in weight_of.numbered() {
         match weight {
-            Some(weight) => classified.classes[index] = classified.classes[*weight as usize],
+            Some(weight) => classified.classes[index] = classified.classes[*weight],
             None => parameters = plain.tensors[index].elements().saturating_add(parameters),
         }
     }
@@ -61,13 +61,13 @@ pub fn layers(folder: &ModelFolder) -> Layers {
 
 /// Codes, with the weight that they stand for.
 struct Packed {
-    index: usize,
+    index: TensorId,
     dtype: Dtype,
     shape: Shape,
 }
 
 impl Packed {
-    fn of(folder: &ModelFolder, index: usize) -> Option<Self> {
+    fn of(folder: &ModelFolder, index: TensorId) -> Option<Self> {
         let tensor = &folder.tensors[index];
         let is_plain = tensor.parameter() == "weight" && tensor.stored == Dtype::I8;
         if !is_plain && tensor.parameter() != "weight_packed" {
@@ -86,7 +86,7 @@ impl Packed {
     }
 }
 
-fn part(folder: &ModelFolder, module: &str, name: &str) -> Option<usize> {
+fn part(folder: &ModelFolder, module: &str, name: &str) -> Option<TensorId> {
     folder.find(&format!("{module}.{name}"))
 }
 
@@ -95,7 +95,7 @@ fn read_shape(folder: &ModelFolder, tensor: &TensorInfo) -> Option<Vec<u64>> {
     if tensor.stored != Dtype::I64 || tensor.shape != [2] {
         return None;
     }
-    let blob = folder.source.open(&folder.shards.get(tensor.shard())?.name).ok()?;
+    let blob = folder.source.open(&folder.shards.get(tensor.shard)?.name).ok()?;
     let mut bytes = [0; 16];
     blob.read_exact_at(tensor.offset, &mut bytes).ok()?;
     let (rows, columns) = bytes.split_at(8);

@@ -13,6 +13,7 @@ use super::dtype::Dtype;
 use super::name_index::NameIndex;
 use super::tensor::{Fp8Layout, Fp8Scales, TensorInfo};
 use crate::finding::Finding;
+use crate::ids::{IdVec, TensorId};
 
 /// Parameters that scale an FP8 `weight` of the same module.
 const SCALES: &[&str] = &["weight_scale_inv", "weight_scale"];
@@ -43,7 +44,7 @@ const MARKS: &[(&str, Option<Dtype>, &str)] = &[
 /// Refuses a quantized model, or marks its FP8 weights and their scales in `tensors`.
 pub(super) fn recognise(
     config: &Config,
-    tensors: &mut [TensorInfo],
+    tensors: &mut IdVec<TensorId, TensorInfo>,
     names: &NameIndex,
     findings: &mut Vec<Finding>,
 ) {
@@ -55,7 +56,7 @@ pub(super) fn recognise(
         // A missing scale may be in a file that could not be read.
         return;
     }
-    let weights: Vec<usize> = (0..tensors.len()).filter(|&i| tensors[i].stored.is_fp8()).collect();
+    let weights: Vec<TensorId> = tensors.ids().filter(|&i| tensors[i].stored.is_fp8()).collect();
     if weights.is_empty() {
         if let Some(declared) = declared {
             findings.push(
@@ -94,7 +95,7 @@ pub(super) fn recognise(
 }
 
 /// The finding for a model in another format than scaled FP8.
-fn foreign(declared: Option<&Value>, tensors: &[TensorInfo]) -> Option<Finding> {
+fn foreign(declared: Option<&Value>, tensors: &IdVec<TensorId, TensorInfo>) -> Option<Finding> {
     let marked = tensors.iter().find_map(|tensor| {
         let mark = MARKS.iter().find(|(end, dtype, _)| {
             let is_matrix_of = |dtype: Dtype| tensor.stored == dtype && tensor.shape.len() > 1;
@@ -158,8 +159,8 @@ fn block_size(declared: &Value) -> Option<[u64; 2]> {
 
 /// Finds the scales of an FP8 weight and their layout, or says what is wrong.
 fn scales_of(
-    weight: usize,
-    tensors: &[TensorInfo],
+    weight: TensorId,
+    tensors: &IdVec<TensorId, TensorInfo>,
     names: &NameIndex,
     block: [u64; 2],
 ) -> Result<Fp8Scales, String> {
@@ -173,7 +174,7 @@ fn scales_of(
     if info.parameter() != "weight" {
         return Err("is not a `.weight`, so its scale is not known".to_owned());
     }
-    let found: Vec<usize> = SCALES
+    let found: Vec<TensorId> = SCALES
         .iter()
         .filter_map(|scale| names.find(tensors, &format!("{}.{scale}", info.module())))
         .collect();
@@ -201,17 +202,17 @@ fn scales_of(
             ));
         }
     };
-    Ok(Fp8Scales { tensor: scale as u32, layout })
+    Ok(Fp8Scales { tensor: scale, layout })
 }
 
-fn mark(weight: usize, scales: Fp8Scales, tensors: &mut [TensorInfo], names: &NameIndex) {
+fn mark(weight: TensorId, scales: Fp8Scales, tensors: &mut IdVec<TensorId, TensorInfo>, names: &NameIndex) {
     let module = tensors[weight].module().to_owned();
     tensors[weight].dtype = Dtype::Bf16;
     tensors[weight].fp8 = Some(scales);
-    tensors[scales.tensor as usize].scale_of = Some(weight as u32);
+    tensors[scales.tensor].scale_of = Some(weight);
     for scale in ACTIVATION_SCALES {
         if let Some(i) = names.find(tensors, &format!("{module}.{scale}")) {
-            tensors[i].scale_of = Some(weight as u32);
+            tensors[i].scale_of = Some(weight);
         }
     }
 }

@@ -172,7 +172,7 @@ pub fn read_scales(
     file: &WeightFile,
 ) -> Result<Option<ScaleGrid>, Failure> {
     let Some(described) = tensor.fp8 else { return Ok(None) };
-    let scales = &folder.tensors[described.tensor as usize];
+    let scales = &folder.tensors[described.tensor];
     let bytes = usize::try_from(scales.bytes)
         .map_err(|_| fail(code::IO, format!("`{}` does not fit into memory", scales.name)))?;
     let mut buffer = vec![0; bytes];

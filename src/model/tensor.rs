@@ -6,6 +6,7 @@ use super::dtype::Dtype;
 use super::name::Name;
 use super::shape::Shape;
 use crate::format::source::Identity;
+use crate::ids::{ShardId, TensorId};
 
 /// A tensor, from the header of its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -18,8 +19,8 @@ pub struct TensorInfo {
     pub dtype: Dtype,
     /// Sizes of the axes; empty for a scalar.
     pub shape: Shape,
-    /// The file that holds it, an index into the folder's shards.
-    pub shard: u32,
+    /// The file that holds it.
+    pub shard: ShardId,
     /// The first byte, counted from the start of the file.
     pub offset: u64,
     /// Bytes in the file.
@@ -28,16 +29,10 @@ pub struct TensorInfo {
     pub fp8: Option<Fp8Scales>,
     /// The FP8 weight that this tensor is a scale of. The scale is consumed when that weight is read, and is not a
     /// layer's parameter.
-    pub scale_of: Option<u32>,
+    pub scale_of: Option<TensorId>,
 }
 
 impl TensorInfo {
-    /// The file that holds it, an index into the folder's shards.
-    #[must_use]
-    pub fn shard(&self) -> usize {
-        self.shard as usize
-    }
-
     /// The module: the name without its last part; empty if there is only one part.
     #[must_use]
     pub fn module(&self) -> &str {
@@ -73,8 +68,8 @@ impl TensorInfo {
 /// The location of an FP8 weight's scales, and the weights that share one scale. A weight is code × scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Fp8Scales {
-    /// The scale tensor, an index into the folder's tensors.
-    pub tensor: u32,
+    /// The scale tensor.
+    pub tensor: TensorId,
     /// Which weights share a scale.
     pub layout: Fp8Layout,
 }

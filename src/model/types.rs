@@ -11,6 +11,7 @@ use super::facts::{TensorFacts, Tensors};
 use super::folder::ModelFolder;
 use super::roles::{self, Surroundings};
 use crate::finding::Finding;
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::threads;
 
@@ -30,7 +31,7 @@ impl Because {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Classified {
     /// One class per tensor, in the order of the folder's tensors.
-    pub classes: Vec<LayerClass>,
+    pub classes: IdVec<TensorId, LayerClass>,
     /// The layers that were taken for the language model, if the model has other parts beside it.
     pub decoder: Option<String>,
     /// Warnings about uncertain classes.
@@ -41,10 +42,11 @@ pub struct Classified {
 #[must_use]
 pub fn classify(folder: &ModelFolder) -> Classified {
     let model = ModelFacts::of(folder);
-    let mut classes: Vec<LayerClass> = threads::map(&folder.tensors, |tensor| {
+    let mut classes: IdVec<TensorId, LayerClass> = threads::map(&folder.tensors, |tensor| {
         let (at, rule) = kind(&TensorFacts::of(tensor), &model);
         LayerClass { kind: rule.kind, kind_rule: Because::Kind(at), role: None, role_rule: None }
-    });
+    })
+    .into();
     let mut surroundings = Surroundings::of(&Tensors { folder, classes: &classes });
     let known: Vec<_> = folder.tensors.iter().zip(&classes).collect();
     let roles: Vec<Option<u8>> = threads::map(&known, |(tensor, class)| {

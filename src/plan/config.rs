@@ -4,6 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::model::LayerClass;
 use crate::plan::Content;
@@ -17,7 +18,7 @@ use crate::stage::export::Format;
 #[must_use]
 pub fn config_text(
     content: Content<'_>,
-    classes: &[LayerClass],
+    classes: &IdVec<TensorId, LayerClass>,
     export_stage: usize,
     format: Format,
 ) -> Option<String> {
@@ -54,7 +55,7 @@ pub fn quantized_modules(content: Content<'_>, export_stage: usize) -> Vec<Quant
 #[must_use]
 pub fn left_alone<'p>(
     content: Content<'p>,
-    classes: &[LayerClass],
+    classes: &IdVec<TensorId, LayerClass>,
     export_stage: usize,
 ) -> Vec<Cow<'p, str>> {
     let Content { model, decisions, tasks } = content;

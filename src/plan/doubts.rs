@@ -8,6 +8,7 @@ use super::engines;
 use super::fused_modules::FusedModules;
 use super::select::{self, Decision, Rule};
 use crate::finding::Finding;
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::model::ModelFolder;
 use crate::recipe::Loaded;
@@ -17,7 +18,7 @@ use crate::stage::{SiblingPolicy, Stage};
 pub(super) fn undivided_findings(
     loaded: &Loaded,
     model: &ModelFolder,
-    decisions: &[Decision],
+    decisions: &IdVec<TensorId, Decision>,
     undivided: &[crate::plan::fused_modules::Undivided],
 ) -> Vec<Finding> {
     // One finding per group size that a stage asks for.
@@ -100,9 +101,9 @@ type SplitKey<'g> = (&'g str, Vec<Rule>);
 
 pub(super) fn split_findings(
     loaded: &Loaded,
-    items: &[select::Item<'_>],
+    items: &IdVec<TensorId, select::Item<'_>>,
     groups: &[FusedModules],
-    decisions: &[Decision],
+    decisions: &IdVec<TensorId, Decision>,
 ) -> Vec<Finding> {
     let targets_vllm = loaded.recipe.stages.iter().any(|stage| {
         matches!(stage, Stage::Export(export) if export.format == Format::CompressedTensors
@@ -132,7 +133,7 @@ pub(super) fn split_findings(
             *count += 1;
             continue;
         }
-        let what = |index: usize| match decisions[index].spec() {
+        let what = |index: TensorId| match decisions[index].spec() {
             Some(spec) => spec.scheme.to_string(),
             None => "skipped".to_owned(),
         };
@@ -180,7 +181,7 @@ pub(super) fn idle_stages(
     loaded: &Loaded,
     stages: &[select::QuantizeStage<'_>],
     items: &[select::Item<'_>],
-    decisions: &[Decision],
+    decisions: &IdVec<TensorId, Decision>,
 ) -> Vec<Finding> {
     let transposed = items.iter().filter(|item| item.is(LayerType::Conv1D)).count();
     stages

@@ -9,6 +9,7 @@ use super::source_model::{correct_classes, open_model};
 use super::{Decision, FusedModules, Task, Weighing, engines, select, statistics, unmatched};
 use crate::finding::{Failure, Finding};
 use crate::format::source::Source;
+use crate::ids::{IdVec, TaskId, TensorId};
 use crate::model::{self, LayerClass, ModelFolder};
 use crate::plan::fused_modules;
 use crate::recipe::Loaded;
@@ -22,11 +23,11 @@ pub struct Draft {
     /// The model's headers.
     pub model: ModelFolder,
     /// Kind and role of each tensor of the model.
-    pub classes: Vec<LayerClass>,
+    pub classes: IdVec<TensorId, LayerClass>,
     /// The decision for each tensor of the model.
-    pub decisions: Vec<Decision>,
+    pub decisions: IdVec<TensorId, Decision>,
     /// The units that are read, treated and written as one, in the order of the files.
-    pub tasks: Vec<Task>,
+    pub tasks: IdVec<TaskId, Task>,
     /// Modules that engines fuse.
     pub fused_modules: Vec<FusedModules>,
     /// Errors and warnings so far.
@@ -73,7 +74,7 @@ fn decide(loaded: &Loaded, source: Option<Arc<dyn Source>>) -> Result<Draft, Fai
     let stages = select::QuantizeStage::all(&loaded.recipe, &items);
     findings.extend(unmatched::check(loaded, &stages, &items));
     let mut known = select::Decisions::default();
-    let mut decisions: Vec<Decision> =
+    let mut decisions: IdVec<TensorId, Decision> =
         items.iter().map(|item| select::judge(&stages, item, &mut known, None)).collect();
     let fused_modules = fused_modules::groups(&items);
     findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
@@ -82,7 +83,7 @@ fn decide(loaded: &Loaded, source: Option<Arc<dyn Source>>) -> Result<Draft, Fai
         let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
         (policy.unwrap_or(Indivisible::Error), format!("/stages/{stage}/indivisible"))
     };
-    let columns = |tensor: usize| row_lengths(&model, &classes, tensor);
+    let columns = |tensor: TensorId| row_lengths(&model, &classes, tensor);
     let undivided =
         fused_modules::resolve_indivisible(&fused_modules, &mut decisions, &columns, &indivisible);
     findings.extend(undivided_findings(loaded, &model, &decisions, &undivided));

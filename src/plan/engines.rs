@@ -10,6 +10,7 @@
 use super::layout::ExportPlan;
 use super::select::{Decision, QuantSpec};
 use crate::finding::{Finding, Severity};
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::model::{Dtype, LayerClass, ModelFolder};
 use crate::plan::fused_modules::FusedModules;
@@ -101,8 +102,8 @@ struct Subject<'a> {
 pub(super) fn check(
     loaded: &Loaded,
     model: &ModelFolder,
-    classes: &[LayerClass],
-    decisions: &[Decision],
+    classes: &IdVec<TensorId, LayerClass>,
+    decisions: &IdVec<TensorId, Decision>,
     groups: &[FusedModules],
     export: &ExportPlan,
 ) -> Vec<Finding> {
@@ -120,9 +121,9 @@ pub(super) fn check(
     let has_both_storages = has(Storage::Packed) && has(Storage::Plain);
     let mut known_schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
     let mut expert_schemes = Vec::new();
-    let mut fused = vec![false; decisions.len()];
+    let mut fused = decisions.map(|_| false);
     groups.iter().flat_map(FusedModules::members).for_each(|member| fused[member] = true);
-    for (index, decision) in decisions.iter().enumerate() {
+    for (index, decision) in decisions.numbered() {
         let Some(spec) = super::layout::spec_at(decision, export.stage) else { continue };
         let tensor = &model.tensors[index];
         let rows = super::select::matrix_shape(tensor).map_or(0, |(rows, _)| rows);

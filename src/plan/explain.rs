@@ -4,12 +4,13 @@ use super::select::{self, Decision, Touch};
 use super::{Draft, FusedModules, unmatched};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::ids::TensorId;
 
 /// Everything there is to say about one tensor.
 #[derive(Debug, Clone)]
 pub struct Explanation {
-    /// Index of the tensor among the model's.
-    pub tensor: usize,
+    /// The tensor.
+    pub tensor: TensorId,
     /// Every rule that touches it, in the order in which they were asked.
     pub touches: Vec<Touch>,
     /// The action, and the rule that decided.
@@ -27,8 +28,8 @@ pub struct Explanation {
 pub fn explain(draft: &Draft, name: &str) -> Result<Vec<Explanation>, Failure> {
     let items = select::items(&draft.model, &draft.classes);
     let stages = select::QuantizeStage::all(&draft.loaded.recipe, &items);
-    let meant = |is_it: &dyn Fn(&str) -> bool| -> Vec<usize> {
-        let tensors = draft.model.tensors.iter().enumerate();
+    let meant = |is_it: &dyn Fn(&str) -> bool| -> Vec<TensorId> {
+        let tensors = draft.model.tensors.numbered();
         tensors.filter(|(_, tensor)| is_it(&tensor.name) || is_it(tensor.module())).map(|(i, _)| i).collect()
     };
     let mut hits = meant(&|known| known == name);

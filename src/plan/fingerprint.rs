@@ -7,6 +7,7 @@ use std::io::Write;
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
 use super::{ExportPlan, Plan};
+use crate::ids::{ExportId, IdVec, TensorId};
 
 /// The build of this program: a hash of all that decides what it computes. Another build may give other codes, scales or
 /// measurements, so nothing of it is mixed in.
@@ -68,7 +69,7 @@ impl de::Visitor<'_> for FingerprintVisitor {
 #[derive(Debug)]
 pub struct Prints {
     exports: usize,
-    numbers: Vec<Fingerprint>,
+    numbers: IdVec<TensorId, Fingerprint>,
     outputs: Vec<Fingerprint>,
 }
 
@@ -79,14 +80,11 @@ impl Prints {
         let (exports, tensors) = (plan.exports.len(), plan.model.tensors.len());
         let mut out = Self {
             exports,
-            numbers: Vec::with_capacity(tensors),
+            numbers: IdVec::with_capacity(tensors),
             outputs: Vec::with_capacity(exports * tensors),
         };
-        let mut tasks = 0..0;
-        for tensor in 0..tensors {
-            let rest = plan.tasks[tasks.end..].iter();
-            tasks = tasks.end..tasks.end + rest.take_while(|task| task.tensor() == tensor).count();
-            let numbers = numbers(plan, tensor, tasks.clone());
+        for tensor in plan.model.tensors.ids() {
+            let numbers = numbers(plan, tensor);
             out.numbers.push(Fingerprint::of(&numbers));
             for export in &plan.exports {
                 out.outputs.push(outputs(plan, export, tensor, numbers.clone()));
@@ -97,14 +95,14 @@ impl Prints {
 
     /// What is measured of a tensor: the stored type and shape, the matrices and how they are quantized.
     #[must_use]
-    pub fn numbers(&self, tensor: usize) -> Fingerprint {
+    pub fn numbers(&self, tensor: TensorId) -> Fingerprint {
         self.numbers[tensor]
     }
 
     /// What is written of a tensor by an export, wherever it is put.
     #[must_use]
-    pub fn output(&self, export: usize, tensor: usize) -> Fingerprint {
-        self.outputs[tensor * self.exports + export]
+    pub fn output(&self, export: ExportId, tensor: TensorId) -> Fingerprint {
+        self.outputs[tensor.index() * self.exports + export.index()]
     }
 }
 
@@ -113,13 +111,13 @@ fn add(hasher: &mut blake3::Hasher, text: fmt::Arguments<'_>) {
     let _ = hasher.write_fmt(text);
 }
 
-fn numbers(plan: &Plan, tensor: usize, tasks: std::ops::Range<usize>) -> blake3::Hasher {
+fn numbers(plan: &Plan, tensor: TensorId) -> blake3::Hasher {
     let info = &plan.model.tensors[tensor];
     let layout = info.fp8.map(|fp8| fp8.layout);
     let action = plan.decisions[tensor].spec().map(|spec| (spec.scheme, spec.observer));
     let mut hasher = blake3::Hasher::new();
     add(&mut hasher, format_args!("{BUILD} {} {:?} {layout:?} {action:?}", info.stored, info.shape));
-    for index in tasks {
+    for index in plan.tasks_of(tensor) {
         add(&mut hasher, format_args!(" {:?}", plan.tasks[index].matrix(&plan.model)));
         if let Some(importance) = plan.weighing.of(index) {
             let mut columns = blake3::Hasher::new();
@@ -132,7 +130,7 @@ fn numbers(plan: &Plan, tensor: usize, tasks: std::ops::Range<usize>) -> blake3:
     hasher
 }
 
-fn outputs(plan: &Plan, export: &ExportPlan, tensor: usize, mut hasher: blake3::Hasher) -> Fingerprint {
+fn outputs(plan: &Plan, export: &ExportPlan, tensor: TensorId, mut hasher: blake3::Hasher) -> Fingerprint {
     let content = plan.content();
     add(&mut hasher, format_args!(" {:?}", export.format));
     for output in export.tensors_of(plan, tensor) {
@@ -147,7 +145,7 @@ fn outputs(plan: &Plan, export: &ExportPlan, tensor: usize, mut hasher: blake3::
 #[must_use]
 pub fn layout(plan: &Plan, export: &ExportPlan) -> Fingerprint {
     let mut hasher = blake3::Hasher::new();
-    for (index, file) in export.files.iter().enumerate() {
+    for (index, file) in export.files.numbered() {
         for part in [file.name.as_bytes(), &file.bytes.to_le_bytes()] {
             hasher.update(&(part.len() as u64).to_le_bytes());
             hasher.update(part);

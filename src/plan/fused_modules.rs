@@ -7,6 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::plan::select::{Action, Decision, Decisions, Item, Origin, QuantSpec, Rule};
 use crate::quant::Granularity;
@@ -48,8 +49,8 @@ const FUSIONS: &[Fusion] = &[
 pub struct FusedModules {
     /// The engines' name for the fused module.
     pub fused: &'static str,
-    /// Indices of the members among the model's tensors, in their order.
-    pub members: Box<[u32]>,
+    /// The members, in the order of the model's tensors.
+    pub members: Box<[TensorId]>,
 }
 
 impl FusedModules {
@@ -60,12 +61,12 @@ impl FusedModules {
     }
 
     /// The members, in the order of the model's tensors.
-    pub fn members(&self) -> impl Iterator<Item = usize> {
-        self.members.iter().map(|&member| member as usize)
+    pub fn members(&self) -> impl Iterator<Item = TensorId> {
+        self.members.iter().copied()
     }
 
     /// The parent module, such as `model.layers.0.self_attn`.
-    pub(crate) fn parent<'m>(&self, items: &[Item<'m>]) -> &'m str {
+    pub(crate) fn parent<'m>(&self, items: &IdVec<TensorId, Item<'m>>) -> &'m str {
         let first = self.members().next().map(|first| &items[first]);
         first.map_or(
             "",
@@ -98,16 +99,16 @@ fn path_of<'m>(item: &Item<'m>) -> (&'m str, &'m str) {
 }
 
 /// The groups of fused modules in a model, in the order of their first members. Groups of one are left out.
-pub(crate) fn groups(items: &[Item<'_>]) -> Vec<FusedModules> {
-    let (mut experts, mut others): (Vec<u32>, Vec<u32>) = (Vec::new(), Vec::new());
-    for (index, item) in (0..).zip(items) {
+pub(crate) fn groups(items: &IdVec<TensorId, Item<'_>>) -> Vec<FusedModules> {
+    let (mut experts, mut others): (Vec<TensorId>, Vec<TensorId>) = (Vec::new(), Vec::new());
+    for (index, item) in items.numbered() {
         let is_matrix = item.class.kind == LayerType::Experts
             || (item.tensor.parameter() == "weight" && item.tensor.shape.len() == 2);
         if is_matrix {
             if experts_of(item).is_some() { experts.push(index) } else { others.push(index) }
         }
     }
-    let item = |index: u32| &items[index as usize];
+    let item = |index: TensorId| &items[index];
     let mut groups: Vec<FusedModules> = Vec::new();
     threads::sort_by(&mut experts, |&a, &b| experts_of(item(a)).cmp(&experts_of(item(b))));
     for members in experts.chunk_by(|&a, &b| experts_of(item(a)) == experts_of(item(b))) {
@@ -117,14 +118,14 @@ pub(crate) fn groups(items: &[Item<'_>]) -> Vec<FusedModules> {
     }
     threads::sort_by(&mut others, |&a, &b| path_of(item(a)).0.cmp(path_of(item(b)).0));
     for children in others.chunk_by(|&a, &b| path_of(item(a)).0 == path_of(item(b)).0) {
-        let last = |index: u32| path_of(item(index)).1;
+        let last = |index: TensorId| path_of(item(index)).1;
         let mut taken = vec![false; children.len()];
         for fusion in FUSIONS {
             let applies = fusion.needs.is_none_or(|needs| children.iter().any(|&child| last(child) == needs));
             if !applies {
                 continue;
             }
-            let mut members: Vec<u32> = Vec::new();
+            let mut members: Vec<TensorId> = Vec::new();
             for (&child, taken) in children.iter().zip(&mut taken) {
                 // Whisper's cross-attention fuses k and v alone: q sees another input.
                 let apart = last(child) == "q_proj" && path_of(item(child)).0.ends_with("encoder_attn");
@@ -143,7 +144,11 @@ pub(crate) fn groups(items: &[Item<'_>]) -> Vec<FusedModules> {
 }
 
 /// Skips a whole group if a default skip would skip a part of it.
-pub(crate) fn keep_whole_by_default(groups: &[FusedModules], items: &[Item<'_>], decisions: &mut [Decision]) {
+pub(crate) fn keep_whole_by_default(
+    groups: &[FusedModules],
+    items: &IdVec<TensorId, Item<'_>>,
+    decisions: &mut IdVec<TensorId, Decision>,
+) {
     let mut reasons: HashMap<Arc<str>, Arc<str>> = HashMap::new();
     for group in groups {
         let quantized = group.members().any(|index| decisions[index].spec().is_some());
@@ -174,19 +179,22 @@ pub(crate) fn keep_whole_by_default(groups: &[FusedModules], items: &[Item<'_>],
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Split {
     pub group: usize,
-    /// One member per action found: the index of the tensor.
-    pub examples: Vec<usize>,
+    /// One member per action found.
+    pub examples: Vec<TensorId>,
 }
 
 /// The groups whose members are not treated alike.
-pub(crate) fn splits(groups: &[FusedModules], decisions: &[Decision]) -> impl Iterator<Item = Split> {
+pub(crate) fn splits(
+    groups: &[FusedModules],
+    decisions: &IdVec<TensorId, Decision>,
+) -> impl Iterator<Item = Split> {
     let alike = |a: &Decision, b: &Decision| match (&a.action, &b.action) {
         (Action::Keep, Action::Keep) => true,
         (Action::Quantize(a), Action::Quantize(b)) => a.scheme == b.scheme && a.activations == b.activations,
         _ => false,
     };
     groups.iter().enumerate().filter_map(move |(index, group)| {
-        let mut examples: Vec<usize> = Vec::new();
+        let mut examples: Vec<TensorId> = Vec::new();
         for member in group.members() {
             if !examples.iter().any(|&example| alike(&decisions[example], &decisions[member])) {
                 examples.push(member);
@@ -199,7 +207,7 @@ pub(crate) fn splits(groups: &[FusedModules], decisions: &[Decision]) -> impl It
 /// A tensor whose row length is not divisible by the group size, and that the recipe wants refused.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Undivided {
-    pub tensor: usize,
+    pub tensor: TensorId,
     pub columns: u64,
     pub group_size: u64,
 }
@@ -210,22 +218,22 @@ pub(crate) struct Undivided {
 /// `columns` gives the row lengths of a tensor's matrices. Returns the tensors that are to be refused.
 pub(crate) fn resolve_indivisible(
     groups: &[FusedModules],
-    decisions: &mut [Decision],
-    columns: &dyn Fn(usize) -> Vec<u64>,
+    decisions: &mut IdVec<TensorId, Decision>,
+    columns: &dyn Fn(TensorId) -> Vec<u64>,
     parameters: &dyn Fn(usize) -> (Indivisible, String),
 ) -> Vec<Undivided> {
-    let mut is_grouped = vec![false; decisions.len()];
+    let mut is_grouped = decisions.map(|_| false);
     for member in groups.iter().flat_map(FusedModules::members) {
         is_grouped[member] = true;
     }
     let mut refused = Vec::new();
     let mut known = Decisions::default();
-    let mut resolve = |members: &[usize], decisions: &mut [Decision]| {
+    let mut resolve = |members: &[TensorId], decisions: &mut IdVec<TensorId, Decision>| {
         resolve_together(members, decisions, columns, parameters, &mut known, &mut refused);
     };
     for group in groups {
         // What one stage says of its groups is no word on the modules of another, even where an engine fuses them.
-        let mut by_stage: BTreeMap<usize, Vec<usize>> = BTreeMap::new();
+        let mut by_stage: BTreeMap<usize, Vec<TensorId>> = BTreeMap::new();
         for index in group.members() {
             if let Some(stage) = stage_of_groups(&decisions[index]) {
                 by_stage.entry(stage).or_default().push(index);
@@ -233,7 +241,7 @@ pub(crate) fn resolve_indivisible(
         }
         by_stage.into_values().for_each(|members| resolve(&members, decisions));
     }
-    for index in (0..is_grouped.len()).filter(|&index| !is_grouped[index]) {
+    for index in is_grouped.ids().filter(|&index| !is_grouped[index]) {
         if stage_of_groups(&decisions[index]).is_some() {
             resolve(&[index], decisions);
         }
@@ -250,14 +258,14 @@ fn stage_of_groups(decision: &Decision) -> Option<usize> {
 
 /// Applies `indivisible` to tensors of one stage of which an engine makes one module, or to one that stands alone.
 fn resolve_together(
-    members: &[usize],
-    decisions: &mut [Decision],
-    columns: &dyn Fn(usize) -> Vec<u64>,
+    members: &[TensorId],
+    decisions: &mut IdVec<TensorId, Decision>,
+    columns: &dyn Fn(TensorId) -> Vec<u64>,
     parameters: &dyn Fn(usize) -> (Indivisible, String),
     known: &mut Decisions,
     refused: &mut Vec<Undivided>,
 ) {
-    let mut worst: Option<(usize, u64, usize)> = None;
+    let mut worst: Option<(TensorId, u64, usize)> = None;
     let mut lengths = Vec::new();
     for &index in members {
         let Some(spec) = decisions[index].spec() else { continue };

@@ -12,6 +12,7 @@ use super::output_tensor::{Content, MAX_FILES, OutputTensor, Part};
 use super::select::{Decision, QuantSpec};
 use crate::format::container::{Entry, SAFETENSORS};
 use crate::format::encoding;
+use crate::ids::{FileId, IdVec, OutputTensorId, ShardId, TaskId, TensorId};
 use crate::model::ModelFolder;
 use crate::stage::export::shards::Shards;
 use crate::stage::export::{Format, Overwrite, Target};
@@ -33,21 +34,21 @@ pub struct OutputFile {
     /// The size of the whole file.
     pub bytes: u64,
     /// Its tensors, in the order in which they lie in it.
-    pub tensors: Range<usize>,
+    pub tensors: Range<OutputTensorId>,
 }
 
-/// The destination of a task's results in one export. The numbers are indices of output tensors.
+/// The destination of a task's results in one export.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum TaskOutput {
     /// The bytes unchanged, in a tensor of the task's own.
     Copy {
         /// The tensor.
-        tensor: u32,
+        tensor: OutputTensorId,
     },
     /// The weights as they are, at the task's own place in the source's tensor.
     InPlace {
         /// The tensor.
-        tensor: u32,
+        tensor: OutputTensorId,
     },
     /// The parts of the matrix as it is stored.
     Encoded {
@@ -57,29 +58,32 @@ pub enum TaskOutput {
     /// Floating-point weights, at the task's own place in the tensor.
     Dequantized {
         /// The tensor.
-        tensor: u32,
+        tensor: OutputTensorId,
     },
 }
 
 /// Tensors that a stored matrix has at most.
 const MAX_PARTS: usize = 6;
 
+/// A place that holds no tensor.
+const UNSET: OutputTensorId = OutputTensorId::new(u32::MAX as usize);
+
 /// The tensors of a stored matrix, by the number of their part.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct PartTensors([u32; MAX_PARTS]);
+pub struct PartTensors([OutputTensorId; MAX_PARTS]);
 
 impl PartTensors {
-    const NONE: Self = Self([u32::MAX; MAX_PARTS]);
+    const NONE: Self = Self([UNSET; MAX_PARTS]);
 
     /// The tensors, in the order of the encoding's parts.
-    pub fn iter(&self) -> impl Iterator<Item = usize> {
-        self.0.into_iter().filter(|&tensor| tensor != u32::MAX).map(|tensor| tensor as usize)
+    pub fn iter(&self) -> impl Iterator<Item = OutputTensorId> {
+        self.0.into_iter().filter(|&tensor| tensor != UNSET)
     }
 }
 
 impl TaskOutput {
     /// The output tensors that hold the task's results.
-    pub fn tensors(&self) -> impl Iterator<Item = usize> {
+    pub fn tensors(&self) -> impl Iterator<Item = OutputTensorId> {
         let all = match *self {
             Self::Copy { tensor } | Self::InPlace { tensor } | Self::Dequantized { tensor } => {
                 let mut one = PartTensors::NONE;
@@ -88,7 +92,7 @@ impl TaskOutput {
             }
             Self::Encoded { tensors } => tensors,
         };
-        all.0.into_iter().filter(|&tensor| tensor != u32::MAX).map(|tensor| tensor as usize)
+        all.0.into_iter().filter(|&tensor| tensor != UNSET)
     }
 }
 
@@ -117,11 +121,11 @@ pub struct ExportPlan {
     /// The output directory, resolved against the recipe's folder.
     pub path: PathBuf,
     /// The weight files.
-    pub files: Vec<OutputFile>,
+    pub files: IdVec<FileId, OutputFile>,
     /// The tensors, by file and offset.
-    pub tensors: Vec<OutputTensor>,
+    pub tensors: IdVec<OutputTensorId, OutputTensor>,
     /// The place of each task of the plan.
-    pub tasks: Vec<TaskOutput>,
+    pub tasks: IdVec<TaskId, TaskOutput>,
     /// Whether there is an index of the weight files: the source has one, or there are several files.
     pub has_index: bool,
     /// The text of config.json. None if the source has none.
@@ -156,17 +160,15 @@ pub fn spec_at(decision: &Decision, export_stage: usize) -> Option<&QuantSpec> {
 
 /// Whether an export holds codes at all.
 #[must_use]
-pub fn has_codes(decisions: &[Decision], export_stage: usize) -> bool {
+pub fn has_codes(decisions: &IdVec<TensorId, Decision>, export_stage: usize) -> bool {
     decisions.iter().any(|decision| spec_at(decision, export_stage).is_some())
 }
 
+/// Files, tensors, and the place of each task.
+type LaidOut = (IdVec<FileId, OutputFile>, IdVec<OutputTensorId, OutputTensor>, IdVec<TaskId, TaskOutput>);
+
 /// Lays out the weight files of one export: the tensors, the files and the place of each task.
-pub(super) fn lay_out(
-    content: Content<'_>,
-    stage: usize,
-    format: Format,
-    shards: Shards,
-) -> (Vec<OutputFile>, Vec<OutputTensor>, Vec<TaskOutput>) {
+pub(super) fn lay_out(content: Content<'_>, stage: usize, format: Format, shards: Shards) -> LaidOut {
     let mut tensors = draft(content, stage, format);
     let names = assign_files(content, &mut tensors, shards);
     // Largest elements first and by name within, so that every tensor is aligned, as the safetensors library itself orders them.
@@ -175,6 +177,7 @@ pub(super) fn lay_out(
         key(a).cmp(&key(b)).then_with(|| a.cmp_names(b, content)).then(a.task.cmp(&b.task))
     });
     let files = place(content, &mut tensors, names);
+    let tensors = tensors.into();
     let tasks = targets(content, &tensors);
     (files, tensors, tasks)
 }
@@ -184,7 +187,7 @@ fn draft(content: Content<'_>, stage: usize, format: Format) -> Vec<OutputTensor
     let mut tensors = Vec::new();
     let splits_kept = format == Format::CompressedTensors && has_codes(content.decisions, stage);
     let mut last_whole = None;
-    for (index, task) in content.tasks.iter().enumerate() {
+    for (index, task) in content.tasks.numbered() {
         let mut add = |part: Part| tensors.push(OutputTensor::new(index, part, content));
         let decision = &content.decisions[task.tensor()];
         match (spec_at(decision, stage), task.matrix(content.model), format) {
@@ -206,12 +209,12 @@ fn draft(content: Content<'_>, stage: usize, format: Format) -> Vec<OutputTensor
 }
 
 /// Where each task goes, by the tensors in their order.
-fn targets(content: Content<'_>, tensors: &[OutputTensor]) -> Vec<TaskOutput> {
+fn targets(content: Content<'_>, tensors: &IdVec<OutputTensorId, OutputTensor>) -> IdVec<TaskId, TaskOutput> {
     // What is not set yet is in the tensor of the task before it.
-    let unset = TaskOutput::InPlace { tensor: u32::MAX };
-    let mut out = vec![unset; content.tasks.len()];
-    for (number, tensor) in (0..).zip(tensors) {
-        let index = tensor.task as usize;
+    let unset = TaskOutput::InPlace { tensor: UNSET };
+    let mut out = content.tasks.map(|_| unset);
+    for (number, tensor) in tensors.numbered() {
+        let index = tensor.task;
         let is_matrix = content.tasks[index].matrix(content.model).is_some();
         let target = &mut out[index];
         if matches!(tensor.part(), Part::Encoded(_)) && *target == unset {
@@ -235,23 +238,22 @@ fn targets(content: Content<'_>, tensors: &[OutputTensor]) -> Vec<TaskOutput> {
 }
 
 /// Assigns each tensor to a file. Returns the names of the files.
-fn assign_files(content: Content<'_>, tensors: &mut [OutputTensor], shards: Shards) -> Vec<String> {
-    let shard = |tensor: &OutputTensor| tensor.source(content).shard();
+fn assign_files(content: Content<'_>, tensors: &mut [OutputTensor], shards: Shards) -> IdVec<FileId, String> {
+    let shard = |tensor: &OutputTensor| tensor.source(content).shard;
     match shards {
         Shards::Keep => {
-            let mut used: Vec<Option<usize>> = vec![None; content.model.shards.len()];
+            let mut used: IdVec<ShardId, Option<FileId>> = content.model.shards.map(|_| None);
             for tensor in tensors.iter() {
-                used[shard(tensor)] = Some(0);
+                used[shard(tensor)] = Some(FileId::new(0));
             }
-            let mut names = Vec::new();
-            for (shard, slot) in used.iter_mut().enumerate() {
+            let mut names = IdVec::new();
+            for (shard, slot) in content.model.shards.iter().zip(&mut used) {
                 if slot.is_some() {
-                    *slot = Some(names.len());
-                    names.push(content.model.shards[shard].name.clone());
+                    *slot = Some(names.push(shard.name.clone()));
                 }
             }
             for tensor in tensors {
-                tensor.put_into(used[shard(tensor)].unwrap_or(0));
+                tensor.put_into(used[shard(tensor)].unwrap_or(FileId::new(0)));
             }
             names
         }
@@ -264,11 +266,11 @@ fn assign_files(content: Content<'_>, tensors: &mut [OutputTensor], shards: Shar
                     size = 0;
                 }
                 size += bytes;
-                tensor.put_into(file);
+                tensor.put_into(FileId::new(file));
             }
             let count = file + 1;
             match count {
-                1 => vec!["model.safetensors".to_owned()],
+                1 => vec!["model.safetensors".to_owned()].into(),
                 _ => (1..=count).map(|n| format!("model-{n:05}-of-{count:05}.safetensors")).collect(),
             }
         }
@@ -276,22 +278,26 @@ fn assign_files(content: Content<'_>, tensors: &mut [OutputTensor], shards: Shar
 }
 
 /// Gives each tensor its offset. They are in the order in which they lie in the files.
-fn place(content: Content<'_>, tensors: &mut [OutputTensor], names: Vec<String>) -> Vec<OutputFile> {
-    let mut files = Vec::with_capacity(names.len());
+fn place(
+    content: Content<'_>,
+    tensors: &mut [OutputTensor],
+    names: IdVec<FileId, String>,
+) -> IdVec<FileId, OutputFile> {
+    let mut files = IdVec::with_capacity(names.len());
     let mut next = 0;
-    for (number, name) in names.into_iter().enumerate() {
+    for (number, name) in names.numbered() {
         let (start, mut offset) = (next, 0);
         while let Some(tensor) = tensors.get_mut(next).filter(|tensor| tensor.file() == number) {
             tensor.offset = offset;
             offset += tensor.bytes(content);
             next += 1;
         }
-        let mut file = OutputFile { name, header_len: 0, bytes: offset, tensors: start..next };
+        let tensors_of = OutputTensorId::new(start)..OutputTensorId::new(next);
+        let mut file = OutputFile { name: name.clone(), header_len: 0, bytes: offset, tensors: tensors_of };
         let metadata = metadata(content.model, &file.name);
-        file.header_len =
-            SAFETENSORS.header_len(&metadata, &mut entries(content, 0, &tensors[file.tensors.clone()]));
+        file.header_len = SAFETENSORS.header_len(&metadata, &mut entries(content, 0, &tensors[start..next]));
         file.bytes += file.header_len;
-        for tensor in &mut tensors[file.tensors.clone()] {
+        for tensor in &mut tensors[start..next] {
             tensor.offset += file.header_len;
         }
         files.push(file);
@@ -332,7 +338,7 @@ impl ExportPlan {
     ///
     /// # Errors
     /// Where it cannot be written.
-    pub fn write_header(&self, content: Content<'_>, file: usize, out: impl Write) -> io::Result<()> {
+    pub fn write_header(&self, content: Content<'_>, file: FileId, out: impl Write) -> io::Result<()> {
         let (file, mut out) = (&self.files[file], out);
         let mut entries = entries(content, file.header_len, &self.tensors[file.tensors.clone()]);
         let metadata = metadata(content.model, &file.name);
@@ -343,8 +349,8 @@ impl ExportPlan {
     pub fn tensors_of<'p>(
         &'p self,
         plan: &'p super::Plan,
-        tensor: usize,
-    ) -> impl Iterator<Item = usize> + 'p {
+        tensor: TensorId,
+    ) -> impl Iterator<Item = OutputTensorId> + 'p {
         let mut last = None;
         let all = plan.tasks_of(tensor).flat_map(|task| self.tasks[task].tensors());
         // Tasks that lie in place have one tensor together.
@@ -353,13 +359,16 @@ impl ExportPlan {
 
     /// The place of an output tensor in [`ExportPlan::tensors_of`] its source tensor.
     #[must_use]
-    pub fn position_of(&self, plan: &super::Plan, output: usize) -> Option<usize> {
+    pub fn position_of(&self, plan: &super::Plan, output: OutputTensorId) -> Option<usize> {
         let tensor = &self.tensors[output];
-        let task = tensor.task as usize;
-        let first = plan.tasks.partition_point(|other| other.tensor() < plan.tasks[task].tensor());
+        let task = tensor.task;
+        let first = plan.tasks_of(plan.tasks[task].tensor()).next()?;
         // The tasks of a tensor are treated alike.
         let of_task = || self.tasks[task].tensors();
-        Some((task - first) * of_task().count() + of_task().position(|other| other == output)?)
+        Some(
+            (task.index() - first.index()) * of_task().count()
+                + of_task().position(|other| other == output)?,
+        )
     }
 
     /// Writes the index of the weight files.
@@ -367,8 +376,8 @@ impl ExportPlan {
     /// # Errors
     /// Where it cannot be written.
     pub fn write_index(&self, content: Content<'_>, out: impl Write) -> io::Result<()> {
-        let mut order: Vec<u32> = (0..self.tensors.len() as u32).collect();
-        let tensor = |index: u32| &self.tensors[index as usize];
+        let mut order: Vec<OutputTensorId> = self.tensors.ids().collect();
+        let tensor = |index: OutputTensorId| &self.tensors[index];
         threads::sort_unstable_by(&mut order, |&a, &b| {
             tensor(a).cmp_names(tensor(b), content).then(a.cmp(&b))
         });

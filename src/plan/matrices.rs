@@ -4,12 +4,17 @@ use super::engines;
 use super::select::Decision;
 use super::task::Task;
 use crate::finding::Finding;
+use crate::ids::{IdVec, TaskId, TensorId};
 use crate::layer::LayerType;
 use crate::model::{self, LayerClass, ModelFolder};
 use crate::recipe::Loaded;
 
 /// The row lengths of a tensor's matrices: the input width of its layers.
-pub(super) fn row_lengths(model: &ModelFolder, classes: &[LayerClass], tensor: usize) -> Vec<u64> {
+pub(super) fn row_lengths(
+    model: &ModelFolder,
+    classes: &IdVec<TensorId, LayerClass>,
+    tensor: TensorId,
+) -> Vec<u64> {
     if classes[tensor].kind == LayerType::Experts {
         return match model::experts::stack(model, tensor) {
             Ok(stack) => stack.matrices.first().map(|matrix| matrix.view.cols).into_iter().collect(),
@@ -21,7 +26,7 @@ pub(super) fn row_lengths(model: &ModelFolder, classes: &[LayerClass], tensor: u
 }
 
 /// A tensor as a matrix of weights [out, in]. GPT-2 stores its linear layers the other way round.
-pub(super) fn matrix_task(tensor: usize, kind: LayerType) -> Task {
+pub(super) fn matrix_task(tensor: TensorId, kind: LayerType) -> Task {
     Task::matrix_of(tensor, kind == LayerType::Conv1D)
 }
 
@@ -33,13 +38,13 @@ const MAX_TASKS: usize = 1 << 22;
 pub(super) fn tasks(
     loaded: &Loaded,
     model: &ModelFolder,
-    classes: &[LayerClass],
-    decisions: &[Decision],
-) -> (Vec<Task>, Vec<Finding>) {
+    classes: &IdVec<TensorId, LayerClass>,
+    decisions: &IdVec<TensorId, Decision>,
+) -> (IdVec<TaskId, Task>, Vec<Finding>) {
     let mut tasks = Vec::with_capacity(model.tensors.len());
     let mut findings = Vec::new();
     let splits_kept = engines::splits_kept_experts(loaded, model);
-    for (tensor, info) in model.tensors.iter().enumerate() {
+    for (tensor, info) in model.tensors.numbered() {
         if info.scale_of.is_some() {
             continue;
         }
@@ -65,5 +70,5 @@ pub(super) fn tasks(
             false => Task::bytes(tensor),
         });
     }
-    (tasks, findings)
+    (tasks.into(), findings)
 }

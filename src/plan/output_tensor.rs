@@ -5,6 +5,7 @@ use std::cmp::Ordering;
 use super::select::Decision;
 use super::task::Task;
 use crate::format::encoding;
+use crate::ids::{FileId, IdVec, TaskId, TensorId};
 use crate::model::{ModelFolder, Shape, TensorInfo};
 use crate::quant::{Role, Scheme};
 
@@ -48,9 +49,18 @@ pub struct Content<'p> {
     /// The model.
     pub model: &'p ModelFolder,
     /// What is done with each of its tensors.
-    pub decisions: &'p [Decision],
+    pub decisions: &'p IdVec<TensorId, Decision>,
     /// The tasks that it is cut into.
-    pub tasks: &'p [Task],
+    pub tasks: &'p IdVec<TaskId, Task>,
+}
+
+impl<'p> Content<'p> {
+    /// The tasks of a tensor of the model.
+    pub fn tasks_of(self, tensor: TensorId) -> impl Iterator<Item = TaskId> + 'p {
+        let first = self.tasks.partition_point(|task| task.tensor() < tensor);
+        let is_of = move |id: &TaskId| self.tasks.get(*id).is_some_and(|task| task.tensor() == tensor);
+        (first..self.tasks.len()).map(TaskId::new).take_while(is_of)
+    }
 }
 
 /// A tensor of the output.
@@ -59,7 +69,7 @@ pub struct OutputTensor {
     /// Its first byte, from the start of the file.
     pub offset: u64,
     /// The first task that it holds.
-    pub(super) task: u32,
+    pub(super) task: TaskId,
     /// Its file, and in the last bits how wide its elements are and what part it is.
     place: u32,
 }
@@ -72,8 +82,8 @@ const FILE_BITS: u32 = PART_BITS + 2;
 pub(super) const MAX_FILES: usize = 1 << (32 - FILE_BITS);
 
 impl OutputTensor {
-    pub(super) fn new(task: usize, part: Part, content: Content<'_>) -> Self {
-        let mut tensor = Self { offset: 0, task: task as u32, place: part.number() };
+    pub(super) fn new(task: TaskId, part: Part, content: Content<'_>) -> Self {
+        let mut tensor = Self { offset: 0, task, place: part.number() };
         let width: u32 = match tensor.dtype(content) {
             "I64" | "U64" | "F64" | "C64" => 3,
             "I32" | "U32" | "F32" => 2,
@@ -84,8 +94,8 @@ impl OutputTensor {
         tensor
     }
 
-    pub(super) fn put_into(&mut self, file: usize) {
-        self.place = (file as u32) << FILE_BITS | self.place & ((1 << FILE_BITS) - 1);
+    pub(super) fn put_into(&mut self, file: FileId) {
+        self.place = (file.index() as u32) << FILE_BITS | self.place & ((1 << FILE_BITS) - 1);
     }
 
     /// How many bytes an element has, as a power of two.
@@ -93,10 +103,10 @@ impl OutputTensor {
         self.place >> PART_BITS & 3
     }
 
-    /// Index of its file.
+    /// Its file.
     #[must_use]
-    pub fn file(&self) -> usize {
-        (self.place >> FILE_BITS) as usize
+    pub fn file(&self) -> FileId {
+        FileId::new((self.place >> FILE_BITS) as usize)
     }
 
     pub(super) fn part(&self) -> Part {
@@ -115,12 +125,12 @@ impl OutputTensor {
 
     /// The first task that it holds.
     fn task<'p>(&self, content: Content<'p>) -> &'p Task {
-        &content.tasks[self.task as usize]
+        &content.tasks[self.task]
     }
 
-    /// Index of the source tensor.
+    /// The source tensor.
     #[must_use]
-    pub fn tensor(&self, content: Content<'_>) -> usize {
+    pub fn tensor(&self, content: Content<'_>) -> TensorId {
         self.task(content).tensor()
     }
 

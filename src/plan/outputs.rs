@@ -10,6 +10,7 @@ use super::copies;
 use super::layout::ExportPlan;
 use super::output_tensor::{Content, OutputTensor};
 use crate::finding::Finding;
+use crate::ids::{IdVec, TensorId};
 use crate::model::LayerClass;
 use crate::model::header::MAX_HEADER;
 use crate::plan::{compressed_tensors, config};
@@ -22,7 +23,7 @@ use crate::threads;
 pub(super) fn check(
     loaded: &Loaded,
     content: Content<'_>,
-    classes: &[LayerClass],
+    classes: &IdVec<TensorId, LayerClass>,
     exports: &[ExportPlan],
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -59,7 +60,7 @@ fn clashing_names(loaded: &Loaded, content: Content<'_>, export: &ExportPlan) ->
     if twice.is_empty() {
         return None;
     }
-    let mut seen: HashMap<String, usize> = HashMap::new();
+    let mut seen: HashMap<String, TensorId> = HashMap::new();
     export.tensors.iter().filter(|tensor| twice.contains(&hash(tensor))).find_map(|tensor| {
         let name = tensor.name(content);
         let other = seen.insert(name.clone(), tensor.tensor(content))?;
@@ -97,7 +98,7 @@ fn long_header(loaded: &Loaded, export: &ExportPlan) -> Option<Finding> {
 fn config_findings(
     loaded: &Loaded,
     content: Content<'_>,
-    classes: &[LayerClass],
+    classes: &IdVec<TensorId, LayerClass>,
     export: &ExportPlan,
 ) -> Vec<Finding> {
     let modules = config::quantized_modules(content, export.stage);

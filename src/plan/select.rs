@@ -9,6 +9,7 @@ use std::sync::Arc;
 
 pub(super) use super::decision::Decisions;
 pub use super::decision::{Action, Decided, Decision, Origin, QuantSpec, Rule};
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
 use crate::model::{LayerClass, ModelFolder, TensorInfo};
@@ -289,7 +290,10 @@ pub fn float_type(tensor: &TensorInfo) -> Option<FloatType> {
 }
 
 /// The items of a model, in the order of its tensors.
-pub(crate) fn items<'m>(model: &'m ModelFolder, classes: &'m [LayerClass]) -> Vec<Item<'m>> {
+pub(crate) fn items<'m>(
+    model: &'m ModelFolder,
+    classes: &'m IdVec<TensorId, LayerClass>,
+) -> IdVec<TensorId, Item<'m>> {
     let mut biases: HashMap<&str, u64> = HashMap::new();
     for tensor in &model.tensors {
         if tensor.parameter() == "bias" {

@@ -8,6 +8,7 @@ use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::source::{self, Source};
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::model::{self, Because, LayerClass, ModelFolder};
 use crate::recipe::Loaded;
@@ -73,7 +74,11 @@ fn statistics(written: &str) -> Failure {
     )
 }
 
-pub(super) fn correct_classes(model: &ModelFolder, layer_types: &LayerTypes, classes: &mut [LayerClass]) {
+pub(super) fn correct_classes(
+    model: &ModelFolder,
+    layer_types: &LayerTypes,
+    classes: &mut IdVec<TensorId, LayerClass>,
+) {
     for (tensor, class) in model.tensors.iter().zip(classes) {
         let subject = select::subject(tensor);
         for (pattern, layer_type) in layer_types {

@@ -10,6 +10,7 @@ use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::regular;
+use crate::ids::{IdVec, TaskId, TensorId};
 use crate::model::ModelFolder;
 use crate::quant::Importance;
 use crate::recipe::Loaded;
@@ -49,7 +50,7 @@ pub struct StageStatistics {
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Weighing {
     /// The importance of the columns of each task, where there are statistics of it; empty where there are none at all.
-    tasks: Vec<Option<Importance>>,
+    tasks: IdVec<TaskId, Option<Importance>>,
     /// One entry a quantize stage that has statistics.
     pub stages: Vec<StageStatistics>,
     /// Bytes that reading the files and holding the importances takes at most.
@@ -59,13 +60,13 @@ pub struct Weighing {
 impl Weighing {
     /// The importance of the columns of a task, where there are statistics of it.
     #[must_use]
-    pub fn of(&self, task: usize) -> Option<&Importance> {
+    pub fn of(&self, task: TaskId) -> Option<&Importance> {
         self.tasks.get(task)?.as_ref()
     }
 
     /// Whether the ranges of a task are chosen with statistics. If so, Gaussian weights do not predict its SQNR.
     #[must_use]
-    pub fn changes_ranges(&self, task: usize, spec: &QuantSpec) -> bool {
+    pub fn changes_ranges(&self, task: TaskId, spec: &QuantSpec) -> bool {
         spec.observer.searches() && self.of(task).is_some()
     }
 
@@ -83,8 +84,8 @@ impl Weighing {
 pub(super) fn weigh(
     loaded: &Loaded,
     model: &ModelFolder,
-    decisions: &[Decision],
-    tasks: &[Task],
+    decisions: &IdVec<TensorId, Decision>,
+    tasks: &IdVec<TaskId, Task>,
 ) -> Result<(Weighing, Vec<Finding>), Failure> {
     let mut out = Weighing::default();
     let mut findings = Vec::new();
@@ -135,7 +136,7 @@ pub(super) fn weigh(
             statistics.modules.iter().map(|module| (module.name.as_str(), module)).collect();
         let experts = experts(statistics.format, &by_name, model, tasks);
         let mut tokens: Vec<(f64, String)> = Vec::new();
-        for (number, task) in tasks.iter().enumerate() {
+        for (number, task) in tasks.numbered() {
             let spec = decisions[task.tensor()].spec().filter(|spec| spec.stage == index);
             let (Some(_), Some(view)) = (spec, task.matrix(model)) else { continue };
             let name = task.module(model);
@@ -154,7 +155,9 @@ pub(super) fn weigh(
                 Some(importance) => {
                     used.matrices += 1;
                     out.bytes += size_of_val(importance.columns()) as u64;
-                    out.tasks.resize(tasks.len(), None);
+                    if out.tasks.is_empty() {
+                        out.tasks = tasks.map(|_| None);
+                    }
                     out.tasks[number] = Some(importance);
                 }
                 None => used.missing.push(name.to_owned()),

@@ -1,12 +1,13 @@
 //! Tasks: what is read, quantized and written as one. A task is a tensor, or one of the matrices of a stack of experts.
 
+use crate::ids::TensorId;
 use crate::model::{ExpertMatrix, MatrixView, ModelFolder};
 
 /// A tensor or a matrix of a stack of experts that is read, quantized and written as one. There may be millions, so it
 /// holds only what does not follow from its tensor. [`super::task_list`] shows tasks as data.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Task {
-    tensor: u32,
+    tensor: TensorId,
     form: Form,
     expert: Option<Box<ExpertMatrix>>,
 }
@@ -25,27 +26,27 @@ enum Form {
 impl Task {
     /// A tensor whose bytes are taken as they are.
     #[must_use]
-    pub fn bytes(tensor: usize) -> Self {
-        Self { tensor: tensor as u32, form: Form::Bytes, expert: None }
+    pub fn bytes(tensor: TensorId) -> Self {
+        Self { tensor, form: Form::Bytes, expert: None }
     }
 
     /// A tensor that is a matrix.
     #[must_use]
-    pub fn matrix_of(tensor: usize, is_transposed: bool) -> Self {
+    pub fn matrix_of(tensor: TensorId, is_transposed: bool) -> Self {
         let form = if is_transposed { Form::Transposed } else { Form::Matrix };
-        Self { tensor: tensor as u32, form, expert: None }
+        Self { tensor, form, expert: None }
     }
 
     /// One matrix of a stack of experts.
     #[must_use]
-    pub fn expert(tensor: usize, matrix: ExpertMatrix) -> Self {
-        Self { tensor: tensor as u32, form: Form::Matrix, expert: Some(Box::new(matrix)) }
+    pub fn expert(tensor: TensorId, matrix: ExpertMatrix) -> Self {
+        Self { tensor, form: Form::Matrix, expert: Some(Box::new(matrix)) }
     }
 
-    /// Index of the source tensor.
+    /// The source tensor.
     #[must_use]
-    pub fn tensor(&self) -> usize {
-        self.tensor as usize
+    pub fn tensor(&self) -> TensorId {
+        self.tensor
     }
 
     /// The module that the task is in the output, such as `model.layers.0.mlp.experts.3.up_proj`.

@@ -11,12 +11,13 @@ use serde::Serialize;
 use super::layout::{ExportPlan, TaskOutput, spec_at};
 use super::{Plan, Task};
 use crate::format::encoding;
+use crate::ids::{FileId, IdVec, TaskId, TensorId};
 
 /// A task on one matrix, or on a tensor that is not a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct TaskRecord<'p> {
     /// Its number in the plan.
-    pub task: usize,
+    pub task: TaskId,
     /// The source tensor.
     pub tensor: &'p str,
     /// The module that it is in the output.
@@ -28,7 +29,7 @@ pub struct TaskRecord<'p> {
     /// The places of the result.
     pub outputs: Vec<Slot<'p>>,
     /// Tasks whose results it needs.
-    pub needs: Vec<usize>,
+    pub needs: Vec<TaskId>,
 }
 
 /// Bytes of a file of the source. If a matrix is not contiguous in its tensor, the range is the whole tensor.
@@ -57,7 +58,7 @@ pub struct Slot<'p> {
 
 /// The tasks of a plan, in the order in which their sources lie in the files.
 pub fn task_list(plan: &Plan) -> impl Iterator<Item = TaskRecord<'_>> {
-    plan.tasks.iter().enumerate().map(|(number, task)| {
+    plan.tasks.numbered().map(|(number, task)| {
         let source = &plan.model.tensors[task.tensor()];
         let quantized = plan.decisions[task.tensor()].spec().is_some();
         let is_decoded = source.stored != source.dtype;
@@ -78,18 +79,18 @@ pub fn task_list(plan: &Plan) -> impl Iterator<Item = TaskRecord<'_>> {
 }
 
 fn inputs<'p>(plan: &'p Plan, task: &Task) -> Vec<Input<'p>> {
-    let scales = plan.model.tensors[task.tensor()].fp8.map(|fp8| fp8.tensor as usize);
-    let input = |index: usize| {
+    let scales = plan.model.tensors[task.tensor()].fp8.map(|fp8| fp8.tensor);
+    let input = |index: TensorId| {
         let tensor = &plan.model.tensors[index];
         let matrix = task.matrix(&plan.model).filter(|_| index == task.tensor());
         let part = matrix.and_then(|view| view.byte_range(tensor.stored.bits())).unwrap_or(0..tensor.bytes);
-        let file = &plan.model.shards[tensor.shard()].name;
+        let file = &plan.model.shards[tensor.shard].name;
         Input { file, start: tensor.offset + part.start, end: tensor.offset + part.end }
     };
     std::iter::once(task.tensor()).chain(scales).map(input).collect()
 }
 
-fn slots<'p>(plan: &'p Plan, export: &'p ExportPlan, task: usize) -> impl Iterator<Item = Slot<'p>> {
+fn slots<'p>(plan: &'p Plan, export: &'p ExportPlan, task: TaskId) -> impl Iterator<Item = Slot<'p>> {
     let output = &export.tasks[task];
     let spec = spec_at(&plan.decisions[plan.tasks[task].tensor()], export.stage);
     let encoding = match (output, spec) {
@@ -106,19 +107,19 @@ fn slots<'p>(plan: &'p Plan, export: &'p ExportPlan, task: usize) -> impl Iterat
 /// Deals the tasks of a plan out to `count` parts, so that no output file of the first export is written by two of them: largest
 /// files first, each to the part that has least to do. The same plan gives the same parts.
 #[must_use]
-pub fn slices(plan: &Plan, count: usize) -> Vec<Vec<usize>> {
-    let mut parts: Vec<(u64, Vec<usize>)> = vec![(0, Vec::new()); count.max(1)];
+pub fn slices(plan: &Plan, count: usize) -> Vec<Vec<TaskId>> {
+    let mut parts: Vec<(u64, Vec<TaskId>)> = vec![(0, Vec::new()); count.max(1)];
     let Some(export) = plan.exports.first() else {
-        parts[0].1 = (0..plan.tasks.len()).collect();
+        parts[0].1 = plan.tasks.ids().collect();
         return parts.into_iter().map(|(_, tasks)| tasks).collect();
     };
-    let mut of_file: Vec<Vec<usize>> = vec![Vec::new(); export.files.len()];
-    for (task, output) in export.tasks.iter().enumerate() {
+    let mut of_file: IdVec<FileId, Vec<TaskId>> = export.files.map(|_| Vec::new());
+    for (task, output) in export.tasks.numbered() {
         if let Some(tensor) = output.tensors().next() {
             of_file[export.tensors[tensor].file()].push(task);
         }
     }
-    let mut order: Vec<usize> = (0..export.files.len()).collect();
+    let mut order: Vec<FileId> = export.files.ids().collect();
     order.sort_by_key(|&file| (Reverse(export.files[file].bytes), file));
     for file in order {
         let Some(least) = parts.iter_mut().min_by_key(|(bytes, _)| *bytes) else { break };

@@ -48,7 +48,7 @@ pub(crate) fn check(loaded: &Loaded, content: Content<'_>, weighing: &Weighing) 
 /// Of the schemes of the stages before `stage`, the one that reaches least, each on the tensor on which it does best.
 fn least_reach(content: Content<'_>, weighing: &Weighing, stage: usize) -> Option<(String, f64)> {
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
-    for (number, task) in content.tasks.iter().enumerate() {
+    for (number, task) in content.tasks.numbered() {
         let spec = spec_at(&content.decisions[task.tensor()], stage);
         let (Some(spec), Some(view)) = (spec, task.matrix(content.model)) else { continue };
         if weighing.changes_ranges(number, spec) {

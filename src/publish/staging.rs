@@ -10,6 +10,7 @@ use std::sync::Arc;
 use crate::finding::Failure;
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
+use crate::ids::{FileId, IdVec};
 use crate::plan::{Content, ExportPlan, OutputFile};
 use crate::publish::files;
 use crate::publish::files::{StagedFile, cannot_write};
@@ -29,7 +30,7 @@ pub struct Staging {
     /// The path at which it will be published.
     pub target: PathBuf,
     /// The weight files, as the plan numbers them.
-    pub weights: Vec<StagedFile>,
+    pub weights: IdVec<FileId, StagedFile>,
     /// The folder, held open: all that is made in it is made from here.
     root: Arc<Folder>,
     end: End,
@@ -82,7 +83,7 @@ impl Staging {
         let mut staging = Self {
             folder: folder.clone(),
             target: export.path.clone(),
-            weights: Vec::new(),
+            weights: IdVec::new(),
             root,
             end: End::Remove,
         };
@@ -90,7 +91,7 @@ impl Staging {
             let mut planned = export.files.iter().zip(starts);
             planned.any(|(file, start)| name == Path::new(&file.name) && *start == FileStart::Kept)
         })?;
-        for (index, (planned, start)) in export.files.iter().zip(starts).enumerate() {
+        for ((index, planned), start) in export.files.numbered().zip(starts) {
             let (name, path) = (Path::new(&planned.name), staging.folder.join(&planned.name));
             let failed = |error: io::Error| cannot_write("open", &path, &error);
             let file = match start {
@@ -231,7 +232,7 @@ mod tests {
             root: Arc::new(Folder::open_or_create(&folder).unwrap()),
             folder,
             target: root.join("out"),
-            weights: Vec::new(),
+            weights: IdVec::new(),
             end: End::Keep,
         }
     }

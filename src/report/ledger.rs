@@ -7,6 +7,7 @@ use super::{
 };
 use crate::digest::Digest;
 use crate::finding::{Diagnostic, Failure, Finding};
+use crate::ids::{ExportId, FileId, IdVec, ShardId, TensorId};
 use crate::plan::select::matrix_shape;
 use crate::plan::{Action, Plan};
 use crate::quant::{Distortion, Granularity};
@@ -17,11 +18,11 @@ use crate::stage::export::Format;
 #[derive(Debug)]
 pub struct Results<'a> {
     /// The distortion of each source tensor that was quantized.
-    pub distortions: &'a [Option<Distortion>],
+    pub distortions: &'a IdVec<TensorId, Option<Distortion>>,
     /// The digest of each source file.
-    pub source_files: &'a [Digest],
+    pub source_files: &'a IdVec<ShardId, Digest>,
     /// The digest of each file of each export.
-    pub output_files: &'a [Vec<Digest>],
+    pub output_files: &'a IdVec<ExportId, IdVec<FileId, Digest>>,
     /// Size and digest of the files of each export that are not weights.
     pub other_files: Vec<Vec<FileRecord>>,
     /// The decisions of the stages that judge or publish.
@@ -166,8 +167,8 @@ pub struct BytesOut {
 
 impl BytesOut {
     /// Those of one tensor.
-    pub fn of(&self, tensor: usize) -> &[u64] {
-        &self.bytes[tensor * self.exports..][..self.exports]
+    pub fn of(&self, tensor: TensorId) -> &[u64] {
+        &self.bytes[tensor.index() * self.exports..][..self.exports]
     }
 }
 
@@ -177,18 +178,17 @@ pub fn bytes_out(plan: &Plan) -> BytesOut {
     let mut bytes = vec![0; exports * plan.model.tensors.len()];
     for (index, export) in plan.exports.iter().enumerate() {
         for tensor in &export.tensors {
-            bytes[tensor.tensor(content) * exports + index] += tensor.bytes(content);
+            bytes[tensor.tensor(content).index() * exports + index] += tensor.bytes(content);
         }
     }
     BytesOut { exports, bytes }
 }
 
-fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord> {
+fn tensors(plan: &Plan, distortions: &IdVec<TensorId, Option<Distortion>>) -> Vec<TensorRecord> {
     let bytes_out = bytes_out(plan);
     plan.model
         .tensors
-        .iter()
-        .enumerate()
+        .numbered()
         .map(|(index, tensor)| {
             let (decision, class) = (&plan.decisions[index], &plan.classes[index]);
             let action = match decision.action {
@@ -202,7 +202,7 @@ fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord>
                 shape: tensor.shape.to_vec(),
                 kind: class.kind.name().to_owned(),
                 role: class.role.map(|role| role.name().to_owned()),
-                file: plan.model.shards[tensor.shard()].name.clone(),
+                file: plan.model.shards[tensor.shard].name.clone(),
                 action: action.to_owned(),
                 scheme: decision.spec().map(SchemeRecord::of),
                 stage: decision.spec().map(|spec| spec.stage),
@@ -217,7 +217,7 @@ fn tensors(plan: &Plan, distortions: &[Option<Distortion>]) -> Vec<TensorRecord>
         .collect()
 }
 
-fn metrics(plan: &Plan, tensor: usize, distortion: &Distortion) -> Metrics {
+fn metrics(plan: &Plan, tensor: TensorId, distortion: &Distortion) -> Metrics {
     let spec = plan.decisions[tensor].spec();
     let columns = matrix_shape(&plan.model.tensors[tensor]).map_or(1, |(_, columns)| columns) as usize;
     let sqnr = distortion.sqnr_db();
@@ -258,9 +258,10 @@ fn balance(plan: &Plan, tensors: &[TensorRecord]) -> Balance {
     let header_bytes_out: Vec<u64> =
         plan.exports.iter().map(|export| export.files.iter().map(|file| file.header_len).sum()).collect();
     let in_balances = tensor_bytes_in + header_bytes_in == plan.source_bytes();
-    let out_balances = (0..exports).all(|export| {
-        tensor_bytes_out[export] + header_bytes_out[export] == plan.exports[export].weight_bytes()
-    });
+    let sums = tensor_bytes_out.iter().zip(&header_bytes_out);
+    let out_balances = sums
+        .zip(&plan.exports)
+        .all(|((tensors, headers), export)| tensors + headers == export.weight_bytes());
     // A tensor that reaches the output in no form at all is lost, unless it held the scales of another.
     let none_lost = tensors.iter().all(|tensor| {
         tensor.action == "consumed" || tensor.bytes_in == 0 || tensor.bytes_out.iter().all(|bytes| *bytes > 0)

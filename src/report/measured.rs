@@ -2,13 +2,14 @@
 //! differently.
 
 use crate::digest::Digest;
+use crate::ids::{ExportId, FileId, IdVec, OutputTensorId, ShardId, TensorId};
 use crate::quant::Distortion;
 
 /// A value that is not a finite number, in a tensor that is not quantized.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct NotFinite {
-    /// Index of the source tensor.
-    pub tensor: usize,
+    /// The source tensor.
+    pub tensor: TensorId,
     /// The element, counted from the tensor's first.
     pub element: u64,
 }
@@ -16,21 +17,21 @@ pub struct NotFinite {
 /// A tile that was not read back as it was written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Mismatch {
-    /// Index of the export.
-    pub export: usize,
-    /// Index of the output tensor.
-    pub tensor: usize,
+    /// The export.
+    pub export: ExportId,
+    /// The output tensor.
+    pub tensor: OutputTensorId,
 }
 
 /// The results of a whole pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// The distortion of each source tensor, where it was quantized.
-    pub tensors: Vec<Option<Distortion>>,
+    pub tensors: IdVec<TensorId, Option<Distortion>>,
     /// The digest of each source file.
-    pub source_files: Vec<Digest>,
+    pub source_files: IdVec<ShardId, Digest>,
     /// The digest of each file of each export.
-    pub output_files: Vec<Vec<Digest>>,
+    pub output_files: IdVec<ExportId, IdVec<FileId, Digest>>,
     /// The first value of each kept tensor that is not finite, in the order of the tensors.
     pub not_finite: Vec<NotFinite>,
     /// Output tensors that were not read back as written.

@@ -12,6 +12,7 @@ use crate::format::source::{Identity, Reader};
 use crate::fs::exclusive::Folder;
 use crate::fs::identity::FileIdentity;
 use crate::fs::regular;
+use crate::ids::{ExportId, IdVec};
 use crate::model::{ModelFolder, code};
 use crate::plan::Plan;
 use crate::publish::Staging;
@@ -31,10 +32,14 @@ pub(super) struct Carried {
 ///
 /// # Errors
 /// If a file cannot be read, or the run is cancelled.
-pub(super) fn look(plan: &Plan, stores: &[Stores], cancel: &Cancel) -> Result<Vec<Vec<Carried>>, Failure> {
+pub(super) fn look(
+    plan: &Plan,
+    stores: &IdVec<ExportId, Stores>,
+    cancel: &Cancel,
+) -> Result<IdVec<ExportId, Vec<Carried>>, Failure> {
     let is_hashed = plan.asks_for_hashes();
     let mut seen: HashMap<usize, Carried> = HashMap::new();
-    let mut out = Vec::with_capacity(plan.exports.len());
+    let mut out = IdVec::with_capacity(plan.exports.len());
     for export in &plan.exports {
         for &index in &export.copies {
             if seen.contains_key(&index) {

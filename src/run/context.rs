@@ -4,6 +4,7 @@ use super::event::Listener;
 use super::incremental::record::Journal;
 use super::stream::collector::Collector;
 use super::stream::source::Source;
+use crate::ids::{ExportId, IdVec};
 use crate::plan::fingerprint::Prints;
 use crate::plan::{Checks, Plan};
 use crate::publish::Staging;
@@ -13,9 +14,9 @@ use crate::quant::Isa;
 pub(crate) struct Context<'a> {
     pub plan: &'a Plan,
     pub source: &'a Source<'a>,
-    pub staging: &'a [Staging],
+    pub staging: &'a IdVec<ExportId, Staging>,
     /// The record of each export.
-    pub journals: &'a [Journal],
+    pub journals: &'a IdVec<ExportId, Journal>,
     /// The fingerprints of all source tensors.
     pub prints: &'a Prints,
     pub checks: Checks,

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use crate::ids::TensorId;
 use crate::quant::Distortion;
 use crate::report::GateOutcome;
 
@@ -25,14 +26,14 @@ pub enum Event {
     /// A tile was read, processed and written.
     Tile {
         /// Index of its source tensor.
-        tensor: usize,
+        tensor: TensorId,
         /// Source bytes of the tile.
         bytes: u64,
     },
     /// A tensor was finished.
     Tensor {
         /// Index among the model's tensors.
-        tensor: usize,
+        tensor: TensorId,
         /// Its name.
         name: String,
         /// The difference between the quantized weights and the source; none if the tensor was not quantized.

@@ -16,6 +16,7 @@ use crate::fs::disk;
 use crate::fs::exclusive::{self, Kind};
 use crate::fs::limits;
 use crate::gates;
+use crate::ids::{ExportId, IdVec};
 use crate::plan::Checks;
 use crate::plan::{ExportPlan, Plan};
 use crate::publish::lock::Lock;
@@ -47,7 +48,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     preflight(plan)?;
     // The locks are held until everything is in its place and recorded. The values that use them are dropped first.
     let mut locks = Vec::with_capacity(plan.exports.len());
-    let mut occupants = Vec::with_capacity(plan.exports.len());
+    let mut occupants = IdVec::with_capacity(plan.exports.len());
     for export in &plan.exports {
         let lock = Lock::take(&export.path)?;
         if let Some(text) = lock.note() {
@@ -61,7 +62,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes())?;
     let source = Source::open(plan)?;
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
-    let mut stores = Vec::with_capacity(plan.exports.len());
+    let mut stores = IdVec::with_capacity(plan.exports.len());
     for export in &plan.exports {
         if options.fresh {
             staging::clear(&export.path);
@@ -114,7 +115,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     }
     source.check_unchanged()?;
     let mut measured = collector.finish(&source_headers);
-    let folders: Vec<PathBuf> = match &built {
+    let folders: IdVec<ExportId, PathBuf> = match &built {
         Some((staging, _)) => staging.iter().map(|staging| staging.folder.clone()).collect(),
         None => plan.exports.iter().map(|export| export.path.clone()).collect(),
     };

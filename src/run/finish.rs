@@ -16,6 +16,7 @@ use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder};
 use crate::fs::identity::FileIdentity;
 use crate::gates::Judgement;
+use crate::ids::{ExportId, IdVec};
 use crate::plan::Checks;
 use crate::plan::{ExportPlan, Plan, fingerprint};
 use crate::publish::occupant;
@@ -63,20 +64,20 @@ pub(super) struct Job<'a> {
     pub options: &'a Options,
     pub listener: &'a dyn Listener,
     /// The record of each export.
-    pub headers: Vec<Header>,
+    pub headers: IdVec<ExportId, Header>,
     /// The occupant of each export's path when the run began.
-    pub occupants: Vec<Occupant>,
-    pub stores: &'a [Stores],
+    pub occupants: IdVec<ExportId, Occupant>,
+    pub stores: &'a IdVec<ExportId, Stores>,
     pub reuse: &'a Reuse<'a>,
 }
 
 /// What there is to be published.
 struct Ready<'a> {
     /// Whether each export is.
-    is_published: &'a [bool],
+    is_published: &'a IdVec<ExportId, bool>,
     measured: &'a Measured,
-    carried: &'a [Vec<Carried>],
-    made: &'a [Vec<MadeFile<'a>>],
+    carried: &'a IdVec<ExportId, Vec<Carried>>,
+    made: &'a IdVec<ExportId, Vec<MadeFile<'a>>>,
     report: &'a Report,
 }
 
@@ -91,7 +92,7 @@ struct Done {
 }
 
 /// The staging folder and the journal of each export.
-pub(super) type Built = (Vec<Staging>, Vec<Journal>);
+pub(super) type Built = (IdVec<ExportId, Staging>, IdVec<ExportId, Journal>);
 
 impl Job<'_> {
     /// Creates the staging folders and begins the journals.
@@ -100,7 +101,7 @@ impl Job<'_> {
     /// If they cannot be written.
     pub fn stage(&self) -> Result<Built, Failure> {
         let go_on = || self.options.cancel.check();
-        let (mut folders, mut journals) = (Vec::new(), Vec::new());
+        let (mut folders, mut journals) = (IdVec::new(), IdVec::new());
         for ((export, starts), header) in self.plan.exports.iter().zip(&self.reuse.starts).zip(&self.headers)
         {
             folders.push(Staging::create(self.plan.content(), export, starts, &go_on)?);
@@ -116,7 +117,7 @@ impl Job<'_> {
     pub fn finish(
         mut self,
         mut measured: Measured,
-        carried: &[Vec<Carried>],
+        carried: &IdVec<ExportId, Vec<Carried>>,
         judgement: Judgement,
         built: Option<Built>,
         work: Work,
@@ -125,7 +126,7 @@ impl Job<'_> {
         let distortions = std::mem::take(&mut measured.tensors);
         let measured = &measured;
         let last = judgement.failed.map_or(usize::MAX, |(stage, _)| stage);
-        let published: Vec<bool> = plan.exports.iter().map(|export| export.stage < last).collect();
+        let published = plan.exports.map(|export| export.stage < last);
         let exit = judgement.failed.map_or(Exit::Done, |(_, exit)| exit);
         let verdict = Verdict {
             passed: exit == Exit::Done,
@@ -133,7 +134,7 @@ impl Job<'_> {
             summary: summary(plan, &judgement),
         };
         let made = plan.exports.iter().map(|export| made_files(plan, export));
-        let made: Vec<Vec<MadeFile<'_>>> = made.collect::<Result<_, _>>()?;
+        let made: IdVec<ExportId, Vec<MadeFile<'_>>> = made.collect::<Result<_, _>>()?;
         let is_hashed = plan.asks_for_hashes();
         let others = carried.iter().zip(&made).map(|(carried, made)| {
             let made = made.iter().map(|made| {
@@ -153,7 +154,7 @@ impl Job<'_> {
                 other_files: others.collect(),
                 gates: judgement.gates,
                 complaints: judgement.complaints,
-                published: published.clone(),
+                published: published.to_vec(),
                 verdict,
             },
         )?;
@@ -198,7 +199,7 @@ impl Job<'_> {
         }
         let mut done = Done { is_up_to_date, ..Done::default() };
         if is_up_to_date {
-            for (index, export) in plan.exports.iter().enumerate() {
+            for (index, export) in plan.exports.numbered() {
                 if options.durable {
                     files::sync_all(&export.path)?;
                 }
@@ -211,8 +212,7 @@ impl Job<'_> {
             return Ok(done);
         }
         // All are looked at before the first is moved, so that one that cannot be published stops the others as well.
-        for (index, export) in plan.exports.iter().enumerate().filter(|(index, _)| ready.is_published[*index])
-        {
+        for (index, export) in plan.exports.numbered().filter(|(index, _)| ready.is_published[*index]) {
             exchange::look_again(&export.path, export.overwrite, &self.occupants[index])?;
         }
         let built = match built {
@@ -221,16 +221,16 @@ impl Job<'_> {
             None if !is_any => None,
             None => {
                 let (staging, journals) = self.stage()?;
-                for (index, journal) in journals.iter().enumerate() {
+                for (index, journal) in journals.numbered() {
                     take_over::taken(plan, self.reuse, index)
                         .try_for_each(|finished| journal.add(&finished))?;
                 }
                 Some((staging, journals))
             }
         };
-        let mut built: Vec<Option<(Staging, Journal)>> = match built {
+        let mut built: IdVec<ExportId, Option<(Staging, Journal)>> = match built {
             Some((staging, journals)) => staging.into_iter().zip(journals).map(Some).collect(),
-            None => plan.exports.iter().map(|_| None).collect(),
+            None => plan.exports.map(|_| None),
         };
         let ended = self
             .complete(&built, ready)
@@ -243,8 +243,12 @@ impl Job<'_> {
     }
 
     /// Writes what is still missing from the outputs that passed.
-    fn complete(&self, built: &[Option<(Staging, Journal)>], ready: &Ready<'_>) -> Result<(), Failure> {
-        for (index, built) in built.iter().enumerate().filter(|(index, _)| ready.is_published[*index]) {
+    fn complete(
+        &self,
+        built: &IdVec<ExportId, Option<(Staging, Journal)>>,
+        ready: &Ready<'_>,
+    ) -> Result<(), Failure> {
+        for (index, built) in built.numbered().filter(|(index, _)| ready.is_published[*index]) {
             let Some((staging, _)) = built else { continue };
             self.write_other_files(index, &ready.carried[index], &ready.made[index], staging)?;
             if self.options.durable {
@@ -258,13 +262,14 @@ impl Job<'_> {
     /// that ends a run waits for all of it.
     fn publish(
         &self,
-        built: &mut [Option<(Staging, Journal)>],
+        built: &mut IdVec<ExportId, Option<(Staging, Journal)>>,
         ready: &Ready<'_>,
         done: &mut Done,
     ) -> Result<(), Failure> {
         let (plan, options) = (self.plan, self.options);
         if options.keep_unpublished {
-            let unpublished = built.iter_mut().enumerate().filter(|(index, _)| !ready.is_published[*index]);
+            let unpublished =
+                plan.exports.ids().zip(&mut *built).filter(|(index, _)| !ready.is_published[*index]);
             for (index, built) in unpublished {
                 let Some((staging, journal)) = built else { continue };
                 let header = self.written_header(index, ready.measured, &staging.folder);
@@ -273,7 +278,7 @@ impl Job<'_> {
                 staging.keep();
             }
         }
-        for (index, built) in built.iter_mut().enumerate() {
+        for (index, built) in plan.exports.ids().zip(built) {
             let export = &plan.exports[index];
             let failed_report = hidden::failed_report(&export.path);
             let Some((staging, journal)) = built.take().filter(|_| ready.is_published[index]) else {
@@ -315,7 +320,7 @@ impl Job<'_> {
     }
 
     /// The header of a record for weight files that are complete, in a folder.
-    fn written_header(&self, index: usize, measured: &Measured, folder: &Path) -> Header {
+    fn written_header(&self, index: ExportId, measured: &Measured, folder: &Path) -> Header {
         let mut header = self.headers[index].clone();
         let paths: Vec<PathBuf> = header.files.iter().map(|file| folder.join(&file.name)).collect();
         let identities = identities(&paths);
@@ -332,7 +337,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// If it is to be durable and the disk reports an error.
-    fn record(&self, index: usize, ready: &Ready<'_>, tensors: Tensors<'_>) -> Result<(), Failure> {
+    fn record(&self, index: ExportId, ready: &Ready<'_>, tensors: Tensors<'_>) -> Result<(), Failure> {
         let (export, carried) = (&self.plan.exports[index], &ready.carried[index]);
         let mut header = self.written_header(index, ready.measured, &export.path);
         let paths: Vec<PathBuf> =
@@ -365,8 +370,8 @@ impl Job<'_> {
 
     /// Whether every output is already as it would be made, its weight files aside: these files and no others, at any depth.
     fn is_same(&self, carried: &[Vec<Carried>], made: &[Vec<MadeFile<'_>>]) -> bool {
-        self.plan.exports.iter().zip(carried).zip(made).enumerate().all(
-            |(index, ((export, carried), made))| {
+        self.plan.exports.iter().zip(carried).zip(made).zip(self.stores).all(
+            |(((export, carried), made), stores)| {
                 let weights = export.files.iter().map(|file| file.name.as_str());
                 let others = carried.iter().map(|carried| carried.file.name.as_str());
                 let names = weights.chain(others).chain(made.iter().map(|made| made.name.as_str()));
@@ -382,9 +387,7 @@ impl Job<'_> {
                 tree.iter().filter(|entry| entry.is_file()).count() == files.len()
                     && tree.iter().all(is_expected)
                     && made.iter().all(|made| made.is_in(&folder))
-                    && carried
-                        .iter()
-                        .all(|carried| carried.is_in(&folder, &self.stores[index], &self.options.cancel))
+                    && carried.iter().all(|carried| carried.is_in(&folder, stores, &self.options.cancel))
             },
         )
     }
@@ -393,7 +396,7 @@ impl Job<'_> {
     /// that output is one that results are reused from.
     fn write_other_files(
         &self,
-        index: usize,
+        index: ExportId,
         carried: &[Carried],
         made: &[MadeFile<'_>],
         staging: &Staging,

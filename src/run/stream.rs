@@ -18,6 +18,7 @@ use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::encoding;
+use crate::ids::{ExportId, IdVec, OutputTensorId, TaskId};
 use crate::model::{Dtype, MatrixRows};
 use crate::plan::{Plan, Task, TaskOutput};
 use crate::quant::{
@@ -35,7 +36,7 @@ use crate::sync::lock;
 struct Pass<'a> {
     run: &'a Context<'a>,
     solvers: &'a Solvers<'a>,
-    params: &'a [Option<TensorParams>],
+    params: &'a IdVec<TaskId, Option<TensorParams>>,
 }
 
 impl<'a> std::ops::Deref for Pass<'a> {
@@ -63,7 +64,7 @@ struct Buffers {
 /// If a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
 pub(super) fn stream(
     run: &Context<'_>,
-    tasks: Vec<usize>,
+    tasks: Vec<TaskId>,
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
@@ -78,12 +79,12 @@ pub(super) fn stream(
 fn survey(
     run: &Context<'_>,
     solvers: &Solvers<'_>,
-    tasks: &[usize],
+    tasks: &[TaskId],
     workers: &Workers,
     cancel: &Cancel,
-) -> Result<Vec<Option<TensorParams>>, Failure> {
+) -> Result<IdVec<TaskId, Option<TensorParams>>, Failure> {
     let plan = run.plan;
-    let mut out = vec![None; plan.tasks.len()];
+    let mut out = plan.tasks.map(|_| None);
     for &index in tasks {
         let task = &plan.tasks[index];
         let Some(solver) = solvers.of(index) else { continue };
@@ -110,7 +111,7 @@ fn survey_pass(
     run: &Context<'_>,
     workers: &Workers,
     cancel: &Cancel,
-    index: usize,
+    index: TaskId,
     solver: &dyn Solver,
     survey: &mut Survey,
 ) -> Result<(), Failure> {
@@ -156,7 +157,7 @@ fn bad_weight(plan: &Plan, task: &Task, first_row: u64, bad: BadWeight) -> Failu
         pointer.and_then(|pointer| plan.loaded.place(pointer)),
         format!("quantized by this rule; row {row}, column {column}"),
     );
-    let file = &plan.model.shards[tensor.shard()].name;
+    let file = &plan.model.shards[tensor.shard].name;
     Failure::new(
         Exit::BadModel,
         finding.help(format!(
@@ -178,7 +179,7 @@ impl Pass<'_> {
         self.listener.on_event(&Event::Tile { tensor: task.tensor(), bytes });
         if self.collector.tile_done(task.tensor()) {
             let distortion = self.collector.distortion_of(tile.task);
-            for (export, journal) in self.journals.iter().enumerate() {
+            for (export, journal) in self.journals.numbered() {
                 if let Some(finished) =
                     Finished::of(self.plan, self.prints, export, task.tensor(), self.collector)
                 {
@@ -191,7 +192,7 @@ impl Pass<'_> {
         Ok(())
     }
 
-    fn sink(&self, export: usize, tensor: usize) -> Sink<'_> {
+    fn sink(&self, export: ExportId, tensor: OutputTensorId) -> Sink<'_> {
         Sink { run: self.run, export, tensor }
     }
 
@@ -211,17 +212,17 @@ impl Pass<'_> {
             };
             self.collector.not_finite(index, at);
         }
-        for export in 0..self.plan.exports.len() {
+        for export in self.plan.exports.ids() {
             match (self.plan.exports[export].tasks[tile.task], &tile.span) {
                 (TaskOutput::InPlace { tensor }, Span::Rows(rows)) => {
-                    self.sink(export, tensor as usize).write_rows(rows, element, bytes, read_back)?;
+                    self.sink(export, tensor).write_rows(rows, element, bytes, read_back)?;
                 }
                 (TaskOutput::Copy { tensor } | TaskOutput::InPlace { tensor }, span) => {
                     let start = match span {
                         Span::Rows(rows) => rows.start_alone(element),
                         Span::Bytes(range) => range.start,
                     };
-                    self.sink(export, tensor as usize).write_and_check(start, bytes, read_back)?;
+                    self.sink(export, tensor).write_and_check(start, bytes, read_back)?;
                 }
                 (TaskOutput::Encoded { .. } | TaskOutput::Dequantized { .. }, _) => {}
             }
@@ -242,17 +243,12 @@ impl Pass<'_> {
         let parts = encoding::of(scheme).parts(scheme, rows.view.rows, rows.view.cols);
         let source = &self.plan.model.tensors[self.plan.tasks[tile.task].tensor()];
         let element = source.dtype.bits().div_ceil(8);
-        for export in 0..self.plan.exports.len() {
+        for export in self.plan.exports.ids() {
             match self.plan.exports[export].tasks[tile.task] {
                 TaskOutput::Copy { .. } => {}
                 TaskOutput::InPlace { tensor } => {
                     let Buffers { source: read, read_back, .. } = &mut *buffers;
-                    self.sink(export, tensor as usize).write_rows(
-                        rows,
-                        element,
-                        read.exact(source),
-                        read_back,
-                    )?;
+                    self.sink(export, tensor).write_rows(rows, element, read.exact(source), read_back)?;
                 }
                 TaskOutput::Encoded { tensors } => {
                     let Buffers { quantized, read_back, .. } = &mut *buffers;
@@ -266,7 +262,7 @@ impl Pass<'_> {
                 TaskOutput::Dequantized { tensor } => {
                     dequantize(solver, rows, source.dtype, buffers);
                     let Buffers { dequantized, read_back, .. } = &mut *buffers;
-                    self.sink(export, tensor as usize).write_rows(rows, element, dequantized, read_back)?;
+                    self.sink(export, tensor).write_rows(rows, element, dequantized, read_back)?;
                 }
             }
         }
@@ -371,7 +367,7 @@ fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<u64> {
 }
 
 /// Source bytes of all tiles of some tasks of a plan.
-pub(super) fn total_bytes(plan: &Plan, tasks: &[usize]) -> u64 {
+pub(super) fn total_bytes(plan: &Plan, tasks: &[TaskId]) -> u64 {
     tasks
         .iter()
         .map(|&index| {

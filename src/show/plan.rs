@@ -9,6 +9,7 @@ use serde_json::{Value, json};
 
 use crate::finding::{Diagnostic, Failure, diagnostics};
 use crate::fs::disk::free_space;
+use crate::ids::TensorId;
 use crate::model::Shape;
 use crate::plan::layout::Left;
 use crate::plan::output_tensor::logical_bytes;
@@ -39,7 +40,7 @@ struct Row<'p> {
 fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
     let bytes_out = bytes_out(plan);
     let (mut quantized, mut kept): (Vec<Row<'_>>, Vec<Row<'_>>) = (Vec::new(), Vec::new());
-    for (index, (tensor, decision)) in plan.model.tensors.iter().zip(&plan.decisions).enumerate() {
+    for ((index, tensor), decision) in plan.model.tensors.numbered().zip(&plan.decisions) {
         if tensor.scale_of.is_some() {
             continue;
         }
@@ -217,7 +218,7 @@ pub fn json(plan: &Plan) -> Result<impl Serialize, Failure> {
         threads: plan.budget.workers,
         warnings: diagnostics(&plan.warnings),
         notes: &plan.notes,
-        tensors: Each(|| (0..plan.model.tensors.len()).map(|index| tensor_json(plan, index))),
+        tensors: Each(|| plan.model.tensors.ids().map(|index| tensor_json(plan, index))),
         tasks: Each(|| task_list(plan)),
     })
 }
@@ -289,7 +290,7 @@ fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {
     }
 }
 
-fn tensor_json(plan: &Plan, index: usize) -> impl Serialize {
+fn tensor_json(plan: &Plan, index: TensorId) -> impl Serialize {
     #[derive(Serialize)]
     struct Tensor<'p> {
         name: &'p str,

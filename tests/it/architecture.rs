@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::support::root;
 
 /// The floors, from the top. A file may name its own folder and the folders below.
-const FLOORS: [&str; 23] = [
+const FLOORS: [&str; 24] = [
     "cli",
     "watch",
     "show",
@@ -29,6 +29,7 @@ const FLOORS: [&str; 23] = [
     "fs",
     "finding",
     "text",
+    "ids",
     "exit",
     "sync",
 ];

@@ -196,7 +196,7 @@ fn an_interrupted_run_is_130() {
     let plan = workspace.plan(&recipe).expect("a plan");
     // In the middle of the weights, and after the last of them.
     let moments: [fn(&Event) -> bool; 2] = [
-        |event| matches!(event, Event::Tile { tensor: 9, .. }),
+        |event| matches!(event, Event::Tile { tensor, .. } if tensor.index() == 9),
         |event| matches!(event, Event::Written { .. }),
     ];
     for moment in moments {

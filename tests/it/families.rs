@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write;
 
 use monoquant::finding::Failure;
+use monoquant::ids::{ExportId, TensorId};
 use monoquant::plan::compressed_tensors::contradictions;
 use monoquant::plan::config::{left_alone, quantized_modules};
 use monoquant::plan::{self, Action, ExportPlan, Limits, Plan};
@@ -67,7 +68,7 @@ fn check(name: &str, plan: &Plan) {
         assert!(found.is_empty(), "{name}: {found:?}");
 
         // Every tensor leaves, and every byte of the files is a header's or some tensor's.
-        for (index, tensor) in plan.model.tensors.iter().enumerate() {
+        for (index, tensor) in plan.model.tensors.numbered() {
             let parts: Vec<_> =
                 export.tensors.iter().filter(|out| out.tensor(plan.content()) == index).collect();
             let is_quantized = plan.decisions[index].spec().is_some();
@@ -88,7 +89,7 @@ fn check(name: &str, plan: &Plan) {
         assert_eq!(tensors + headers, export.weight_bytes(), "{name}: bytes of tensors, headers and files");
     }
     for group in &plan.fused_modules {
-        let spec = |member: usize| plan.decisions[member].spec();
+        let spec = |member: TensorId| plan.decisions[member].spec();
         let first = group.members().next().and_then(spec).map(|spec| spec.scheme);
         for member in group.members() {
             let own = spec(member).map(|spec| spec.scheme);
@@ -112,7 +113,7 @@ fn numberless(name: &str) -> String {
 /// ignore list.
 pub fn summary(plan: &Plan) -> String {
     let mut text = String::new();
-    let export = &plan.exports[0];
+    let export = &plan.exports[ExportId::new(0)];
     let mut codes: BTreeMap<String, usize> = BTreeMap::new();
     for module in quantized_modules(plan.content(), export.stage) {
         *codes.entry(numberless(module.name)).or_default() += 1;
@@ -244,18 +245,21 @@ fn experts_of_llama_4_are_always_split() {
     let plan = plan_text("llama4", &recipe, &[]).expect("it plans");
     check("llama4", &plan);
     let content = plan.content();
-    let shapes: BTreeMap<String, monoquant::model::Shape> =
-        plan.exports[0].tensors.iter().map(|tensor| (tensor.name(content), tensor.shape(content))).collect();
+    let shapes: BTreeMap<String, monoquant::model::Shape> = plan.exports[ExportId::new(0)]
+        .tensors
+        .iter()
+        .map(|tensor| (tensor.name(content), tensor.shape(content)))
+        .collect();
     let experts = "language_model.model.layers.1.feed_forward.experts";
     assert_eq!(shapes[format!("{experts}.3.gate_proj.weight").as_str()], [384, 256]);
     assert_eq!(shapes[format!("{experts}.0.down_proj.weight").as_str()], [256, 384]);
     assert!(!shapes.contains_key(format!("{experts}.gate_up_proj").as_str()));
-    let ignore = config(&plan.exports[0])["ignore"].to_string();
+    let ignore = config(&plan.exports[ExportId::new(0)])["ignore"].to_string();
     assert!(ignore.contains(r"\\.experts\\..*$"), "{ignore}");
 
     let plain = plan_text("llama4", &recipe, &["export.format=dequantized"]).expect("it plans");
     assert!(
-        plain.exports[0]
+        plain.exports[ExportId::new(0)]
             .tensors
             .iter()
             .any(|tensor| tensor.name(plain.content()) == format!("{experts}.gate_up_proj"))
@@ -271,7 +275,7 @@ fn what_vllm_renames_is_ignored_by_both_names() {
     );
     let plan = plan_text("granite-moe-hybrid", &recipe, &[]).expect("it plans");
     check("granite-moe-hybrid", &plan);
-    let config = config(&plan.exports[0]);
+    let config = config(&plan.exports[ExportId::new(0)]);
     let ignore = config["ignore"].as_array().expect("a list");
     let entries: Vec<&str> = ignore.iter().filter_map(Value::as_str).collect();
     assert!(entries.contains(&r"re:.*\.(mamba|mixer)\.in_proj$"), "{entries:?}");

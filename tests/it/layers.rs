@@ -184,7 +184,7 @@ fn stacks_are_split_as_their_family_stores_them() {
     for (name, is_transposed, is_interleaved) in families {
         let (folder, classified) = open(name);
         let hidden = folder.config.hidden_size().unwrap();
-        let stacks = (0..folder.tensors.len()).filter(|&i| classified.classes[i].kind == LayerType::Experts);
+        let stacks = folder.tensors.ids().filter(|&i| classified.classes[i].kind == LayerType::Experts);
         let mut count = 0;
         for i in stacks {
             let stack = model::experts::stack(&folder, i).unwrap();

@@ -54,7 +54,7 @@ fn interrupt(workspace: &Workspace) {
     let cancel = Cancel::default();
     let switch = cancel.clone();
     let listener = move |event: &Event| {
-        if matches!(event, Event::Tensor { tensor, .. } if *tensor > SHARDS) {
+        if matches!(event, Event::Tensor { tensor, .. } if tensor.index() > SHARDS) {
             switch.cancel();
         }
     };
@@ -130,7 +130,7 @@ fn a_shard_that_is_exchanged_while_it_is_closed_is_never_read() {
     let shard = root.join("model/model-00100-of-00163.safetensors");
     // A copy with other weights, of the same length and time, and perhaps even of the same inode.
     let exchange = |event: &Event| {
-        if matches!(event, Event::Tile { tensor: 3, .. }) {
+        if matches!(event, Event::Tile { tensor, .. } if tensor.index() == 3) {
             let modified = fs::metadata(&shard).and_then(|metadata| metadata.modified()).expect("a time");
             let mut bytes = fs::read(&shard).expect("a shard");
             let end = bytes.len() - 1;

@@ -112,7 +112,7 @@ fn a_blob_that_is_exchanged_after_its_header_was_read_is_never_used() {
     let recipe = workspace.whole_recipe(STAGES);
     let memory = Memory::of(&workspace.path("model"));
     let plan = plan_from(&recipe, &memory).expect("a plan");
-    let shard = plan.model.shards[0].name.clone();
+    let shard = plan.model.shards.first().expect("a shard").name.clone();
     memory.put(&shard, fs::read(workspace.path("model").join(&shard)).expect("a shard"));
     let failure = run(&plan).expect_err("it changed");
     assert_eq!(failure.findings[0].code, model::code::CHANGED, "{failure}");

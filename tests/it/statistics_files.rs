@@ -259,11 +259,10 @@ fn weighed(workspace: &Workspace, file: &str, on_missing: &str) -> Result<Plan, 
 
 /// The importance of a module's columns in a plan.
 fn columns<'p>(plan: &'p Plan, module: &str) -> Option<&'p [f32]> {
-    let number = plan
-        .tasks
-        .iter()
-        .position(|task| task.module(&plan.model) == module && task.matrix(&plan.model).is_some());
-    plan.weighing.of(number.expect("a matrix")).map(monoquant::quant::Importance::columns)
+    let mut tasks = plan.tasks.numbered();
+    let found =
+        tasks.find(|(_, task)| task.module(&plan.model) == module && task.matrix(&plan.model).is_some());
+    plan.weighing.of(found.expect("a matrix").0).map(monoquant::quant::Importance::columns)
 }
 
 fn copy(workspace: &Workspace, name: &str) {

@@ -1,6 +1,7 @@
 use serde_json::{Value, json};
 
 use super::*;
+use crate::ids::TensorId;
 use crate::model::types::tests::folder;
 
 const H: u64 = 16;
@@ -12,7 +13,7 @@ fn config(family: &str) -> Value {
 }
 
 fn stack_of(config: Value, tensors: &[(&str, &[u64])]) -> Result<ExpertStack, Finding> {
-    stack(&folder(config, tensors), 0)
+    stack(&folder(config, tensors), TensorId::new(0))
 }
 
 /// The position of element (r, c) of a matrix in its tensor, in elements.
@@ -59,10 +60,10 @@ fn gpt_oss_interleaves_and_has_a_square_down_projection() {
         ("m.experts.down_proj", &[E, H, H]),
     ];
     let folder = folder(config("gpt_oss"), tensors);
-    let gate_up = stack(&folder, 0).unwrap();
+    let gate_up = stack(&folder, TensorId::new(0)).unwrap();
     assert!(gate_up.is_transposed && gate_up.is_interleaved && gate_up.note.is_none());
     assert_eq!(at(&gate_up.matrices[1], 2, 5), 5 * 2 * H + 2 * 2 + 1);
-    let down = stack(&folder, 2).unwrap();
+    let down = stack(&folder, TensorId::new(2)).unwrap();
     assert!(down.is_transposed && !down.is_interleaved && down.note.is_none());
 }
 
@@ -123,5 +124,5 @@ fn contradictions_are_errors() {
 #[test]
 fn the_columns_of_an_empty_tensor_may_not_be_countable() {
     let empty = folder(json!({}), &[("t.weight", &[0, 1 << 40, 1 << 40])]);
-    assert_eq!(MatrixView::whole(&empty.tensors[0]), None);
+    assert_eq!(MatrixView::whole(&empty.tensors[TensorId::new(0)]), None);
 }

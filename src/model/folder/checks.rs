@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::complaints::{MAX_NAMES, be};
 use crate::finding::Finding;
+use crate::ids::{IdVec, ShardId, TensorId};
 use crate::model::code;
 use crate::model::config::Config;
 use crate::model::index::Index;
@@ -12,14 +13,14 @@ use crate::model::tensor::{Shard, TensorInfo};
 
 /// Checks for a tensor in two files: it cannot be decided which of them counts.
 pub(super) fn check_duplicates(
-    shards: &[Shard],
-    tensors: &[TensorInfo],
+    shards: &IdVec<ShardId, Shard>,
+    tensors: &IdVec<TensorId, TensorInfo>,
     names: &NameIndex,
     findings: &mut Vec<Finding>,
 ) {
     let twice: Vec<[&TensorInfo; 2]> = names.duplicates(tensors).collect();
     for [a, b] in twice.iter().take(MAX_NAMES) {
-        let (first, second) = (&shards[a.shard()].name, &shards[b.shard()].name);
+        let (first, second) = (&shards[a.shard].name, &shards[b.shard].name);
         findings.push(
             Finding::error(code::DUPLICATE, format!("`{}` is in `{first}` and in `{second}`", a.name))
                 .help("Leave one of the files out with `exclude`."),
@@ -35,12 +36,13 @@ pub(super) fn check_duplicates(
 pub(super) fn check_index(
     index: &Index,
     config: &Config,
-    shards: &[Shard],
-    tensors: &[TensorInfo],
+    shards: &IdVec<ShardId, Shard>,
+    tensors: &IdVec<TensorId, TensorInfo>,
     names: &NameIndex,
     findings: &mut Vec<Finding>,
 ) {
-    let number = |file: &str| shards.binary_search_by(|shard| shard.name.as_str().cmp(file)).ok();
+    let number =
+        |file: &str| shards.binary_search_by(|shard| shard.name.as_str().cmp(file)).ok().map(ShardId::new);
     let (mut absent, mut elsewhere) = (Vec::new(), Vec::new());
     for (tensor, file) in index.iter() {
         // The tensors of a file that is left out, missing or damaged are unknown.
@@ -48,17 +50,17 @@ pub(super) fn check_index(
         match names.find(tensors, tensor) {
             None if may_be_tied(tensor, config) => {}
             None => absent.push(tensor),
-            Some(i) if tensors[i].shard() != shard => elsewhere.push((tensor, file, i)),
+            Some(i) if tensors[i].shard != shard => elsewhere.push((tensor, file, i)),
             Some(_) => {}
         }
     }
     // A file that the index does not name at all has its own finding.
     let files = index.files();
-    let is_named: Vec<bool> = shards.iter().map(|s| files.binary_search(&s.name.as_str()).is_ok()).collect();
-    let mut unnamed: Vec<Vec<&str>> = vec![Vec::new(); shards.len()];
+    let is_named = shards.map(|shard| files.binary_search(&shard.name.as_str()).is_ok());
+    let mut unnamed: IdVec<ShardId, Vec<&str>> = shards.map(|_| Vec::new());
     for tensor in tensors {
-        if is_named[tensor.shard()] && !index.names(&tensor.name) {
-            unnamed[tensor.shard()].push(&tensor.name);
+        if is_named[tensor.shard] && !index.names(&tensor.name) {
+            unnamed[tensor.shard].push(&tensor.name);
         }
     }
     let file = &index.file;
@@ -78,7 +80,7 @@ pub(super) fn check_index(
         complain(format!("and {more} more files hold tensors that are not in `{file}`"));
     }
     if let Some((tensor, named, i)) = elsewhere.first() {
-        let (holder, count) = (&shards[tensors[*i].shard()].name, elsewhere.len());
+        let (holder, count) = (&shards[tensors[*i].shard].name, elsewhere.len());
         complain(format!(
             "`{tensor}` is in `{holder}`, where `{file}` says `{named}` (tensors misplaced: {count})"
         ));
@@ -96,7 +98,11 @@ pub(super) fn may_be_tied(tensor: &str, config: &Config) -> bool {
 
 /// Tells of files that look like one model twice, by other names: as many parameters in both, and no name in both. A recipe may have
 /// asked for it.
-pub(super) fn check_copies(shards: &[Shard], tensors: &[TensorInfo], findings: &mut Vec<Finding>) {
+pub(super) fn check_copies(
+    shards: &IdVec<ShardId, Shard>,
+    tensors: &IdVec<TensorId, TensorInfo>,
+    findings: &mut Vec<Finding>,
+) {
     // The set that a file belongs to, or the file itself.
     let unit = |shard: &Shard| {
         let stem = shard.name.trim_end_matches(".safetensors");
@@ -104,7 +110,7 @@ pub(super) fn check_copies(shards: &[Shard], tensors: &[TensorInfo], findings: &
     };
     let mut units: BTreeMap<String, (u64, BTreeSet<String>)> = BTreeMap::new();
     for tensor in tensors {
-        let (parameters, names) = units.entry(unit(&shards[tensor.shard()])).or_default();
+        let (parameters, names) = units.entry(unit(&shards[tensor.shard])).or_default();
         *parameters += tensor.shape.iter().product::<u64>();
         names.insert(numberless(&tensor.name));
     }

@@ -11,6 +11,7 @@ use super::weights::{header_of, is_adapter, stem};
 use super::{Fate, OtherFile, names};
 use crate::finding::Finding;
 use crate::format::source::Source;
+use crate::ids::{IdVec, TensorId};
 use crate::model::code;
 use crate::model::config::DECLARATIONS;
 use crate::model::header::{Header, HeaderTensor};
@@ -77,7 +78,7 @@ const MAX_TEXT: u64 = 1 << 20;
 
 /// The weights that were read, used to decide if a file holds them again.
 pub(super) struct Model<'a> {
-    pub(super) tensors: &'a [TensorInfo],
+    pub(super) tensors: &'a IdVec<TensorId, TensorInfo>,
     pub(super) names: &'a NameIndex,
     /// The index that says which files are the model.
     pub(super) index: Option<&'a str>,

@@ -9,6 +9,7 @@ use tempfile::TempDir;
 use super::*;
 use crate::finding::Severity;
 use crate::format::source;
+use crate::ids::{ShardId, TensorId};
 use crate::model::dtype::Dtype;
 use crate::model::tensor::Fp8Layout;
 
@@ -87,8 +88,11 @@ fn a_folder_is_opened_in_the_order_of_its_files() {
         model.shards.iter().map(|s| s.name.as_str()).collect::<Vec<_>>(),
         ["1.safetensors", "2.safetensors"]
     );
-    assert_eq!((model.find("c"), model.find("d")), (Some(2), None));
-    assert_eq!(model.tensors[2].offset + model.tensors[2].bytes, model.shards[1].len);
+    assert_eq!((model.find("c"), model.find("d")), (Some(TensorId::new(2)), None));
+    assert_eq!(
+        model.tensors[TensorId::new(2)].offset + model.tensors[TensorId::new(2)].bytes,
+        model.shards[ShardId::new(1)].len
+    );
     assert_eq!(
         fates(&model),
         [
@@ -99,7 +103,7 @@ fn a_folder_is_opened_in_the_order_of_its_files() {
         ]
     );
     assert!(model.warnings.is_empty());
-    assert_eq!(model.shards[0].len, fs::metadata(path.join("1.safetensors")).unwrap().len());
+    assert_eq!(model.shards[ShardId::new(0)].len, fs::metadata(path.join("1.safetensors")).unwrap().len());
 }
 
 #[test]
@@ -297,17 +301,14 @@ fn scaled_fp8_means_bf16() {
     let layout = |name: &str| {
         let tensor = model.by_name(name).unwrap();
         let scales = tensor.fp8.unwrap();
-        assert_eq!(model.tensors[scales.tensor as usize].scale_of, model.find(name).map(|at| at as u32));
+        assert_eq!(model.tensors[scales.tensor].scale_of, model.find(name));
         assert!(tensor.dtype == Dtype::Bf16 && tensor.stored.is_fp8());
         scales.layout
     };
     assert_eq!(layout("block.weight"), Fp8Layout::Block { rows: 128, columns: 64 });
     assert_eq!(layout("row.weight"), Fp8Layout::Channel);
     assert_eq!(layout("tensor.weight"), Fp8Layout::Tensor);
-    assert_eq!(
-        model.by_name("row.input_scale").unwrap().scale_of,
-        model.find("row.weight").map(|at| at as u32)
-    );
+    assert_eq!(model.by_name("row.input_scale").unwrap().scale_of, model.find("row.weight"));
     assert_eq!(model.by_name("plain.weight").unwrap().fp8, None);
 }
 

@@ -114,7 +114,7 @@ mod tests {
                 stored: Dtype::Bf16,
                 dtype: Dtype::Bf16,
                 shape: vec![1].into(),
-                shard: 0,
+                shard: crate::ids::ShardId::new(0),
                 offset: 0,
                 bytes: 2,
                 fp8: None,

@@ -7,6 +7,7 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::format::source::folder::Folder;
+use crate::ids::{ShardId, TensorId};
 use crate::model;
 use crate::model::tensor::Fp8Layout;
 
@@ -40,8 +41,8 @@ fn words(n: u64) -> Vec<u8> {
 
 /// Rows of a view read by tiles of `tile` rows, as U16 values.
 fn read_all(folder: &ModelFolder, view: MatrixView, tile: u64) -> Vec<u16> {
-    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
-    let reader = MatrixReader::new(&file, &folder.tensors[0], view, None).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap();
+    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view, None).unwrap();
     let (mut all, mut out, mut scratch) = (Vec::new(), vec![1, 2, 3], vec![9]);
     let mut row = 0;
     while row < view.rows {
@@ -80,7 +81,7 @@ fn wide_transposed_matrices_are_read_in_batches() {
     let (rows, cols) = (600u64, 300u64);
     let values: Vec<u8> = (0..rows * cols).flat_map(|i| ((i % 65_521) as u16).to_le_bytes()).collect();
     let (_guard, folder) = model_of("F16", &[cols, rows], &values);
-    let view = MatrixView::transposed(&folder.tensors[0]).unwrap();
+    let view = MatrixView::transposed(&folder.tensors[TensorId::new(0)]).unwrap();
     let all = read_all(&folder, view, 500);
     for (r, c) in [(0, 0), (1, 0), (599, 299), (499, 250), (500, 7)] {
         assert_eq!(u64::from(all[(r * cols + c) as usize]), (c * rows + r) % 65_521, "{r}, {c}");
@@ -91,9 +92,9 @@ fn wide_transposed_matrices_are_read_in_batches() {
 fn doubles_arrive_as_singles() {
     let bytes: Vec<u8> = (0..6).flat_map(|i| (f64::from(i) + 0.1).to_le_bytes()).collect();
     let (_guard, folder) = model_of("F64", &[2, 3], &bytes);
-    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
-    let view = MatrixView::whole(&folder.tensors[0]).unwrap();
-    let reader = MatrixReader::new(&file, &folder.tensors[0], view, None).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap();
+    let view = MatrixView::whole(&folder.tensors[TensorId::new(0)]).unwrap();
+    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view, None).unwrap();
     let (mut out, mut scratch) = (Vec::new(), Vec::new());
     reader.rows(1..2, &mut out, &mut scratch).unwrap();
     let values: Vec<f32> = out.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
@@ -109,7 +110,7 @@ fn fp8_arrives_as_bf16_with_its_scales() {
     let (_guard, folder) = model_with(tensors);
     let tensor = folder.by_name("t.weight").unwrap();
     assert_eq!(tensor.fp8.unwrap().layout, Fp8Layout::Block { rows: 128, columns: 128 });
-    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap();
     let view = MatrixView::whole(tensor).unwrap();
     assert!(MatrixReader::new(&file, tensor, view, None).is_err(), "never without scales");
     let scales = read_scales(&folder, tensor, &file).unwrap();
@@ -123,34 +124,42 @@ fn fp8_arrives_as_bf16_with_its_scales() {
 #[test]
 fn a_file_cut_off_while_it_is_read_is_an_error_with_a_name() {
     let (guard, folder) = model_of("BF16", &[4, 4], &words(16));
-    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap();
     let path = guard.path().join("m.safetensors");
-    fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(folder.shards[0].len - 1).unwrap();
-    let view = MatrixView::whole(&folder.tensors[0]).unwrap();
-    let reader = MatrixReader::new(&file, &folder.tensors[0], view, None).unwrap();
+    fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .unwrap()
+        .set_len(folder.shards[ShardId::new(0)].len - 1)
+        .unwrap();
+    let view = MatrixView::whole(&folder.tensors[TensorId::new(0)]).unwrap();
+    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view, None).unwrap();
     let (mut out, mut scratch) = (Vec::new(), Vec::new());
     assert!(reader.rows(0..3, &mut out, &mut scratch).is_ok());
     let failure = reader.rows(3..4, &mut out, &mut scratch).unwrap_err();
     assert_eq!((failure.exit, failure.findings[0].code), (Exit::BadModel, code::SHORT_READ));
     assert!(failure.findings[0].message.contains("m.safetensors"));
     assert_eq!(
-        WeightFile::open(&*folder.source, &folder.shards[0]).unwrap_err().findings[0].code,
+        WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap_err().findings[0].code,
         code::CHANGED
     );
     fs::remove_file(path).unwrap();
-    assert_eq!(WeightFile::open(&*folder.source, &folder.shards[0]).unwrap_err().findings[0].code, code::IO);
+    assert_eq!(
+        WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap_err().findings[0].code,
+        code::IO
+    );
 }
 
 #[test]
 fn views_outside_of_their_tensor_are_refused() {
     let (_guard, folder) = model_of("BF16", &[4, 4], &words(16));
-    let file = WeightFile::open(&*folder.source, &folder.shards[0]).unwrap();
-    let whole = MatrixView::whole(&folder.tensors[0]).unwrap();
+    let file = WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap();
+    let whole = MatrixView::whole(&folder.tensors[TensorId::new(0)]).unwrap();
     for view in [
         MatrixView { rows: 5, ..whole },
         MatrixView { first: 1, ..whole },
         MatrixView { row_stride: u64::MAX, ..whole },
     ] {
-        assert!(MatrixReader::new(&file, &folder.tensors[0], view, None).is_err(), "{view:?}");
+        assert!(MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view, None).is_err(), "{view:?}");
     }
 }

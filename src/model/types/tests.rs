@@ -18,7 +18,7 @@ pub(in crate::model) fn folder(config: Value, tensors: &[(&str, &[u64])]) -> Mod
         stored: Dtype::Bf16,
         dtype: Dtype::Bf16,
         shape: (*shape).into(),
-        shard: 0,
+        shard: crate::ids::ShardId::new(0),
         offset: 0,
         bytes: shape.iter().product::<u64>() * 2,
         fp8: None,
@@ -80,7 +80,7 @@ fn a_gate_is_a_router_by_name_and_shape() {
     let beside: &[(&str, &[u64])] = &[gate, ("l.0.mlp.experts.7.w1.weight", &[32, 64])];
     assert_eq!(kinds(json!({}), beside)[0], LayerType::Router);
     let lonely = classify(&folder(json!({}), &[gate]));
-    assert_eq!(lonely.classes[0].kind, LayerType::Linear);
+    assert_eq!(lonely.classes.first().unwrap().kind, LayerType::Linear);
     assert_eq!(lonely.warnings[0].code, code::GATE);
 }
 

@@ -2,6 +2,7 @@
 
 use super::{Engine, Manner, Refusal, Subject, is_expert};
 use crate::finding::Finding;
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::model::ModelFolder;
 use crate::plan::select::{Action, Decision, Item, QuantizeStage, Rule};
@@ -126,7 +127,7 @@ pub(in crate::plan) fn leave_unloadable_experts(
     model: &ModelFolder,
     stages: &[QuantizeStage<'_>],
     items: &[Item<'_>],
-    decisions: &mut [Decision],
+    decisions: &mut IdVec<TensorId, Decision>,
 ) -> Option<Finding> {
     let family = model.config.model_type().unwrap_or_default();
     let engine = stack_refused_by(family)?;

@@ -3,6 +3,7 @@
 use super::Engine;
 use super::experts::MERGED_EXPERTS;
 use crate::finding::Finding;
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::model::{LayerClass, ModelFolder};
 use crate::plan::fused_modules::experts_parent;
@@ -17,8 +18,8 @@ use crate::stage::export::{Format, Target};
 pub(in crate::plan) fn check(
     loaded: &Loaded,
     model: &ModelFolder,
-    classes: &[LayerClass],
-    decisions: &[Decision],
+    classes: &IdVec<TensorId, LayerClass>,
+    decisions: &IdVec<TensorId, Decision>,
     export: &ExportPlan,
 ) -> Option<Finding> {
     let family = model.config.model_type().unwrap_or_default();
@@ -31,7 +32,8 @@ pub(in crate::plan) fn check(
     if !is_concerned {
         return None;
     }
-    let kept: Vec<usize> = (0..decisions.len())
+    let kept: Vec<TensorId> = decisions
+        .ids()
         .filter(|&index| {
             let tensor = &model.tensors[index];
             tensor.shape.len() == 2

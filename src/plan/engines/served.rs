@@ -7,6 +7,7 @@ pub use super::kernels::Server;
 use super::kernels::{KERNELS, Kernel, Unfit};
 use super::parallel::{self, Cut, Heads, Kind, Limit, MOST, Parallel, Unit};
 use crate::finding::Finding;
+use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::model::LayerClass;
 use crate::plan::Task;
@@ -65,7 +66,7 @@ pub(in crate::plan) struct Outlook {
 pub(in crate::plan) fn look_at(
     loaded: &Loaded,
     content: Content<'_>,
-    classes: &[LayerClass],
+    classes: &IdVec<TensorId, LayerClass>,
     groups: &[FusedModules],
     exports: &[ExportPlan],
 ) -> Outlook {
@@ -100,9 +101,14 @@ pub(in crate::plan) fn look_at(
 
 /// The modules that an engine makes of the quantized matrices of an export: those alike once. None where there are more kinds of
 /// them than any model has.
-fn units(content: Content<'_>, classes: &[LayerClass], groups: &[FusedModules], stage: usize) -> Vec<Unit> {
+fn units(
+    content: Content<'_>,
+    classes: &IdVec<TensorId, LayerClass>,
+    groups: &[FusedModules],
+    stage: usize,
+) -> Vec<Unit> {
     let is_fused = |group: &&FusedModules| !group.are_experts();
-    let mut is_in_group = vec![false; content.model.tensors.len()];
+    let mut is_in_group = content.model.tensors.map(|_| false);
     for member in groups.iter().filter(is_fused).flat_map(FusedModules::members) {
         is_in_group[member] = true;
     }
@@ -113,8 +119,7 @@ fn units(content: Content<'_>, classes: &[LayerClass], groups: &[FusedModules], 
     for group in groups.iter().filter(is_fused) {
         let mut fused: Option<Unit> = None;
         for member in group.members() {
-            let first = content.tasks.partition_point(|task| task.tensor() < member);
-            for task in content.tasks[first..].iter().take_while(|task| task.tensor() == member) {
+            for task in content.tasks_of(member).map(|task| &content.tasks[task]) {
                 let Some(unit) = unit(content, classes, task, stage) else { continue };
                 match &mut fused {
                     Some(known) => known.parts.extend(unit.parts),
@@ -159,7 +164,12 @@ impl Extend<Unit> for Units {
 }
 
 /// The module that a quantized task is in an export.
-fn unit(content: Content<'_>, classes: &[LayerClass], task: &Task, stage: usize) -> Option<Unit> {
+fn unit(
+    content: Content<'_>,
+    classes: &IdVec<TensorId, LayerClass>,
+    task: &Task,
+    stage: usize,
+) -> Option<Unit> {
     let spec = spec_at(&content.decisions[task.tensor()], stage)?;
     let view = task.matrix(content.model)?;
     let LayerClass { kind, role, .. } = classes[task.tensor()];

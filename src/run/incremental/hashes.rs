@@ -9,6 +9,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::source::{Blob, Reader};
 use crate::fs::regular;
+use crate::ids::{ExportId, IdVec};
 use crate::plan::Plan;
 use crate::publish::files;
 use crate::publish::staging::FileStart;
@@ -24,9 +25,9 @@ use crate::run::verify;
 /// If a file cannot be read, or the run is cancelled.
 pub(crate) fn complete(
     plan: &Plan,
-    stores: &[Stores],
+    stores: &IdVec<ExportId, Stores>,
     reuse: &Reuse<'_>,
-    folders: &[PathBuf],
+    folders: &IdVec<ExportId, PathBuf>,
     measured: &mut Measured,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
@@ -47,8 +48,8 @@ pub(crate) fn complete(
             };
         }
     }
-    for (index, export) in plan.exports.iter().enumerate() {
-        for (file, digest) in measured.output_files[index].iter_mut().enumerate() {
+    for (index, export) in plan.exports.numbered() {
+        for (file, digest) in export.files.ids().zip(&mut measured.output_files[index]) {
             if digest.blake3.is_none() {
                 cancel.check()?;
                 let known = match &reuse.starts[index][file] {

@@ -16,6 +16,7 @@ use crate::fs::exclusive::{self, Folder};
 use crate::fs::handles::Handle;
 use crate::fs::identity::FileIdentity;
 use crate::fs::{paths, rename};
+use crate::ids::{ExportId, FileId, IdVec, TensorId};
 use crate::model::{Name, header};
 use crate::plan::Checks;
 use crate::plan::fingerprint::{self, Prints};
@@ -35,8 +36,8 @@ pub(crate) struct Store {
     /// Whether the system is the one that the record was written in: after another start, what was not flushed may be lost.
     is_of_this_boot: bool,
     /// Of each tensor of the model what the record says, where it was finished and its bytes can be there.
-    finished: Vec<Option<Box<Finished>>>,
-    pub files: Vec<StoredFile>,
+    finished: IdVec<TensorId, Option<Box<Finished>>>,
+    pub files: IdVec<FileId, StoredFile>,
 }
 
 /// A weight file of a store.
@@ -94,8 +95,9 @@ impl Store {
         let folder = Arc::new(Folder::open(root).ok()?);
         let look = |file: &WrittenFile| StoredFile::look(root, &folder, file, is_of_this_boot);
         let (files, places): (Vec<_>, Vec<_>) = header.files.iter().map(look).unzip();
-        let mut store = Self { header, is_staging, is_of_this_boot, finished: Vec::new(), files };
-        store.finished.resize_with(plan.model.tensors.len(), || None);
+        let (files, places) = (files.into(), places.into());
+        let mut store =
+            Self { header, is_staging, is_of_this_boot, finished: plan.model.tensors.map(|_| None), files };
         for one in finished {
             let Some(tensor) = plan.model.find(&one.name) else { continue };
             if store.is_there(plan, export, tensor, &one, &places) {
@@ -110,9 +112,9 @@ impl Store {
         &self,
         plan: &Plan,
         export: &ExportPlan,
-        tensor: usize,
+        tensor: TensorId,
         found: &Finished,
-        places: &[Places],
+        places: &IdVec<FileId, Places>,
     ) -> bool {
         let content = plan.content();
         let mut parts = found.parts.iter();
@@ -130,7 +132,7 @@ impl Store {
     }
 
     /// The path of a weight file.
-    pub fn path(&self, file: usize) -> &Path {
+    pub fn path(&self, file: FileId) -> &Path {
         &self.files[file].path
     }
 
@@ -138,7 +140,7 @@ impl Store {
     ///
     /// # Errors
     /// Where it could not be opened, or is a link.
-    pub fn file(&self, file: usize) -> std::io::Result<&Handle> {
+    pub fn file(&self, file: FileId) -> std::io::Result<&Handle> {
         self.files[file].file.as_ref().ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 
@@ -174,7 +176,7 @@ impl Store {
     }
 
     /// The tensor, if its record matches the plan and its bytes can be there.
-    pub fn find(&self, wanted: &Wanted<'_>, export: usize, checks: Checks) -> Option<&Finished> {
+    pub fn find(&self, wanted: &Wanted<'_>, export: ExportId, checks: Checks) -> Option<&Finished> {
         let found = self.finished[wanted.tensor].as_deref()?;
         let fits = found.numbers == wanted.prints.numbers(wanted.tensor)
             && found.output == wanted.prints.output(export, wanted.tensor)
@@ -187,10 +189,8 @@ impl Store {
 /// A source tensor that is wanted as a plan has it.
 pub(crate) struct Wanted<'a> {
     pub plan: &'a Plan,
-    pub tensor: usize,
+    pub tensor: TensorId,
     pub prints: &'a Prints,
-    /// Its tasks.
-    pub tasks: &'a [Task],
 }
 
 impl Wanted<'_> {
@@ -208,10 +208,11 @@ impl Wanted<'_> {
             (Some(view), None) => !is_quantized || !checks.measure || view.rows == 0 || view.cols == 0,
             (None, None) => true,
         };
+        let tasks = self.plan.tasks_of(self.tensor).map(|task| &self.plan.tasks[task]);
         found.source.len() == inputs
             && found.not_finite.is_none_or(|element| element < tensor.elements())
-            && found.tasks.len() == self.tasks.len()
-            && self.tasks.iter().zip(&found.tasks).all(is_of)
+            && self.plan.tasks_of(self.tensor).count() == found.tasks.len()
+            && tasks.zip(&found.tasks).all(is_of)
     }
 }
 

@@ -17,6 +17,7 @@ use crate::format::source::Identity;
 use crate::fs::exclusive;
 use crate::fs::identity::FileIdentity;
 use crate::fs::processes::boot;
+use crate::ids::{ExportId, FileId, TensorId};
 use crate::model::Name;
 use crate::plan::Checks;
 use crate::plan::Plan;
@@ -111,8 +112,8 @@ pub(crate) struct Finished {
 /// A tensor of the output.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct WrittenPart {
-    /// Index among the weight files.
-    pub file: usize,
+    /// The weight file.
+    pub file: FileId,
     pub offset: u64,
     pub bytes: u64,
     pub checksum: u64,
@@ -124,12 +125,12 @@ impl Finished {
     pub fn of(
         plan: &Plan,
         prints: &Prints,
-        export: usize,
-        tensor: usize,
+        export: ExportId,
+        tensor: TensorId,
         collector: &Collector<'_>,
     ) -> Option<Self> {
         let info = &plan.model.tensors[tensor];
-        let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor as usize));
+        let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor));
         let parts = plan.exports[export].tensors_of(plan, tensor).map(|output| {
             let planned = &plan.exports[export].tensors[output];
             let checksum = collector

@@ -14,6 +14,7 @@ use crate::digest::checksum::Checksum;
 use crate::finding::Failure;
 use crate::fs::handles::Handle;
 use crate::fs::regular::Same;
+use crate::ids::{ExportId, FileId, IdVec, OutputTensorId, ShardId, TaskId, TensorId, each};
 use crate::plan::Checks;
 use crate::plan::fingerprint::Prints;
 use crate::plan::{ExportPlan, Plan};
@@ -39,36 +40,31 @@ pub(crate) struct Taken<'s> {
 #[derive(Debug)]
 pub(crate) struct Tensors<'s> {
     exports: usize,
-    is_taken: Vec<bool>,
+    is_taken: IdVec<TensorId, bool>,
     /// For each tensor and export.
     taken: Vec<Option<Taken<'s>>>,
 }
 
 impl<'s> Tensors<'s> {
     /// What is taken over of a tensor for each export; none where it is to be done again.
-    pub fn get(&self, tensor: usize) -> Option<impl Iterator<Item = Taken<'s>> + '_> {
-        let of = &self.taken[tensor * self.exports..][..self.exports];
+    pub fn get(&self, tensor: TensorId) -> Option<impl Iterator<Item = Taken<'s>> + '_> {
+        let of = &self.taken[tensor.index() * self.exports..][..self.exports];
         self.is_taken[tensor].then(|| of.iter().copied().flatten())
     }
 
     /// What is taken over of a tensor for one export.
-    pub fn of(&self, tensor: usize, export: usize) -> Option<Taken<'s>> {
-        self.is_taken[tensor].then(|| self.taken[tensor * self.exports + export])?
+    pub fn of(&self, tensor: TensorId, export: ExportId) -> Option<Taken<'s>> {
+        self.is_taken[tensor].then(|| self.taken[tensor.index() * self.exports + export.index()])?
     }
 
     /// Whether a tensor is taken over.
-    pub fn is_taken(&self, tensor: usize) -> bool {
+    pub fn is_taken(&self, tensor: TensorId) -> bool {
         self.is_taken[tensor]
     }
 
     /// How many are taken over.
     pub fn count(&self) -> usize {
         self.is_taken.iter().filter(|is_taken| **is_taken).count()
-    }
-
-    /// How many source tensors there are.
-    fn len(&self) -> usize {
-        self.is_taken.len()
     }
 }
 
@@ -80,7 +76,7 @@ pub(crate) struct Reuse<'s> {
     /// What is taken over of the source tensors.
     pub tensors: Tensors<'s>,
     /// The start of each file of each export.
-    pub starts: Vec<Vec<FileStart>>,
+    pub starts: IdVec<ExportId, IdVec<FileId, FileStart>>,
 }
 
 impl<'s> Reuse<'s> {
@@ -91,22 +87,18 @@ impl<'s> Reuse<'s> {
     pub fn find(
         plan: &Plan,
         source: &Source<'_>,
-        stores: &'s [Stores],
+        stores: &'s IdVec<ExportId, Stores>,
         checks: Checks,
         workers: &Workers,
         cancel: &Cancel,
     ) -> Result<Self, Failure> {
         let prints = Prints::of(plan);
-        let mut tasks = plan.tasks.as_slice();
-        let mut tensors = Tensors { exports: stores.len(), is_taken: Vec::new(), taken: Vec::new() };
-        for tensor in 0..plan.model.tensors.len() {
-            let count = tasks.iter().take_while(|task| task.tensor() == tensor).count();
-            let (own, rest) = tasks.split_at(count);
-            tasks = rest;
-            let wanted = Wanted { plan, tensor, prints: &prints, tasks: own };
+        let mut tensors = Tensors { exports: stores.len(), is_taken: IdVec::new(), taken: Vec::new() };
+        for tensor in plan.model.tensors.ids() {
+            let wanted = Wanted { plan, tensor, prints: &prints };
             let taken = candidates(&wanted, stores, checks);
             tensors.taken.extend(taken);
-            let taken = &tensors.taken[tensor * tensors.exports..];
+            let taken = &tensors.taken[tensor.index() * tensors.exports..];
             // All exports have it, made of the same source bytes.
             let source = |taken: &Option<Taken<'s>>| taken.map(|taken| &taken.finished.source);
             let first = taken.first().and_then(source);
@@ -115,26 +107,26 @@ impl<'s> Reuse<'s> {
         }
         check_sources(plan, source, stores, &mut tensors, workers, cancel)?;
         check_outputs(stores, &mut tensors, workers, cancel)?;
-        let mut reuse = Self { prints, tensors, starts: Vec::new() };
+        let mut reuse = Self { prints, tensors, starts: IdVec::new() };
         reuse.starts = plan
             .exports
-            .iter()
-            .enumerate()
+            .numbered()
             .map(|(index, export)| {
-                (0..export.files.len()).map(|file| reuse.start(plan, stores, index, file)).collect()
+                export.files.ids().map(|file| reuse.start(plan, stores, index, file)).collect()
             })
             .collect();
         Ok(reuse)
     }
 
     /// The tasks that are still to be done.
-    pub fn tasks_left(&self, plan: &Plan) -> Vec<usize> {
-        (0..plan.tasks.len()).filter(|&task| !self.tensors.is_taken(plan.tasks[task].tensor())).collect()
+    pub fn tasks_left(&self, plan: &Plan) -> Vec<TaskId> {
+        let is_left = |task: &TaskId| !self.tensors.is_taken(plan.tasks[*task].tensor());
+        plan.tasks.ids().filter(is_left).collect()
     }
 
     /// How many tensors with tasks are reused, and how many are still to be done.
     pub fn counts(&self, plan: &Plan) -> (usize, usize) {
-        let mut has_tasks = vec![false; plan.model.tensors.len()];
+        let mut has_tasks = plan.model.tensors.map(|_| false);
         for task in &plan.tasks {
             has_tasks[task.tensor()] = true;
         }
@@ -156,7 +148,13 @@ impl<'s> Reuse<'s> {
     }
 
     /// The start of a file of an export.
-    fn start(&self, plan: &Plan, stores: &[Stores], export: usize, file: usize) -> FileStart {
+    fn start(
+        &self,
+        plan: &Plan,
+        stores: &IdVec<ExportId, Stores>,
+        export: ExportId,
+        file: FileId,
+    ) -> FileStart {
         let planned = &plan.exports[export].files[file];
         if let Some(path) = self.same_file(plan, stores, export, file) {
             return FileStart::Linked(path);
@@ -174,10 +172,16 @@ impl<'s> Reuse<'s> {
     }
 
     /// The published file with exactly the planned content of a file of an export.
-    fn same_file(&self, plan: &Plan, stores: &[Stores], export: usize, file: usize) -> Option<PathBuf> {
+    fn same_file(
+        &self,
+        plan: &Plan,
+        stores: &IdVec<ExportId, Stores>,
+        export: ExportId,
+        file: FileId,
+    ) -> Option<PathBuf> {
         let (planned, content) = (&plan.exports[export], plan.content());
-        let mut same: Option<(usize, usize)> = None;
-        for tensor in planned.files[file].tensors.clone() {
+        let mut same: Option<(usize, FileId)> = None;
+        for tensor in each(planned.files[file].tensors.clone()) {
             let written = &planned.tensors[tensor];
             let bytes = written.bytes(content);
             if bytes == 0 {
@@ -205,7 +209,12 @@ impl<'s> Reuse<'s> {
     }
 
     /// Where an output tensor is taken from.
-    pub fn part(&self, plan: &Plan, export: usize, output: usize) -> Option<(Taken<'s>, WrittenPart)> {
+    pub fn part(
+        &self,
+        plan: &Plan,
+        export: ExportId,
+        output: OutputTensorId,
+    ) -> Option<(Taken<'s>, WrittenPart)> {
         let planned = &plan.exports[export];
         let taken = self.tensors.of(planned.tensors[output].tensor(plan.content()), export)?;
         let part = taken.finished.parts.get(planned.position_of(plan, output)?)?;
@@ -216,10 +225,10 @@ impl<'s> Reuse<'s> {
 /// What each export has of a tensor.
 fn candidates<'a, 's: 'a>(
     wanted: &'a Wanted<'_>,
-    stores: &'s [Stores],
+    stores: &'s IdVec<ExportId, Stores>,
     checks: Checks,
 ) -> impl Iterator<Item = Option<Taken<'s>>> + 'a {
-    stores.iter().enumerate().map(move |(export, stores)| {
+    stores.numbered().map(move |(export, stores)| {
         stores.stores.iter().enumerate().find_map(|(store, found)| {
             found.find(wanted, export, checks).map(|finished| Taken { store, finished })
         })
@@ -230,13 +239,13 @@ fn candidates<'a, 's: 'a>(
 fn check_sources(
     plan: &Plan,
     source: &Source<'_>,
-    stores: &[Stores],
+    stores: &IdVec<ExportId, Stores>,
     tensors: &mut Tensors<'_>,
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
     // Whether each store of each export knows each shard.
-    let known: Vec<Vec<Vec<bool>>> = stores
+    let known: IdVec<ExportId, Vec<IdVec<ShardId, bool>>> = stores
         .iter()
         .map(|stores| {
             let of =
@@ -244,22 +253,23 @@ fn check_sources(
             stores.stores.iter().map(of).collect()
         })
         .collect();
-    let mut doubtful: HashMap<usize, Checksum> = HashMap::new();
-    let inputs = |tensor: usize| {
-        let scales = plan.model.tensors[tensor].fp8.map(|fp8| fp8.tensor as usize);
+    let mut doubtful: HashMap<TensorId, Checksum> = HashMap::new();
+    let inputs = |tensor: TensorId| {
+        let scales = plan.model.tensors[tensor].fp8.map(|fp8| fp8.tensor);
         std::iter::once(tensor).chain(scales)
     };
-    for tensor in 0..tensors.len() {
+    for tensor in tensors.is_taken.ids() {
         for input in inputs(tensor) {
             let Some(taken) = tensors.get(tensor) else { continue };
             let info = &plan.model.tensors[input];
-            let is_known = taken.enumerate().any(|(export, taken)| known[export][taken.store][info.shard()]);
+            let is_known =
+                plan.exports.ids().zip(taken).any(|(export, taken)| known[export][taken.store][info.shard]);
             if !is_known {
                 doubtful.entry(input).or_insert_with(|| Checksum::new(info.bytes));
             }
         }
     }
-    let mut stretches: Vec<(usize, u64, u64)> = doubtful
+    let mut stretches: Vec<(TensorId, u64, u64)> = doubtful
         .keys()
         .flat_map(|&tensor| {
             let bytes = plan.model.tensors[tensor].bytes;
@@ -272,7 +282,7 @@ fn check_sources(
         doubtful[&tensor].add(start, buffer);
         Ok(())
     })?;
-    for tensor in 0..tensors.len() {
+    for tensor in tensors.is_taken.ids() {
         let Some(mut taken) = tensors.get(tensor) else { continue };
         let then = taken.next().map(|taken| &*taken.finished.source).unwrap_or_default();
         let is_same = inputs(tensor).count() == then.len()
@@ -289,14 +299,14 @@ fn check_sources(
 
 /// Drops tensors whose output bytes are not the ones that were written.
 fn check_outputs(
-    stores: &[Stores],
+    stores: &IdVec<ExportId, Stores>,
     tensors: &mut Tensors<'_>,
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
-    let mut doubtful: Vec<(usize, &Store, WrittenPart)> = Vec::new();
-    for tensor in 0..tensors.len() {
-        for (export, taken) in tensors.get(tensor).into_iter().flatten().enumerate() {
+    let mut doubtful: Vec<(TensorId, &Store, WrittenPart)> = Vec::new();
+    for tensor in tensors.is_taken.ids() {
+        for (export, taken) in stores.ids().zip(tensors.get(tensor).into_iter().flatten()) {
             let store = &stores[export].stores[taken.store];
             for part in taken.finished.parts.iter().filter(|part| part.bytes > 0) {
                 if !store.files[part.file].is_trusted {

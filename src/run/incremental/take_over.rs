@@ -3,6 +3,7 @@
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::finding::Failure;
+use crate::ids::{ExportId, FileId, IdVec, OutputTensorId};
 use crate::plan::Checks;
 use crate::plan::Plan;
 use crate::publish::files;
@@ -19,19 +20,19 @@ const STRETCH: u64 = 16 << 20;
 
 /// Bytes that are copied from one file into another.
 struct Stretch<'a> {
-    export: usize,
+    export: ExportId,
     store: &'a Store,
     /// The file in the store.
-    from: usize,
+    from: FileId,
     from_offset: u64,
-    file: usize,
+    file: FileId,
     offset: u64,
     len: u64,
 }
 
 /// Gives the collector the known results of the tensors that are reused.
 pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector: &Collector<'_>) {
-    for tensor in 0..plan.model.tensors.len() {
+    for tensor in plan.model.tensors.ids() {
         let Some(first) = reuse.tensors.get(tensor).and_then(|mut taken| taken.next()) else { continue };
         let finished = first.finished;
         if let Some(&checksum) = finished.source.first() {
@@ -45,7 +46,7 @@ pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector
         if let Some(element) = finished.not_finite.filter(|_| checks.finite) {
             collector.not_finite(tensor, element);
         }
-        for (export, taken) in reuse.tensors.get(tensor).into_iter().flatten().enumerate() {
+        for (export, taken) in plan.exports.ids().zip(reuse.tensors.get(tensor).into_iter().flatten()) {
             let outputs = plan.exports[export].tensors_of(plan, tensor);
             for (output, part) in outputs.zip(&taken.finished.parts) {
                 collector.known_output(export, output, part.checksum);
@@ -61,7 +62,7 @@ pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector
 pub(crate) fn take_over(
     run: &Context<'_>,
     reuse: &Reuse<'_>,
-    stores: &[Stores],
+    stores: &IdVec<ExportId, Stores>,
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
@@ -77,7 +78,7 @@ pub(crate) fn take_over(
     if run.checks.round_trip {
         read_back(run, reuse, stores, workers, cancel)?;
     }
-    for (export, journal) in run.journals.iter().enumerate() {
+    for (export, journal) in run.journals.numbered() {
         taken(plan, reuse, export).try_for_each(|finished| journal.add(&finished))?;
     }
     Ok(())
@@ -87,9 +88,9 @@ pub(crate) fn take_over(
 pub(crate) fn taken<'a>(
     plan: &'a Plan,
     reuse: &'a Reuse<'_>,
-    export: usize,
+    export: ExportId,
 ) -> impl Iterator<Item = Finished> + 'a {
-    (0..plan.model.tensors.len()).filter_map(move |tensor| {
+    plan.model.tensors.ids().filter_map(move |tensor| {
         let finished = reuse.tensors.of(tensor, export)?.finished;
         let parts = plan.exports[export].tensors_of(plan, tensor).zip(&finished.parts);
         let moved = parts.map(|(output, part)| {
@@ -101,10 +102,10 @@ pub(crate) fn taken<'a>(
 }
 
 /// The stretches that have to be copied. Neighbours that stay neighbours are joined.
-fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<Stretch<'a>> {
+fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a IdVec<ExportId, Stores>) -> Vec<Stretch<'a>> {
     let mut out: Vec<Stretch<'a>> = Vec::new();
-    for (export, planned) in plan.exports.iter().enumerate() {
-        for (index, tensor) in planned.tensors.iter().enumerate() {
+    for (export, planned) in plan.exports.numbered() {
+        for (index, tensor) in planned.tensors.numbered() {
             let (file, bytes) = (tensor.file(), tensor.bytes(plan.content()));
             if bytes == 0 || matches!(reuse.starts[export][file], FileStart::Linked(_)) {
                 continue;
@@ -143,14 +144,14 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a [Stores]) -> Vec<St
 fn read_back(
     run: &Context<'_>,
     reuse: &Reuse<'_>,
-    stores: &[Stores],
+    stores: &IdVec<ExportId, Stores>,
     workers: &Workers,
     cancel: &Cancel,
 ) -> Result<(), Failure> {
     let plan = run.plan;
-    let mut copied: Vec<(usize, usize, u64)> = Vec::new();
-    for (export, planned) in plan.exports.iter().enumerate() {
-        for (index, tensor) in planned.tensors.iter().enumerate() {
+    let mut copied: Vec<(ExportId, OutputTensorId, u64)> = Vec::new();
+    for (export, planned) in plan.exports.numbered() {
+        for (index, tensor) in planned.tensors.numbered() {
             if let Some((taken, part)) = reuse.part(plan, export, index)
                 && !stores[export].stores[taken.store].is_staging
                 && !matches!(reuse.starts[export][tensor.file()], FileStart::Linked(_))

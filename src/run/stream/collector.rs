@@ -9,6 +9,7 @@ use crate::digest::Digest;
 use crate::digest::checksum;
 use crate::digest::checksum::Checksum;
 use crate::digest::file_hash::{FileHash, HashedPiece};
+use crate::ids::{ExportId, FileId, IdVec, OutputTensorId, ShardId, TaskId, TensorId};
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::Distortion;
 use crate::report::measured::{Measured, Mismatch, NotFinite};
@@ -40,10 +41,10 @@ impl InOrder {
 pub(crate) struct Collector<'p> {
     plan: &'p Plan,
     /// What was measured of each task, from its first tile on.
-    tasks: Vec<Mutex<Option<Box<InOrder>>>>,
-    tiles_left: Vec<AtomicU64>,
-    sources: Vec<Checksum>,
-    outputs: Vec<Vec<Checksum>>,
+    tasks: IdVec<TaskId, Mutex<Option<Box<InOrder>>>>,
+    tiles_left: IdVec<TensorId, AtomicU64>,
+    sources: IdVec<TensorId, Checksum>,
+    outputs: IdVec<ExportId, IdVec<OutputTensorId, Checksum>>,
     hashes: Option<Hashes>,
     not_finite: Mutex<Vec<NotFinite>>,
     mismatches: Mutex<Vec<Mismatch>>,
@@ -52,14 +53,14 @@ pub(crate) struct Collector<'p> {
 /// Hashes of whole files, if the recipe asks for them.
 #[derive(Debug)]
 struct Hashes {
-    sources: Vec<Mutex<FileHash>>,
-    outputs: Vec<Vec<Mutex<FileHash>>>,
+    sources: IdVec<ShardId, Mutex<FileHash>>,
+    outputs: IdVec<ExportId, IdVec<FileId, Mutex<FileHash>>>,
 }
 
 impl<'p> Collector<'p> {
     pub fn new(plan: &'p Plan) -> Self {
-        let mut tiles = vec![0; plan.model.tensors.len()];
-        for task in 0..plan.tasks.len() {
+        let mut tiles = plan.model.tensors.map(|_| 0);
+        for task in plan.tasks.ids() {
             tiles[plan.tasks[task].tensor()] += crate::run::stream::tiles::Cut::of(plan, task).tiles();
         }
         let content = plan.content();
@@ -74,7 +75,7 @@ impl<'p> Collector<'p> {
         });
         Self {
             plan,
-            tasks: plan.tasks.iter().map(|_| Mutex::default()).collect(),
+            tasks: plan.tasks.map(|_| Mutex::default()),
             tiles_left: tiles.into_iter().map(AtomicU64::new).collect(),
             sources: plan.model.tensors.iter().map(|tensor| Checksum::new(tensor.bytes)).collect(),
             outputs: plan
@@ -91,7 +92,7 @@ impl<'p> Collector<'p> {
     }
 
     /// Takes note of a source file's header, if files are hashed.
-    pub fn source_header(&self, shard: usize, header: &[u8]) {
+    pub fn source_header(&self, shard: ShardId, header: &[u8]) {
         if let Some(hashes) = &self.hashes {
             let piece = HashedPiece::new(self.plan.model.shards[shard].len, 0, header);
             lock(&hashes.sources[shard]).add(piece);
@@ -99,13 +100,12 @@ impl<'p> Collector<'p> {
     }
 
     /// Takes note of stored bytes of a source tensor, from `start` on.
-    pub fn source(&self, tensor: usize, start: u64, bytes: &[u8]) {
+    pub fn source(&self, tensor: TensorId, start: u64, bytes: &[u8]) {
         self.sources[tensor].add(start, bytes);
         if let Some(hashes) = &self.hashes {
             let info = &self.plan.model.tensors[tensor];
-            let piece =
-                HashedPiece::new(self.plan.model.shards[info.shard()].len, info.offset + start, bytes);
-            lock(&hashes.sources[info.shard()]).add(piece);
+            let piece = HashedPiece::new(self.plan.model.shards[info.shard].len, info.offset + start, bytes);
+            lock(&hashes.sources[info.shard]).add(piece);
         }
     }
 
@@ -113,7 +113,7 @@ impl<'p> Collector<'p> {
     pub fn output_headers(&self) {
         let Some(hashes) = &self.hashes else { return };
         for (export, hashes) in self.plan.exports.iter().zip(&hashes.outputs) {
-            for (index, (file, hash)) in export.files.iter().zip(hashes).enumerate() {
+            for ((index, file), hash) in export.files.numbered().zip(hashes) {
                 let mut at = 0;
                 let add = Taking(|bytes: &[u8]| {
                     lock(hash).add(HashedPiece::new(file.bytes, at, bytes));
@@ -126,7 +126,7 @@ impl<'p> Collector<'p> {
     }
 
     /// Takes note of bytes of an output tensor, from `start` on.
-    pub fn output(&self, export: usize, tensor: usize, start: u64, bytes: &[u8]) {
+    pub fn output(&self, export: ExportId, tensor: OutputTensorId, start: u64, bytes: &[u8]) {
         self.outputs[export][tensor].add(start, bytes);
         if let Some(hashes) = &self.hashes {
             let planned = &self.plan.exports[export].tensors[tensor];
@@ -136,69 +136,69 @@ impl<'p> Collector<'p> {
         }
     }
 
-    pub fn distortion(&self, piece: usize, number: u64, distortion: Distortion, first_row: u64) {
-        lock(&self.tasks[piece]).get_or_insert_default().add(number, distortion, first_row);
+    pub fn distortion(&self, task: TaskId, number: u64, distortion: Distortion, first_row: u64) {
+        lock(&self.tasks[task]).get_or_insert_default().add(number, distortion, first_row);
     }
 
-    pub fn not_finite(&self, tensor: usize, element: u64) {
+    pub fn not_finite(&self, tensor: TensorId, element: u64) {
         lock(&self.not_finite).push(NotFinite { tensor, element });
     }
 
     /// The first element of a tensor that is not finite.
-    pub fn not_finite_of(&self, tensor: usize) -> Option<u64> {
+    pub fn not_finite_of(&self, tensor: TensorId) -> Option<u64> {
         let found = lock(&self.not_finite);
         found.iter().filter(|value| value.tensor == tensor).map(|value| value.element).min()
     }
 
     /// Takes note of the known checksum of a tensor that is not read.
-    pub fn known_source(&self, tensor: usize, checksum: u64) {
+    pub fn known_source(&self, tensor: TensorId, checksum: u64) {
         self.sources[tensor].set(checksum);
     }
 
     /// As [`Collector::known_source`], of an output tensor.
-    pub fn known_output(&self, export: usize, tensor: usize, checksum: u64) {
+    pub fn known_output(&self, export: ExportId, tensor: OutputTensorId, checksum: u64) {
         self.outputs[export][tensor].set(checksum);
     }
 
     /// Takes note of the known distortion of a task, like [`Collector::known_source`].
-    pub fn known_distortion(&self, task: usize, distortion: Option<Distortion>) {
+    pub fn known_distortion(&self, task: TaskId, distortion: Option<Distortion>) {
         *lock(&self.tasks[task]) =
             distortion.map(|merged| Box::new(InOrder { merged: Some(merged), ..InOrder::default() }));
     }
 
     /// The checksum of a source tensor; none while bytes of it are missing.
-    pub fn source_checksum(&self, tensor: usize) -> Option<u64> {
+    pub fn source_checksum(&self, tensor: TensorId) -> Option<u64> {
         self.sources[tensor].value()
     }
 
     /// The checksum of an output tensor; none while bytes of it are missing.
-    pub fn output_checksum(&self, export: usize, tensor: usize) -> Option<u64> {
+    pub fn output_checksum(&self, export: ExportId, tensor: OutputTensorId) -> Option<u64> {
         self.outputs[export][tensor].value()
     }
 
     /// Whether an output tensor was not read back as it was written.
-    pub fn is_mismatch(&self, export: usize, tensor: usize) -> bool {
+    pub fn is_mismatch(&self, export: ExportId, tensor: OutputTensorId) -> bool {
         lock(&self.mismatches).contains(&Mismatch { export, tensor })
     }
 
-    pub fn mismatch(&self, export: usize, tensor: usize) {
+    pub fn mismatch(&self, export: ExportId, tensor: OutputTensorId) {
         lock(&self.mismatches).push(Mismatch { export, tensor });
     }
 
     /// Counts a tile of a source tensor as done; true for the last one.
-    pub fn tile_done(&self, tensor: usize) -> bool {
+    pub fn tile_done(&self, tensor: TensorId) -> bool {
         self.tiles_left[tensor].fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// The distortion of a task so far.
-    pub fn distortion_of(&self, task: usize) -> Option<Distortion> {
+    pub fn distortion_of(&self, task: TaskId) -> Option<Distortion> {
         lock(&self.tasks[task]).as_ref()?.merged
     }
 
     /// Everything that was found.
     ///
     /// `source_headers` holds the checksum of each source file's header.
-    pub fn finish(self, source_headers: &[u64]) -> Measured {
+    pub fn finish(self, source_headers: &IdVec<ShardId, u64>) -> Measured {
         let mut not_finite = self.not_finite.into_inner().unwrap_or_else(PoisonError::into_inner);
         not_finite.sort_unstable();
         not_finite.dedup_by_key(|value| value.tensor);
@@ -206,27 +206,22 @@ impl<'p> Collector<'p> {
         mismatches.sort_unstable();
         mismatches.dedup();
         let source_crcs = source_checksums(self.plan, source_headers, &self.sources);
-        let output_crcs: Vec<Vec<Option<u64>>> = self
+        let output_crcs: IdVec<ExportId, IdVec<FileId, Option<u64>>> = self
             .plan
             .exports
             .iter()
             .zip(&self.outputs)
             .map(|(export, checksums)| {
-                let headers = (0..export.files.len()).map(|file| header_checksum(self.plan, export, file));
+                let headers = export.files.ids().map(|file| header_checksum(self.plan, export, file));
                 output_checksums(self.plan, export, headers, checksums)
             })
             .collect();
         let (source_hashes, output_hashes) = match self.hashes {
-            Some(hashes) => {
-                (finished(hashes.sources), hashes.outputs.into_iter().map(finished).collect::<Vec<_>>())
-            }
-            None => (
-                vec![None; source_crcs.len()],
-                output_crcs.iter().map(|crcs| vec![None; crcs.len()]).collect(),
+            Some(hashes) => (
+                finished(hashes.sources),
+                hashes.outputs.into_iter().map(finished).collect::<IdVec<ExportId, _>>(),
             ),
-        };
-        let digests = |crcs: Vec<Option<u64>>, hashes: Vec<Option<String>>| {
-            crcs.into_iter().zip(hashes).map(|(crc64, blake3)| Digest { crc64, blake3 }).collect()
+            None => (source_crcs.map(|_| None), output_crcs.map(|crcs| crcs.map(|_| None))),
         };
         let distortions = self
             .tasks
@@ -247,9 +242,16 @@ impl<'p> Collector<'p> {
     }
 }
 
+fn digests<I>(crcs: IdVec<I, Option<u64>>, hashes: IdVec<I, Option<String>>) -> IdVec<I, Digest> {
+    crcs.into_iter().zip(hashes).map(|(crc64, blake3)| Digest { crc64, blake3 }).collect()
+}
+
 /// The distortion of each source tensor, over all of its tasks.
-fn by_tensor(plan: &Plan, tasks: impl Iterator<Item = Option<Distortion>>) -> Vec<Option<Distortion>> {
-    let mut out: Vec<Option<Distortion>> = vec![None; plan.model.tensors.len()];
+fn by_tensor(
+    plan: &Plan,
+    tasks: impl Iterator<Item = Option<Distortion>>,
+) -> IdVec<TensorId, Option<Distortion>> {
+    let mut out: IdVec<TensorId, Option<Distortion>> = plan.model.tensors.map(|_| None);
     for (task, distortion) in plan.tasks.iter().zip(tasks) {
         let Some(distortion) = distortion else { continue };
         match &mut out[task.tensor()] {
@@ -260,7 +262,7 @@ fn by_tensor(plan: &Plan, tasks: impl Iterator<Item = Option<Distortion>>) -> Ve
     out
 }
 
-fn finished(hashes: Vec<Mutex<FileHash>>) -> Vec<Option<String>> {
+fn finished<I>(hashes: IdVec<I, Mutex<FileHash>>) -> IdVec<I, Option<String>> {
     hashes
         .into_iter()
         .map(|hash| hash.into_inner().unwrap_or_else(PoisonError::into_inner).finish())
@@ -268,12 +270,16 @@ fn finished(hashes: Vec<Mutex<FileHash>>) -> Vec<Option<String>> {
 }
 
 /// The checksum of each source file, from those of its header and its tensors.
-fn source_checksums(plan: &Plan, headers: &[u64], tensors: &[Checksum]) -> Vec<Option<u64>> {
-    let mut out: Vec<(Option<u64>, u64)> =
+fn source_checksums(
+    plan: &Plan,
+    headers: &IdVec<ShardId, u64>,
+    tensors: &[Checksum],
+) -> IdVec<ShardId, Option<u64>> {
+    let mut out: IdVec<ShardId, (Option<u64>, u64)> =
         plan.model.shards.iter().zip(headers).map(|(shard, crc)| (Some(*crc), shard.data_start)).collect();
     // Tensors are in the order in which they lie in their files.
     for (tensor, crc) in plan.model.tensors.iter().zip(tensors) {
-        let (file, end) = &mut out[tensor.shard()];
+        let (file, end) = &mut out[tensor.shard];
         // Bytes that belong to no tensor would not be in the sum.
         let crc = crc.value().filter(|_| tensor.offset == *end);
         *file = file.zip(crc).map(|(file, crc)| checksum::joined(file, crc, tensor.bytes));
@@ -289,8 +295,8 @@ fn output_checksums(
     export: &ExportPlan,
     headers: impl Iterator<Item = u64>,
     crcs: &[Checksum],
-) -> Vec<Option<u64>> {
-    let mut out: Vec<Option<u64>> = headers.map(Some).collect();
+) -> IdVec<FileId, Option<u64>> {
+    let mut out: IdVec<FileId, Option<u64>> = headers.map(Some).collect();
     for (tensor, crc) in export.tensors.iter().zip(crcs) {
         let (file, bytes) = (&mut out[tensor.file()], tensor.bytes(plan.content()));
         *file = file.zip(crc.value()).map(|(file, crc)| checksum::joined(file, crc, bytes));
@@ -299,7 +305,7 @@ fn output_checksums(
 }
 
 /// The checksum of what a file of an export begins with.
-fn header_checksum(plan: &Plan, export: &ExportPlan, file: usize) -> u64 {
+fn header_checksum(plan: &Plan, export: &ExportPlan, file: FileId) -> u64 {
     let mut crc = 0;
     let add = Taking(|bytes: &[u8]| crc = checksum::joined(crc, checksum::of(bytes), bytes.len() as u64));
     // A sum takes everything.

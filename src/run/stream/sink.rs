@@ -1,6 +1,7 @@
 //! Tensors of the staged outputs, as tiles are written to them.
 
 use crate::finding::Failure;
+use crate::ids::{ExportId, OutputTensorId};
 use crate::model::MatrixRows;
 use crate::publish::files;
 use crate::run::context::Context;
@@ -8,8 +9,8 @@ use crate::run::context::Context;
 /// A tensor of an output, to be written.
 pub(super) struct Sink<'a> {
     pub run: &'a Context<'a>,
-    pub export: usize,
-    pub tensor: usize,
+    pub export: ExportId,
+    pub tensor: OutputTensorId,
 }
 
 impl Sink<'_> {

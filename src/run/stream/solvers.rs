@@ -2,6 +2,7 @@
 
 use std::ops::Deref;
 
+use crate::ids::{IdVec, TaskId};
 use crate::plan::Plan;
 use crate::plan::select::float_type;
 use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme, Solver};
@@ -11,7 +12,7 @@ pub(crate) struct Solvers<'p> {
     plan: &'p Plan,
     kinds: Vec<OfKind>,
     /// The kind of each task of the plan; none if the task is kept, or does not belong to this run.
-    of: Vec<Option<u32>>,
+    of: IdVec<TaskId, Option<u32>>,
 }
 
 /// The common properties of tasks of one kind.
@@ -19,7 +20,7 @@ struct OfKind {
     kind: Kind,
     solver: Box<dyn Solver>,
     /// The first of them.
-    first: usize,
+    first: TaskId,
 }
 
 /// The properties in which solvers differ: scheme, observer, type of the weights, columns.
@@ -27,9 +28,9 @@ type Kind = (Scheme, Observer, FloatType, usize);
 
 impl<'p> Solvers<'p> {
     /// Of some of a plan's tasks.
-    pub(crate) fn new(plan: &'p Plan, tasks: &[usize], isa: Isa) -> Self {
+    pub(crate) fn new(plan: &'p Plan, tasks: &[TaskId], isa: Isa) -> Self {
         let mut kinds: Vec<OfKind> = Vec::new();
-        let mut of = vec![None; plan.tasks.len()];
+        let mut of = plan.tasks.map(|_| None);
         for &index in tasks {
             let Some(kind) = kind(plan, index) else { continue };
             let at = kinds.iter().position(|known| known.kind == kind).unwrap_or_else(|| {
@@ -44,7 +45,7 @@ impl<'p> Solvers<'p> {
     }
 
     /// The solver of a task; none if it is kept.
-    pub(crate) fn of(&self, task: usize) -> Option<Shared<'_>> {
+    pub(crate) fn of(&self, task: TaskId) -> Option<Shared<'_>> {
         let solver = &self.kinds[self.of[task]? as usize].solver;
         Some(match self.plan.weighing.of(task) {
             Some(importance) => Shared::Own(solver.weighted(importance.clone())),
@@ -53,7 +54,7 @@ impl<'p> Solvers<'p> {
     }
 
     /// Whether a task is the first of its kind.
-    pub(crate) fn is_first(&self, task: usize) -> bool {
+    pub(crate) fn is_first(&self, task: TaskId) -> bool {
         self.of[task].is_some_and(|kind| self.kinds[kind as usize].first == task)
     }
 }
@@ -75,7 +76,7 @@ impl<'q> Deref for Shared<'q> {
     }
 }
 
-fn kind(plan: &Plan, index: usize) -> Option<Kind> {
+fn kind(plan: &Plan, index: TaskId) -> Option<Kind> {
     let task = &plan.tasks[index];
     let spec = plan.decisions[task.tensor()].spec()?;
     let source = float_type(&plan.model.tensors[task.tensor()])?;

@@ -5,6 +5,7 @@ use std::convert::Infallible;
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::finding::Failure;
+use crate::ids::{IdVec, ShardId, TaskId, TensorId};
 use crate::model::TensorInfo;
 use crate::model::read::{MatrixReader, WeightFile, read_scales};
 use crate::model::widen::ScaleGrid;
@@ -16,7 +17,7 @@ use crate::run::stream::tiles::{Span, Tile};
 #[derive(Debug)]
 pub(crate) struct Source<'p> {
     plan: &'p Plan,
-    files: Vec<WeightFile>,
+    files: IdVec<ShardId, WeightFile>,
 }
 
 /// A worker's memory for source bytes, reused for each tile.
@@ -53,14 +54,14 @@ impl<'p> Source<'p> {
     /// If they cannot be read.
     pub fn read_stored(
         &self,
-        tensor: usize,
+        tensor: TensorId,
         start: u64,
         count: u64,
         buffer: &mut Vec<u8>,
     ) -> Result<(), Failure> {
         let tensor = &self.plan.model.tensors[tensor];
         buffer.resize(usize::try_from(count).unwrap_or(0), 0);
-        self.files[tensor.shard()].read_at(tensor.offset + start, buffer)
+        self.files[tensor.shard].read_at(tensor.offset + start, buffer)
     }
 
     /// Checks that the files are still as they were when their headers were read.
@@ -81,18 +82,18 @@ impl<'p> Source<'p> {
     /// If they cannot be read.
     pub fn sum_up_the_rest(
         &self,
-        tasks: &[usize],
+        tasks: &[TaskId],
         collector: &Collector<'_>,
         cancel: &Cancel,
-    ) -> Result<Vec<u64>, Failure> {
-        let mut headers = Vec::with_capacity(self.files.len());
-        for (index, shard) in self.plan.model.shards.iter().enumerate() {
+    ) -> Result<IdVec<ShardId, u64>, Failure> {
+        let mut headers = IdVec::with_capacity(self.files.len());
+        for (index, shard) in self.plan.model.shards.numbered() {
             let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
             self.files[index].read_at(0, &mut header)?;
             headers.push(checksum::of(&header));
             collector.source_header(index, &header);
         }
-        for (index, tensor) in self.plan.model.tensors.iter().enumerate() {
+        for (index, tensor) in self.plan.model.tensors.numbered() {
             if tensor.scale_of.is_some() {
                 self.sum_up(index, collector, cancel)?;
             }
@@ -109,7 +110,7 @@ impl<'p> Source<'p> {
         Ok(headers)
     }
 
-    fn sum_up(&self, index: usize, collector: &Collector<'_>, cancel: &Cancel) -> Result<(), Failure> {
+    fn sum_up(&self, index: TensorId, collector: &Collector<'_>, cancel: &Cancel) -> Result<(), Failure> {
         let bytes = self.plan.model.tensors[index].bytes;
         let mut buffer = Vec::new();
         let mut start = 0;
@@ -129,7 +130,7 @@ impl<'p> Source<'p> {
     /// If they cannot be read.
     fn scales(&self, tensor: &TensorInfo) -> Result<Option<ScaleGrid>, Failure> {
         let Some(fp8) = tensor.fp8 else { return Ok(None) };
-        let shard = self.plan.model.tensors[fp8.tensor as usize].shard();
+        let shard = self.plan.model.tensors[fp8.tensor].shard;
         read_scales(&self.plan.model, tensor, &self.files[shard])
     }
 
@@ -145,7 +146,7 @@ impl<'p> Source<'p> {
     ) -> Result<(), Failure> {
         let index = self.plan.tasks[tile.task].tensor();
         let tensor = &self.plan.model.tensors[index];
-        let file = &self.files[tensor.shard()];
+        let file = &self.files[tensor.shard];
         let rows = match &tile.span {
             Span::Rows(rows) => rows,
             Span::Bytes(range) => {

@@ -4,6 +4,7 @@
 use std::ops::Range;
 use std::sync::Mutex;
 
+use crate::ids::{FileId, TaskId};
 use crate::model::{MatrixRows, MatrixView};
 use crate::plan::Plan;
 use crate::plan::budget::{TILE_BYTES, tile_rows, tile_weight_bytes};
@@ -12,8 +13,8 @@ use crate::plan::output_tensor::logical_bytes;
 /// A unit of work.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Tile {
-    /// Index of the plan's task.
-    pub task: usize,
+    /// The task.
+    pub task: TaskId,
     /// Its number within the task, from 0.
     pub number: u64,
     /// What it covers.
@@ -43,7 +44,7 @@ pub struct Cut {
 impl Cut {
     /// The division of a task of a plan. It depends on the plan alone, and so do sums over tiles.
     #[must_use]
-    pub fn of(plan: &Plan, task: usize) -> Self {
+    pub fn of(plan: &Plan, task: TaskId) -> Self {
         let task = &plan.tasks[task];
         let tensor = &plan.model.tensors[task.tensor()];
         if let Some(matrix) = task.matrix(&plan.model) {
@@ -89,7 +90,7 @@ const FILES_AT_ONCE: usize = 4;
 #[derive(Debug)]
 pub struct Queue<'p> {
     plan: &'p Plan,
-    tasks: Vec<usize>,
+    tasks: Vec<TaskId>,
     next: Mutex<Next>,
 }
 
@@ -108,7 +109,7 @@ struct Next {
 impl<'p> Queue<'p> {
     /// The tiles of some of the plan's tasks.
     #[must_use]
-    pub fn new(plan: &'p Plan, tasks: Vec<usize>) -> Self {
+    pub fn new(plan: &'p Plan, tasks: Vec<TaskId>) -> Self {
         let mut waiting = stretches(plan, &tasks);
         waiting.reverse();
         let next = Next { open: Vec::new(), waiting, turn: 0, sequence: 0 };
@@ -155,12 +156,12 @@ impl<'p> Queue<'p> {
 }
 
 /// Stretches of consecutive tasks that go to the same file of the first export.
-fn stretches(plan: &Plan, tasks: &[usize]) -> Vec<Range<usize>> {
-    let file = |task: usize| {
+fn stretches(plan: &Plan, tasks: &[TaskId]) -> Vec<Range<usize>> {
+    let file = |task: TaskId| {
         let export = plan.exports.first()?;
         Some(export.tensors[export.tasks[task].tensors().next()?].file())
     };
-    let mut out: Vec<(Option<usize>, Range<usize>)> = Vec::new();
+    let mut out: Vec<(Option<FileId>, Range<usize>)> = Vec::new();
     for (position, &task) in tasks.iter().enumerate() {
         let file = file(task);
         match out.last_mut() {

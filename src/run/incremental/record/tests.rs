@@ -10,7 +10,7 @@ fn tensor(name: &str) -> Finished {
         source: Box::new([3]),
         tasks: Box::new([None, Some(Distortion { count: 4, signal: 0.1, ..Distortion::default() })]),
         not_finite: None,
-        parts: Box::new([WrittenPart { file: 0, offset: 8, bytes: 4, checksum: u64::MAX }]),
+        parts: Box::new([WrittenPart { file: FileId::new(0), offset: 8, bytes: 4, checksum: u64::MAX }]),
     }
 }
 
