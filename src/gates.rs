@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use crate::exit::Exit;
 use crate::finding::{Finding, Severity};
-use crate::ids::{IdVec, TensorId};
+use crate::ids::{IdVec, StageId, TensorId};
 use crate::plan::{Plan, QuantSpec};
 use crate::quant::{Bits, Distortion};
 use crate::report::measured::Measured;
@@ -38,7 +38,7 @@ pub struct Judgement {
     /// warnings.
     pub shown: Vec<Finding>,
     /// The stage that ended the run, and how.
-    pub failed: Option<(usize, Exit)>,
+    pub failed: Option<(StageId, Exit)>,
 }
 
 /// Judges every gate of a plan. `folders` holds the weight files of each export, one folder per export.
@@ -47,7 +47,7 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
     let tensors = &measured.tensors;
     let mut judgement =
         Judgement { gates: Vec::new(), complaints: Vec::new(), shown: Vec::new(), failed: None };
-    for (index, stage) in plan.recipe().stages.iter().enumerate() {
+    for (index, stage) in plan.recipe().stages.numbered() {
         let record = |outcome, summary: String| GateRecord {
             stage: index,
             name: stage.name().to_owned(),
@@ -163,7 +163,7 @@ fn check_summary(tensors: &[Option<Distortion>], check: &CheckWarnings) -> Strin
 fn seen<'a>(
     plan: &'a Plan,
     tensors: &'a IdVec<TensorId, Option<Distortion>>,
-    stage: usize,
+    stage: StageId,
 ) -> impl Iterator<Item = (TensorId, &'a QuantSpec, Option<&'a Distortion>)> {
     plan.decisions.numbered().filter_map(move |(index, decision)| {
         let spec = decision.spec().filter(|spec| spec.stage < stage)?;
@@ -171,7 +171,7 @@ fn seen<'a>(
     })
 }
 
-fn place_of(plan: &Plan, stage: usize, key: &str) -> Option<crate::finding::Place> {
+fn place_of(plan: &Plan, stage: StageId, key: &str) -> Option<crate::finding::Place> {
     crate::recipe::places::said_or_stage(&plan.loaded, stage, key)
 }
 
@@ -184,7 +184,7 @@ fn validate_complaints(
     measured: &Measured,
     folders: &[PathBuf],
     tensors: &IdVec<TensorId, Option<Distortion>>,
-    stage: usize,
+    stage: StageId,
     validate: &Validate,
 ) -> (Vec<Finding>, bool) {
     let (mut out, mut is_damaged) = (Vec::new(), false);
@@ -281,7 +281,7 @@ struct Scored<'a> {
 fn check_complaints(
     plan: &Plan,
     tensors: &IdVec<TensorId, Option<Distortion>>,
-    stage: usize,
+    stage: StageId,
     check: &CheckWarnings,
 ) -> Vec<Finding> {
     let mut out = Vec::new();
@@ -386,7 +386,7 @@ fn are(count: usize, noun: &str) -> String {
 
 fn layers_below(
     plan: &Plan,
-    stage: usize,
+    stage: StageId,
     key: &str,
     threshold: f64,
     mut list: Vec<&Scored<'_>>,
@@ -444,7 +444,7 @@ fn advice_for(scored: &[&Scored<'_>]) -> Vec<String> {
     lines
 }
 
-fn int4_without_skips(plan: &Plan, stage: usize) -> bool {
+fn int4_without_skips(plan: &Plan, stage: StageId) -> bool {
     let mut int4 = false;
     for decision in &plan.decisions {
         match decision.spec().filter(|spec| spec.stage < stage) {

@@ -8,7 +8,7 @@ use std::path::Path;
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place};
-use crate::ids::{ExportId, IdVec, TaskId, TensorId};
+use crate::ids::{ExportId, IdVec, StageId, TaskId, TensorId};
 use crate::model::{LayerClass, ModelFolder};
 use crate::recipe::{Loaded, Recipe};
 use crate::stage::Stage;
@@ -107,7 +107,7 @@ impl Plan {
 
     /// The output directory of an `export` stage; empty for any other stage.
     #[must_use]
-    pub fn export_path(&self, stage: usize) -> &Path {
+    pub fn export_path(&self, stage: StageId) -> &Path {
         let export = self.exports.iter().find(|export| export.stage == stage);
         export.map_or_else(|| Path::new(""), |export| &export.path)
     }
@@ -126,7 +126,7 @@ impl Plan {
 
     /// The place of a stage's name in the recipe.
     #[must_use]
-    pub fn stage_place(&self, stage: usize) -> Option<Place> {
+    pub fn stage_place(&self, stage: StageId) -> Option<Place> {
         self.loaded.stage_place(stage)
     }
 
@@ -247,7 +247,7 @@ fn exports(
 ) -> IdVec<ExportId, ExportPlan> {
     let model = content.model;
     let mut exports = IdVec::new();
-    for (index, stage) in loaded.recipe.stages.iter().enumerate() {
+    for (index, stage) in loaded.recipe.stages.numbered() {
         let Stage::Export(export) = stage else { continue };
         let (files, tensors, outputs) = layout::lay_out(content, index, export.format, export.shards);
         let config = crate::plan::config::config_text(content, classes, index, export.format);

@@ -11,6 +11,7 @@ use serde::{Deserialize, Deserializer, Serialize};
 use crate::exit::Exit;
 use crate::finding::{Diagnostic, Failure, Finding};
 use crate::fs::regular::{self, limit};
+use crate::ids::StageId;
 pub use crate::plan::layout::{Left, REPORT_FILE_NAME as FILE_NAME};
 pub use scheme::{ObserverRecord, SchemeRecord};
 
@@ -85,7 +86,7 @@ pub struct FileRecord {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct OutputRecord {
     /// Index of the stage in the recipe, from 0.
-    pub stage: usize,
+    pub stage: StageId,
     /// The path as the recipe has it.
     pub path: String,
     /// `compressed-tensors` or `dequantized`.
@@ -141,7 +142,7 @@ pub struct Quality {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct GateRecord {
     /// Index of the stage in the recipe, from 0.
-    pub stage: usize,
+    pub stage: StageId,
     /// Its name.
     pub name: String,
     /// The outcome of the stage.
@@ -201,7 +202,7 @@ pub struct TensorRecord {
     #[serde(default, deserialize_with = "scheme::or_words")]
     pub scheme: Option<SchemeRecord>,
     /// Index of the deciding stage, if a stage decided.
-    pub stage: Option<usize>,
+    pub stage: Option<StageId>,
     /// The deciding rule.
     pub rule: String,
     /// The line of that rule in the recipe, from 1.

@@ -2,12 +2,13 @@
 
 use crate::finding::Finding;
 use crate::gates::{NAMED, place_of};
+use crate::ids::StageId;
 use crate::plan::Plan;
 use crate::text::units::counted;
 
 /// Findings about too little data in the statistics of the quantize stages before a stage: samples, or tokens of
 /// single modules.
-pub(crate) fn low(plan: &Plan, stage: usize, least: u64) -> Vec<Finding> {
+pub(crate) fn low(plan: &Plan, stage: StageId, least: u64) -> Vec<Finding> {
     let mut out = Vec::new();
     for used in plan.weighing.stages.iter().filter(|used| used.stage < stage) {
         let place = || place_of(plan, stage, "min_calibration_samples");

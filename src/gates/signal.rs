@@ -3,7 +3,7 @@
 
 use crate::finding::Finding;
 use crate::gates::{NAMED, name, seen};
-use crate::ids::{IdVec, TensorId};
+use crate::ids::{IdVec, StageId, TensorId};
 use crate::plan::Plan;
 use crate::quant::Distortion;
 use crate::text::units::counted;
@@ -16,7 +16,7 @@ const FAINT_SHARE: f64 = 0.01;
 pub(crate) fn faint_scales(
     plan: &Plan,
     tensors: &IdVec<TensorId, Option<Distortion>>,
-    stage: usize,
+    stage: StageId,
 ) -> Option<Finding> {
     let mut faint: Vec<(f64, TensorId, &str)> = seen(plan, tensors, stage)
         .filter_map(|(tensor, spec, distortion)| {

@@ -4,7 +4,7 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use crate::ids::{IdVec, TensorId};
+use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::model::LayerClass;
 use crate::plan::Content;
@@ -19,7 +19,7 @@ use crate::stage::export::Format;
 pub fn config_text(
     content: Content<'_>,
     classes: &IdVec<TensorId, LayerClass>,
-    export_stage: usize,
+    export_stage: StageId,
     format: Format,
 ) -> Option<String> {
     // A dequantized scaled-FP8 source is no longer quantized, whatever the source said.
@@ -39,7 +39,7 @@ pub fn config_text(
 
 /// The modules of an export that hold codes.
 #[must_use]
-pub fn quantized_modules(content: Content<'_>, export_stage: usize) -> Vec<QuantizedModule<'_>> {
+pub fn quantized_modules(content: Content<'_>, export_stage: StageId) -> Vec<QuantizedModule<'_>> {
     content
         .tasks
         .iter()
@@ -56,7 +56,7 @@ pub fn quantized_modules(content: Content<'_>, export_stage: usize) -> Vec<Quant
 pub fn left_alone<'p>(
     content: Content<'p>,
     classes: &IdVec<TensorId, LayerClass>,
-    export_stage: usize,
+    export_stage: StageId,
 ) -> Vec<Cow<'p, str>> {
     let Content { model, decisions, tasks } = content;
     let mut names = Vec::new();

@@ -3,6 +3,7 @@
 use super::Plan;
 use super::layout::{Left, RECIPE_FILE_NAME, REPORT_FILE_NAME};
 use crate::finding::Finding;
+use crate::ids::StageId;
 use crate::model::{Fate, ModelFolder, OtherFile};
 use crate::recipe::Loaded;
 
@@ -39,7 +40,7 @@ fn is_ours(file: &OtherFile) -> bool {
 }
 
 /// Files that an export would carry over and cannot.
-pub(super) fn broken(loaded: &Loaded, model: &ModelFolder, stage: usize) -> Vec<Finding> {
+pub(super) fn broken(loaded: &Loaded, model: &ModelFolder, stage: StageId) -> Vec<Finding> {
     let broken = model.others.iter().filter_map(|file| match &file.fate {
         Fate::Broken { what, help } => Some(
             Finding::error(

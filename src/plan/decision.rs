@@ -4,6 +4,7 @@ use std::collections::HashMap;
 use std::ops::Deref;
 use std::sync::Arc;
 
+use crate::ids::StageId;
 use crate::quant::{Granularity, Observer, Scheme};
 use crate::stage::ActivationScheme;
 
@@ -45,7 +46,7 @@ impl Rule {
 #[derive(Debug, Clone, PartialEq)]
 pub struct QuantSpec {
     /// Index of the quantize stage in the recipe.
-    pub stage: usize,
+    pub stage: StageId,
     /// The scheme.
     pub scheme: Scheme,
     /// How ranges are chosen.

@@ -8,7 +8,7 @@ use super::engines;
 use super::fused_modules::FusedModules;
 use super::select::{self, Decision, Rule};
 use crate::finding::Finding;
-use crate::ids::{IdVec, TensorId};
+use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::model::ModelFolder;
 use crate::recipe::Loaded;
@@ -22,10 +22,10 @@ pub(super) fn undivided_findings(
     undivided: &[crate::plan::fused_modules::Undivided],
 ) -> Vec<Finding> {
     // One finding per group size that a stage asks for.
-    let mut asked: BTreeMap<(usize, u64), Vec<&crate::plan::fused_modules::Undivided>> = BTreeMap::new();
+    let mut asked: BTreeMap<(StageId, u64), Vec<&crate::plan::fused_modules::Undivided>> = BTreeMap::new();
     for one in undivided {
-        let stage = decisions[one.tensor].spec().map_or(0, |spec| spec.stage);
-        asked.entry((stage, one.group_size)).or_default().push(one);
+        let Some(spec) = decisions[one.tensor].spec() else { continue };
+        asked.entry((spec.stage, one.group_size)).or_default().push(one);
     }
     asked
         .into_iter()
@@ -39,7 +39,7 @@ const LISTED: usize = 100;
 fn undivided_finding(
     loaded: &Loaded,
     model: &ModelFolder,
-    stage: usize,
+    stage: StageId,
     group_size: u64,
     undivided: &[&crate::plan::fused_modules::Undivided],
 ) -> Finding {
@@ -118,7 +118,7 @@ pub(super) fn split_findings(
             .iter()
             .filter_map(|&index| decisions[index].spec().map(|spec| spec.stage))
             .max()
-            .unwrap_or(0);
+            .unwrap_or(StageId::new(0));
         let policy = loaded.recipe.stages[stage].quantize().map_or(SiblingPolicy::Error, |q| q.siblings());
         if policy == SiblingPolicy::Ignore || (!targets_vllm && !group.are_experts()) {
             continue;

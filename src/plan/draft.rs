@@ -9,7 +9,7 @@ use super::source_model::{correct_classes, open_model};
 use super::{Decision, FusedModules, Task, Weighing, engines, select, statistics, unmatched};
 use crate::finding::{Failure, Finding};
 use crate::format::source::Source;
-use crate::ids::{IdVec, TaskId, TensorId};
+use crate::ids::{IdVec, StageId, TaskId, TensorId};
 use crate::model::{self, LayerClass, ModelFolder};
 use crate::plan::fused_modules;
 use crate::recipe::Loaded;
@@ -79,7 +79,7 @@ fn decide(loaded: &Loaded, source: Option<Arc<dyn Source>>) -> Result<Draft, Fai
     let fused_modules = fused_modules::groups(&items);
     findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
     fused_modules::keep_whole_by_default(&fused_modules, &items, &mut decisions);
-    let indivisible = |stage: usize| {
+    let indivisible = |stage: StageId| {
         let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
         (policy.unwrap_or(Indivisible::Error), format!("/stages/{stage}/indivisible"))
     };

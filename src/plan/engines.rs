@@ -10,7 +10,7 @@
 use super::layout::ExportPlan;
 use super::select::{Decision, QuantSpec};
 use crate::finding::{Finding, Severity};
-use crate::ids::{IdVec, TensorId};
+use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::model::{Dtype, LayerClass, ModelFolder};
 use crate::plan::fused_modules::FusedModules;
@@ -111,7 +111,7 @@ pub(super) fn check(
         return Vec::new();
     }
     // The first tensor of each (stage, rule) carries the finding; the others are counted.
-    let mut found: Vec<(usize, Refusal, &str, usize)> = Vec::new();
+    let mut found: Vec<(StageId, Refusal, &str, usize)> = Vec::new();
     let model_type = model.config.model_type().unwrap_or_default();
     let has = |storage: Storage| {
         let mut specs =

@@ -7,7 +7,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
-use crate::ids::{IdVec, TensorId};
+use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::plan::select::{Action, Decision, Decisions, Item, Origin, QuantSpec, Rule};
 use crate::quant::Granularity;
@@ -220,7 +220,7 @@ pub(crate) fn resolve_indivisible(
     groups: &[FusedModules],
     decisions: &mut IdVec<TensorId, Decision>,
     columns: &dyn Fn(TensorId) -> Vec<u64>,
-    parameters: &dyn Fn(usize) -> (Indivisible, String),
+    parameters: &dyn Fn(StageId) -> (Indivisible, String),
 ) -> Vec<Undivided> {
     let mut is_grouped = decisions.map(|_| false);
     for member in groups.iter().flat_map(FusedModules::members) {
@@ -233,7 +233,7 @@ pub(crate) fn resolve_indivisible(
     };
     for group in groups {
         // What one stage says of its groups is no word on the modules of another, even where an engine fuses them.
-        let mut by_stage: BTreeMap<usize, Vec<TensorId>> = BTreeMap::new();
+        let mut by_stage: BTreeMap<StageId, Vec<TensorId>> = BTreeMap::new();
         for index in group.members() {
             if let Some(stage) = stage_of_groups(&decisions[index]) {
                 by_stage.entry(stage).or_default().push(index);
@@ -251,7 +251,7 @@ pub(crate) fn resolve_indivisible(
 }
 
 /// The stage that quantizes a tensor in groups.
-fn stage_of_groups(decision: &Decision) -> Option<usize> {
+fn stage_of_groups(decision: &Decision) -> Option<StageId> {
     let spec = decision.spec()?;
     matches!(spec.scheme.granularity, Granularity::Group(_)).then_some(spec.stage)
 }
@@ -261,11 +261,11 @@ fn resolve_together(
     members: &[TensorId],
     decisions: &mut IdVec<TensorId, Decision>,
     columns: &dyn Fn(TensorId) -> Vec<u64>,
-    parameters: &dyn Fn(usize) -> (Indivisible, String),
+    parameters: &dyn Fn(StageId) -> (Indivisible, String),
     known: &mut Decisions,
     refused: &mut Vec<Undivided>,
 ) {
-    let mut worst: Option<(TensorId, u64, usize)> = None;
+    let mut worst: Option<(StageId, u64, usize)> = None;
     let mut lengths = Vec::new();
     for &index in members {
         let Some(spec) = decisions[index].spec() else { continue };
@@ -273,12 +273,11 @@ fn resolve_together(
         for length in columns(index) {
             lengths.push(length);
             if length % size as u64 != 0 && worst.is_none() {
-                worst = Some((index, length, size));
+                worst = Some((spec.stage, length, size));
             }
         }
     }
-    let Some((worst, length, size)) = worst else { return };
-    let stage = decisions[worst].spec().map_or(0, |spec| spec.stage);
+    let Some((stage, length, size)) = worst else { return };
     let (policy, pointer) = parameters(stage);
     let change = |spec: &QuantSpec| match policy {
         Indivisible::Error => None,

@@ -12,7 +12,7 @@ use super::output_tensor::{Content, MAX_FILES, OutputTensor, Part};
 use super::select::{Decision, QuantSpec};
 use crate::format::container::{Entry, SAFETENSORS};
 use crate::format::encoding;
-use crate::ids::{FileId, IdVec, OutputTensorId, ShardId, TaskId, TensorId};
+use crate::ids::{FileId, IdVec, OutputTensorId, ShardId, StageId, TaskId, TensorId};
 use crate::model::ModelFolder;
 use crate::stage::export::shards::Shards;
 use crate::stage::export::{Format, Overwrite, Target};
@@ -111,7 +111,7 @@ pub struct Left {
 #[derive(Debug, Clone, PartialEq)]
 pub struct ExportPlan {
     /// Index of the stage in the recipe.
-    pub stage: usize,
+    pub stage: StageId,
     /// The format of the weights.
     pub format: Format,
     /// Whose loading rules hold.
@@ -154,13 +154,13 @@ impl ExportPlan {
 
 /// The treatment of a tensor as one export sees it. Stages after the export have not happened yet.
 #[must_use]
-pub fn spec_at(decision: &Decision, export_stage: usize) -> Option<&QuantSpec> {
+pub fn spec_at(decision: &Decision, export_stage: StageId) -> Option<&QuantSpec> {
     decision.spec().filter(|spec| spec.stage < export_stage)
 }
 
 /// Whether an export holds codes at all.
 #[must_use]
-pub fn has_codes(decisions: &IdVec<TensorId, Decision>, export_stage: usize) -> bool {
+pub fn has_codes(decisions: &IdVec<TensorId, Decision>, export_stage: StageId) -> bool {
     decisions.iter().any(|decision| spec_at(decision, export_stage).is_some())
 }
 
@@ -168,7 +168,7 @@ pub fn has_codes(decisions: &IdVec<TensorId, Decision>, export_stage: usize) -> 
 type LaidOut = (IdVec<FileId, OutputFile>, IdVec<OutputTensorId, OutputTensor>, IdVec<TaskId, TaskOutput>);
 
 /// Lays out the weight files of one export: the tensors, the files and the place of each task.
-pub(super) fn lay_out(content: Content<'_>, stage: usize, format: Format, shards: Shards) -> LaidOut {
+pub(super) fn lay_out(content: Content<'_>, stage: StageId, format: Format, shards: Shards) -> LaidOut {
     let mut tensors = draft(content, stage, format);
     let names = assign_files(content, &mut tensors, shards);
     // Largest elements first and by name within, so that every tensor is aligned, as the safetensors library itself orders them.
@@ -183,7 +183,7 @@ pub(super) fn lay_out(content: Content<'_>, stage: usize, format: Format, shards
 }
 
 /// The output tensors of an export before they have a place, in the order of the tasks.
-fn draft(content: Content<'_>, stage: usize, format: Format) -> Vec<OutputTensor> {
+fn draft(content: Content<'_>, stage: StageId, format: Format) -> Vec<OutputTensor> {
     let mut tensors = Vec::new();
     let splits_kept = format == Format::CompressedTensors && has_codes(content.decisions, stage);
     let mut last_whole = None;

@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 pub(super) use super::decision::Decisions;
 pub use super::decision::{Action, Decided, Decision, Origin, QuantSpec, Rule};
-use crate::ids::{IdVec, TensorId};
+use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
 use crate::model::{LayerClass, ModelFolder, TensorInfo};
@@ -91,9 +91,9 @@ pub fn matrix_shape(tensor: &TensorInfo) -> Option<(u64, u64)> {
 
 /// One quantize stage with the skips that govern it.
 pub(super) struct QuantizeStage<'r> {
-    pub index: usize,
+    pub index: StageId,
     pub parameters: &'r dyn Quantize,
-    skips_index: Option<usize>,
+    skips_index: Option<StageId>,
     skips: std::borrow::Cow<'r, ResolveSkips>,
     list: SkipDefaults,
     /// Positions of targets that name nothing but parts beside the language model, and so ask for them.
@@ -103,9 +103,9 @@ pub(super) struct QuantizeStage<'r> {
 impl<'r> QuantizeStage<'r> {
     /// The quantize stages of a recipe, in order, for the items of a model.
     pub fn all(recipe: &'r Recipe, items: &[Item<'_>]) -> Vec<Self> {
-        let mut governing: Option<(usize, &ResolveSkips)> = None;
+        let mut governing: Option<(StageId, &ResolveSkips)> = None;
         let mut stages = Vec::new();
-        for (index, stage) in recipe.stages.iter().enumerate() {
+        for (index, stage) in recipe.stages.numbered() {
             if let Stage::ResolveSkips(skips) = stage {
                 governing = Some((index, skips));
             }
@@ -132,7 +132,7 @@ impl<'r> QuantizeStage<'r> {
     }
 
     /// The `resolve-skips` stage that governs this stage, if there is one.
-    pub fn skips(&self) -> Option<(usize, &ResolveSkips)> {
+    pub fn skips(&self) -> Option<(StageId, &ResolveSkips)> {
         self.skips_index.map(|index| (index, self.skips.as_ref()))
     }
 

@@ -23,12 +23,10 @@ pub(super) fn open_model(
     loaded: &Loaded,
     source: Option<Arc<dyn Source>>,
 ) -> Result<(ModelFolder, LayerTypes), Failure> {
-    let Some((index, load)) =
-        loaded.recipe.stages.iter().enumerate().find_map(|(index, stage)| match stage {
-            Stage::Load(load) => Some((index, load)),
-            _ => None,
-        })
-    else {
+    let Some((index, load)) = loaded.recipe.stages.numbered().find_map(|(index, stage)| match stage {
+        Stage::Load(load) => Some((index, load)),
+        _ => None,
+    }) else {
         let finding = Finding::error("recipe::stage-order", "the recipe has no `load` stage");
         return Err(Failure::new(Exit::BadRecipe, finding));
     };

@@ -10,7 +10,7 @@ use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::regular;
-use crate::ids::{IdVec, TaskId, TensorId};
+use crate::ids::{IdVec, StageId, TaskId, TensorId};
 use crate::model::ModelFolder;
 use crate::quant::Importance;
 use crate::recipe::Loaded;
@@ -27,7 +27,7 @@ const THIN: f64 = 0.1;
 #[derive(Debug, Clone, PartialEq)]
 pub struct StageStatistics {
     /// Index of the quantize stage.
-    pub stage: usize,
+    pub stage: StageId,
     /// The place in the recipe that names the file, as a JSON pointer.
     pub pointer: String,
     /// The file, as the recipe has it.
@@ -72,7 +72,7 @@ impl Weighing {
 
     /// The statistics of a quantize stage.
     #[must_use]
-    pub fn of_stage(&self, stage: usize) -> Option<&StageStatistics> {
+    pub fn of_stage(&self, stage: StageId) -> Option<&StageStatistics> {
         self.stages.iter().find(|used| used.stage == stage)
     }
 }
@@ -91,8 +91,8 @@ pub(super) fn weigh(
     let mut findings = Vec::new();
     let mut files: HashMap<PathBuf, Statistics> = HashMap::new();
     let stages = &loaded.recipe.stages;
-    let load = stages.iter().position(|stage| matches!(stage, Stage::Load(_)));
-    for (index, stage) in stages.iter().enumerate() {
+    let load = stages.numbered().find(|(_, stage)| matches!(stage, Stage::Load(_))).map(|(index, _)| index);
+    for (index, stage) in stages.numbered() {
         if stage.quantize().is_none() {
             continue;
         }
@@ -261,7 +261,12 @@ fn unknown(model: &ModelFolder, tasks: &[Task], statistics: &Statistics) -> Resu
 }
 
 /// The finding about modules without statistics.
-fn missing(loaded: &Loaded, used: &StageStatistics, on_missing: OnMissing, owner: usize) -> Option<Finding> {
+fn missing(
+    loaded: &Loaded,
+    used: &StageStatistics,
+    on_missing: OnMissing,
+    owner: StageId,
+) -> Option<Finding> {
     let count = used.missing.len();
     if count == 0 || on_missing == OnMissing::Ignore {
         return None;

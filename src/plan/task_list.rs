@@ -11,7 +11,7 @@ use serde::Serialize;
 use super::layout::{ExportPlan, TaskOutput, spec_at};
 use super::{Plan, Task};
 use crate::format::encoding;
-use crate::ids::{FileId, IdVec, TaskId, TensorId};
+use crate::ids::{FileId, IdVec, StageId, TaskId, TensorId};
 
 /// A task on one matrix, or on a tensor that is not a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -47,7 +47,7 @@ pub struct Input<'p> {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Slot<'p> {
     /// The `export` stage.
-    pub stage: usize,
+    pub stage: StageId,
     /// The file.
     pub file: &'p str,
     /// The tensor.

@@ -4,6 +4,7 @@ use std::collections::{BTreeSet, HashSet};
 
 use super::select::{DEFAULT_SKIP_NAME, Item, QuantizeStage};
 use crate::finding::Finding;
+use crate::ids::StageId;
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
 use crate::model::ModelFolder;
@@ -22,7 +23,7 @@ const LEAST_PART: usize = 3;
 /// A pattern of the recipe, with its place and what is to be done if it matches nothing.
 struct Written<'r> {
     pattern: &'r Pattern,
-    stage: usize,
+    stage: StageId,
     pointer: String,
     on_unmatched: OnUnmatched,
     origin: Origin,
@@ -82,7 +83,7 @@ pub(super) fn check(loaded: &Loaded, stages: &[QuantizeStage<'_>], items: &[Item
 
 fn patterns<'r>(recipe: &'r Recipe, stages: &[QuantizeStage<'r>]) -> Vec<Written<'r>> {
     let mut out = Vec::new();
-    for (index, stage) in recipe.stages.iter().enumerate() {
+    for (index, stage) in recipe.stages.numbered() {
         match stage {
             Stage::Load(load) => {
                 for pattern in load.layer_types.keys() {

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use crate::finding::Finding;
+use crate::ids::StageId;
 use crate::plan::layout::spec_at;
 use crate::plan::output_tensor::Content;
 use crate::plan::statistics::Weighing;
@@ -13,7 +14,7 @@ use crate::stage::check_warnings::SqnrOf;
 /// A warning for each threshold of `check-warnings` that even Gaussian weights would not meet.
 pub(crate) fn check(loaded: &Loaded, content: Content<'_>, weighing: &Weighing) -> Vec<Finding> {
     let mut findings = Vec::new();
-    for (index, stage) in loaded.recipe.stages.iter().enumerate() {
+    for (index, stage) in loaded.recipe.stages.numbered() {
         let Stage::CheckWarnings(stage) = stage else { continue };
         // The reachable SQNR of a scheme is known for weights, not for outputs.
         if stage.sqnr == SqnrOf::Outputs {
@@ -46,7 +47,7 @@ pub(crate) fn check(loaded: &Loaded, content: Content<'_>, weighing: &Weighing) 
 }
 
 /// Of the schemes of the stages before `stage`, the one that reaches least, each on the tensor on which it does best.
-fn least_reach(content: Content<'_>, weighing: &Weighing, stage: usize) -> Option<(String, f64)> {
+fn least_reach(content: Content<'_>, weighing: &Weighing, stage: StageId) -> Option<(String, f64)> {
     let mut best: BTreeMap<String, f64> = BTreeMap::new();
     for (number, task) in content.tasks.numbered() {
         let spec = spec_at(&content.decisions[task.tensor()], stage);

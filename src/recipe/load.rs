@@ -11,6 +11,7 @@ use super::written::{self, Concealer, Written};
 use super::{check, environment, order, statistics, text};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place, SourceText};
+use crate::ids::StageId;
 use crate::recipe::Recipe;
 use crate::recipe::unused_parameters;
 
@@ -60,7 +61,7 @@ impl Loaded {
 
     /// The place of the name of a stage, counted from 0.
     #[must_use]
-    pub fn stage_place(&self, index: usize) -> Option<Place> {
+    pub fn stage_place(&self, index: StageId) -> Option<Place> {
         self.place(&format!("/stages/{index}/stage"))
     }
 

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::{IdVec, StageId};
 use crate::stage::{OnFailure, Stage};
 
 /// A monoquant recipe: ordered stages that say how a model directory is quantized.
@@ -26,5 +27,5 @@ pub struct Recipe {
     pub on_failure: Option<OnFailure>,
     /// The stages, in order: `load` first, a quantize stage before `validate`, `check-warnings` and `export`.
     #[schemars(length(min = 1))]
-    pub stages: Vec<Stage>,
+    pub stages: IdVec<StageId, Stage>,
 }

@@ -1,11 +1,12 @@
 //! Places of values in a recipe, for messages that come after parsing.
 
 use crate::finding::{Finding, Place};
+use crate::ids::StageId;
 use crate::recipe::Loaded;
 
 /// The place of a value that the recipe sets, or of the stage's name if the value is a default.
 #[must_use]
-pub fn said_or_stage(loaded: &Loaded, stage: usize, key: &str) -> Option<Place> {
+pub fn said_or_stage(loaded: &Loaded, stage: StageId, key: &str) -> Option<Place> {
     let pointer = format!("/stages/{stage}/{key}");
     if loaded.says(&pointer) { loaded.place(&pointer) } else { loaded.stage_place(stage) }
 }

@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::StageId;
 use crate::plan::{Parallel, Plan};
 use crate::text::units::counted;
 
@@ -60,7 +61,7 @@ pub struct LimitRecord {
 
 /// How engines serve the output of an `export` stage.
 #[must_use]
-pub fn of(plan: &Plan, stage: usize) -> Vec<EngineRecord> {
+pub fn of(plan: &Plan, stage: StageId) -> Vec<EngineRecord> {
     let served = plan.served.iter().filter(|served| served.stage == stage);
     served
         .map(|served| EngineRecord {
@@ -96,7 +97,7 @@ fn parallel(parallel: &Parallel) -> ParallelRecord {
 }
 
 /// The same in rows of the plan's last table: which kernels take every matrix, and between how many GPUs it can be cut.
-pub fn rows(plan: &Plan, stage: usize) -> Vec<Vec<String>> {
+pub fn rows(plan: &Plan, stage: StageId) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let served: Vec<_> = plan.served.iter().filter(|served| served.stage == stage).collect();
     for served in &served {

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::digest::Digest;
 use crate::finding::{Diagnostic, Failure, Finding};
-use crate::ids::{ExportId, FileId, IdVec, ShardId, TensorId};
+use crate::ids::{ExportId, FileId, IdVec, ShardId, StageId, TensorId};
 use crate::plan::select::matrix_shape;
 use crate::plan::{Action, Plan};
 use crate::quant::{Distortion, Granularity};
@@ -113,7 +113,7 @@ pub fn format_name(format: Format) -> &'static str {
 
 /// The path of an `export` stage as the recipe has it.
 #[must_use]
-pub fn written_path(plan: &Plan, stage: usize) -> String {
+pub fn written_path(plan: &Plan, stage: StageId) -> String {
     match &plan.recipe().stages[stage] {
         Stage::Export(export) => {
             plan.loaded.written(&format!("/stages/{stage}/path")).unwrap_or(&export.path).to_owned()

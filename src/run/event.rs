@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 
-use crate::ids::TensorId;
+use crate::ids::{StageId, TensorId};
 use crate::quant::Distortion;
 use crate::report::GateOutcome;
 
@@ -47,7 +47,7 @@ pub enum Event {
     /// A stage that judges or publishes was evaluated.
     Stage {
         /// Index in the recipe.
-        stage: usize,
+        stage: StageId,
         /// Its name.
         name: &'static str,
         /// The outcome of the stage.

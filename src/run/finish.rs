@@ -125,8 +125,8 @@ impl Job<'_> {
         let plan = self.plan;
         let distortions = std::mem::take(&mut measured.tensors);
         let measured = &measured;
-        let last = judgement.failed.map_or(usize::MAX, |(stage, _)| stage);
-        let published = plan.exports.map(|export| export.stage < last);
+        let failed = judgement.failed.map(|(stage, _)| stage);
+        let published = plan.exports.map(|export| failed.is_none_or(|failed| export.stage < failed));
         let exit = judgement.failed.map_or(Exit::Done, |(_, exit)| exit);
         let verdict = Verdict {
             passed: exit == Exit::Done,

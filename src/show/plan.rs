@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::finding::{Diagnostic, Failure, diagnostics};
 use crate::fs::disk::free_space;
-use crate::ids::TensorId;
+use crate::ids::{StageId, TensorId};
 use crate::model::Shape;
 use crate::plan::layout::Left;
 use crate::plan::output_tensor::logical_bytes;
@@ -244,7 +244,7 @@ struct AsJson<'p, E, T, K> {
 fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {
     #[derive(Serialize)]
     struct Export<'p, C, T> {
-        stage: usize,
+        stage: StageId,
         path: String,
         format: &'static str,
         bytes: u64,

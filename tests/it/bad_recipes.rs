@@ -196,13 +196,13 @@ fn a_good_recipe_knows_its_places() {
     };
     assert_eq!(word(loaded.place("/stages/2/observer")), "mse");
     assert_eq!(word(loaded.key_place("/stages/2/observer")), "observer");
-    assert_eq!(word(loaded.stage_place(3)), "quantize-int8");
+    assert_eq!(word(loaded.stage_place(monoquant::ids::StageId::new(3))), "quantize-int8");
     assert_eq!(word(loaded.place("/stages/3/group_size")), "quantize-int8");
     assert_eq!(word(loaded.place("/stages/3/targets/1")), "*targets");
     assert_eq!(word(loaded.place("/stages/99/x")), "-");
     assert!(loaded.says("/stages/2/observer") && !loaded.says("/stages/2/group_size"));
     assert!(
-        matches!(&loaded.recipe.stages[0], monoquant::stage::Stage::Load(load) if load.model == "/home/ana/model")
+        matches!(&loaded.recipe.stages[monoquant::ids::StageId::new(0)], monoquant::stage::Stage::Load(load) if load.model == "/home/ana/model")
     );
 }
 
@@ -272,7 +272,9 @@ fn model_and_output_are_seen_from_the_working_directory() {
     let loaded = recipe::load(&path, &overrides).unwrap();
     let text = emit(&loaded.recipe).unwrap();
     assert!(text.contains("path: /abs/out"), "{text}");
-    let monoquant::stage::Stage::Load(load) = &loaded.recipe.stages[0] else { panic!("no load") };
+    let monoquant::stage::Stage::Load(load) = &loaded.recipe.stages[monoquant::ids::StageId::new(0)] else {
+        panic!("no load")
+    };
     assert!(Path::new(&load.model).is_relative(), "{}", load.model);
     let target = folder.path().canonicalize().unwrap().join(&load.model);
     let parent = target.parent().unwrap().canonicalize().unwrap();

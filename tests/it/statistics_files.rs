@@ -291,7 +291,7 @@ fn experts_take_their_own_row_whatever_the_file_and_the_checkpoint() {
             let plan = weighed(&workspace, name, "warn").expect("a plan");
             assert!(plan.warnings.iter().any(|finding| finding.code == "plan::missing-statistics"));
             assert!(!plan.warnings.iter().any(|finding| finding.code == "plan::unknown-statistics"));
-            let used = plan.weighing.of_stage(1).expect("statistics");
+            let used = plan.weighing.of_stage(monoquant::ids::StageId::new(1)).expect("statistics");
             assert_eq!((used.missing.len(), used.matrices), (3, 13), "{name}");
             assert_eq!(used.thin, []);
             let mut found = Vec::new();
@@ -337,7 +337,7 @@ fn statistics_of_a_stack_serve_experts_that_lie_one_by_one() {
             assert!((found - sum / mean).abs() <= 1e-6 * found, "{found}");
         }
         // An expert that hardly any token was routed to is named.
-        let thin = &plan.weighing.of_stage(1).expect("statistics").thin;
+        let thin = &plan.weighing.of_stage(monoquant::ids::StageId::new(1)).expect("statistics").thin;
         assert_eq!(thin.len(), 3);
         assert!(thin.iter().all(|(module, tokens)| module.contains("experts.3.") && *tokens == 20));
 
@@ -394,7 +394,10 @@ fn fused_projections_find_the_statistics_of_their_parts_and_the_other_way_round(
     {
         workspace.write("stats.gguf", bytes);
         let plan = weighed(workspace, "stats.gguf", "error").expect("a plan");
-        assert_eq!(plan.weighing.of_stage(1).expect("statistics").matrices, matrices);
+        assert_eq!(
+            plan.weighing.of_stage(monoquant::ids::StageId::new(1)).expect("statistics").matrices,
+            matrices
+        );
     }
 }
 

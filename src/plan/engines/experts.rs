@@ -131,9 +131,9 @@ pub(in crate::plan) fn leave_unloadable_experts(
 ) -> Option<Finding> {
     let family = model.config.model_type().unwrap_or_default();
     let engine = stack_refused_by(family)?;
-    let export = loaded.recipe.stages.iter().position(
-        |stage| matches!(stage, Stage::Export(export) if engine.severity(export.target).is_some()),
-    )?;
+    let is_for_it =
+        |stage: &Stage| matches!(stage, Stage::Export(export) if engine.severity(export.target).is_some());
+    let (export, _) = loaded.recipe.stages.numbered().find(|(_, stage)| is_for_it(stage))?;
     let rule = Rule {
         pointer: None,
         text: "built-in: experts that an engine cannot load".into(),

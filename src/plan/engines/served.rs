@@ -7,7 +7,7 @@ pub use super::kernels::Server;
 use super::kernels::{KERNELS, Kernel, Unfit};
 use super::parallel::{self, Cut, Heads, Kind, Limit, MOST, Parallel, Unit};
 use crate::finding::Finding;
-use crate::ids::{IdVec, TensorId};
+use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::model::LayerClass;
 use crate::plan::Task;
@@ -28,7 +28,7 @@ const NAMED: usize = 5;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Served {
     /// Index of the `export` stage.
-    pub stage: usize,
+    pub stage: StageId,
     /// The engine.
     pub server: Server,
     /// Its kernels that are for the schemes of the export.
@@ -105,7 +105,7 @@ fn units(
     content: Content<'_>,
     classes: &IdVec<TensorId, LayerClass>,
     groups: &[FusedModules],
-    stage: usize,
+    stage: StageId,
 ) -> Vec<Unit> {
     let is_fused = |group: &&FusedModules| !group.are_experts();
     let mut is_in_group = content.model.tensors.map(|_| false);
@@ -168,7 +168,7 @@ fn unit(
     content: Content<'_>,
     classes: &IdVec<TensorId, LayerClass>,
     task: &Task,
-    stage: usize,
+    stage: StageId,
 ) -> Option<Unit> {
     let spec = spec_at(&content.decisions[task.tensor()], stage)?;
     let view = task.matrix(content.model)?;
