@@ -56,8 +56,7 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
         };
         let gate = match stage {
             Stage::Validate(validate) => {
-                let (complaints, is_damaged) =
-                    validate_complaints(plan, measured, folders, tensors, index, validate);
+                let (complaints, is_damaged) = validate_complaints(plan, measured, folders, index, validate);
                 let on_failure = validate.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Error);
                 let exit = if is_damaged { Exit::OutputDamaged } else { Exit::GateFailed };
                 Gate {
@@ -183,10 +182,10 @@ fn validate_complaints(
     plan: &Plan,
     measured: &Measured,
     folders: &[PathBuf],
-    tensors: &IdVec<TensorId, Option<Distortion>>,
     stage: StageId,
     validate: &Validate,
 ) -> (Vec<Finding>, bool) {
+    let tensors = &measured.tensors;
     let (mut out, mut is_damaged) = (Vec::new(), false);
     let mut complain = |key: &str, finding: Finding| {
         let finding = finding.at_opt(place_of(plan, stage, key), "");
@@ -333,7 +332,8 @@ fn check_complaints(
             (doubtful, "sqnr_warning_threshold", warning, false),
         ] {
             if !list.is_empty() {
-                let finding = layers_below(plan, stage, key, threshold, list, scored.len());
+                let below = Below { key, threshold, of: scored.len(), list };
+                let finding = layers_below(plan, stage, below);
                 out.push(graded(is_critical, finding));
             }
         }
@@ -384,14 +384,17 @@ fn are(count: usize, noun: &str) -> String {
     format!("{} {}", counted(count, noun), if count == 1 { "is" } else { "are" })
 }
 
-fn layers_below(
-    plan: &Plan,
-    stage: StageId,
-    key: &str,
+/// Layers below a threshold, of so many.
+struct Below<'a> {
+    /// The parameter that sets the threshold.
+    key: &'a str,
     threshold: f64,
-    mut list: Vec<&Scored<'_>>,
+    list: Vec<&'a Scored<'a>>,
     of: usize,
-) -> Finding {
+}
+
+fn layers_below(plan: &Plan, stage: StageId, below: Below<'_>) -> Finding {
+    let Below { key, threshold, mut list, of } = below;
     list.sort_by(|a, b| a.sqnr.unwrap_or(f64::NAN).total_cmp(&b.sqnr.unwrap_or(f64::NAN)));
     // NaN sorts last and is worst.
     let unmeasured = list.iter().filter(|scored| scored.sqnr.is_some_and(f64::is_nan)).count();

@@ -147,7 +147,8 @@ impl Plan {
     /// What the tensors of the exports are made of.
     #[must_use]
     pub fn content(&self) -> Content<'_> {
-        Content { model: &self.model, decisions: &self.decisions, tasks: &self.tasks }
+        let Self { loaded, model, classes, decisions, fused_modules, tasks, .. } = self;
+        Content { loaded, model, classes, decisions, fused_modules, tasks }
     }
 
     /// The tasks of a tensor of the model.
@@ -191,21 +192,21 @@ pub fn compile(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
 fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     stop_on_errors(&draft.findings)?;
     let (weighing, problems) = draft.weigh()?;
-    let Draft { loaded, model, classes, decisions, tasks, fused_modules, mut findings } = draft;
+    let mut findings = draft.findings.clone();
     findings.extend(problems);
 
-    let content = Content { model: &model, decisions: &decisions, tasks: &tasks };
-    let exports = exports(&loaded, content, &classes);
-    findings.extend(export_paths::export_paths(&loaded, &model, &exports));
-    findings.extend(outputs::check(&loaded, content, &classes, &exports));
+    let content = draft.content();
+    let exports = exports(content);
+    findings.extend(export_paths::export_paths(content, &exports));
+    findings.extend(outputs::check(content, &exports));
     for export in &exports {
-        findings.extend(engines::check(&loaded, &model, &classes, &decisions, &fused_modules, export));
-        findings.extend(engines::kept_experts::check(&loaded, &model, &classes, &decisions, export));
-        findings.extend(engines::unbuilt(&loaded, &model, export));
+        findings.extend(engines::check(content, export));
+        findings.extend(engines::kept_experts::check(content, export));
+        findings.extend(engines::unbuilt(content, export));
     }
-    let outlook = engines::served::look_at(&loaded, content, &classes, &fused_modules, &exports);
+    let outlook = engines::served::look_at(content, &exports);
     findings.extend(outlook.findings);
-    findings.extend(crate::plan::unreachable_thresholds::check(&loaded, content, &weighing));
+    findings.extend(unreachable_thresholds::check(content, &weighing));
     stop_on_errors(&findings)?;
 
     let threads = limits
@@ -215,8 +216,9 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     let budget = budget::budget(content, &exports, &weighing, threads, limits.memory)
         .map_err(|memory| Failure::new(Exit::BadRecipe, memory.into()))?;
     let mut notes = engines::notes(content, &exports);
-    notes.extend(copies::stale_declarations(&model));
+    notes.extend(copies::stale_declarations(&draft.model));
     notes.extend(outlook.notes);
+    let Draft { loaded, model, classes, decisions, tasks, fused_modules, .. } = draft;
     Ok(Plan {
         loaded,
         model,
@@ -240,17 +242,13 @@ fn stop_on_errors(findings: &[Finding]) -> Result<(), Failure> {
     Ok(())
 }
 
-fn exports(
-    loaded: &Loaded,
-    content: Content<'_>,
-    classes: &IdVec<TensorId, LayerClass>,
-) -> IdVec<ExportId, ExportPlan> {
-    let model = content.model;
+fn exports(content: Content<'_>) -> IdVec<ExportId, ExportPlan> {
+    let Content { loaded, model, .. } = content;
     let mut exports = IdVec::new();
     for (index, stage) in loaded.recipe.stages.numbered() {
         let Stage::Export(export) = stage else { continue };
         let (files, tensors, outputs) = layout::lay_out(content, index, export.format, export.shards);
-        let config = crate::plan::config::config_text(content, classes, index, export.format);
+        let config = config::config_text(content, index, export.format);
         let others = copies::sort(model, export.copy);
         exports.push(ExportPlan {
             stage: index,

@@ -14,7 +14,6 @@ use crate::format::source;
 use crate::plan::Plan;
 use crate::publish::lock::Lock;
 use crate::publish::staging;
-use crate::quant::Isa;
 use crate::recipe::{self, Loaded};
 use crate::run::{Cancel, Listener, Options, Outcome, Silent};
 use crate::show::progress::Bar;
@@ -41,7 +40,8 @@ pub(super) fn watch(args: &RunArgs, output: &Output, signals: &Signals) -> Resul
         let text = recipe::text_of(&args.recipe.recipe);
         let is_first = is_first.swap(false, Ordering::Relaxed);
         let _running = signals.running(cancel);
-        let result = carry_out(args, output, inputs, cancel, isa, is_first);
+        let options = Options { isa, cancel: cancel.clone(), durable: args.durable, ..Options::default() };
+        let result = carry_out(args, output, inputs, options, is_first);
         Ended { text, result }
     };
     let mut cycles = Cycles::default();
@@ -75,8 +75,7 @@ fn carry_out(
     args: &RunArgs,
     output: &Output,
     inputs: &Inputs,
-    cancel: &Cancel,
-    isa: Option<Isa>,
+    options: Options,
     is_first: bool,
 ) -> Result<(Plan, Outcome), Failure> {
     let loaded = loaded(&args.recipe)?;
@@ -90,11 +89,9 @@ fn carry_out(
         output.say(note);
     }
     let options = Options {
-        isa,
-        cancel: cancel.clone(),
-        durable: args.durable,
         fresh: args.fresh && is_first || trust != Trust::Trusted,
         keep_unpublished: trust == Trust::Trusted,
+        ..options
     };
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     Ok((plan, outcome))

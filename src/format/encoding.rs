@@ -166,8 +166,7 @@ fn wide(shape: Vec<usize>) -> Vec<u64> {
 /// (row, group).
 fn dequantized(
     scheme: &Scheme,
-    rows: usize,
-    columns: usize,
+    [rows, columns]: [usize; 2],
     scales: &[u8],
     code: impl Fn(usize, usize) -> i32,
     zero_point: impl Fn(usize, usize) -> i32,

@@ -16,7 +16,7 @@ use crate::fs::regular::limit;
 use crate::ids::{IdVec, ShardId, TensorId};
 use crate::threads;
 
-use checks::{check_copies, check_duplicates, check_index};
+use checks::{Held, check_copies, check_duplicates, check_index};
 use complaints::{adapter, broken_link, no_config, not_safetensors, pointer};
 use elsewhere::no_weights;
 use files::{Listing, is_pointer};
@@ -197,7 +197,7 @@ fn read(
     let Choice { files: chosen, index } = if is_single_file {
         Choice { files: listing.files.clone(), index: None }
     } else {
-        weights::choose(source, &listing, &config, include, exclude, &mut findings)
+        weights::choose(source, &listing, &config, [include, exclude], &mut findings)
     };
     if chosen.is_empty() {
         if !findings.iter().any(Finding::is_error) {
@@ -207,13 +207,14 @@ fn read(
     }
     let (shards, mut tensors) = read_headers(source, &chosen, &mut findings);
     let mut names = NameIndex::of(&tensors);
-    check_duplicates(&shards, &tensors, &names, &mut findings);
+    let held = Held { shards: &shards, tensors: &tensors, names: &names };
+    check_duplicates(&held, &mut findings);
     if !include.is_empty() {
         check_copies(&shards, &tensors, &mut findings);
     }
     // Of the index only its name is needed from here on: it is as long as all headers.
     let index = index.map(|index| {
-        check_index(&index, &config, &shards, &tensors, &names, &mut findings);
+        check_index(&index, &config, &held, &mut findings);
         index.file
     });
     if !findings.iter().any(Finding::is_error) {
@@ -224,7 +225,7 @@ fn read(
             findings.push(adapter(&chosen));
         } else if wrappers::take_out(&mut tensors, &mut findings) {
             names = NameIndex::of(&tensors);
-            check_duplicates(&shards, &tensors, &names, &mut findings);
+            check_duplicates(&Held { shards: &shards, tensors: &tensors, names: &names }, &mut findings);
         }
     }
     quantized::recognise(&config, &mut tensors, &names, &mut findings);

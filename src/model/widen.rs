@@ -64,6 +64,7 @@ impl ScaleGrid {
 /// Converts rows of an FP8 matrix of `columns` columns, starting with row `first_row`, to BF16, little endian, and
 /// appends them to `out`. False if `dtype` is not an FP8 type or scales are missing.
 #[must_use]
+#[expect(clippy::too_many_arguments, reason = "a kernel")]
 pub fn fp8_to_bf16(
     source: &[u8],
     dtype: Dtype,

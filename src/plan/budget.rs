@@ -113,7 +113,7 @@ pub(super) fn budget(
     threads: usize,
     memory: Option<u64>,
 ) -> Result<Budget, TooLittle> {
-    let Content { model, decisions, tasks } = content;
+    let Content { model, decisions, tasks, .. } = content;
     let mut tile_bytes = 0;
     for task in tasks {
         let tensor = &model.tensors[task.tensor()];

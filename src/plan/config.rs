@@ -4,9 +4,8 @@ use std::borrow::Cow;
 
 use serde_json::Value;
 
-use crate::ids::{IdVec, StageId, TensorId};
+use crate::ids::StageId;
 use crate::layer::LayerType;
-use crate::model::LayerClass;
 use crate::plan::Content;
 use crate::plan::compressed_tensors::{QuantizedModule, quantization_config};
 use crate::plan::fused_modules::experts_parent;
@@ -16,12 +15,7 @@ use crate::stage::export::Format;
 
 /// The text of config.json for an export. None if the source has none.
 #[must_use]
-pub fn config_text(
-    content: Content<'_>,
-    classes: &IdVec<TensorId, LayerClass>,
-    export_stage: StageId,
-    format: Format,
-) -> Option<String> {
+pub fn config_text(content: Content<'_>, export_stage: StageId, format: Format) -> Option<String> {
     // A dequantized scaled-FP8 source is no longer quantized, whatever the source said.
     let Value::Object(mut config) = content.model.config.without_declarations() else { return None };
     if content.model.config.is_empty() {
@@ -30,7 +24,7 @@ pub fn config_text(
     if format == Format::CompressedTensors {
         let modules = quantized_modules(content, export_stage);
         if !modules.is_empty() {
-            let left_alone = left_alone(content, classes, export_stage);
+            let left_alone = left_alone(content, export_stage);
             config.insert("quantization_config".to_owned(), quantization_config(&modules, &left_alone));
         }
     }
@@ -53,12 +47,8 @@ pub fn quantized_modules(content: Content<'_>, export_stage: StageId) -> Vec<Qua
 /// Linear modules that an export skips: those that a `Linear` target would match in some engine. A stack of experts
 /// is also listed under the module `experts` that engines make of it, for any name in the file.
 #[must_use]
-pub fn left_alone<'p>(
-    content: Content<'p>,
-    classes: &IdVec<TensorId, LayerClass>,
-    export_stage: StageId,
-) -> Vec<Cow<'p, str>> {
-    let Content { model, decisions, tasks } = content;
+pub fn left_alone<'p>(content: Content<'p>, export_stage: StageId) -> Vec<Cow<'p, str>> {
+    let Content { model, classes, decisions, tasks, .. } = content;
     let mut names = Vec::new();
     for task in tasks {
         let kind = classes[task.tensor()].kind;

@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::doubts::{idle_stages, split_findings, undivided_findings};
 use super::matrices::{row_lengths, tasks};
 use super::source_model::{correct_classes, open_model};
-use super::{Decision, FusedModules, Task, Weighing, engines, select, statistics, unmatched};
+use super::{Content, Decision, FusedModules, Task, Weighing, engines, select, statistics, unmatched};
 use crate::finding::{Failure, Finding};
 use crate::format::source::Source;
 use crate::ids::{IdVec, StageId, TaskId, TensorId};
@@ -40,7 +40,14 @@ impl Draft {
     /// # Errors
     /// If a statistics file cannot be read or belongs to another model.
     pub fn weigh(&self) -> Result<(Weighing, Vec<Finding>), Failure> {
-        statistics::weigh(&self.loaded, &self.model, &self.decisions, &self.tasks)
+        statistics::weigh(self.content())
+    }
+
+    /// What the tensors of the exports will be made of.
+    #[must_use]
+    pub fn content(&self) -> Content<'_> {
+        let Self { loaded, model, classes, decisions, fused_modules, tasks, .. } = self;
+        Content { loaded, model, classes, decisions, fused_modules, tasks }
     }
 }
 

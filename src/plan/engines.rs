@@ -8,11 +8,12 @@
 //! says where).
 
 use super::layout::ExportPlan;
-use super::select::{Decision, QuantSpec};
+use super::output_tensor::Content;
+use super::select::QuantSpec;
 use crate::finding::{Finding, Severity};
-use crate::ids::{IdVec, StageId, TensorId};
+use crate::ids::StageId;
 use crate::layer::LayerType;
-use crate::model::{Dtype, LayerClass, ModelFolder};
+use crate::model::{Dtype, LayerClass};
 use crate::plan::fused_modules::FusedModules;
 use crate::quant::{Scheme, Storage};
 use crate::recipe::Loaded;
@@ -99,14 +100,8 @@ struct Subject<'a> {
 }
 
 /// Findings for everything in an export that an engine cannot load.
-pub(super) fn check(
-    loaded: &Loaded,
-    model: &ModelFolder,
-    classes: &IdVec<TensorId, LayerClass>,
-    decisions: &IdVec<TensorId, Decision>,
-    groups: &[FusedModules],
-    export: &ExportPlan,
-) -> Vec<Finding> {
+pub(super) fn check(content: Content<'_>, export: &ExportPlan) -> Vec<Finding> {
+    let Content { loaded, model, classes, decisions, fused_modules: groups, .. } = content;
     if export.format != Format::CompressedTensors {
         return Vec::new();
     }

@@ -5,8 +5,7 @@ use std::path::PathBuf;
 use super::ExportPlan;
 use crate::finding::Finding;
 use crate::fs::paths;
-use crate::model::ModelFolder;
-use crate::recipe::Loaded;
+use crate::plan::output_tensor::Content;
 
 /// A path without `.` and `..`, as far as that can be told without the file system.
 pub(crate) fn normalized(path: &std::path::Path) -> PathBuf {
@@ -34,7 +33,8 @@ fn canonical(path: &std::path::Path) -> PathBuf {
 }
 
 /// Output paths that would destroy the model or each other.
-pub(super) fn export_paths(loaded: &Loaded, model: &ModelFolder, exports: &[ExportPlan]) -> Vec<Finding> {
+pub(super) fn export_paths(content: Content<'_>, exports: &[ExportPlan]) -> Vec<Finding> {
+    let Content { loaded, model, .. } = content;
     let mut findings = Vec::new();
     let source = model.source.folder().map(canonical);
     let source = source.as_deref();

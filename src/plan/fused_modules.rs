@@ -226,26 +226,24 @@ pub(crate) fn resolve_indivisible(
     for member in groups.iter().flat_map(FusedModules::members) {
         is_grouped[member] = true;
     }
-    let mut refused = Vec::new();
-    let mut known = Decisions::default();
-    let mut resolve = |members: &[TensorId], decisions: &mut IdVec<TensorId, Decision>| {
-        resolve_together(members, decisions, columns, parameters, &mut known, &mut refused);
-    };
+    let mut resolver =
+        Resolver { decisions, columns, parameters, known: Decisions::default(), refused: Vec::new() };
     for group in groups {
         // What one stage says of its groups is no word on the modules of another, even where an engine fuses them.
         let mut by_stage: BTreeMap<StageId, Vec<TensorId>> = BTreeMap::new();
         for index in group.members() {
-            if let Some(stage) = stage_of_groups(&decisions[index]) {
+            if let Some(stage) = stage_of_groups(&resolver.decisions[index]) {
                 by_stage.entry(stage).or_default().push(index);
             }
         }
-        by_stage.into_values().for_each(|members| resolve(&members, decisions));
+        by_stage.into_values().for_each(|members| resolver.resolve(&members));
     }
     for index in is_grouped.ids().filter(|&index| !is_grouped[index]) {
-        if stage_of_groups(&decisions[index]).is_some() {
-            resolve(&[index], decisions);
+        if stage_of_groups(&resolver.decisions[index]).is_some() {
+            resolver.resolve(&[index]);
         }
     }
+    let mut refused = resolver.refused;
     refused.sort_by_key(|undivided| undivided.tensor);
     refused
 }
@@ -256,63 +254,73 @@ fn stage_of_groups(decision: &Decision) -> Option<StageId> {
     matches!(spec.scheme.granularity, Granularity::Group(_)).then_some(spec.stage)
 }
 
-/// Applies `indivisible` to tensors of one stage of which an engine makes one module, or to one that stands alone.
-fn resolve_together(
-    members: &[TensorId],
-    decisions: &mut IdVec<TensorId, Decision>,
-    columns: &dyn Fn(TensorId) -> Vec<u64>,
-    parameters: &dyn Fn(StageId) -> (Indivisible, String),
-    known: &mut Decisions,
-    refused: &mut Vec<Undivided>,
-) {
-    let mut worst: Option<(StageId, u64, usize)> = None;
-    let mut lengths = Vec::new();
-    for &index in members {
-        let Some(spec) = decisions[index].spec() else { continue };
-        let Granularity::Group(size) = spec.scheme.granularity else { continue };
-        for length in columns(index) {
-            lengths.push(length);
-            if length % size as u64 != 0 && worst.is_none() {
-                worst = Some((spec.stage, length, size));
+/// Applies `indivisible`.
+struct Resolver<'a> {
+    decisions: &'a mut IdVec<TensorId, Decision>,
+    columns: &'a dyn Fn(TensorId) -> Vec<u64>,
+    parameters: &'a dyn Fn(StageId) -> (Indivisible, String),
+    known: Decisions,
+    refused: Vec<Undivided>,
+}
+
+impl Resolver<'_> {
+    /// Treats tensors of one stage of which an engine makes one module, or one that stands alone.
+    fn resolve(&mut self, members: &[TensorId]) {
+        let mut worst: Option<(StageId, u64, usize)> = None;
+        let mut lengths = Vec::new();
+        for &index in members {
+            let Some(spec) = self.decisions[index].spec() else { continue };
+            let Granularity::Group(size) = spec.scheme.granularity else { continue };
+            for length in (self.columns)(index) {
+                lengths.push(length);
+                if length % size as u64 != 0 && worst.is_none() {
+                    worst = Some((spec.stage, length, size));
+                }
             }
         }
-    }
-    let Some((stage, length, size)) = worst else { return };
-    let (policy, pointer) = parameters(stage);
-    let change = |spec: &QuantSpec| match policy {
-        Indivisible::Error => None,
-        Indivisible::Skip => Some(Action::Keep),
-        Indivisible::Channel => {
-            let mut changed = spec.clone();
-            changed.scheme.granularity = Granularity::Channel;
-            Some(Action::Quantize(Box::new(changed)))
-        }
-        Indivisible::Shrink => [128_u64, 64, 32, 16]
-            .into_iter()
-            .find(|shrunk| *shrunk <= size as u64 && lengths.iter().all(|length| length % shrunk == 0))
-            .map(|shrunk| {
+        let Some((stage, length, size)) = worst else { return };
+        let (policy, pointer) = (self.parameters)(stage);
+        let change = |spec: &QuantSpec| match policy {
+            Indivisible::Error => None,
+            Indivisible::Skip => Some(Action::Keep),
+            Indivisible::Channel => {
                 let mut changed = spec.clone();
-                changed.scheme.granularity = Granularity::Group(shrunk as usize);
-                Action::Quantize(Box::new(changed))
-            }),
-    };
-    for &index in members {
-        let Some(spec) = decisions[index].spec() else { continue };
-        match change(spec) {
-            Some(Action::Keep) => {
-                let rule = Rule {
-                    pointer: Some(pointer.as_str().into()),
-                    text: "indivisible: skip".into(),
-                    reason: format!("{length} columns are no multiple of {size}").into(),
-                    origin: Origin::Skip,
-                };
-                decisions[index] = known.of(Action::Keep, rule);
+                changed.scheme.granularity = Granularity::Channel;
+                Some(Action::Quantize(Box::new(changed)))
             }
-            Some(action) => decisions[index] = known.of(action, decisions[index].rule.clone()),
-            None => {
-                let group_size = size as u64;
-                let undivided = columns(index).into_iter().find(|length| length % group_size != 0);
-                refused.extend(undivided.map(|columns| Undivided { tensor: index, columns, group_size }));
+            Indivisible::Shrink => [128_u64, 64, 32, 16]
+                .into_iter()
+                .find(|shrunk| *shrunk <= size as u64 && lengths.iter().all(|length| length % shrunk == 0))
+                .map(|shrunk| {
+                    let mut changed = spec.clone();
+                    changed.scheme.granularity = Granularity::Group(shrunk as usize);
+                    Action::Quantize(Box::new(changed))
+                }),
+        };
+        for &index in members {
+            let Some(spec) = self.decisions[index].spec() else { continue };
+            match change(spec) {
+                Some(Action::Keep) => {
+                    let rule = Rule {
+                        pointer: Some(pointer.as_str().into()),
+                        text: "indivisible: skip".into(),
+                        reason: format!("{length} columns are no multiple of {size}").into(),
+                        origin: Origin::Skip,
+                    };
+                    self.decisions[index] = self.known.of(Action::Keep, rule);
+                }
+                Some(action) => {
+                    self.decisions[index] = self.known.of(action, self.decisions[index].rule.clone())
+                }
+                None => {
+                    let group_size = size as u64;
+                    let undivided = (self.columns)(index).into_iter().find(|length| length % group_size != 0);
+                    self.refused.extend(undivided.map(|columns| Undivided {
+                        tensor: index,
+                        columns,
+                        group_size,
+                    }));
+                }
             }
         }
     }

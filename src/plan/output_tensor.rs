@@ -2,12 +2,14 @@
 
 use std::cmp::Ordering;
 
+use super::fused_modules::FusedModules;
 use super::select::Decision;
 use super::task::Task;
 use crate::format::encoding;
 use crate::ids::{FileId, IdVec, TaskId, TensorId};
-use crate::model::{ModelFolder, Shape, TensorInfo};
+use crate::model::{LayerClass, ModelFolder, Shape, TensorInfo};
 use crate::quant::{Role, Scheme};
+use crate::recipe::Loaded;
 
 /// What of a task an output tensor holds.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -43,13 +45,20 @@ impl Part {
     }
 }
 
-/// What the tensors of an output are made of: of each there may be millions, so what follows from these is not kept.
+/// A recipe and a model that is cut into tasks: what the tensors of an output are made of. Of each there may be millions, so
+/// what follows from these is not kept.
 #[derive(Debug, Clone, Copy)]
 pub struct Content<'p> {
+    /// The recipe.
+    pub loaded: &'p Loaded,
     /// The model.
     pub model: &'p ModelFolder,
+    /// Kind and role of each of its tensors.
+    pub classes: &'p IdVec<TensorId, LayerClass>,
     /// What is done with each of its tensors.
     pub decisions: &'p IdVec<TensorId, Decision>,
+    /// Modules that engines fuse.
+    pub fused_modules: &'p [FusedModules],
     /// The tasks that it is cut into.
     pub tasks: &'p IdVec<TaskId, Task>,
 }

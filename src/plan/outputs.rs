@@ -10,8 +10,7 @@ use super::copies;
 use super::layout::ExportPlan;
 use super::output_tensor::{Content, OutputTensor};
 use crate::finding::Finding;
-use crate::ids::{IdVec, TensorId};
-use crate::model::LayerClass;
+use crate::ids::TensorId;
 use crate::model::header::MAX_HEADER;
 use crate::plan::{compressed_tensors, config};
 use crate::recipe::Loaded;
@@ -20,12 +19,8 @@ use crate::stage::export::Format;
 use crate::threads;
 
 /// Findings for everything in the exports that would make a broken directory.
-pub(super) fn check(
-    loaded: &Loaded,
-    content: Content<'_>,
-    classes: &IdVec<TensorId, LayerClass>,
-    exports: &[ExportPlan],
-) -> Vec<Finding> {
+pub(super) fn check(content: Content<'_>, exports: &[ExportPlan]) -> Vec<Finding> {
+    let loaded = content.loaded;
     let mut findings = Vec::new();
     if !loaded.recipe.stages.iter().any(|stage| matches!(stage, Stage::Export(_))) {
         findings.push(
@@ -34,13 +29,13 @@ pub(super) fn check(
         );
     }
     for export in exports {
-        findings.extend(clashing_names(loaded, content, export));
+        findings.extend(clashing_names(content, export));
         findings.extend(long_header(loaded, export));
         if matches!(&loaded.recipe.stages[export.stage], Stage::Export(stage) if stage.copy) {
             findings.extend(copies::broken(loaded, content.model, export.stage));
         }
         if export.format == Format::CompressedTensors {
-            findings.extend(config_findings(loaded, content, classes, export));
+            findings.extend(config_findings(content, export));
         }
     }
     findings
@@ -48,7 +43,7 @@ pub(super) fn check(
 
 /// The finding for two output tensors of the same name: the source holds a tensor whose name quantization also
 /// creates.
-fn clashing_names(loaded: &Loaded, content: Content<'_>, export: &ExportPlan) -> Option<Finding> {
+fn clashing_names(content: Content<'_>, export: &ExportPlan) -> Option<Finding> {
     // Hashes are compared first: they take little memory, and almost no two are the same.
     let hasher = RandomState::new();
     let hash = |tensor: &OutputTensor| hasher.hash_one(tensor.name(content));
@@ -71,7 +66,7 @@ fn clashing_names(loaded: &Loaded, content: Content<'_>, export: &ExportPlan) ->
                 "plan::clashing-names",
                 format!("two tensors of the output would be called `{name}`"),
             )
-            .at_opt(loaded.stage_place(export.stage), "written here")
+            .at_opt(content.loaded.stage_place(export.stage), "written here")
             .help(format!(
                 "They come from `{a}` and `{b}`. Leave the module alone with `modules_to_not_convert`."
             )),
@@ -95,14 +90,9 @@ fn long_header(loaded: &Loaded, export: &ExportPlan) -> Option<Finding> {
     )
 }
 
-fn config_findings(
-    loaded: &Loaded,
-    content: Content<'_>,
-    classes: &IdVec<TensorId, LayerClass>,
-    export: &ExportPlan,
-) -> Vec<Finding> {
+fn config_findings(content: Content<'_>, export: &ExportPlan) -> Vec<Finding> {
     let modules = config::quantized_modules(content, export.stage);
-    let place = loaded.stage_place(export.stage);
+    let place = content.loaded.stage_place(export.stage);
     let Some(text) = &export.config else {
         let message = "the model has no config.json, so no engine can know that its weights are packed";
         let mut help = "Put the model's config.json beside its weights (`hf download org/name config.json` gets it), or export with \
@@ -117,7 +107,7 @@ fn config_findings(
         return vec![Finding::error("plan::no-config", message).at_opt(place, "needs one").help(help)];
     };
     let written: Value = serde_json::from_str(text).unwrap_or_default();
-    let left_alone = config::left_alone(content, classes, export.stage);
+    let left_alone = config::left_alone(content, export.stage);
     let found = compressed_tensors::contradictions(&written["quantization_config"], &modules, &left_alone);
     let Some(first) = found.first() else { return Vec::new() };
     let more = if found.len() > 1 { format!(", and {} more", found.len() - 1) } else { String::new() };

@@ -4,13 +4,14 @@ use std::collections::{BTreeSet, HashMap};
 use std::path::PathBuf;
 
 use super::Task;
-use super::select::{self, Decision, QuantSpec};
+use super::output_tensor::Content;
+use super::select::{self, QuantSpec};
 use super::unmatched::{nearest, nearest_names};
 use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength, names};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::regular;
-use crate::ids::{IdVec, StageId, TaskId, TensorId};
+use crate::ids::{IdVec, StageId, TaskId};
 use crate::model::ModelFolder;
 use crate::quant::Importance;
 use crate::recipe::Loaded;
@@ -81,12 +82,8 @@ impl Weighing {
 ///
 /// # Errors
 /// [`Exit::BadModel`] if a file is not a file of statistics, or does not fit the model.
-pub(super) fn weigh(
-    loaded: &Loaded,
-    model: &ModelFolder,
-    decisions: &IdVec<TensorId, Decision>,
-    tasks: &IdVec<TaskId, Task>,
-) -> Result<(Weighing, Vec<Finding>), Failure> {
+pub(super) fn weigh(content: Content<'_>) -> Result<(Weighing, Vec<Finding>), Failure> {
+    let Content { loaded, model, decisions, tasks, .. } = content;
     let mut out = Weighing::default();
     let mut findings = Vec::new();
     let mut files: HashMap<PathBuf, Statistics> = HashMap::new();

@@ -7,13 +7,12 @@ use crate::ids::StageId;
 use crate::plan::layout::spec_at;
 use crate::plan::output_tensor::Content;
 use crate::plan::statistics::Weighing;
-use crate::recipe::Loaded;
 use crate::stage::Stage;
 use crate::stage::check_warnings::SqnrOf;
 
 /// A warning for each threshold of `check-warnings` that even Gaussian weights would not meet.
-pub(crate) fn check(loaded: &Loaded, content: Content<'_>, weighing: &Weighing) -> Vec<Finding> {
-    let mut findings = Vec::new();
+pub(crate) fn check(content: Content<'_>, weighing: &Weighing) -> Vec<Finding> {
+    let (loaded, mut findings) = (content.loaded, Vec::new());
     for (index, stage) in loaded.recipe.stages.numbered() {
         let Stage::CheckWarnings(stage) = stage else { continue };
         // The reachable SQNR of a scheme is known for weights, not for outputs.

@@ -52,6 +52,15 @@ enum Keyword {
     Value(u8),
 }
 
+/// What should stand in the place of a value of the wrong type.
+struct Wanted<'a> {
+    /// In a message.
+    said: &'a str,
+    /// The type of the schema.
+    kind: &'a str,
+    rank: u8,
+}
+
 /// Ranks of findings about one value. If the value is not even a word, listing the valid words helps most.
 const WORDS: u8 = 0;
 const TYPE: u8 = 1;
@@ -92,7 +101,9 @@ impl Check<'_> {
         let stages: Vec<&str> = schema::stages().map(|(name, _)| name).collect();
         let value = self.root.pointer(pointer).unwrap_or(&Value::Null);
         match value.get("stage") {
-            _ if !value.is_object() => self.wrong_type(pointer, value, "a stage", "mapping", TYPE),
+            _ if !value.is_object() => {
+                self.wrong_type(pointer, value, Wanted { said: "a stage", kind: "mapping", rank: TYPE })
+            }
             None => self.no_stage_key(pointer, &stages),
             Some(Value::String(word)) if !stages.contains(&word.as_str()) => {
                 let word = word.clone();
@@ -111,7 +122,11 @@ impl Check<'_> {
             }
             Some(other) => {
                 let other = other.clone();
-                self.wrong_type(&format!("{pointer}/stage"), &other, "the name of a stage", "text", TYPE);
+                self.wrong_type(
+                    &format!("{pointer}/stage"),
+                    &other,
+                    Wanted { said: "the name of a stage", kind: "text", rank: TYPE },
+                );
             }
         }
     }
@@ -245,7 +260,8 @@ impl Check<'_> {
         self.push(pointer, Keyword::Value(VALUE), finding);
     }
 
-    fn wrong_type(&mut self, pointer: &str, value: &Value, wanted: &str, kind: &str, rank: u8) {
+    fn wrong_type(&mut self, pointer: &str, value: &Value, wanted: Wanted<'_>) {
+        let Wanted { said: wanted, kind, rank } = wanted;
         let name = parameter(pointer);
         let message = match pointer {
             "" => format!("a recipe has to be {wanted}"),
@@ -288,16 +304,18 @@ impl Check<'_> {
                 };
                 let first = types.first().map_or("", String::as_str);
                 let wanted = expected(first, pointer.is_empty());
-                return self.wrong_type(pointer, value, wanted, first, TYPE);
+                return self.wrong_type(pointer, value, Wanted { said: wanted, kind: first, rank: TYPE });
             }
             Kind::Enum { options } => {
                 let options = options.as_array().map_or(&[][..], Vec::as_slice);
                 let allowed: Vec<&str> = options.iter().filter_map(Value::as_str).collect();
                 return match value {
                     Value::String(word) => self.unknown_word(pointer, word, &allowed),
-                    _ => {
-                        self.wrong_type(pointer, value, &format!("one of {}", list(&allowed)), "word", WORDS)
-                    }
+                    _ => self.wrong_type(
+                        pointer,
+                        value,
+                        Wanted { said: &format!("one of {}", list(&allowed)), kind: "word", rank: WORDS },
+                    ),
                 };
             }
             Kind::Minimum { limit } => range(

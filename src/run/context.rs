@@ -4,6 +4,7 @@ use super::event::Listener;
 use super::incremental::record::Journal;
 use super::stream::collector::Collector;
 use super::stream::source::Source;
+use super::workers::Workers;
 use crate::ids::{ExportId, IdVec};
 use crate::plan::fingerprint::Prints;
 use crate::plan::{Checks, Plan};
@@ -23,4 +24,5 @@ pub(crate) struct Context<'a> {
     pub isa: Isa,
     pub collector: &'a Collector<'a>,
     pub listener: &'a dyn Listener,
+    pub workers: &'a Workers,
 }

@@ -59,7 +59,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         occupants.push(occupant::check(&export.path, export.overwrite)?);
     }
     let (checks, cancel) = (Checks::of(plan.recipe()), &options.cancel);
-    let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes())?;
+    let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes(), cancel.clone())?;
     let source = Source::open(plan)?;
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
     let mut stores = IdVec::with_capacity(plan.exports.len());
@@ -74,7 +74,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     for note in stores.iter().flat_map(|stores| &stores.notes) {
         listener.on_event(&Event::Note { text: plan.loaded.told(note) });
     }
-    let reuse = Reuse::find(plan, &source, &stores, checks, &workers, cancel)?;
+    let reuse = Reuse::find(plan, &source, &stores, checks, &workers)?;
     let tasks = reuse.tasks_left(plan);
     let (taken_over, redone) = reuse.counts(plan);
     let bytes = stream::total_bytes(plan, &tasks);
@@ -83,7 +83,8 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     collector.output_headers();
     take_over::remember(plan, &reuse, checks, &collector);
     let source_headers = source.sum_up_the_rest(&tasks, &collector, cancel)?;
-    let job = Job { plan, options, listener, headers, occupants, stores: &stores, reuse: &reuse };
+    let work = Work { taken_over, redone };
+    let job = Job { plan, options, listener, headers, occupants, reuse: &reuse, work };
     let mut built = None;
     if !reuse.is_everything(plan) {
         let (mut staging, journals) = job.stage()?;
@@ -97,12 +98,13 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             isa: options.isa.unwrap_or_else(Isa::detect),
             collector: &collector,
             listener,
+            workers: &workers,
         };
-        let work = || {
-            take_over::take_over(&run, &reuse, &stores, &workers, cancel)?;
-            stream::stream(&run, tasks, &workers, cancel)
+        let carry_out = || {
+            take_over::take_over(&run, &reuse)?;
+            stream::stream(&run, tasks)
         };
-        let done = if options.durable { flush::while_flushing(&staging, work) } else { work() };
+        let done = if options.durable { flush::while_flushing(&staging, carry_out) } else { carry_out() };
         if let Err(failure) = done {
             if failure.exit == Exit::Interrupted {
                 staging.iter_mut().for_each(Staging::keep);
@@ -119,7 +121,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         Some((staging, _)) => staging.iter().map(|staging| staging.folder.clone()).collect(),
         None => plan.exports.iter().map(|export| export.path.clone()).collect(),
     };
-    let carried = hashes::complete(plan, &stores, &reuse, &folders, &mut measured, cancel)
+    let carried = hashes::complete(plan, &reuse, &folders, &mut measured, cancel)
         .and_then(|()| carried::look(plan, &stores, cancel));
     let carried = match carried {
         Ok(carried) => carried,
@@ -141,7 +143,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             summary: gate.summary.clone(),
         });
     }
-    let mut outcome = job.finish(measured, &carried, judgement, built, Work { taken_over, redone })?;
+    let mut outcome = job.finish(measured, &carried, judgement, built)?;
     outcome.findings.extend(workers.warning());
     Ok(outcome)
 }

@@ -25,7 +25,6 @@ use crate::publish::{Staging, exchange, files, hidden, staging};
 use crate::report::ledger::{self, Results};
 use crate::report::measured::Measured;
 use crate::report::{self, Report, Verdict};
-use crate::run::incremental::previous::Stores;
 use crate::run::incremental::record;
 use crate::run::incremental::record::{CarriedFile, Header, Journal, SourceFile, Tensors, WrittenFile};
 use crate::run::incremental::reuse::Reuse;
@@ -67,8 +66,8 @@ pub(super) struct Job<'a> {
     pub headers: IdVec<ExportId, Header>,
     /// The occupant of each export's path when the run began.
     pub occupants: IdVec<ExportId, Occupant>,
-    pub stores: &'a IdVec<ExportId, Stores>,
     pub reuse: &'a Reuse<'a>,
+    pub work: Work,
 }
 
 /// What there is to be published.
@@ -120,7 +119,6 @@ impl Job<'_> {
         carried: &IdVec<ExportId, Vec<Carried>>,
         judgement: Judgement,
         built: Option<Built>,
-        work: Work,
     ) -> Result<Outcome, Failure> {
         let plan = self.plan;
         let distortions = std::mem::take(&mut measured.tensors);
@@ -181,7 +179,7 @@ impl Job<'_> {
             published: done.published,
             findings: judgement.shown,
             exit,
-            work,
+            work: self.work,
             is_up_to_date: done.is_up_to_date,
         })
     }
@@ -370,7 +368,7 @@ impl Job<'_> {
 
     /// Whether every output is already as it would be made, its weight files aside: these files and no others, at any depth.
     fn is_same(&self, carried: &[Vec<Carried>], made: &[Vec<MadeFile<'_>>]) -> bool {
-        self.plan.exports.iter().zip(carried).zip(made).zip(self.stores).all(
+        self.plan.exports.iter().zip(carried).zip(made).zip(self.reuse.stores).all(
             |(((export, carried), made), stores)| {
                 let weights = export.files.iter().map(|file| file.name.as_str());
                 let others = carried.iter().map(|carried| carried.file.name.as_str());
@@ -401,7 +399,7 @@ impl Job<'_> {
         made: &[MadeFile<'_>],
         staging: &Staging,
     ) -> Result<(), Failure> {
-        let (plan, stores, cancel) = (self.plan, &self.stores[index], &self.options.cancel);
+        let (plan, stores, cancel) = (self.plan, &self.reuse.stores[index], &self.options.cancel);
         let target = &plan.exports[index].path;
         let old = Folder::open(target).ok().filter(|_| !stores.stores.is_empty());
         for carried in carried {

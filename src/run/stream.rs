@@ -13,8 +13,6 @@ use std::collections::BTreeMap;
 use std::sync::Mutex;
 
 use super::event::Event;
-use super::workers::Workers;
-use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::encoding;
@@ -62,17 +60,12 @@ struct Buffers {
 ///
 /// # Errors
 /// If a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
-pub(super) fn stream(
-    run: &Context<'_>,
-    tasks: Vec<TaskId>,
-    workers: &Workers,
-    cancel: &Cancel,
-) -> Result<(), Failure> {
+pub(super) fn stream(run: &Context<'_>, tasks: Vec<TaskId>) -> Result<(), Failure> {
     let solvers = Solvers::new(run.plan, &tasks, run.isa);
-    let params = survey(run, &solvers, &tasks, workers, cancel)?;
+    let params = survey(run, &solvers, &tasks)?;
     let pass = Pass { run, solvers: &solvers, params: &params };
     let queue = Queue::new(run.plan, tasks);
-    workers.each(cancel, || queue.next(), |tile, buffers| pass.tile(tile, buffers))
+    run.workers.each(|| queue.next(), |tile, buffers| pass.tile(tile, buffers))
 }
 
 /// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
@@ -80,8 +73,6 @@ fn survey(
     run: &Context<'_>,
     solvers: &Solvers<'_>,
     tasks: &[TaskId],
-    workers: &Workers,
-    cancel: &Cancel,
 ) -> Result<IdVec<TaskId, Option<TensorParams>>, Failure> {
     let plan = run.plan;
     let mut out = plan.tasks.map(|_| None);
@@ -93,7 +84,7 @@ fn survey(
         }
         let mut survey = solver.begin_survey();
         for _ in 0..solver.survey_passes() {
-            survey_pass(run, workers, cancel, index, &*solver, &mut survey)?;
+            survey_pass(run, index, &*solver, &mut survey)?;
             solver.end_pass(&mut survey);
             if solver.is_settled(&survey) {
                 break;
@@ -109,8 +100,6 @@ fn survey(
 
 fn survey_pass(
     run: &Context<'_>,
-    workers: &Workers,
-    cancel: &Cancel,
     index: TaskId,
     solver: &dyn Solver,
     survey: &mut Survey,
@@ -120,8 +109,7 @@ fn survey_pass(
     // Parts are merged in tile order as they come, so that no more of them wait than there are workers.
     let so_far = survey.clone();
     let merged = Mutex::new((0_u64, BTreeMap::new(), survey));
-    workers.each(
-        cancel,
+    run.workers.each(
         || queue.next(),
         |tile, buffers: &mut Buffers| {
             run.source.read(&tile, &mut buffers.source, None)?;

@@ -14,6 +14,7 @@ use crate::threads::{self, Pool};
 pub(crate) struct Workers {
     pool: Pool,
     wanted: usize,
+    cancel: Cancel,
 }
 
 /// The first failure in the order in which things are handed out. All before the one that failed were handed out before it,
@@ -38,12 +39,12 @@ impl FirstFailure {
 }
 
 impl Workers {
-    /// Starts so many threads, or as many as the system lets start. Each needs `bytes` of memory; where there is no thread, the
+    /// Starts so many threads, or as many as the system lets start; `cancel` ends their work. Each needs `bytes` of memory; where there is no thread, the
     /// calling one does the work.
     ///
     /// # Errors
     /// Where there is not even memory for that one.
-    pub fn start(threads: usize, bytes: u64) -> Result<Self, Failure> {
+    pub fn start(threads: usize, bytes: u64, cancel: Cancel) -> Result<Self, Failure> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let pool = Pool::start(threads, bytes);
         if pool.threads() == 0 && !threads::has_room(bytes) {
@@ -54,7 +55,12 @@ impl Workers {
             );
             return Err(Failure::new(Exit::CannotWrite, Finding::error("run::memory", message).help(help)));
         }
-        Ok(Self { pool, wanted: threads })
+        Ok(Self { pool, wanted: threads, cancel })
+    }
+
+    /// The switch that ends their work.
+    pub fn cancel(&self) -> &Cancel {
+        &self.cancel
     }
 
     /// What there is to say where there are fewer threads than were wanted.
@@ -73,7 +79,6 @@ impl Workers {
     /// The first failure, or that the run was cancelled.
     pub fn each<T, Memory: Default>(
         &self,
-        cancel: &Cancel,
         next: impl Fn() -> Option<(u64, T)> + Sync,
         work: impl Fn(T, &mut Memory) -> Result<(), Failure> + Sync,
     ) -> Result<(), Failure> {
@@ -84,7 +89,7 @@ impl Workers {
             while !has_failed.load(Ordering::Relaxed)
                 && let Some((at, thing)) = next()
             {
-                if let Err(failure) = cancel.check().and_then(|()| work(thing, &mut memory)) {
+                if let Err(failure) = self.cancel.check().and_then(|()| work(thing, &mut memory)) {
                     has_failed.store(true, Ordering::Relaxed);
                     first.offer(at, failure);
                 }
@@ -99,7 +104,6 @@ impl Workers {
     /// As [`Workers::each`].
     pub fn each_of<T: Sync, Memory: Default>(
         &self,
-        cancel: &Cancel,
         things: &[T],
         work: impl Fn(&T, &mut Memory) -> Result<(), Failure> + Sync,
     ) -> Result<(), Failure> {
@@ -108,6 +112,6 @@ impl Workers {
             let at = next.fetch_add(1, Ordering::Relaxed);
             things.get(at).map(|thing| (at as u64, thing))
         };
-        self.each(cancel, hand_out, work)
+        self.each(hand_out, work)
     }
 }

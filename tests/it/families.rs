@@ -63,7 +63,7 @@ fn check(name: &str, plan: &Plan) {
     for export in &plan.exports {
         let stage = export.stage;
         let modules = quantized_modules(plan.content(), stage);
-        let kept = left_alone(plan.content(), &plan.classes, stage);
+        let kept = left_alone(plan.content(), stage);
         let found = contradictions(&config(export), &modules, &kept);
         assert!(found.is_empty(), "{name}: {found:?}");
 

@@ -278,8 +278,7 @@ fn complaint(
     binary: &Path,
     place: &Place,
     kind: Kind,
-    args: &[&str],
-    exit: i32,
+    (args, exit): (&[&str], i32),
 ) -> Option<String> {
     let folder = TempDir::new().expect("a temporary folder");
     let root = folder.path().join("work");
@@ -331,7 +330,7 @@ fn whatever_is_in_the_place_of_a_file_is_told_and_nothing_is_written() {
     for place in PLACES {
         for kind in KINDS {
             for (args, exit) in place.readers {
-                if let Some(complaint) = complaint(everything.root(), &binary, place, kind, args, *exit) {
+                if let Some(complaint) = complaint(everything.root(), &binary, place, kind, (args, *exit)) {
                     wrong.push(format!("{kind:?} as {}, {}: {complaint}", place.path, args.join(" ")));
                 }
             }

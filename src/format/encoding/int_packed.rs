@@ -75,6 +75,6 @@ impl Encoding for IntPacked {
                 i32::from(zeros[0] as i8)
             }
         };
-        Some(dequantized(scheme, rows, columns, scale_bytes, code, zero_point))
+        Some(dequantized(scheme, [rows, columns], scale_bytes, code, zero_point))
     }
 }

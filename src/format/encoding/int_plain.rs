@@ -49,6 +49,6 @@ impl Encoding for IntPlain {
             zeros.get(at).map_or(0, |&zero| i32::from(zero as i8))
         };
         let code = |row: usize, column: usize| i32::from(bytes[row * columns + column] as i8);
-        Some(dequantized(scheme, rows, columns, scale_bytes, code, zero_point))
+        Some(dequantized(scheme, [rows, columns], scale_bytes, code, zero_point))
     }
 }

@@ -11,13 +11,16 @@ use crate::model::index::Index;
 use crate::model::name_index::NameIndex;
 use crate::model::tensor::{Shard, TensorInfo};
 
+/// What the files hold, by their headers.
+pub(super) struct Held<'a> {
+    pub(super) shards: &'a IdVec<ShardId, Shard>,
+    pub(super) tensors: &'a IdVec<TensorId, TensorInfo>,
+    pub(super) names: &'a NameIndex,
+}
+
 /// Checks for a tensor in two files: it cannot be decided which of them counts.
-pub(super) fn check_duplicates(
-    shards: &IdVec<ShardId, Shard>,
-    tensors: &IdVec<TensorId, TensorInfo>,
-    names: &NameIndex,
-    findings: &mut Vec<Finding>,
-) {
+pub(super) fn check_duplicates(held: &Held<'_>, findings: &mut Vec<Finding>) {
+    let Held { shards, tensors, names } = *held;
     let twice: Vec<[&TensorInfo; 2]> = names.duplicates(tensors).collect();
     for [a, b] in twice.iter().take(MAX_NAMES) {
         let (first, second) = (&shards[a.shard].name, &shards[b.shard].name);
@@ -33,14 +36,8 @@ pub(super) fn check_duplicates(
 }
 
 /// Compares what the index says with what the files hold.
-pub(super) fn check_index(
-    index: &Index,
-    config: &Config,
-    shards: &IdVec<ShardId, Shard>,
-    tensors: &IdVec<TensorId, TensorInfo>,
-    names: &NameIndex,
-    findings: &mut Vec<Finding>,
-) {
+pub(super) fn check_index(index: &Index, config: &Config, held: &Held<'_>, findings: &mut Vec<Finding>) {
+    let Held { shards, tensors, names } = *held;
     let number =
         |file: &str| shards.binary_search_by(|shard| shard.name.as_str().cmp(file)).ok().map(ShardId::new);
     let (mut absent, mut elsewhere) = (Vec::new(), Vec::new());

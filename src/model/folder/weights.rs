@@ -37,8 +37,7 @@ pub(super) fn choose(
     source: &dyn Source,
     listing: &Listing,
     config: &Config,
-    include: &[&str],
-    exclude: &[&str],
+    [include, exclude]: [&[&str]; 2],
     findings: &mut Vec<Finding>,
 ) -> Choice {
     let (Some(included), Some(excluded)) = (globs(include, findings), globs(exclude, findings)) else {

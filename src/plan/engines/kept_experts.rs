@@ -3,25 +3,19 @@
 use super::Engine;
 use super::experts::MERGED_EXPERTS;
 use crate::finding::Finding;
-use crate::ids::{IdVec, TensorId};
+use crate::ids::TensorId;
 use crate::layer::LayerType;
-use crate::model::{LayerClass, ModelFolder};
 use crate::plan::fused_modules::experts_parent;
 use crate::plan::layout::{ExportPlan, has_codes, spec_at};
-use crate::plan::select::{self, Decision};
-use crate::recipe::Loaded;
+use crate::plan::output_tensor::Content;
+use crate::plan::select;
 use crate::stage::export::{Format, Target};
 
 /// With any compressed-tensors config, transformers merges experts by their packed names only. Skipped experts that
 /// are stored as one tensor each are reported as unexpected, and the stacks are random. Skipped stacks load. So does
 /// Llama 4, which then has one module per expert.
-pub(in crate::plan) fn check(
-    loaded: &Loaded,
-    model: &ModelFolder,
-    classes: &IdVec<TensorId, LayerClass>,
-    decisions: &IdVec<TensorId, Decision>,
-    export: &ExportPlan,
-) -> Option<Finding> {
+pub(in crate::plan) fn check(content: Content<'_>, export: &ExportPlan) -> Option<Finding> {
+    let Content { loaded, model, classes, decisions, .. } = content;
     let family = model.config.model_type().unwrap_or_default();
     let is_merged =
         MERGED_EXPERTS.iter().any(|name| family.starts_with(name)) && !family.starts_with("llama4");

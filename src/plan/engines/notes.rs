@@ -10,7 +10,7 @@ use crate::stage::export::{Format, Target};
 
 /// Notes that are worth knowing but no reason to change a recipe: kernels that are missing on some machines.
 pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Vec<String> {
-    let Content { model, decisions, tasks } = content;
+    let Content { model, decisions, tasks, .. } = content;
     let mut notes: Vec<String> = not_loaded(model).into_iter().collect();
     let formatted = exports
         .iter()

@@ -7,7 +7,7 @@ pub use super::kernels::Server;
 use super::kernels::{KERNELS, Kernel, Unfit};
 use super::parallel::{self, Cut, Heads, Kind, Limit, MOST, Parallel, Unit};
 use crate::finding::Finding;
-use crate::ids::{IdVec, StageId, TensorId};
+use crate::ids::StageId;
 use crate::layer::LayerType;
 use crate::model::LayerClass;
 use crate::plan::Task;
@@ -63,13 +63,7 @@ pub(in crate::plan) struct Outlook {
 }
 
 /// Looks at every export that is for vLLM or SGLang.
-pub(in crate::plan) fn look_at(
-    loaded: &Loaded,
-    content: Content<'_>,
-    classes: &IdVec<TensorId, LayerClass>,
-    groups: &[FusedModules],
-    exports: &[ExportPlan],
-) -> Outlook {
+pub(in crate::plan) fn look_at(content: Content<'_>, exports: &[ExportPlan]) -> Outlook {
     let mut outlook = Outlook::default();
     for export in exports.iter().filter(|export| export.format == Format::CompressedTensors) {
         let servers: &[Server] = match export.target {
@@ -78,7 +72,7 @@ pub(in crate::plan) fn look_at(
             Target::Any => &[Server::Vllm, Server::Sglang],
             Target::Transformers => continue,
         };
-        let units = units(content, classes, groups, export.stage);
+        let units = units(content, export.stage);
         if units.is_empty() {
             continue;
         }
@@ -91,8 +85,8 @@ pub(in crate::plan) fn look_at(
                 parallel: parallel::parallel(server, &units, &heads),
             });
         }
-        outlook.findings.extend(shapes_without_kernel(loaded, export, &units));
-        outlook.findings.extend(asked_for(loaded, export, servers, &units, &heads));
+        outlook.findings.extend(shapes_without_kernel(content.loaded, export, &units));
+        outlook.findings.extend(asked_for(content.loaded, export, servers, &units, &heads));
         outlook.notes.extend(unusual_shape(servers, &units));
     }
     outlook.notes.dedup();
@@ -101,26 +95,21 @@ pub(in crate::plan) fn look_at(
 
 /// The modules that an engine makes of the quantized matrices of an export: those alike once. None where there are more kinds of
 /// them than any model has.
-fn units(
-    content: Content<'_>,
-    classes: &IdVec<TensorId, LayerClass>,
-    groups: &[FusedModules],
-    stage: StageId,
-) -> Vec<Unit> {
+fn units(content: Content<'_>, stage: StageId) -> Vec<Unit> {
     let is_fused = |group: &&FusedModules| !group.are_experts();
     let mut is_in_group = content.model.tensors.map(|_| false);
-    for member in groups.iter().filter(is_fused).flat_map(FusedModules::members) {
+    for member in content.fused_modules.iter().filter(is_fused).flat_map(FusedModules::members) {
         is_in_group[member] = true;
     }
     let mut units = Units::default();
     for task in content.tasks.iter().filter(|task| !is_in_group[task.tensor()]) {
-        units.extend(unit(content, classes, task, stage));
+        units.extend(unit(content, task, stage));
     }
-    for group in groups.iter().filter(is_fused) {
+    for group in content.fused_modules.iter().filter(is_fused) {
         let mut fused: Option<Unit> = None;
         for member in group.members() {
             for task in content.tasks_of(member).map(|task| &content.tasks[task]) {
-                let Some(unit) = unit(content, classes, task, stage) else { continue };
+                let Some(unit) = unit(content, task, stage) else { continue };
                 match &mut fused {
                     Some(known) => known.parts.extend(unit.parts),
                     None => fused = Some(unit),
@@ -164,15 +153,10 @@ impl Extend<Unit> for Units {
 }
 
 /// The module that a quantized task is in an export.
-fn unit(
-    content: Content<'_>,
-    classes: &IdVec<TensorId, LayerClass>,
-    task: &Task,
-    stage: StageId,
-) -> Option<Unit> {
+fn unit(content: Content<'_>, task: &Task, stage: StageId) -> Option<Unit> {
     let spec = spec_at(&content.decisions[task.tensor()], stage)?;
     let view = task.matrix(content.model)?;
-    let LayerClass { kind, role, .. } = classes[task.tensor()];
+    let LayerClass { kind, role, .. } = content.classes[task.tensor()];
     let name = task.module(content.model).to_owned();
     let is_expert = kind == LayerType::Experts || experts_parent(&name).is_some();
     let last = parallel::last_part(&name);

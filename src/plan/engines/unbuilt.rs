@@ -2,13 +2,13 @@
 
 use super::super::layout::ExportPlan;
 use crate::finding::Finding;
-use crate::model::ModelFolder;
-use crate::recipe::Loaded;
+use crate::plan::output_tensor::Content;
 use crate::stage::export::Format;
 
 /// A model whose config names no class that transformers, vLLM or SGLang could build from compressed tensors: they choose it by
 /// `architectures` and `model_type`. Diffusers' models have `_class_name` instead, timm's `architecture`.
-pub(in crate::plan) fn unbuilt(loaded: &Loaded, model: &ModelFolder, export: &ExportPlan) -> Option<Finding> {
+pub(in crate::plan) fn unbuilt(content: Content<'_>, export: &ExportPlan) -> Option<Finding> {
+    let Content { loaded, model, .. } = content;
     let config = model.config.raw.as_object().filter(|config| !config.is_empty())?;
     let is_named = model.config.model_type().is_some() || !model.config.architectures().is_empty();
     if export.format != Format::CompressedTensors || is_named {

@@ -15,7 +15,6 @@ use crate::publish::files;
 use crate::publish::staging::FileStart;
 use crate::report::FileRecord;
 use crate::report::measured::Measured;
-use crate::run::incremental::previous::Stores;
 use crate::run::incremental::reuse::Reuse;
 use crate::run::verify;
 
@@ -25,7 +24,6 @@ use crate::run::verify;
 /// If a file cannot be read, or the run is cancelled.
 pub(crate) fn complete(
     plan: &Plan,
-    stores: &IdVec<ExportId, Stores>,
     reuse: &Reuse<'_>,
     folders: &IdVec<ExportId, PathBuf>,
     measured: &mut Measured,
@@ -34,7 +32,7 @@ pub(crate) fn complete(
     if !plan.asks_for_hashes() {
         return Ok(());
     }
-    let all = || stores.iter().flat_map(|stores| &stores.stores);
+    let all = || reuse.stores.iter().flat_map(|stores| &stores.stores);
     for (shard, digest) in plan.model.shards.iter().zip(&mut measured.source_files) {
         if digest.blake3.is_none() {
             cancel.check()?;
@@ -54,7 +52,7 @@ pub(crate) fn complete(
                 cancel.check()?;
                 let known = match &reuse.starts[index][file] {
                     FileStart::Linked(path) => {
-                        stores[index].stores.iter().find_map(|store| store.hash_of(path))
+                        reuse.stores[index].stores.iter().find_map(|store| store.hash_of(path))
                     }
                     FileStart::New | FileStart::Kept => None,
                 };

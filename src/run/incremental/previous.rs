@@ -99,23 +99,22 @@ impl Store {
         let mut store =
             Self { header, is_staging, is_of_this_boot, finished: plan.model.tensors.map(|_| None), files };
         for one in finished {
-            let Some(tensor) = plan.model.find(&one.name) else { continue };
-            if store.is_there(plan, export, tensor, &one, &places) {
+            if let Some(tensor) = store.tensor_of(plan, export, &one, &places) {
                 store.finished[tensor] = Some(Box::new(one));
             }
         }
         Some(store)
     }
 
-    /// Whether what is recorded of a tensor can be in the files, by their own headers.
-    fn is_there(
+    /// The tensor that a record is of, if what is recorded can be in the files, by their own headers.
+    fn tensor_of(
         &self,
         plan: &Plan,
         export: &ExportPlan,
-        tensor: TensorId,
         found: &Finished,
         places: &IdVec<FileId, Places>,
-    ) -> bool {
+    ) -> Option<TensorId> {
+        let tensor = plan.model.find(&found.name)?;
         let content = plan.content();
         let mut parts = found.parts.iter();
         let are_there = export.tensors_of(plan, tensor).all(|output| {
@@ -128,7 +127,7 @@ impl Store {
             part.bytes == planned.bytes(content)
                 && (part.bytes == 0 || self.files.get(part.file).is_some_and(is_in))
         });
-        are_there && parts.next().is_none()
+        (are_there && parts.next().is_none()).then_some(tensor)
     }
 
     /// The path of a weight file.

@@ -73,6 +73,8 @@ impl<'s> Tensors<'s> {
 pub(crate) struct Reuse<'s> {
     /// The fingerprints of all source tensors.
     pub prints: Prints,
+    /// What earlier runs left of each export.
+    pub stores: &'s IdVec<ExportId, Stores>,
     /// What is taken over of the source tensors.
     pub tensors: Tensors<'s>,
     /// The start of each file of each export.
@@ -90,7 +92,6 @@ impl<'s> Reuse<'s> {
         stores: &'s IdVec<ExportId, Stores>,
         checks: Checks,
         workers: &Workers,
-        cancel: &Cancel,
     ) -> Result<Self, Failure> {
         let prints = Prints::of(plan);
         let mut tensors = Tensors { exports: stores.len(), is_taken: IdVec::new(), taken: Vec::new() };
@@ -105,15 +106,13 @@ impl<'s> Reuse<'s> {
             let is_taken = taken.iter().all(|taken| taken.is_some() && source(taken) == first);
             tensors.is_taken.push(is_taken);
         }
-        check_sources(plan, source, stores, &mut tensors, workers, cancel)?;
-        check_outputs(stores, &mut tensors, workers, cancel)?;
-        let mut reuse = Self { prints, tensors, starts: IdVec::new() };
+        check_sources(plan, source, stores, &mut tensors, workers)?;
+        check_outputs(stores, &mut tensors, workers)?;
+        let mut reuse = Self { prints, stores, tensors, starts: IdVec::new() };
         reuse.starts = plan
             .exports
             .numbered()
-            .map(|(index, export)| {
-                export.files.ids().map(|file| reuse.start(plan, stores, index, file)).collect()
-            })
+            .map(|(index, export)| export.files.ids().map(|file| reuse.start(plan, index, file)).collect())
             .collect();
         Ok(reuse)
     }
@@ -148,18 +147,12 @@ impl<'s> Reuse<'s> {
     }
 
     /// The start of a file of an export.
-    fn start(
-        &self,
-        plan: &Plan,
-        stores: &IdVec<ExportId, Stores>,
-        export: ExportId,
-        file: FileId,
-    ) -> FileStart {
+    fn start(&self, plan: &Plan, export: ExportId, file: FileId) -> FileStart {
         let planned = &plan.exports[export].files[file];
-        if let Some(path) = self.same_file(plan, stores, export, file) {
+        if let Some(path) = self.same_file(plan, export, file) {
             return FileStart::Linked(path);
         }
-        let staged = stores[export].stores.iter().find(|store| store.is_staging);
+        let staged = self.stores[export].stores.iter().find(|store| store.is_staging);
         match staged.and_then(|store| store.files.get(file)) {
             // A folder within the staging folder is cleared with all that is in it.
             Some(stored)
@@ -172,13 +165,7 @@ impl<'s> Reuse<'s> {
     }
 
     /// The published file with exactly the planned content of a file of an export.
-    fn same_file(
-        &self,
-        plan: &Plan,
-        stores: &IdVec<ExportId, Stores>,
-        export: ExportId,
-        file: FileId,
-    ) -> Option<PathBuf> {
+    fn same_file(&self, plan: &Plan, export: ExportId, file: FileId) -> Option<PathBuf> {
         let (planned, content) = (&plan.exports[export], plan.content());
         let mut same: Option<(usize, FileId)> = None;
         for tensor in each(planned.files[file].tensors.clone()) {
@@ -189,7 +176,7 @@ impl<'s> Reuse<'s> {
             }
             let (taken, part) = self.part(plan, export, tensor)?;
             let place = (taken.store, part.file);
-            if stores[export].stores[taken.store].is_staging
+            if self.stores[export].stores[taken.store].is_staging
                 || *same.get_or_insert(place) != place
                 || (part.offset, part.bytes) != (written.offset, bytes)
             {
@@ -197,8 +184,8 @@ impl<'s> Reuse<'s> {
             }
         }
         let (store, stored) = same?;
-        let holds = stores[export].stores[store].file(stored).ok()?;
-        let stored = &stores[export].stores[store].files[stored];
+        let holds = self.stores[export].stores[store].file(stored).ok()?;
+        let stored = &self.stores[export].stores[store].files[stored];
         let has_header = || {
             holds.with(|mut opened| {
                 opened.rewind()?;
@@ -242,7 +229,6 @@ fn check_sources(
     stores: &IdVec<ExportId, Stores>,
     tensors: &mut Tensors<'_>,
     workers: &Workers,
-    cancel: &Cancel,
 ) -> Result<(), Failure> {
     // Whether each store of each export knows each shard.
     let known: IdVec<ExportId, Vec<IdVec<ShardId, bool>>> = stores
@@ -277,7 +263,7 @@ fn check_sources(
         })
         .collect();
     stretches.sort_unstable();
-    workers.each_of(cancel, &stretches, |&(tensor, start, count), buffer: &mut Vec<u8>| {
+    workers.each_of(&stretches, |&(tensor, start, count), buffer: &mut Vec<u8>| {
         source.read_stored(tensor, start, count, buffer)?;
         doubtful[&tensor].add(start, buffer);
         Ok(())
@@ -302,7 +288,6 @@ fn check_outputs(
     stores: &IdVec<ExportId, Stores>,
     tensors: &mut Tensors<'_>,
     workers: &Workers,
-    cancel: &Cancel,
 ) -> Result<(), Failure> {
     let mut doubtful: Vec<(TensorId, &Store, WrittenPart)> = Vec::new();
     for tensor in tensors.is_taken.ids() {
@@ -316,12 +301,12 @@ fn check_outputs(
         }
     }
     let damaged = std::sync::Mutex::new(Vec::new());
-    workers.each_of(cancel, &doubtful, |&(tensor, store, part), buffer: &mut Vec<u8>| {
-        let sum = store.file(part.file).and_then(|file| sum_up(file, part, buffer, cancel));
+    workers.each_of(&doubtful, |&(tensor, store, part), buffer: &mut Vec<u8>| {
+        let sum = store.file(part.file).and_then(|file| sum_up(file, part, buffer, workers.cancel()));
         if sum.ok() != Some(part.checksum) {
             crate::sync::lock(&damaged).push(tensor);
         }
-        cancel.check()
+        workers.cancel().check()
     })?;
     for tensor in damaged.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner) {
         tensors.is_taken[tensor] = false;

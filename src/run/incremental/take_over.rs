@@ -1,19 +1,17 @@
 //! Transfer of reused tensors into the staging folders, and into the record of the run.
 
-use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::finding::Failure;
-use crate::ids::{ExportId, FileId, IdVec, OutputTensorId};
+use crate::ids::{ExportId, FileId, OutputTensorId};
 use crate::plan::Checks;
 use crate::plan::Plan;
 use crate::publish::files;
 use crate::publish::staging::FileStart;
 use crate::run::context::Context;
-use crate::run::incremental::previous::{Store, Stores};
+use crate::run::incremental::previous::Store;
 use crate::run::incremental::record::{Finished, WrittenPart};
 use crate::run::incremental::reuse::Reuse;
 use crate::run::stream::collector::Collector;
-use crate::run::workers::Workers;
 
 /// The number of bytes that are copied at once. A run can be cancelled between two stretches.
 const STRETCH: u64 = 16 << 20;
@@ -59,16 +57,10 @@ pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector
 ///
 /// # Errors
 /// If a tensor cannot be read or written, or the run is cancelled.
-pub(crate) fn take_over(
-    run: &Context<'_>,
-    reuse: &Reuse<'_>,
-    stores: &IdVec<ExportId, Stores>,
-    workers: &Workers,
-    cancel: &Cancel,
-) -> Result<(), Failure> {
+pub(crate) fn take_over(run: &Context<'_>, reuse: &Reuse<'_>) -> Result<(), Failure> {
     let plan = run.plan;
-    let stretches = stretches(plan, reuse, stores);
-    workers.each_of(cancel, &stretches, |stretch, (): &mut ()| {
+    let stretches = stretches(plan, reuse);
+    run.workers.each_of(&stretches, |stretch, (): &mut ()| {
         let to = &run.staging[stretch.export].weights[stretch.file];
         let from = stretch.store.file(stretch.from);
         let from =
@@ -76,7 +68,7 @@ pub(crate) fn take_over(
         files::copy_range(from, stretch.from_offset, to, stretch.offset, stretch.len)
     })?;
     if run.checks.round_trip {
-        read_back(run, reuse, stores, workers, cancel)?;
+        read_back(run, reuse)?;
     }
     for (export, journal) in run.journals.numbered() {
         taken(plan, reuse, export).try_for_each(|finished| journal.add(&finished))?;
@@ -102,7 +94,7 @@ pub(crate) fn taken<'a>(
 }
 
 /// The stretches that have to be copied. Neighbours that stay neighbours are joined.
-fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a IdVec<ExportId, Stores>) -> Vec<Stretch<'a>> {
+fn stretches<'a>(plan: &Plan, reuse: &Reuse<'a>) -> Vec<Stretch<'a>> {
     let mut out: Vec<Stretch<'a>> = Vec::new();
     for (export, planned) in plan.exports.numbered() {
         for (index, tensor) in planned.tensors.numbered() {
@@ -111,7 +103,7 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a IdVec<ExportId, Sto
                 continue;
             }
             let Some((taken, part)) = reuse.part(plan, export, index) else { continue };
-            let store = &stores[export].stores[taken.store];
+            let store = &reuse.stores[export].stores[taken.store];
             if store.is_staging {
                 // It is already in its place.
                 continue;
@@ -141,31 +133,25 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'_>, stores: &'a IdVec<ExportId, Sto
 }
 
 /// Reads what was copied back and compares it with what it was.
-fn read_back(
-    run: &Context<'_>,
-    reuse: &Reuse<'_>,
-    stores: &IdVec<ExportId, Stores>,
-    workers: &Workers,
-    cancel: &Cancel,
-) -> Result<(), Failure> {
+fn read_back(run: &Context<'_>, reuse: &Reuse<'_>) -> Result<(), Failure> {
     let plan = run.plan;
     let mut copied: Vec<(ExportId, OutputTensorId, u64)> = Vec::new();
     for (export, planned) in plan.exports.numbered() {
         for (index, tensor) in planned.tensors.numbered() {
             if let Some((taken, part)) = reuse.part(plan, export, index)
-                && !stores[export].stores[taken.store].is_staging
+                && !reuse.stores[export].stores[taken.store].is_staging
                 && !matches!(reuse.starts[export][tensor.file()], FileStart::Linked(_))
             {
                 copied.push((export, index, part.checksum));
             }
         }
     }
-    workers.each_of(cancel, &copied, |&(export, index, meant), buffer: &mut Vec<u8>| {
+    run.workers.each_of(&copied, |&(export, index, meant), buffer: &mut Vec<u8>| {
         let tensor = &plan.exports[export].tensors[index];
         let bytes = tensor.bytes(plan.content());
         let (mut crc, mut start) = (0, 0);
         while start < bytes {
-            cancel.check()?;
+            run.workers.cancel().check()?;
             let count = (bytes - start).min(1 << 20);
             buffer.resize(count as usize, 0);
             files::read_at(&run.staging[export].weights[tensor.file()], tensor.offset + start, buffer)?;
