@@ -31,6 +31,7 @@ pub mod layout;
 mod matrices;
 pub mod output_tensor;
 mod outputs;
+mod phases;
 pub mod select;
 mod source_model;
 pub mod statistics;

@@ -5,31 +5,28 @@ use std::collections::BTreeMap;
 use indexmap::IndexMap;
 
 use super::engines;
-use super::fused_modules::FusedModules;
-use super::select::{self, Decision, Rule};
+use super::phases::{Classified, Deciding};
+use super::select::{self, Rule};
 use crate::finding::Finding;
-use crate::ids::{IdVec, StageId, TensorId};
+use crate::ids::{StageId, TensorId};
 use crate::layer::LayerType;
 use crate::model::ModelFolder;
-use crate::recipe::Loaded;
 use crate::stage::export::{Format, Target};
 use crate::stage::{SiblingPolicy, Stage};
 
 pub(super) fn undivided_findings(
-    loaded: &Loaded,
-    model: &ModelFolder,
-    decisions: &IdVec<TensorId, Decision>,
+    deciding: &Deciding<'_>,
     undivided: &[crate::plan::fused_modules::Undivided],
 ) -> Vec<Finding> {
     // One finding per group size that a stage asks for.
     let mut asked: BTreeMap<(StageId, u64), Vec<&crate::plan::fused_modules::Undivided>> = BTreeMap::new();
     for one in undivided {
-        let Some(spec) = decisions[one.tensor].spec() else { continue };
+        let Some(spec) = deciding.decisions[one.tensor].spec() else { continue };
         asked.entry((spec.stage, one.group_size)).or_default().push(one);
     }
     asked
         .into_iter()
-        .map(|((stage, size), layers)| undivided_finding(loaded, model, stage, size, &layers))
+        .map(|((stage, size), layers)| undivided_finding(deciding.of, stage, size, &layers))
         .collect()
 }
 
@@ -37,8 +34,7 @@ pub(super) fn undivided_findings(
 const LISTED: usize = 100;
 
 fn undivided_finding(
-    loaded: &Loaded,
-    model: &ModelFolder,
+    Classified { loaded, model, .. }: &Classified,
     stage: StageId,
     group_size: u64,
     undivided: &[&crate::plan::fused_modules::Undivided],
@@ -99,12 +95,8 @@ fn by_length<'m>(
 /// it.
 type SplitKey<'g> = (&'g str, Vec<Rule>);
 
-pub(super) fn split_findings(
-    loaded: &Loaded,
-    items: &IdVec<TensorId, select::Item<'_>>,
-    groups: &[FusedModules],
-    decisions: &IdVec<TensorId, Decision>,
-) -> Vec<Finding> {
+pub(super) fn split_findings(deciding: &Deciding<'_>) -> Vec<Finding> {
+    let Deciding { of: Classified { loaded, .. }, items, decisions, fused_modules: groups, .. } = deciding;
     let targets_vllm = loaded.recipe.stages.iter().any(|stage| {
         matches!(stage, Stage::Export(export) if export.format == Format::CompressedTensors
             && export.target != Target::Transformers)
@@ -177,12 +169,8 @@ pub(super) fn split_findings(
         .collect()
 }
 
-pub(super) fn idle_stages(
-    loaded: &Loaded,
-    stages: &[select::QuantizeStage<'_>],
-    items: &[select::Item<'_>],
-    decisions: &IdVec<TensorId, Decision>,
-) -> Vec<Finding> {
+pub(super) fn idle_stages(deciding: &Deciding<'_>) -> Vec<Finding> {
+    let Deciding { of: Classified { loaded, .. }, items, stages, decisions, .. } = deciding;
     let transposed = items.iter().filter(|item| item.is(LayerType::Conv1D)).count();
     stages
         .iter()

@@ -4,9 +4,11 @@
 use std::sync::Arc;
 
 use super::doubts::{idle_stages, split_findings, undivided_findings};
-use super::matrices::{row_lengths, tasks};
+use super::phases::{Classified, Decided, Deciding};
 use super::source_model::{correct_classes, open_model};
-use super::{Content, Decision, FusedModules, Task, Weighing, engines, select, statistics, unmatched};
+use super::{
+    Content, Decision, FusedModules, Task, Weighing, engines, matrices, select, statistics, unmatched,
+};
 use crate::finding::{Failure, Finding};
 use crate::format::source::Source;
 use crate::ids::{IdVec, StageId, TaskId, TensorId};
@@ -57,7 +59,7 @@ impl Draft {
 /// If the model cannot be read.
 pub fn draft(loaded: Loaded) -> Result<Draft, Failure> {
     // Findings on the way may name paths that contain values of variables.
-    decide(&loaded, None).map_err(|failure| loaded.tell_failure(failure))
+    compiled(&loaded, None).map_err(|failure| loaded.tell_failure(failure))
 }
 
 /// As [`draft()`], for a model that is read from this source, whatever the recipe's `model` is.
@@ -65,39 +67,55 @@ pub fn draft(loaded: Loaded) -> Result<Draft, Failure> {
 /// # Errors
 /// As [`draft()`].
 pub fn draft_from(loaded: Loaded, source: Arc<dyn Source>) -> Result<Draft, Failure> {
-    decide(&loaded, Some(source)).map_err(|failure| loaded.tell_failure(failure))
+    compiled(&loaded, Some(source)).map_err(|failure| loaded.tell_failure(failure))
 }
 
-fn decide(loaded: &Loaded, source: Option<Arc<dyn Source>>) -> Result<Draft, Failure> {
+fn compiled(loaded: &Loaded, source: Option<Arc<dyn Source>>) -> Result<Draft, Failure> {
+    Ok(cut(decide(classify(loaded, source)?)))
+}
+
+/// Opens the model and tells what its tensors are.
+fn classify(loaded: &Loaded, source: Option<Arc<dyn Source>>) -> Result<Classified, Failure> {
     let (model, layer_types) = open_model(loaded, source)?;
     let mut classified = model::classify(&model);
     correct_classes(&model, &layer_types, &mut classified.classes);
-    let classes = classified.classes;
     let mut findings = loaded.warnings.clone();
     findings.extend(model.warnings.iter().cloned());
     findings.extend(classified.warnings);
+    Ok(Classified { loaded: loaded.clone(), model, classes: classified.classes, findings })
+}
 
-    let items = select::items(&model, &classes);
-    let stages = select::QuantizeStage::all(&loaded.recipe, &items);
-    findings.extend(unmatched::check(loaded, &stages, &items));
+/// Decides for each tensor: alone, and then beside those that engines treat with it.
+fn decide(classified: Classified) -> Decided {
+    let items = select::items(&classified.model, &classified.classes);
+    let stages = select::QuantizeStage::all(&classified.loaded.recipe, &items);
+    let mut findings = unmatched::check(&classified.loaded, &stages, &items);
     let mut known = select::Decisions::default();
-    let mut decisions: IdVec<TensorId, Decision> =
-        items.iter().map(|item| select::judge(&stages, item, &mut known, None)).collect();
+    let decisions = items.map(|item| select::judge(&stages, item, &mut known, None));
     let fused_modules = fused_modules::groups(&items);
-    findings.extend(engines::leave_unloadable_experts(loaded, &model, &stages, &items, &mut decisions));
-    fused_modules::keep_whole_by_default(&fused_modules, &items, &mut decisions);
+    let mut deciding = Deciding { of: &classified, items, stages, decisions, fused_modules };
+    findings.extend(engines::leave_unloadable_experts(&mut deciding));
+    let Deciding { items, decisions, fused_modules, .. } = &mut deciding;
+    fused_modules::keep_whole_by_default(fused_modules, items, decisions);
     let indivisible = |stage: StageId| {
-        let policy = loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
+        let policy = classified.loaded.recipe.stages[stage].quantize().map(|q| q.indivisible());
         (policy.unwrap_or(Indivisible::Error), format!("/stages/{stage}/indivisible"))
     };
-    let columns = |tensor: TensorId| row_lengths(&model, &classes, tensor);
-    let undivided =
-        fused_modules::resolve_indivisible(&fused_modules, &mut decisions, &columns, &indivisible);
-    findings.extend(undivided_findings(loaded, &model, &decisions, &undivided));
-    findings.extend(split_findings(loaded, &items, &fused_modules, &decisions));
-    findings.extend(idle_stages(loaded, &stages, &items, &decisions));
-    drop(items);
-    let (tasks, problems) = tasks(loaded, &model, &classes, &decisions);
+    let columns = |tensor: TensorId| matrices::row_lengths(&classified, tensor);
+    let undivided = fused_modules::resolve_indivisible(fused_modules, decisions, &columns, &indivisible);
+    findings.extend(undivided_findings(&deciding, &undivided));
+    findings.extend(split_findings(&deciding));
+    findings.extend(idle_stages(&deciding));
+    let Deciding { decisions, fused_modules, .. } = deciding;
+    let Classified { loaded, model, classes, findings: mut all } = classified;
+    all.extend(findings);
+    Decided { loaded, model, classes, decisions, fused_modules, findings: all }
+}
+
+/// Cuts the model into tasks.
+fn cut(decided: Decided) -> Draft {
+    let (tasks, problems) = matrices::tasks(&decided);
+    let Decided { loaded, model, classes, decisions, fused_modules, mut findings } = decided;
     findings.extend(problems);
-    Ok(Draft { loaded: loaded.clone(), model, classes, decisions, tasks, fused_modules, findings })
+    Draft { loaded, model, classes, decisions, tasks, fused_modules, findings }
 }

@@ -1,20 +1,16 @@
 //! The matrices of a model: whole tensors, and those of stacks of experts.
 
 use super::engines;
-use super::select::Decision;
+use super::phases::{Classified, Decided};
 use super::task::Task;
 use crate::finding::Finding;
 use crate::ids::{IdVec, TaskId, TensorId};
 use crate::layer::LayerType;
-use crate::model::{self, LayerClass, ModelFolder};
-use crate::recipe::Loaded;
+use crate::model;
 
 /// The row lengths of a tensor's matrices: the input width of its layers.
-pub(super) fn row_lengths(
-    model: &ModelFolder,
-    classes: &IdVec<TensorId, LayerClass>,
-    tensor: TensorId,
-) -> Vec<u64> {
+pub(super) fn row_lengths(classified: &Classified, tensor: TensorId) -> Vec<u64> {
+    let Classified { model, classes, .. } = classified;
     if classes[tensor].kind == LayerType::Experts {
         return match model::experts::stack(model, tensor) {
             Ok(stack) => stack.matrices.first().map(|matrix| matrix.view.cols).into_iter().collect(),
@@ -35,12 +31,8 @@ const MAX_TASKS: usize = 1 << 22;
 
 /// Cuts the model into tasks: whole tensors, and the matrices of stacks of experts that are quantized, or that an engine
 /// wants one by one whether they are quantized or not.
-pub(super) fn tasks(
-    loaded: &Loaded,
-    model: &ModelFolder,
-    classes: &IdVec<TensorId, LayerClass>,
-    decisions: &IdVec<TensorId, Decision>,
-) -> (IdVec<TaskId, Task>, Vec<Finding>) {
+pub(super) fn tasks(decided: &Decided) -> (IdVec<TaskId, Task>, Vec<Finding>) {
+    let Decided { loaded, model, classes, decisions, .. } = decided;
     let mut tasks = Vec::with_capacity(model.tensors.len());
     let mut findings = Vec::new();
     let splits_kept = engines::splits_kept_experts(loaded, model);

@@ -2,10 +2,10 @@
 
 use super::{Engine, Manner, Refusal, Subject, is_expert};
 use crate::finding::Finding;
-use crate::ids::{IdVec, TensorId};
 use crate::layer::LayerType;
 use crate::model::ModelFolder;
-use crate::plan::select::{Action, Decision, Item, QuantizeStage, Rule};
+use crate::plan::phases::{Classified, Deciding};
+use crate::plan::select::{Action, Decision, Rule};
 use crate::quant::Storage;
 use crate::recipe::Loaded;
 use crate::stage::Stage;
@@ -122,13 +122,8 @@ pub(super) fn stacked_experts(subject: &Subject<'_>) -> Option<Refusal> {
 
 /// Skips stacks of experts that an engine of an export could not load, unless the recipe overrides that default. The
 /// format is not considered, so that a recipe gives the same weights in every format.
-pub(in crate::plan) fn leave_unloadable_experts(
-    loaded: &Loaded,
-    model: &ModelFolder,
-    stages: &[QuantizeStage<'_>],
-    items: &[Item<'_>],
-    decisions: &mut IdVec<TensorId, Decision>,
-) -> Option<Finding> {
+pub(in crate::plan) fn leave_unloadable_experts(deciding: &mut Deciding<'_>) -> Option<Finding> {
+    let Deciding { of: Classified { loaded, model, .. }, items, stages, decisions, .. } = deciding;
     let family = model.config.model_type().unwrap_or_default();
     let engine = stack_refused_by(family)?;
     let is_for_it =
