@@ -10,7 +10,7 @@
 mod class;
 pub mod config;
 mod decoder;
-pub mod dtype;
+pub mod encoded;
 pub mod experts;
 mod facts;
 pub mod folder;
@@ -27,11 +27,10 @@ mod roles;
 pub mod shape;
 pub mod tensor;
 pub mod types;
-pub mod widen;
 
+pub use crate::format::Dtype;
 pub use class::{Because, LayerClass};
 pub use config::Config;
-pub use dtype::Dtype;
 pub use experts::{ExpertMatrix, ExpertPart, ExpertStack};
 pub use folder::{Fate, ModelFolder, OtherFile, look, open};
 pub use index::Index;
@@ -39,7 +38,7 @@ pub use matrix_view::{MatrixRows, MatrixView};
 pub use name::Name;
 pub use packed::{Layers, layers};
 pub use shape::Shape;
-pub use tensor::{Fp8Layout, Fp8Scales, Shard, TensorInfo};
+pub use tensor::{Encoded, Shard, TensorInfo};
 pub use types::{Classified, classify};
 
 /// Codes of the findings of this module, stable names for scripts.
@@ -66,8 +65,8 @@ pub mod code {
     pub const CONFIG: &str = "model::config";
     /// The weights are already quantized.
     pub const ALREADY_QUANTIZED: &str = "model::already-quantized";
-    /// FP8 weights whose scales are missing or laid out in an unknown way.
-    pub const FP8: &str = "model::fp8-scales";
+    /// Weights of an encoding whose bytes mean none.
+    pub const ENCODED: &str = "model::encoded-weights";
     /// Several files could be the model.
     pub const UNCLEAR: &str = "model::unclear-weights";
     /// Weights that are not read and whose purpose is unknown.

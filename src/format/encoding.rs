@@ -1,30 +1,58 @@
-//! Encodings: how a quantized matrix is stored as tensors of a file.
+//! Encodings: how weights are stored as tensors of a file.
 //!
-//! An encoding is one file in this folder and one line in [`ALL`]. It names the tensors that a matrix becomes, and
-//! says what their bytes mean. Solvers ([`crate::quant::Solver`]) make those bytes, tile by tile.
+//! An encoding is one file in this folder and one line in [`ALL`]. It is written, read, or both.
+//!
+//! - Written ([`WrittenEncoding`]): it names the tensors that a matrix becomes, and says what their bytes mean. Solvers
+//!   ([`crate::quant::Solver`]) make those bytes, tile by tile.
+//! - Read ([`ReadEncoding`]): it recognizes its matrices among the tensors of a model, says which bytes some rows need,
+//!   and decodes them.
 
 use std::fmt;
 
 use crate::quant::{Role, Scheme};
 
+mod fp8_scaled;
 mod int_packed;
 mod int_plain;
+mod read;
+mod small_floats;
+pub mod unquantized;
 
+#[cfg(test)]
+mod test_model;
 #[cfg(test)]
 mod tests;
 
-/// All encodings that can be written.
-pub const ALL: &[&dyn Encoding] = &[&int_packed::IntPacked, &int_plain::IntPlain];
+pub use read::{Catalog, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor};
 
-/// How matrices of some schemes are stored.
+/// All encodings. If several store a scheme or recognize a matrix, the first of them has it.
+pub const ALL: &[&dyn Encoding] =
+    &[&int_packed::IntPacked, &int_plain::IntPlain, &fp8_scaled::Fp8Scaled, &unquantized::Unquantized];
+
+/// How weights are stored.
 pub trait Encoding: fmt::Debug + Send + Sync {
-    /// The name of the format in compressed-tensors' `quantization_config`, such as `pack-quantized`.
+    /// Its name in plans and reports. If compressed-tensors has the format, it is the name there, such as
+    /// `pack-quantized`.
     fn name(&self) -> &'static str;
 
+    /// How quantized matrices are written in it. None if it is only read, or holds no codes.
+    fn written(&self) -> Option<&dyn WrittenEncoding> {
+        None
+    }
+
+    /// How matrices of a model are read from it. None if it is only written, or needs no decoding.
+    fn read(&self) -> Option<&dyn ReadEncoding> {
+        None
+    }
+}
+
+/// How quantized matrices of some schemes are written.
+pub trait WrittenEncoding: Encoding {
     /// Whether matrices of a scheme are stored like this.
     fn stores(&self, scheme: &Scheme) -> bool;
 
-    /// Roles and parameter names of the tensors that a matrix becomes, at most six. A module's name stands before the parameter's.
+    /// Roles and parameter names of the tensors that a matrix becomes, at most six. A module's name stands before the
+    /// parameter's.
     fn roles(&self, scheme: &Scheme) -> &'static [(Role, &'static str)];
 
     /// The tensor of one of these roles for a matrix `[rows, columns]`.
@@ -47,14 +75,20 @@ pub trait Encoding: fmt::Debug + Send + Sync {
     ) -> Option<Vec<f32>>;
 }
 
-/// The encoding in which matrices of a scheme are stored.
+/// The encoding in which matrices of a scheme are written.
 ///
 /// # Panics
 /// If there is none. A test holds that there is one for each scheme.
 #[must_use]
-pub fn of(scheme: &Scheme) -> &'static dyn Encoding {
-    let found = ALL.iter().find(|encoding| encoding.stores(scheme));
-    *found.unwrap_or_else(|| unreachable!("a scheme has an encoding"))
+pub fn of(scheme: &Scheme) -> &'static dyn WrittenEncoding {
+    let mut written = ALL.iter().filter_map(|encoding| encoding.written());
+    let found = written.find(|encoding| encoding.stores(scheme));
+    found.unwrap_or_else(|| unreachable!("a scheme has an encoding"))
+}
+
+/// The encodings that are read.
+pub fn readable() -> impl Iterator<Item = &'static dyn ReadEncoding> {
+    ALL.iter().filter_map(|encoding| encoding.read())
 }
 
 /// A tensor that belongs to a stored matrix.

@@ -108,6 +108,11 @@ impl ModelFolder {
         self.find(name).map(|i| &self.tensors[i])
     }
 
+    /// The tensors whose bytes say the weights of a tensor: itself, and its other parts if an encoding stores it.
+    pub fn parts_of(&self, tensor: TensorId) -> impl Iterator<Item = TensorId> {
+        std::iter::once(tensor).chain(self.tensors[tensor].parts().iter().copied())
+    }
+
     /// The tensor of a module with this last part, such as its `bias`.
     #[must_use]
     pub fn parameter_of(&self, module: &str, parameter: &str) -> Option<&TensorInfo> {
@@ -228,9 +233,20 @@ fn read(
             check_duplicates(&Held { shards: &shards, tensors: &tensors, names: &names }, &mut findings);
         }
     }
-    quantized::recognise(&config, &mut tensors, &names, &mut findings);
-    if !refuses_quantized {
-        findings.retain(|finding| !matches!(finding.code, code::ALREADY_QUANTIZED | code::FP8));
+    let model = quantized::Stored {
+        source,
+        declaration: config.quantization_config(),
+        shards: &shards,
+        tensors: &tensors,
+        names: &names,
+    };
+    let (matrices, refused) = quantized::recognize(&model, findings.iter().any(Finding::is_error));
+    if refuses_quantized {
+        findings.extend(refused);
+    }
+    if quantized::decode(matrices, &mut tensors) {
+        names = NameIndex::of(&tensors);
+        check_duplicates(&Held { shards: &shards, tensors: &tensors, names: &names }, &mut findings);
     }
     if findings.iter().any(Finding::is_error) {
         return Err(bad(findings));
@@ -302,8 +318,8 @@ fn read_headers(
                     shard: number,
                     offset: t.offset,
                     bytes: t.bytes,
-                    fp8: None,
-                    scale_of: None,
+                    encoded: None,
+                    part_of: None,
                 }));
             }
             Err(found) => findings.extend(found),

@@ -12,11 +12,11 @@ use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error, MapAccess, Visitor};
 
 use super::code;
-use super::dtype::Dtype;
 use super::json::{Entries, duplicates, named};
 use super::name::{Name, Names, SharedNames, Span};
 use super::shape::Shape;
 use crate::finding::Finding;
+use crate::format::Dtype;
 
 /// The longest header that is accepted, as in the reference implementation.
 pub const MAX_HEADER: u64 = 100_000_000;

@@ -36,6 +36,15 @@ impl MatrixView {
         Some(Self { first: 0, rows, cols, row_stride: cols, column_stride: 1 })
     }
 
+    /// All rows of a tensor, in which an encoding counts them: the last axis is the columns, all other axes together are
+    /// the rows. `None` for a scalar.
+    #[must_use]
+    pub fn by_rows(tensor: &TensorInfo) -> Option<Self> {
+        let (&cols, rest) = tensor.shape.split_last()?;
+        let rows = rest.iter().try_fold(1u64, |n, &axis| n.checked_mul(axis))?;
+        Some(Self { first: 0, rows, cols, row_stride: cols, column_stride: 1 })
+    }
+
     /// The transpose of a tensor [in, out], as GPT-2 stores its linear layers. `None` if it does not have two axes.
     #[must_use]
     pub fn transposed(tensor: &TensorInfo) -> Option<Self> {
@@ -153,6 +162,27 @@ impl MatrixRows {
     #[must_use]
     pub fn bytes(&self, element: u64) -> u64 {
         self.count() * self.view.cols * element
+    }
+
+    /// The same rows among all rows of a tensor, as [`MatrixView::by_rows`] counts them: the first, and the distance from
+    /// each to the next. `None` if they are not whole rows of the tensor.
+    #[must_use]
+    pub fn among_all(&self, tensor: &TensorInfo) -> Option<(u64, u64)> {
+        let (view, columns) = (&self.view, tensor.shape.last().copied()?.max(1));
+        let are_whole = view.column_stride == 1
+            && view.cols.max(1) == columns
+            && view.first.is_multiple_of(columns)
+            && view.row_stride.is_multiple_of(columns);
+        let step = view.row_stride / columns;
+        are_whole.then(|| (view.first / columns + self.range.start * step, step))
+    }
+
+    /// The same, with the rows between them.
+    #[must_use]
+    pub fn span_among_all(&self, tensor: &TensorInfo) -> Option<Range<u64>> {
+        let (first, step) = self.among_all(tensor)?;
+        let end = if self.count() == 0 { first } else { first + (self.count() - 1) * step + 1 };
+        Some(first..end)
     }
 
     /// Elements from the start of the tensor to the `n`th element of the rows, counted row by row.

@@ -1,11 +1,12 @@
 //! Models whose weights are already codes, viewed as the layers that the codes represent. For inspection only.
 
-use super::dtype::Dtype;
 use super::folder::ModelFolder;
 use super::name::Names;
+use super::quantized;
 use super::shape::Shape;
 use super::tensor::TensorInfo;
 use super::types::{Classified, classify};
+use crate::format::Dtype;
 use crate::ids::TensorId;
 
 /// Parameters that accompany the codes of a module.
@@ -95,9 +96,7 @@ fn read_shape(folder: &ModelFolder, tensor: &TensorInfo) -> Option<Vec<u64>> {
     if tensor.stored != Dtype::I64 || tensor.shape != [2] {
         return None;
     }
-    let blob = folder.source.open(&folder.shards.get(tensor.shard)?.name).ok()?;
-    let mut bytes = [0; 16];
-    blob.read_exact_at(tensor.offset, &mut bytes).ok()?;
+    let bytes = quantized::bytes(&*folder.source, folder.shards.get(tensor.shard)?, tensor, 0..16)?;
     let (rows, columns) = bytes.split_at(8);
     let size = |bytes: &[u8]| u64::try_from(i64::from_le_bytes(bytes.try_into().ok()?)).ok();
     Some(vec![size(rows)?, size(columns)?])

@@ -1,28 +1,21 @@
-//! Already quantized weights: scaled FP8 is described so that it can be dequantized, all else is refused.
-//!
-//! FP8 originals (DeepSeek, Qwen, MiniMax, compressed-tensors' `float-quantized`) hold `X.weight` in FP8 beside a
-//! `X.weight_scale_inv` or `X.weight_scale`. In spite of its name, the first one multiplies, too. A weight is never
-//! cast without its scale: if the scale is missing or has an unknown layout, the result would be wrong by orders of
-//! magnitude.
+//! Already quantized weights: those of an encoding that is read are described so that they can be decoded, all else
+//! is refused.
+
+use std::collections::HashSet;
+use std::ops::Range;
+use std::sync::Arc;
 
 use serde_json::Value;
 
 use super::code;
-use super::config::Config;
-use super::dtype::Dtype;
+use super::name::Names;
 use super::name_index::NameIndex;
-use super::tensor::{Fp8Layout, Fp8Scales, TensorInfo};
+use super::tensor::{Encoded, Shard, TensorInfo};
 use crate::finding::Finding;
-use crate::ids::{IdVec, TensorId};
-
-/// Parameters that scale an FP8 `weight` of the same module.
-const SCALES: &[&str] = &["weight_scale_inv", "weight_scale"];
-
-/// Parameters that scale the activations of such a module. They have no meaning without FP8 activations.
-const ACTIVATION_SCALES: &[&str] = &["input_scale", "activation_scale", "input_scale_ub"];
-
-/// Rows and columns of a block if the config does not give them.
-const DEFAULT_BLOCK: [u64; 2] = [128, 128];
+use crate::format::Dtype;
+use crate::format::encoding::{self, Catalog, ReadEncoding, Recognized, StoredTensor};
+use crate::format::source::Source;
+use crate::ids::{IdVec, ShardId, TensorId};
 
 /// Names that only a quantized model has: the end of a name, a dtype that it must have, and whose format it
 /// is.
@@ -41,69 +34,167 @@ const MARKS: &[(&str, Option<Dtype>, &str)] = &[
     (".weight", Some(Dtype::F4), "FP4"),
 ];
 
-/// Refuses a quantized model, or marks its FP8 weights and their scales in `tensors`.
-pub(super) fn recognise(
-    config: &Config,
-    tensors: &mut IdVec<TensorId, TensorInfo>,
-    names: &NameIndex,
-    findings: &mut Vec<Finding>,
-) {
-    let declared = config.quantization_config();
-    if let Some(finding) = foreign(declared, tensors) {
-        findings.push(finding);
+/// A model's tensors, as they are stored.
+pub(super) struct Stored<'m> {
+    pub(super) source: &'m dyn Source,
+    /// The `quantization_config`.
+    pub(super) declaration: Option<&'m Value>,
+    pub(super) shards: &'m IdVec<ShardId, Shard>,
+    pub(super) tensors: &'m IdVec<TensorId, TensorInfo>,
+    pub(super) names: &'m NameIndex,
+}
+
+impl Catalog for Stored<'_> {
+    fn tensor(&self, tensor: TensorId) -> StoredTensor<'_> {
+        let info = &self.tensors[tensor];
+        StoredTensor { name: &info.name, dtype: info.stored, shape: &info.shape }
     }
-    if findings.iter().any(Finding::is_error) {
-        // A missing scale may be in a file that could not be read.
-        return;
+
+    fn find(&self, name: &str) -> Option<TensorId> {
+        self.names.find(self.tensors, name)
     }
-    let weights: Vec<TensorId> = tensors.ids().filter(|&i| tensors[i].stored.is_fp8()).collect();
-    if weights.is_empty() {
-        if let Some(declared) = declared {
-            findings.push(
-                Finding::error(
-                    code::ALREADY_QUANTIZED,
-                    format!(
-                        "`config.json` declares a model quantized by {}, but no weight is",
-                        method(declared)
-                    ),
-                )
-                .help("Remove `quantization_config` from `config.json` if these are the full weights."),
-            );
-        }
-        return;
+
+    fn declaration(&self) -> Option<&Value> {
+        self.declaration
     }
-    let block = declared.and_then(block_size).unwrap_or(DEFAULT_BLOCK);
-    let (mut first, mut others) = (None, 0);
-    for &weight in &weights {
-        match scales_of(weight, tensors, names, block) {
-            Ok(scales) => mark(weight, scales, tensors, names),
-            Err(what) if first.is_none() => first = Some((weight, what)),
-            Err(_) => others += 1,
-        }
-    }
-    if let Some((first, what)) = first {
-        let name = &tensors[first].name;
-        let more = if others == 0 { String::new() } else { format!(" (and {others} more)") };
-        findings.push(
-            Finding::error(code::FP8, format!("the FP8 weight `{name}` {what}{more}")).help(
-                "FP8 weights are read where `X.weight` has a `X.weight_scale_inv` or `X.weight_scale` for the \
-                 tensor, for each row, or for each block of `weight_block_size`. Dequantize the model to BF16 \
-                 first.",
-            ),
-        );
+
+    fn bytes(&self, tensor: TensorId, range: Range<u64>) -> Result<Vec<u8>, String> {
+        let info = &self.tensors[tensor];
+        let shard = self.shards.get(info.shard);
+        shard
+            .and_then(|shard| bytes(self.source, shard, info, range))
+            .ok_or_else(|| format!("needs `{}`, which cannot be read", info.name))
     }
 }
 
-/// The finding for a model in another format than scaled FP8.
-fn foreign(declared: Option<&Value>, tensors: &IdVec<TensorId, TensorInfo>) -> Option<Finding> {
-    let marked = tensors.iter().find_map(|tensor| {
+/// Some bytes of a tensor. None if they cannot be read.
+pub(super) fn bytes(
+    source: &dyn Source,
+    shard: &Shard,
+    tensor: &TensorInfo,
+    range: Range<u64>,
+) -> Option<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(range.end.min(tensor.bytes).checked_sub(range.start)?).ok()?];
+    let blob = source.open(&shard.name).ok()?;
+    blob.read_exact_at(tensor.offset + range.start, &mut bytes).ok()?;
+    (range.end <= tensor.bytes).then_some(bytes)
+}
+
+/// A matrix that an encoding stores, with the index of its codes.
+pub(super) struct Matrix {
+    codes: TensorId,
+    encoding: &'static dyn ReadEncoding,
+    recognized: Recognized,
+}
+
+/// Codes that an encoding knows and that cannot be read, with the reason.
+struct Unreadable {
+    codes: TensorId,
+    encoding: &'static dyn ReadEncoding,
+    why: String,
+}
+
+/// The matrices of encodings that are read, and findings for a model that is stored otherwise. If its files `have_errors`,
+/// parts may be missing: no finding says so then.
+pub(super) fn recognize(model: &Stored<'_>, have_errors: bool) -> (Vec<Matrix>, Vec<Finding>) {
+    let (mut matrices, mut unreadable) = (Vec::new(), Vec::new());
+    for codes in model.tensors.ids() {
+        match recognized(model, codes) {
+            Some(Ok(matrix)) => matrices.push(matrix),
+            Some(Err(problem)) => unreadable.push(problem),
+            None => {}
+        }
+    }
+    let mut is_known: HashSet<TensorId> = HashSet::new();
+    for Matrix { codes, recognized, .. } in &matrices {
+        is_known.extend(recognized.parts.iter().chain(&recognized.unused));
+        is_known.insert(*codes);
+    }
+    // Parts of one encoding may look like codes of another.
+    unreadable.retain(|problem: &Unreadable| !is_known.contains(&problem.codes));
+    is_known.extend(unreadable.iter().map(|problem| problem.codes));
+    if let Some(finding) = foreign(model, &is_known) {
+        return (Vec::new(), vec![finding]);
+    }
+    if have_errors {
+        return (Vec::new(), Vec::new());
+    }
+    let mut findings: Vec<Finding> = refusals(model, &unreadable).collect();
+    if let (Some(declared), true) = (model.declaration, is_known.is_empty()) {
+        let message =
+            format!("`config.json` declares a model quantized by {}, but no weight is", method(declared));
+        findings.push(
+            Finding::error(code::ALREADY_QUANTIZED, message)
+                .help("Remove `quantization_config` from `config.json` if these are the full weights."),
+        );
+    }
+    (matrices, findings)
+}
+
+/// The matrix whose codes a tensor holds, by the first encoding that can read it.
+fn recognized(model: &Stored<'_>, codes: TensorId) -> Option<Result<Matrix, Unreadable>> {
+    let mut problem = None;
+    for encoding in encoding::readable() {
+        match encoding.recognize(model, codes) {
+            Some(Ok(recognized)) => return Some(Ok(Matrix { codes, encoding, recognized })),
+            Some(Err(why)) => problem = problem.or(Some(Err(Unreadable { codes, encoding, why }))),
+            None => {}
+        }
+    }
+    problem
+}
+
+/// One finding for each encoding that has codes which cannot be read.
+fn refusals(model: &Stored<'_>, unreadable: &[Unreadable]) -> impl Iterator<Item = Finding> {
+    encoding::readable().filter_map(|encoding| {
+        let mut all = unreadable.iter().filter(|problem| problem.encoding.name() == encoding.name());
+        let (first, refusal) = (all.next()?, encoding.refusal());
+        let more = match all.count() {
+            0 => String::new(),
+            others => format!(" (and {others} more)"),
+        };
+        let (name, why) = (&model.tensors[first.codes].name, &first.why);
+        let message = format!("the {} `{name}` {why}{more}", refusal.what);
+        Some(Finding::error(refusal.code, message).help(refusal.help))
+    })
+}
+
+/// Makes the tensors of codes what they mean, and their parts parts. Whether a name has changed.
+pub(super) fn decode(matrices: Vec<Matrix>, tensors: &mut IdVec<TensorId, TensorInfo>) -> bool {
+    let mut names = Names::default();
+    let mut renamed = Vec::new();
+    for Matrix { codes, encoding, recognized } in matrices {
+        for &part in recognized.parts.iter().chain(&recognized.unused) {
+            tensors[part].part_of = Some(codes);
+        }
+        let tensor = &mut tensors[codes];
+        tensor.dtype = recognized.dtype;
+        tensor.shape = recognized.shape.into();
+        tensor.encoded =
+            Some(Arc::new(Encoded { encoding, parts: recognized.parts.into(), matrix: recognized.matrix }));
+        if let Some(name) = recognized.name {
+            renamed.push((codes, names.push(&name).unwrap_or_default()));
+        }
+    }
+    let names = names.shared();
+    for &(codes, span) in &renamed {
+        tensors[codes].name = names.at(span);
+    }
+    !renamed.is_empty()
+}
+
+/// The finding for a model that some encoding stores which is not read. `is_known` are tensors that belong to others.
+fn foreign(model: &Stored<'_>, is_known: &HashSet<TensorId>) -> Option<Finding> {
+    let declared = model.declaration;
+    let unknown = model.tensors.numbered().filter(|(index, _)| !is_known.contains(index));
+    let marked = unknown.map(|(_, tensor)| tensor).find_map(|tensor| {
         let mark = MARKS.iter().find(|(end, dtype, _)| {
             let is_matrix_of = |dtype: Dtype| tensor.stored == dtype && tensor.shape.len() > 1;
             tensor.name.ends_with(end) && dtype.is_none_or(is_matrix_of)
         })?;
         Some((tensor, mark.2))
     });
-    let has_fp8 = tensors.iter().any(|tensor| tensor.stored.is_fp8());
+    let is_declared = |declared| encoding::readable().any(|encoding| encoding.is_declared(declared));
     let message = match (declared, marked) {
         (Some(declared), Some((tensor, _))) => {
             format!(
@@ -116,7 +207,7 @@ fn foreign(declared: Option<&Value>, tensors: &IdVec<TensorId, TensorInfo>) -> O
         (None, Some((tensor, format))) => {
             format!("the model is already quantized: `{}` ({}) is {format}", tensor.name, tensor.describe())
         }
-        (Some(declared), None) if !has_fp8 && !is_fp8(declared) => {
+        (Some(declared), None) if is_known.is_empty() && !is_declared(declared) => {
             format!("the model is already quantized by {}, says `config.json`", method(declared))
         }
         _ => return None,
@@ -127,15 +218,6 @@ fn foreign(declared: Option<&Value>, tensors: &IdVec<TensorId, TensorInfo>) -> O
     ))
 }
 
-/// Whether a `quantization_config` declares FP8 weights.
-fn is_fp8(declared: &Value) -> bool {
-    let word = |key| declared.get(key).and_then(Value::as_str).unwrap_or("").to_ascii_lowercase();
-    let (method, format, algorithm) = (word("quant_method"), word("format"), word("quant_algo"));
-    method.contains("fp8")
-        || algorithm.contains("fp8")
-        || matches!(format.as_str(), "float-quantized" | "naive-quantized")
-}
-
 /// The method name in a `quantization_config`, with the format if it names one.
 fn method(declared: &Value) -> String {
     let word = |key| declared.get(key).and_then(Value::as_str);
@@ -143,76 +225,4 @@ fn method(declared: &Value) -> String {
     word("format")
         .or_else(|| word("quant_algo"))
         .map_or(method.to_owned(), |format| format!("{method} ({format})"))
-}
-
-/// `weight_block_size`: [rows, columns]. compressed-tensors calls it `block_structure`, in the weights of a group.
-fn block_size(declared: &Value) -> Option<[u64; 2]> {
-    let groups = declared.get("config_groups").and_then(Value::as_object);
-    let in_group =
-        groups.and_then(|groups| groups.values().find_map(|g| g.get("weights")?.get("block_structure")));
-    let pair = declared.get("weight_block_size").or(in_group)?.as_array()?;
-    match pair.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>()?[..] {
-        [rows, columns] if rows > 0 && columns > 0 => Some([rows, columns]),
-        _ => None,
-    }
-}
-
-/// Finds the scales of an FP8 weight and their layout, or says what is wrong.
-fn scales_of(
-    weight: TensorId,
-    tensors: &IdVec<TensorId, TensorInfo>,
-    names: &NameIndex,
-    block: [u64; 2],
-) -> Result<Fp8Scales, String> {
-    let info = &tensors[weight];
-    if matches!(info.stored, Dtype::F8E4m3Fnuz | Dtype::F8E5m2Fnuz) {
-        return Err(format!("is {}, which is not supported", info.stored));
-    }
-    let [rows, columns] = info.shape[..] else {
-        return Err(format!("has the shape {:?}; only matrices are supported", info.shape));
-    };
-    if info.parameter() != "weight" {
-        return Err("is not a `.weight`, so its scale is not known".to_owned());
-    }
-    let found: Vec<TensorId> = SCALES
-        .iter()
-        .filter_map(|scale| names.find(tensors, &format!("{}.{scale}", info.module())))
-        .collect();
-    let scale = match found[..] {
-        [scale] => scale,
-        [] => return Err("has no scale".to_owned()),
-        _ => return Err("has two scales".to_owned()),
-    };
-    let scales = &tensors[scale];
-    if !(scales.stored.is_float() || scales.stored == Dtype::F8E8m0) {
-        return Err(format!("has a scale of dtype {}", scales.stored));
-    }
-    let blocks = [rows.div_ceil(block[0]), columns.div_ceil(block[1])];
-    let layout = match scales.shape[..] {
-        [] | [1] | [1, 1] => Fp8Layout::Tensor,
-        [n] | [n, 1] if n == rows => Fp8Layout::Channel,
-        [a, b] if [a, b] == blocks => match block.map(u32::try_from) {
-            [Ok(rows), Ok(columns)] => Fp8Layout::Block { rows, columns },
-            _ => return Err(format!("has blocks of {} rows and {} columns", block[0], block[1])),
-        },
-        _ => {
-            return Err(format!(
-                "{:?} has scales {:?}, where [1], [{rows}, 1] or {blocks:?} is known",
-                info.shape, scales.shape
-            ));
-        }
-    };
-    Ok(Fp8Scales { tensor: scale, layout })
-}
-
-fn mark(weight: TensorId, scales: Fp8Scales, tensors: &mut IdVec<TensorId, TensorInfo>, names: &NameIndex) {
-    let module = tensors[weight].module().to_owned();
-    tensors[weight].dtype = Dtype::Bf16;
-    tensors[weight].fp8 = Some(scales);
-    tensors[scales.tensor].scale_of = Some(weight);
-    for scale in ACTIVATION_SCALES {
-        if let Some(i) = names.find(tensors, &format!("{module}.{scale}")) {
-            tensors[i].scale_of = Some(weight);
-        }
-    }
 }

@@ -6,13 +6,11 @@
 use std::ops::Range;
 
 use super::code;
-use super::dtype::Dtype;
-use super::folder::ModelFolder;
 use super::matrix_view::{MatrixRows, MatrixView};
 use super::tensor::{Shard, TensorInfo};
-use super::widen::{self, ScaleGrid};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
+use crate::format::encoding::unquantized;
 use crate::format::source::{Blob, Source};
 use crate::fs::handles::Replaced;
 
@@ -93,30 +91,24 @@ pub struct MatrixReader<'a> {
     tensor: &'a TensorInfo,
     view: MatrixView,
     element: u64,
-    scales: Option<ScaleGrid>,
 }
 
 impl<'a> MatrixReader<'a> {
-    /// A reader of `view` in `tensor`, which `file` holds. FP8 weights need their scales ([`read_scales`]).
+    /// A reader of `view` in `tensor`, which `file` holds.
     ///
     /// # Errors
-    /// The view lies outside of the tensor, the dtype cannot be read, or scales are missing.
-    pub fn new(
-        file: &'a WeightFile,
-        tensor: &'a TensorInfo,
-        view: MatrixView,
-        scales: Option<ScaleGrid>,
-    ) -> Result<Self, Failure> {
+    /// The view lies outside of the tensor, or the weights are not stored as they are.
+    pub fn new(file: &'a WeightFile, tensor: &'a TensorInfo, view: MatrixView) -> Result<Self, Failure> {
         let problem =
             |what: &str| fail(code::IO, format!("`{}` ({}) {what}", tensor.name, tensor.describe()));
         let element = tensor.stored.bytes().ok_or_else(|| problem("has elements smaller than a byte"))?;
         if view.end(element).is_none_or(|end| end > tensor.bytes) {
             return Err(problem("is smaller than the matrix to be read from it"));
         }
-        if tensor.fp8.is_some() && (scales.is_none() || !view.is_contiguous()) {
-            return Err(problem("is FP8 and can only be read by rows and with its scales"));
+        if tensor.encoded.is_some() {
+            return Err(problem("must be decoded"));
         }
-        Ok(Self { file, tensor, view, element, scales })
+        Ok(Self { file, tensor, view, element })
     }
 
     /// Replaces `out` by the bytes of these rows, little endian, in [`TensorInfo::working_dtype`]. `scratch`
@@ -136,16 +128,7 @@ impl<'a> MatrixReader<'a> {
         out.clear();
         *scratch = raw;
         fetched?;
-        match (&self.scales, self.tensor.stored) {
-            (_, Dtype::F64) => widen::f64_to_f32(scratch, out),
-            (Some(grid), dtype) => {
-                let (first, columns) = (self.size(rows.range.start)?, self.size(self.view.cols)?);
-                if !widen::fp8_to_bf16(scratch, dtype, first, columns, grid, out) {
-                    return Err(fail(code::FP8, format!("`{}` has too few scales", self.tensor.name)));
-                }
-            }
-            (None, _) => return Err(fail(code::FP8, format!("`{}` has no scales", self.tensor.name))),
-        }
+        unquantized::f64_to_f32(scratch, out);
         Ok(())
     }
 
@@ -159,27 +142,6 @@ impl<'a> MatrixReader<'a> {
     fn size(&self, n: u64) -> Result<usize, Failure> {
         usize::try_from(n)
             .map_err(|_| fail(code::IO, format!("`{}` does not fit into memory", self.tensor.name)))
-    }
-}
-
-/// Reads the scales of an FP8 weight, from `file`, which holds the scale tensor; `None` for any other tensor.
-///
-/// # Errors
-/// The file cannot be read.
-pub fn read_scales(
-    folder: &ModelFolder,
-    tensor: &TensorInfo,
-    file: &WeightFile,
-) -> Result<Option<ScaleGrid>, Failure> {
-    let Some(described) = tensor.fp8 else { return Ok(None) };
-    let scales = &folder.tensors[described.tensor];
-    let bytes = usize::try_from(scales.bytes)
-        .map_err(|_| fail(code::IO, format!("`{}` does not fit into memory", scales.name)))?;
-    let mut buffer = vec![0; bytes];
-    file.read_at(scales.offset, &mut buffer)?;
-    match ScaleGrid::new(described.layout, scales.stored, &buffer) {
-        Some(grid) => Ok(Some(grid)),
-        None => Err(fail(code::FP8, format!("`{}` ({}) cannot be scales", scales.name, scales.describe()))),
     }
 }
 

@@ -1,21 +1,23 @@
 //! Tensors and files of a model, as their headers describe them.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
-use super::dtype::Dtype;
 use super::name::Name;
 use super::shape::Shape;
+use crate::format::Dtype;
+use crate::format::encoding::{Encoding, StoredMatrix, unquantized};
 use crate::format::source::Identity;
 use crate::ids::{ShardId, TensorId};
 
-/// A tensor, from the header of its file.
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// A tensor, from the header of its file. If an encoding stores its weights, it is what they mean.
+#[derive(Debug, Clone)]
 pub struct TensorInfo {
-    /// The name in the file.
+    /// The name in the file, or that of the weights.
     pub name: Name,
     /// The type of the bytes in the file.
     pub stored: Dtype,
-    /// The type that the weights mean: BF16 for a scaled FP8 weight, otherwise as stored.
+    /// The type that the weights mean: BF16 for a scaled FP8 weight, as stored if nothing is decoded.
     pub dtype: Dtype,
     /// Sizes of the axes; empty for a scalar.
     pub shape: Shape,
@@ -25,11 +27,11 @@ pub struct TensorInfo {
     pub offset: u64,
     /// Bytes in the file.
     pub bytes: u64,
-    /// The scales without which an FP8 weight means nothing.
-    pub fp8: Option<Fp8Scales>,
-    /// The FP8 weight that this tensor is a scale of. The scale is consumed when that weight is read, and is not a
+    /// How the weights are decoded. None if the tensor holds them as they are.
+    pub encoded: Option<Arc<Encoded>>,
+    /// The weights that this tensor is a part of, such as their scales. It is consumed when they are read, and is not a
     /// layer's parameter.
-    pub scale_of: Option<TensorId>,
+    pub part_of: Option<TensorId>,
 }
 
 impl TensorInfo {
@@ -55,7 +57,13 @@ impl TensorInfo {
     /// dtype.
     #[must_use]
     pub fn working_dtype(&self) -> Dtype {
-        if self.dtype == Dtype::F64 { Dtype::F32 } else { self.dtype }
+        unquantized::working_type(self.dtype)
+    }
+
+    /// The tensors that must be read beside this one to know its weights.
+    #[must_use]
+    pub fn parts(&self) -> &[TensorId] {
+        self.encoded.as_ref().map_or(&[], |encoded| &encoded.parts)
     }
 
     /// Dtype and shape as messages show them: `BF16 [256, 64]`.
@@ -65,29 +73,15 @@ impl TensorInfo {
     }
 }
 
-/// The location of an FP8 weight's scales, and the weights that share one scale. A weight is code × scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Fp8Scales {
-    /// The scale tensor.
-    pub tensor: TensorId,
-    /// Which weights share a scale.
-    pub layout: Fp8Layout,
-}
-
-/// Which elements of an FP8 weight [out, in] share a scale.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fp8Layout {
-    /// All: the scale is `[]` or `[1]`.
-    Tensor,
-    /// One scale per row: the scale tensor is `[out]` or `[out, 1]`.
-    Channel,
-    /// One scale per block of `rows` × `columns`: the scale tensor is [ceil(out / rows), ceil(in / columns)].
-    Block {
-        /// Rows of a block.
-        rows: u32,
-        /// Columns of a block.
-        columns: u32,
-    },
+/// How an encoding stores the weights of a tensor.
+#[derive(Debug)]
+pub struct Encoded {
+    /// The encoding.
+    pub encoding: &'static dyn Encoding,
+    /// The tensors beside this one that decoding needs, in the encoding's order.
+    pub parts: Box<[TensorId]>,
+    /// How rows are decoded.
+    pub matrix: Box<dyn StoredMatrix>,
 }
 
 /// One safetensors file.

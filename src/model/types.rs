@@ -139,8 +139,8 @@ const KINDS: &[Rule] = &[
     // Used up when the weight is read.
     Rule {
         kind: LayerType::Other,
-        words: "a scale of an FP8 weight",
-        test: |t, _| t.info.scale_of.is_some(),
+        words: "a part of an encoded weight, such as its scales",
+        test: |t, _| t.info.part_of.is_some(),
     },
     // Integers and booleans: hash tables, counters, masks.
     Rule { kind: LayerType::Other, words: "not a float dtype", test: |t, _| !t.info.dtype.is_float() },

@@ -113,10 +113,10 @@ fn add(hasher: &mut blake3::Hasher, text: fmt::Arguments<'_>) {
 
 fn numbers(plan: &Plan, tensor: TensorId) -> blake3::Hasher {
     let info = &plan.model.tensors[tensor];
-    let layout = info.fp8.map(|fp8| fp8.layout);
+    let encoded = info.encoded.as_ref().map(|encoded| (encoded.encoding, &encoded.matrix));
     let action = plan.decisions[tensor].spec().map(|spec| (spec.scheme, spec.observer));
     let mut hasher = blake3::Hasher::new();
-    add(&mut hasher, format_args!("{BUILD} {} {:?} {layout:?} {action:?}", info.stored, info.shape));
+    add(&mut hasher, format_args!("{BUILD} {} {:?} {encoded:?} {action:?}", info.stored, info.shape));
     for index in plan.tasks_of(tensor) {
         add(&mut hasher, format_args!(" {:?}", plan.tasks[index].matrix(&plan.model)));
         if let Some(importance) = plan.weighing.of(index) {

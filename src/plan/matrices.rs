@@ -37,11 +37,12 @@ pub(super) fn tasks(decided: &Decided) -> (IdVec<TaskId, Task>, Vec<Finding>) {
     let mut findings = Vec::new();
     let splits_kept = engines::splits_kept_experts(loaded, model);
     for (tensor, info) in model.tensors.numbered() {
-        if info.scale_of.is_some() {
+        if info.part_of.is_some() {
             continue;
         }
         let quantized = decisions[tensor].spec().is_some();
-        let splits = quantized || splits_kept && info.stored == info.working_dtype();
+        let splits =
+            quantized || splits_kept && info.stored == info.working_dtype() && info.encoded.is_none();
         if splits && classes[tensor].kind == LayerType::Experts {
             match model::experts::stack(model, tensor) {
                 Ok(stack) if tasks.len() + stack.matrices.len() > MAX_TASKS => {

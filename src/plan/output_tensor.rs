@@ -5,7 +5,8 @@ use std::cmp::Ordering;
 use super::fused_modules::FusedModules;
 use super::select::Decision;
 use super::task::Task;
-use crate::format::encoding;
+use crate::format::encoding::unquantized::Unquantized;
+use crate::format::encoding::{self, Encoding, unquantized};
 use crate::ids::{FileId, IdVec, TaskId, TensorId};
 use crate::model::{LayerClass, ModelFolder, Shape, TensorInfo};
 use crate::quant::{Role, Scheme};
@@ -16,7 +17,7 @@ use crate::recipe::Loaded;
 pub(super) enum Part {
     /// The part of the stored matrix with this number.
     Encoded(u8),
-    /// The source's bytes (decoded, if the source is scaled FP8).
+    /// The source's bytes (decoded, if an encoding stores them).
     Copy,
     /// One of the source's matrices, as it is, in a tensor of its own.
     Matrix,
@@ -157,10 +158,27 @@ impl OutputTensor {
         self.scheme(content).map_or(&[], |scheme| encoding::of(scheme).roles(scheme))
     }
 
-    /// Itself as a part of a stored matrix.
-    pub(super) fn encoded(&self, content: Content<'_>) -> Option<encoding::Part> {
-        let (scheme, view) = (self.scheme(content)?, self.task(content).matrix(content.model)?);
-        Some(encoding::of(scheme).part(scheme, self.role(content), view.rows, view.cols))
+    /// How it is stored.
+    #[must_use]
+    pub fn encoding(&self, content: Content<'_>) -> &'static dyn Encoding {
+        match (self.part(), self.scheme(content)) {
+            (Part::Encoded(_), Some(scheme)) => encoding::of(scheme),
+            _ => &Unquantized,
+        }
+    }
+
+    /// Itself as its encoding stores it.
+    pub(super) fn stored(&self, content: Content<'_>) -> encoding::Part {
+        let (role, source) = (self.role(content), self.source(content));
+        let plain = |shape: &[u64]| unquantized::part(role, source.dtype, shape);
+        let view = self.task(content).matrix(content.model);
+        match (self.part(), view, self.scheme(content)) {
+            (Part::Encoded(_), Some(view), Some(scheme)) => {
+                encoding::of(scheme).part(scheme, role, view.rows, view.cols)
+            }
+            (Part::Matrix, Some(view), _) => plain(&[view.rows, view.cols]),
+            _ => plain(&source.shape),
+        }
     }
 
     /// Its name in the file, in two parts: with the dot between them, if it has two.
@@ -199,23 +217,16 @@ impl OutputTensor {
     #[must_use]
     pub fn dtype(&self, content: Content<'_>) -> &'static str {
         match self.part() {
-            Part::Copy | Part::Matrix | Part::Dequantized => self.source(content).dtype.name(),
-            Part::Encoded(_) => self.encoded(content).map_or("", |part| part.dtype),
+            Part::Encoded(_) => self.stored(content).dtype,
+            // Without its shape: this is asked for every tensor.
+            _ => self.source(content).dtype.name(),
         }
     }
 
     /// Its shape.
     #[must_use]
     pub fn shape(&self, content: Content<'_>) -> Shape {
-        match self.part() {
-            Part::Copy | Part::Dequantized => Some(self.source(content).shape.clone()),
-            Part::Matrix => {
-                let view = self.task(content).matrix(content.model);
-                view.map(|view| Shape::from(vec![view.rows, view.cols]))
-            }
-            Part::Encoded(_) => self.encoded(content).map(|part| part.shape.into()),
-        }
-        .unwrap_or_else(|| Vec::new().into())
+        self.stored(content).shape.into()
     }
 
     /// Its size.
@@ -223,17 +234,13 @@ impl OutputTensor {
     pub fn bytes(&self, content: Content<'_>) -> u64 {
         match self.part() {
             Part::Copy | Part::Dequantized => logical_bytes(self.source(content)),
-            Part::Matrix => {
-                let view = self.task(content).matrix(content.model);
-                view.map_or(0, |view| view.rows * view.cols * self.source(content).dtype.bits() / 8)
-            }
-            Part::Encoded(_) => self.encoded(content).map_or(0, |part| part.bytes),
+            Part::Matrix | Part::Encoded(_) => self.stored(content).bytes,
         }
     }
 }
 
-/// The size of a tensor as it is delivered and written. Scaled FP8 counts as the type that it is dequantized to.
+/// The size of a tensor as it is delivered and written. Encoded weights count as the type that they mean.
 #[must_use]
 pub fn logical_bytes(tensor: &TensorInfo) -> u64 {
-    if tensor.stored == tensor.dtype { tensor.bytes } else { tensor.elements() * tensor.dtype.bits() / 8 }
+    unquantized::bytes(tensor.dtype, tensor.elements())
 }

@@ -8,9 +8,8 @@ use std::cmp::Reverse;
 
 use serde::Serialize;
 
-use super::layout::{ExportPlan, TaskOutput, spec_at};
+use super::layout::ExportPlan;
 use super::{Plan, Task};
-use crate::format::encoding;
 use crate::ids::{FileId, IdVec, StageId, TaskId, TensorId};
 
 /// A task on one matrix, or on a tensor that is not a matrix.
@@ -52,7 +51,7 @@ pub struct Slot<'p> {
     pub file: &'p str,
     /// The tensor.
     pub tensor: String,
-    /// The stored format: a name of compressed-tensors, or `unquantized`.
+    /// The name of its encoding: one of compressed-tensors, or `unquantized`.
     pub encoding: &'static str,
 }
 
@@ -61,7 +60,7 @@ pub fn task_list(plan: &Plan) -> impl Iterator<Item = TaskRecord<'_>> {
     plan.tasks.numbered().map(|(number, task)| {
         let source = &plan.model.tensors[task.tensor()];
         let quantized = plan.decisions[task.tensor()].spec().is_some();
-        let is_decoded = source.stored != source.dtype;
+        let is_decoded = source.encoded.is_some();
         TaskRecord {
             task: number,
             tensor: &source.name,
@@ -79,28 +78,32 @@ pub fn task_list(plan: &Plan) -> impl Iterator<Item = TaskRecord<'_>> {
 }
 
 fn inputs<'p>(plan: &'p Plan, task: &Task) -> Vec<Input<'p>> {
-    let scales = plan.model.tensors[task.tensor()].fp8.map(|fp8| fp8.tensor);
-    let input = |index: TensorId| {
+    let of_task = &plan.model.tensors[task.tensor()];
+    let view = task.matrix(&plan.model);
+    let input = |(number, index): (usize, TensorId)| {
         let tensor = &plan.model.tensors[index];
-        let matrix = task.matrix(&plan.model).filter(|_| index == task.tensor());
-        let part = matrix.and_then(|view| view.byte_range(tensor.stored.bits())).unwrap_or(0..tensor.bytes);
+        let range = match (&of_task.encoded, view) {
+            (Some(encoded), Some(view)) => {
+                let rows = view.rows(0..view.rows).span_among_all(of_task);
+                rows.map(|rows| encoded.matrix.ranges(number, rows).span())
+            }
+            (None, Some(view)) => view.byte_range(tensor.stored.bits()),
+            (_, None) => None,
+        };
+        let range = range.unwrap_or(0..tensor.bytes);
         let file = &plan.model.shards[tensor.shard].name;
-        Input { file, start: tensor.offset + part.start, end: tensor.offset + part.end }
+        Input { file, start: tensor.offset + range.start, end: tensor.offset + range.end }
     };
-    std::iter::once(task.tensor()).chain(scales).map(input).collect()
+    plan.model.parts_of(task.tensor()).enumerate().map(input).collect()
 }
 
 fn slots<'p>(plan: &'p Plan, export: &'p ExportPlan, task: TaskId) -> impl Iterator<Item = Slot<'p>> {
     let output = &export.tasks[task];
-    let spec = spec_at(&plan.decisions[plan.tasks[task].tensor()], export.stage);
-    let encoding = match (output, spec) {
-        (TaskOutput::Encoded { .. }, Some(spec)) => encoding::of(&spec.scheme).name(),
-        _ => "unquantized",
-    };
     output.tensors().map(move |index| {
         let tensor = &export.tensors[index];
-        let (file, name) = (&export.files[tensor.file()].name, tensor.name(plan.content()));
-        Slot { stage: export.stage, file, tensor: name, encoding }
+        let (content, file) = (plan.content(), &export.files[tensor.file()].name);
+        let encoding = tensor.encoding(content).name();
+        Slot { stage: export.stage, file, tensor: tensor.name(content), encoding }
     })
 }
 

@@ -192,7 +192,7 @@ fn tensors(plan: &Plan, distortions: &IdVec<TensorId, Option<Distortion>>) -> Ve
         .map(|(index, tensor)| {
             let (decision, class) = (&plan.decisions[index], &plan.classes[index]);
             let action = match decision.action {
-                _ if tensor.scale_of.is_some() => "consumed",
+                _ if tensor.part_of.is_some() => "consumed",
                 Action::Quantize(_) => "quantized",
                 Action::Keep => "kept",
             };

@@ -15,7 +15,7 @@ use std::sync::Mutex;
 use super::event::Event;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::format::encoding;
+use crate::format::encoding::{self, unquantized};
 use crate::ids::{ExportId, IdVec, OutputTensorId, TaskId};
 use crate::model::{Dtype, MatrixRows};
 use crate::plan::{Plan, Task, TaskOutput};
@@ -192,7 +192,7 @@ impl Pass<'_> {
         let bytes = &source.weights;
         let element = tensor.dtype.bits().div_ceil(8);
         if self.checks.finite
-            && let Some(n) = first_not_finite(tensor.dtype, bytes)
+            && let Some(n) = unquantized::first_not_finite(tensor.dtype, bytes)
         {
             let at = match &tile.span {
                 Span::Rows(rows) => rows.element_at(n),
@@ -325,33 +325,8 @@ fn check_measured(tensor: &str, measured: &Distortion, meant: &Distortion) -> Re
 
 /// Dequantized weights in another floating-point type: that of the source, if its scales have another.
 fn convert(from: FloatType, to: Dtype, bytes: &[u8], out: &mut Vec<u8>) {
-    let weights = from.widen(bytes);
     out.clear();
-    match to {
-        Dtype::F64 => out.extend(weights.iter().flat_map(|weight| f64::from(*weight).to_le_bytes())),
-        Dtype::F16 => FloatType::F16.narrow(&weights, out),
-        Dtype::Bf16 => FloatType::Bf16.narrow(&weights, out),
-        _ => FloatType::F32.narrow(&weights, out),
-    }
-}
-
-/// The index of the first value in `bytes` that is NaN or infinite; none if the type has no such values.
-fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<u64> {
-    fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<u64> {
-        let (values, _) = bytes.as_chunks::<N>();
-        // Without a branch a value, so that the common case is fast; the place is looked up only when needed.
-        let any =
-            values.chunks(4096).position(|block| block.iter().fold(false, |any, value| any | bad(*value)))?;
-        let within = values[any * 4096..].iter().position(|value| bad(*value))?;
-        Some((any * 4096 + within) as u64)
-    }
-    match dtype {
-        Dtype::Bf16 => find(bytes, |v| u16::from_le_bytes(v) & 0x7F80 == 0x7F80),
-        Dtype::F16 => find(bytes, |v| u16::from_le_bytes(v) & 0x7C00 == 0x7C00),
-        Dtype::F32 => find(bytes, |v| u32::from_le_bytes(v) & 0x7F80_0000 == 0x7F80_0000),
-        Dtype::F64 => find(bytes, |v| u64::from_le_bytes(v) & 0x7FF0_0000_0000_0000 == 0x7FF0_0000_0000_0000),
-        _ => None,
-    }
+    unquantized::write(&from.widen(bytes), to, out);
 }
 
 /// Source bytes of all tiles of some tasks of a plan.

@@ -41,7 +41,7 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
     let bytes_out = bytes_out(plan);
     let (mut quantized, mut kept): (Vec<Row<'_>>, Vec<Row<'_>>) = (Vec::new(), Vec::new());
     for ((index, tensor), decision) in plan.model.tensors.numbered().zip(&plan.decisions) {
-        if tensor.scale_of.is_some() {
+        if tensor.part_of.is_some() {
             continue;
         }
         let spec = decision.spec();

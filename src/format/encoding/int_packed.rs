@@ -3,7 +3,9 @@
 //! Codes are unsigned, in 32-bit words along each row, low bits first; zero points are packed along the rows. The
 //! shape of the unpacked matrix is a tensor of its own.
 
-use super::{Contents, Encoding, Part, codes, dequantized, integer_part, scales, whole, zero_points};
+use super::{
+    Contents, Encoding, Part, WrittenEncoding, codes, dequantized, integer_part, scales, whole, zero_points,
+};
 use crate::quant::{Role, Scheme, Storage};
 
 /// `pack-quantized`.
@@ -15,6 +17,12 @@ impl Encoding for IntPacked {
         "pack-quantized"
     }
 
+    fn written(&self) -> Option<&dyn WrittenEncoding> {
+        Some(self)
+    }
+}
+
+impl WrittenEncoding for IntPacked {
     fn stores(&self, scheme: &Scheme) -> bool {
         scheme.storage == Storage::Packed
     }

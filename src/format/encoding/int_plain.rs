@@ -1,6 +1,6 @@
 //! Plain integers: compressed-tensors' `int-quantized`, one signed code per byte.
 
-use super::{Encoding, Part, codes, dequantized, integer_part, scales, whole, zero_points};
+use super::{Encoding, Part, WrittenEncoding, codes, dequantized, integer_part, scales, whole, zero_points};
 use crate::quant::{Role, Scheme, Storage};
 
 /// `int-quantized`.
@@ -12,6 +12,12 @@ impl Encoding for IntPlain {
         "int-quantized"
     }
 
+    fn written(&self) -> Option<&dyn WrittenEncoding> {
+        Some(self)
+    }
+}
+
+impl WrittenEncoding for IntPlain {
     fn stores(&self, scheme: &Scheme) -> bool {
         scheme.storage == Storage::Plain
     }

@@ -90,7 +90,7 @@ impl Model<'_> {
     fn parameters(&self) -> u64 {
         self.tensors
             .iter()
-            .filter(|tensor| tensor.scale_of.is_none())
+            .filter(|tensor| tensor.part_of.is_none())
             .map(|tensor| product(&tensor.shape))
             .sum()
     }

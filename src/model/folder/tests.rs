@@ -8,10 +8,8 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::finding::Severity;
-use crate::format::source;
+use crate::format::{Dtype, source};
 use crate::ids::{ShardId, TensorId};
-use crate::model::dtype::Dtype;
-use crate::model::tensor::Fp8Layout;
 
 /// The model at a path.
 pub(super) fn open(path: &Path, include: &[&str], exclude: &[&str]) -> Result<ModelFolder, Failure> {
@@ -298,18 +296,20 @@ fn scaled_fp8_means_bf16() {
         ],
     );
     let model = open(folder.path(), &[], &[]).unwrap();
-    let layout = |name: &str| {
+    for (name, layout) in [
+        ("block.weight", "Block { rows: 128, columns: 64 }"),
+        ("row.weight", "Channel"),
+        ("tensor.weight", "Tensor"),
+    ] {
         let tensor = model.by_name(name).unwrap();
-        let scales = tensor.fp8.unwrap();
-        assert_eq!(model.tensors[scales.tensor].scale_of, model.find(name));
+        let encoded = tensor.encoded.as_ref().unwrap();
+        assert_eq!(encoded.encoding.name(), "fp8-scaled");
+        assert_eq!(model.tensors[encoded.parts[0]].part_of, model.find(name));
         assert!(tensor.dtype == Dtype::Bf16 && tensor.stored.is_fp8());
-        scales.layout
-    };
-    assert_eq!(layout("block.weight"), Fp8Layout::Block { rows: 128, columns: 64 });
-    assert_eq!(layout("row.weight"), Fp8Layout::Channel);
-    assert_eq!(layout("tensor.weight"), Fp8Layout::Tensor);
-    assert_eq!(model.by_name("row.input_scale").unwrap().scale_of, model.find("row.weight"));
-    assert_eq!(model.by_name("plain.weight").unwrap().fp8, None);
+        assert!(format!("{:?}", encoded.matrix).contains(layout), "{:?}", encoded.matrix);
+    }
+    assert_eq!(model.by_name("row.input_scale").unwrap().part_of, model.find("row.weight"));
+    assert!(model.by_name("plain.weight").unwrap().encoded.is_none());
 }
 
 #[test]
@@ -326,6 +326,6 @@ fn fp8_is_never_read_without_its_scale() {
     ];
     for case in cases {
         let (code, text) = only(one_shard(&json!({}), case).path());
-        assert_eq!(code, code::FP8, "{case:?}: {text}");
+        assert_eq!(code, "model::fp8-scales", "{case:?}: {text}");
     }
 }

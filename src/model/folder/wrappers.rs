@@ -117,8 +117,8 @@ mod tests {
                 shard: crate::ids::ShardId::new(0),
                 offset: 0,
                 bytes: 2,
-                fp8: None,
-                scale_of: None,
+                encoded: None,
+                part_of: None,
             })
             .collect();
         let mut findings = Vec::new();

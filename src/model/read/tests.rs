@@ -7,9 +7,9 @@ use tempfile::TempDir;
 
 use super::*;
 use crate::format::source::folder::Folder;
-use crate::ids::{ShardId, TensorId};
-use crate::model;
-use crate::model::tensor::Fp8Layout;
+use crate::ids::{IdVec, ShardId, TensorId};
+use crate::model::encoded::EncodedReader;
+use crate::model::{self, ModelFolder};
 
 /// A model of one file with one tensor, whose bytes are these.
 fn model_of(dtype: &str, shape: &[u64], bytes: &[u8]) -> (TempDir, ModelFolder) {
@@ -42,7 +42,7 @@ fn words(n: u64) -> Vec<u8> {
 /// Rows of a view read by tiles of `tile` rows, as U16 values.
 fn read_all(folder: &ModelFolder, view: MatrixView, tile: u64) -> Vec<u16> {
     let file = WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap();
-    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view, None).unwrap();
+    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view).unwrap();
     let (mut all, mut out, mut scratch) = (Vec::new(), vec![1, 2, 3], vec![9]);
     let mut row = 0;
     while row < view.rows {
@@ -94,7 +94,7 @@ fn doubles_arrive_as_singles() {
     let (_guard, folder) = model_of("F64", &[2, 3], &bytes);
     let file = WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap();
     let view = MatrixView::whole(&folder.tensors[TensorId::new(0)]).unwrap();
-    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view, None).unwrap();
+    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view).unwrap();
     let (mut out, mut scratch) = (Vec::new(), Vec::new());
     reader.rows(1..2, &mut out, &mut scratch).unwrap();
     let values: Vec<f32> = out.as_chunks().0.iter().map(|b| f32::from_le_bytes(*b)).collect();
@@ -108,15 +108,15 @@ fn fp8_arrives_as_bf16_with_its_scales() {
     let tensors: &[(&str, &str, &[u64], &[u8])] =
         &[("t.weight", "F8_E4M3", &[130, 2], &[0x38; 260]), ("t.weight_scale_inv", "F32", &[2, 1], &scales)];
     let (_guard, folder) = model_with(tensors);
-    let tensor = folder.by_name("t.weight").unwrap();
-    assert_eq!(tensor.fp8.unwrap().layout, Fp8Layout::Block { rows: 128, columns: 128 });
     let file = WeightFile::open(&*folder.source, &folder.shards[ShardId::new(0)]).unwrap();
-    let view = MatrixView::whole(tensor).unwrap();
-    assert!(MatrixReader::new(&file, tensor, view, None).is_err(), "never without scales");
-    let scales = read_scales(&folder, tensor, &file).unwrap();
-    let reader = MatrixReader::new(&file, tensor, view, scales).unwrap();
-    let (mut out, mut scratch) = (Vec::new(), Vec::new());
-    reader.rows(127..130, &mut out, &mut scratch).unwrap();
+    let index = folder.find("t.weight").unwrap();
+    let view = MatrixView::whole(&folder.tensors[index]).unwrap();
+    assert!(MatrixReader::new(&file, &folder.tensors[index], view).is_err(), "never without scales");
+    let files: IdVec<ShardId, WeightFile> = vec![file].into();
+    let reader = EncodedReader::new(&folder, &files, index).unwrap();
+    let (mut out, mut codes) = (Vec::new(), Vec::new());
+    let ranges = reader.rows(&view.rows(127..130), &mut out, &mut codes).unwrap();
+    assert_eq!((ranges.start, ranges.total(), codes), (254, 6, vec![0x38; 6]));
     let values: Vec<f32> = out.as_chunks().0.iter().map(|b| bf16::from_le_bytes(*b).to_f32()).collect();
     assert_eq!(values, [2.0, 2.0, 3.0, 3.0, 3.0, 3.0]);
 }
@@ -133,7 +133,7 @@ fn a_file_cut_off_while_it_is_read_is_an_error_with_a_name() {
         .set_len(folder.shards[ShardId::new(0)].len - 1)
         .unwrap();
     let view = MatrixView::whole(&folder.tensors[TensorId::new(0)]).unwrap();
-    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view, None).unwrap();
+    let reader = MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view).unwrap();
     let (mut out, mut scratch) = (Vec::new(), Vec::new());
     assert!(reader.rows(0..3, &mut out, &mut scratch).is_ok());
     let failure = reader.rows(3..4, &mut out, &mut scratch).unwrap_err();
@@ -160,6 +160,6 @@ fn views_outside_of_their_tensor_are_refused() {
         MatrixView { first: 1, ..whole },
         MatrixView { row_stride: u64::MAX, ..whole },
     ] {
-        assert!(MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view, None).is_err(), "{view:?}");
+        assert!(MatrixReader::new(&file, &folder.tensors[TensorId::new(0)], view).is_err(), "{view:?}");
     }
 }

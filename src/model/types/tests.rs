@@ -7,9 +7,9 @@ use std::sync::Arc;
 use serde_json::{Value, json};
 
 use super::*;
+use crate::format::Dtype;
 use crate::format::source::folder::Folder;
 use crate::model::config::Config;
-use crate::model::dtype::Dtype;
 
 /// A folder of BF16 tensors that exists nowhere.
 pub(in crate::model) fn folder(config: Value, tensors: &[(&str, &[u64])]) -> ModelFolder {
@@ -21,8 +21,8 @@ pub(in crate::model) fn folder(config: Value, tensors: &[(&str, &[u64])]) -> Mod
         shard: crate::ids::ShardId::new(0),
         offset: 0,
         bytes: shape.iter().product::<u64>() * 2,
-        fp8: None,
-        scale_of: None,
+        encoded: None,
+        part_of: None,
     });
     let source = Arc::new(Folder::at(Path::new(""), &[]));
     ModelFolder::from_parts(source, Vec::new(), tensors.collect(), Config { raw: config })

@@ -196,7 +196,7 @@ impl Wanted<'_> {
     /// Whether what was measured can be of this tensor.
     fn is_measured_by(&self, found: &Finished, checks: Checks) -> bool {
         let tensor = &self.plan.model.tensors[self.tensor];
-        let inputs = 1 + usize::from(tensor.fp8.is_some());
+        let inputs = 1 + tensor.parts().len();
         let is_quantized = self.plan.decisions[self.tensor].spec().is_some();
         let is_of = |(task, distortion): (&Task, &Option<Distortion>)| match (
             task.matrix(&self.plan.model),

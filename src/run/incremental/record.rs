@@ -130,7 +130,7 @@ impl Finished {
         collector: &Collector<'_>,
     ) -> Option<Self> {
         let info = &plan.model.tensors[tensor];
-        let inputs = std::iter::once(tensor).chain(info.fp8.map(|fp8| fp8.tensor));
+        let inputs = plan.model.parts_of(tensor);
         let parts = plan.exports[export].tensors_of(plan, tensor).map(|output| {
             let planned = &plan.exports[export].tensors[output];
             let checksum = collector

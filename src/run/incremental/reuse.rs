@@ -240,12 +240,8 @@ fn check_sources(
         })
         .collect();
     let mut doubtful: HashMap<TensorId, Checksum> = HashMap::new();
-    let inputs = |tensor: TensorId| {
-        let scales = plan.model.tensors[tensor].fp8.map(|fp8| fp8.tensor);
-        std::iter::once(tensor).chain(scales)
-    };
     for tensor in tensors.is_taken.ids() {
-        for input in inputs(tensor) {
+        for input in plan.model.parts_of(tensor) {
             let Some(taken) = tensors.get(tensor) else { continue };
             let info = &plan.model.tensors[input];
             let is_known =
@@ -271,8 +267,8 @@ fn check_sources(
     for tensor in tensors.is_taken.ids() {
         let Some(mut taken) = tensors.get(tensor) else { continue };
         let then = taken.next().map(|taken| &*taken.finished.source).unwrap_or_default();
-        let is_same = inputs(tensor).count() == then.len()
-            && inputs(tensor).zip(then).all(|(input, &then)| {
+        let is_same = plan.model.parts_of(tensor).count() == then.len()
+            && plan.model.parts_of(tensor).zip(then).all(|(input, &then)| {
                 doubtful.get(&input).is_none_or(|checksum| checksum.value() == Some(then))
             });
         drop(taken);

@@ -6,9 +6,9 @@ use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::finding::Failure;
 use crate::ids::{IdVec, ShardId, TaskId, TensorId};
-use crate::model::TensorInfo;
-use crate::model::read::{MatrixReader, WeightFile, read_scales};
-use crate::model::widen::ScaleGrid;
+use crate::model::encoded::EncodedReader;
+use crate::model::read::{MatrixReader, WeightFile};
+use crate::model::{MatrixView, TensorInfo};
 use crate::plan::Plan;
 use crate::run::stream::collector::Collector;
 use crate::run::stream::tiles::{Span, Tile};
@@ -75,8 +75,8 @@ impl<'p> Source<'p> {
             .try_for_each(|(file, shard)| file.check_unchanged(shard))
     }
 
-    /// Computes the checksums of the bytes that no tile reads: the scales of FP8 weights, and the headers, whose
-    /// checksums it returns.
+    /// Computes the checksums of the bytes that no tile reads: parts of encoded weights beside their codes,
+    /// and the headers, whose checksums it returns.
     ///
     /// # Errors
     /// If they cannot be read.
@@ -94,15 +94,15 @@ impl<'p> Source<'p> {
             collector.source_header(index, &header);
         }
         for (index, tensor) in self.plan.model.tensors.numbered() {
-            if tensor.scale_of.is_some() {
+            if tensor.part_of.is_some() {
                 self.sum_up(index, collector, cancel)?;
             }
         }
-        // Of interleaved matrices every second element is read at a time, too little to be summed up on the way.
+        // What tiles read in pieces that are too small, or more than once, is not summed up on the way.
         let mut last = None;
         for task in tasks.iter().map(|&task| &self.plan.tasks[task]) {
-            let interleaved = task.matrix(&self.plan.model).is_some_and(|view| view.is_interleaved());
-            if interleaved && last != Some(task.tensor()) {
+            let view = task.matrix(&self.plan.model);
+            if !self.sums_up_tiles(task.tensor(), view) && last != Some(task.tensor()) {
                 last = Some(task.tensor());
                 self.sum_up(task.tensor(), collector, cancel)?;
             }
@@ -124,14 +124,15 @@ impl<'p> Source<'p> {
         Ok(())
     }
 
-    /// The scales of a tensor, if it is scaled FP8.
-    ///
-    /// # Errors
-    /// If they cannot be read.
-    fn scales(&self, tensor: &TensorInfo) -> Result<Option<ScaleGrid>, Failure> {
-        let Some(fp8) = tensor.fp8 else { return Ok(None) };
-        let shard = self.plan.model.tensors[fp8.tensor].shard;
-        read_scales(&self.plan.model, tensor, &self.files[shard])
+    /// Whether the tiles of a task read every stored byte once, in stretches. If not, the tensor is read once more to be
+    /// summed up.
+    fn sums_up_tiles(&self, tensor: TensorId, view: Option<MatrixView>) -> bool {
+        match &self.plan.model.tensors[tensor].encoded {
+            Some(encoded) => {
+                view.is_none_or(|view| view.is_contiguous()) && !encoded.matrix.rows_share_bytes()
+            }
+            None => view.is_none_or(|view| !view.is_interleaved()),
+        }
     }
 
     /// Reads a tile into `buffers.weights`; takes note of its bytes if a collector is given.
@@ -158,10 +159,21 @@ impl<'p> Source<'p> {
                 return Ok(());
             }
         };
-        let reader = MatrixReader::new(file, tensor, rows.view, self.scales(tensor)?)?;
+        let collector = collector.filter(|_| self.sums_up_tiles(index, Some(rows.view)));
+        if let Some(reader) = EncodedReader::new(&self.plan.model, &self.files, index) {
+            let ranges = reader.rows(rows, &mut buffers.weights, &mut buffers.raw)?;
+            if let Some(collector) = collector {
+                let stretches = buffers.raw.chunks(ranges.bytes.max(1) as usize);
+                ranges
+                    .starts()
+                    .zip(stretches)
+                    .for_each(|(start, bytes)| collector.source(index, start, bytes));
+            }
+            return Ok(());
+        }
+        let reader = MatrixReader::new(file, tensor, rows.view)?;
         reader.rows(rows.range.clone(), &mut buffers.weights, &mut buffers.raw)?;
-        // Elements one by one are too little to be summed up; see `sum_up_the_rest`.
-        if let Some(collector) = collector.filter(|_| !rows.view.is_interleaved()) {
+        if let Some(collector) = collector {
             let is_plain = tensor.stored == tensor.working_dtype();
             let stored = if is_plain { &buffers.weights } else { &buffers.raw };
             let Ok(()) = rows.scatter(tensor.stored.bits() / 8, stored, |start, bytes| {

@@ -53,9 +53,12 @@ impl Cut {
             let multiple = spec.map_or(1, |spec| spec.scheme.row_multiple() as u64);
             return Self::rows(matrix, tile_rows(matrix.cols, width, multiple));
         }
-        // Scaled FP8 is delivered by rows, because its scales lie by rows.
-        match MatrixView::whole(tensor).filter(|_| tensor.fp8.is_some()) {
-            Some(whole) => Self::rows(whole, tile_rows(whole.cols, 2, 1)),
+        // Encoded weights are decoded by rows.
+        match MatrixView::by_rows(tensor).filter(|_| tensor.encoded.is_some()) {
+            Some(whole) => {
+                let width = tile_weight_bytes(tensor.stored.bits(), tensor.dtype.bits());
+                Self::rows(whole, tile_rows(whole.cols, width, 1))
+            }
             None => Self { view: None, total: logical_bytes(tensor), step: TILE_BYTES },
         }
     }

@@ -1,0 +1,295 @@
+//! Scaled FP8, as DeepSeek, Qwen, MiniMax and compressed-tensors' `float-quantized` store it. It is only read.
+//!
+//! `X.weight` in FP8 lies beside a `X.weight_scale_inv` or `X.weight_scale`. In spite of its name, the first one
+//! multiplies, too: a weight is code × scale in F32, rounded once, half to even, to BF16, as the models' own code
+//! dequantizes.
+
+use std::ops::Range;
+
+use serde_json::Value;
+
+use super::small_floats::{E4M3, E5M2, scale};
+use super::{
+    Catalog, Encoding, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
+};
+use crate::format::Dtype;
+use crate::ids::TensorId;
+
+/// Parameters that scale an FP8 `weight` of the same module.
+const SCALES: &[&str] = &["weight_scale_inv", "weight_scale"];
+
+/// Parameters that scale the activations of such a module. They have no meaning without FP8 activations.
+const ACTIVATION_SCALES: &[&str] = &["input_scale", "activation_scale", "input_scale_ub"];
+
+/// Rows and columns of a block if the config does not give them.
+const DEFAULT_BLOCK: [u64; 2] = [128, 128];
+
+/// FP8 codes with float scales.
+#[derive(Debug)]
+pub(super) struct Fp8Scaled;
+
+impl Encoding for Fp8Scaled {
+    fn name(&self) -> &'static str {
+        "fp8-scaled"
+    }
+
+    fn read(&self) -> Option<&dyn ReadEncoding> {
+        Some(self)
+    }
+}
+
+impl ReadEncoding for Fp8Scaled {
+    fn is_declared(&self, declaration: &Value) -> bool {
+        let word =
+            |key| declaration.get(key).and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
+        word("quant_method").contains("fp8")
+            || word("quant_algo").contains("fp8")
+            || matches!(word("format").as_str(), "float-quantized" | "naive-quantized")
+    }
+
+    fn recognize(&self, model: &dyn Catalog, tensor: TensorId) -> Option<Result<Recognized, String>> {
+        let codes = model.tensor(tensor);
+        codes.dtype.is_fp8().then(|| recognized(model, codes))
+    }
+
+    fn refusal(&self) -> Refusal {
+        Refusal {
+            code: "model::fp8-scales",
+            what: "FP8 weight",
+            help: "FP8 weights are read where `X.weight` has a `X.weight_scale_inv` or `X.weight_scale` for the tensor, for \
+                   each row, or for each block of `weight_block_size`. Dequantize the model to BF16 first.",
+        }
+    }
+}
+
+fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>) -> Result<Recognized, String> {
+    if matches!(codes.dtype, Dtype::F8E4m3Fnuz | Dtype::F8E5m2Fnuz) {
+        return Err(format!("is {}, which is not supported", codes.dtype));
+    }
+    let &[rows, columns] = codes.shape else {
+        return Err(format!("has the shape {:?}; only matrices are supported", codes.shape));
+    };
+    let (module, parameter) = codes.module_and_parameter();
+    if parameter != "weight" {
+        return Err("is not a `.weight`, so its scale is not known".to_owned());
+    }
+    let find = |parameter: &&str| model.find(&format!("{module}.{parameter}"));
+    let part = match SCALES.iter().filter_map(find).collect::<Vec<_>>()[..] {
+        [part] => part,
+        [] => return Err("has no scale".to_owned()),
+        _ => return Err("has two scales".to_owned()),
+    };
+    let scales = model.tensor(part);
+    let Some(scale_bytes) = scale_bytes(scales.dtype) else {
+        return Err(format!("has a scale of dtype {}", scales.dtype));
+    };
+    let [height, width] = model.declaration().and_then(block_size).unwrap_or(DEFAULT_BLOCK);
+    let blocks = [rows.div_ceil(height), columns.div_ceil(width)];
+    let layout = match *scales.shape {
+        [] | [1] | [1, 1] => Layout::Tensor,
+        [n] | [n, 1] if n == rows => Layout::Channel,
+        [a, b] if [a, b] == blocks => Layout::Block { rows: height, columns: width },
+        _ => {
+            return Err(format!(
+                "{:?} has scales {:?}, where [1], [{rows}, 1] or {blocks:?} is known",
+                codes.shape, scales.shape
+            ));
+        }
+    };
+    let matrix = Matrix { codes: codes.dtype, scales: scales.dtype, scale_bytes, columns, layout };
+    Ok(Recognized {
+        name: None,
+        shape: codes.shape.to_vec(),
+        dtype: Dtype::Bf16,
+        parts: vec![part],
+        unused: ACTIVATION_SCALES.iter().filter_map(find).collect(),
+        matrix: Box::new(matrix),
+    })
+}
+
+/// `weight_block_size`: [rows, columns]. compressed-tensors calls it `block_structure`, in the weights of a group.
+fn block_size(declaration: &Value) -> Option<[u64; 2]> {
+    let groups = declaration.get("config_groups").and_then(Value::as_object);
+    let in_group =
+        groups.and_then(|groups| groups.values().find_map(|g| g.get("weights")?.get("block_structure")));
+    let pair = declaration.get("weight_block_size").or(in_group)?.as_array()?;
+    match pair.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>()?[..] {
+        [rows, columns] if rows > 0 && columns > 0 => Some([rows, columns]),
+        _ => None,
+    }
+}
+
+/// The size of a scale. None if scales cannot have the type.
+fn scale_bytes(dtype: Dtype) -> Option<u64> {
+    (dtype.is_float() || dtype == Dtype::F8E8m0).then(|| dtype.bytes())?
+}
+
+/// A matrix [out, in] of FP8 codes with its scales.
+#[derive(Debug, Clone, Copy)]
+struct Matrix {
+    codes: Dtype,
+    scales: Dtype,
+    scale_bytes: u64,
+    columns: u64,
+    layout: Layout,
+}
+
+/// Which weights share a scale.
+#[derive(Debug, Clone, Copy)]
+enum Layout {
+    /// All: the scale is `[]` or `[1]`.
+    Tensor,
+    /// One scale per row: the scale tensor is `[out]` or `[out, 1]`.
+    Channel,
+    /// One scale per block of `rows` × `columns`: the scale tensor is [ceil(out / rows), ceil(in / columns)]. The last
+    /// blocks may be smaller.
+    Block { rows: u64, columns: u64 },
+}
+
+impl Matrix {
+    /// The numbers of the scales of some rows.
+    fn scales_of(&self, rows: Range<u64>) -> Range<u64> {
+        match self.layout {
+            Layout::Tensor => 0..1,
+            Layout::Channel => rows,
+            Layout::Block { rows: height, columns: width } => {
+                let across = self.columns.div_ceil(width);
+                rows.start / height * across..rows.end.div_ceil(height) * across
+            }
+        }
+    }
+}
+
+impl StoredMatrix for Matrix {
+    fn ranges(&self, part: usize, rows: Range<u64>) -> Ranges {
+        match part {
+            0 => Ranges::elements(rows.start * self.columns..rows.end * self.columns, 1),
+            _ => Ranges::elements(self.scales_of(rows), self.scale_bytes),
+        }
+    }
+
+    fn decode_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut [f32]) -> Result<(), String> {
+        let table = match self.codes {
+            Dtype::F8E4m3 => &E4M3,
+            _ => &E5M2,
+        };
+        let codes = fetched.bytes(0, (row - fetched.rows.start) * self.columns, self.columns)?;
+        let (of_row, of_all) = (self.scales_of(row..row + 1), self.scales_of(fetched.rows.clone()));
+        let first = (of_row.start - of_all.start) * self.scale_bytes;
+        let scales = fetched.bytes(1, first, (of_row.end - of_row.start) * self.scale_bytes)?;
+        let width = match self.layout {
+            Layout::Block { columns, .. } => usize::try_from(columns).unwrap_or(usize::MAX),
+            Layout::Tensor | Layout::Channel => codes.len().max(1),
+        };
+        for (number, (out, codes)) in out.chunks_mut(width).zip(codes.chunks(width)).enumerate() {
+            let scale = scale(self.scales, scales, number).ok_or("has too few scales")?;
+            for (out, &code) in out.iter_mut().zip(codes) {
+                *out = table[usize::from(code)] * scale;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::{bf16, f16};
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::super::test_model::TestModel;
+    use super::*;
+
+    /// The bytes of scales in a type.
+    fn stored(dtype: Dtype, scales: &[f32]) -> Vec<u8> {
+        let bytes = |scale: &f32| match dtype {
+            Dtype::F64 => f64::from(*scale).to_le_bytes().to_vec(),
+            Dtype::F16 => f16::from_f32(*scale).to_le_bytes().to_vec(),
+            Dtype::Bf16 => bf16::from_f32(*scale).to_le_bytes().to_vec(),
+            Dtype::F8E8m0 => vec![(scale.to_bits() >> 23) as u8],
+            _ => scale.to_le_bytes().to_vec(),
+        };
+        scales.iter().flat_map(bytes).collect()
+    }
+
+    fn read(model: &TestModel) -> Recognized {
+        model.recognize(&Fp8Scaled, "m.weight").unwrap().unwrap()
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Any rows mean what they mean in the whole matrix, and that is code × scale.
+        #[test]
+        fn rows_are_those_of_the_whole(
+            (rows, columns) in (1_u64..40, 1_u64..40),
+            (height, width) in (1_u64..17, 1_u64..17),
+            layout in 0_usize..4,
+            codes in prop_oneof![Just(Dtype::F8E4m3), Just(Dtype::F8E5m2)],
+            scale_type in prop::sample::select(
+                vec![Dtype::F32, Dtype::F64, Dtype::F16, Dtype::Bf16, Dtype::F8E8m0]),
+            (from, to) in (0_u64..40, 0_u64..40),
+            seed in prop::collection::vec(any::<u8>(), 61),
+            inverse in any::<bool>(),
+        ) {
+            let across = columns.div_ceil(width);
+            let shape = match layout {
+                0 => vec![],
+                1 => vec![rows],
+                2 => vec![rows, 1],
+                _ => vec![rows.div_ceil(height), across],
+            };
+            let bytes: Vec<u8> =
+                (0..rows * columns).map(|n| seed[n as usize % 61].wrapping_add((n / 61) as u8)).collect();
+            // Powers of two are the same in each type.
+            let scales: Vec<f32> =
+                (0..shape.iter().product()).map(|n: u64| 2_f32.powi((n * 7 % 23) as i32 - 11)).collect();
+            let name = if inverse { "m.weight_scale_inv" } else { "m.weight_scale" };
+            let mut model = TestModel::default()
+                .with("m.weight", codes, &[rows, columns], bytes.clone())
+                .with(name, scale_type, &shape, stored(scale_type, &scales));
+            model.declaration = Some(json!({"quant_method": "fp8", "weight_block_size": [height, width]}));
+            let found = read(&model);
+            prop_assert_eq!((&found.shape, found.dtype), (&vec![rows, columns], Dtype::Bf16));
+
+            let whole = model.rows("m.weight", &found, 0..rows).unwrap();
+            // A grid of one column or one element looks like scales of rows, or of the tensor.
+            let is_channel = matches!(*shape, [n] | [n, 1] if n == rows);
+            let table = if codes == Dtype::F8E4m3 { &E4M3 } else { &E5M2 };
+            for (n, (weight, code)) in (0..).zip(whole.iter().zip(&bytes)) {
+                let (row, column) = (n / columns, n % columns);
+                let at = match scales.len() {
+                    1 => 0,
+                    _ if is_channel => row,
+                    _ => row / height * across + column / width,
+                };
+                let meant = table[usize::from(*code)] * scales[at as usize];
+                prop_assert_eq!(weight.to_bits(), meant.to_bits(), "row {}, column {}", row, column);
+            }
+            let some = from.min(to).min(rows)..from.max(to).min(rows);
+            let part = model.rows("m.weight", &found, some.clone()).unwrap();
+            let of_whole = &whole[(some.start * columns) as usize..(some.end * columns) as usize];
+            prop_assert!(part.iter().map(|w| w.to_bits()).eq(of_whole.iter().map(|w| w.to_bits())));
+        }
+    }
+
+    #[test]
+    fn blocks_use_their_own_scale() {
+        // 3 rows of 5 columns in blocks of 2 × 2: a grid of 2 × 3.
+        let scales = stored(Dtype::F32, &[1.0, 2.0, 4.0, 8.0, 16.0, 32.0]);
+        let mut model = TestModel::default().with("m.weight", Dtype::F8E4m3, &[3, 5], vec![0x38; 15]).with(
+            "m.weight_scale",
+            Dtype::F32,
+            &[2, 3],
+            scales,
+        );
+        let in_group = json!({"group_0": {"weights": {"block_structure": [2, 2]}}});
+        model.declaration = Some(json!({"quant_method": "compressed-tensors", "config_groups": in_group}));
+        let found = read(&model);
+        let values = model.rows("m.weight", &found, 1..3).unwrap();
+        assert_eq!(values, [1.0, 1.0, 2.0, 2.0, 4.0, 8.0, 8.0, 16.0, 16.0, 32.0]);
+        assert_eq!(found.matrix.ranges(1, 1..2).span(), 0..12, "the scales of one row of blocks");
+        let too_few = Fetched { rows: 0..3, parts: vec![&[0x38; 15], &[0; 12]] };
+        assert!(found.matrix.decode_row(&too_few, 2, &mut [0.0; 5]).is_err());
+    }
+}

@@ -1,0 +1,99 @@
+//! Rows of weights that an encoding stores: the bytes of all parts, decoded.
+
+use std::ops::Range;
+
+use super::code;
+use super::folder::ModelFolder;
+use super::matrix_view::MatrixRows;
+use super::read::WeightFile;
+use super::tensor::{Encoded, TensorInfo};
+use crate::exit::Exit;
+use crate::finding::{Failure, Finding};
+use crate::format::encoding::{Fetched, Ranges, unquantized};
+use crate::ids::{IdVec, ShardId, TensorId};
+
+/// Reads weights that an encoding stores.
+#[derive(Debug)]
+pub struct EncodedReader<'a> {
+    folder: &'a ModelFolder,
+    files: &'a IdVec<ShardId, WeightFile>,
+    tensor: TensorId,
+    info: &'a TensorInfo,
+    encoded: &'a Encoded,
+}
+
+impl<'a> EncodedReader<'a> {
+    /// A reader of a tensor; `files` are the weight files of the folder. None if no encoding stores it.
+    #[must_use]
+    pub fn new(
+        folder: &'a ModelFolder,
+        files: &'a IdVec<ShardId, WeightFile>,
+        tensor: TensorId,
+    ) -> Option<Self> {
+        let info = &folder.tensors[tensor];
+        Some(Self { folder, files, tensor, info, encoded: info.encoded.as_deref()? })
+    }
+
+    /// Replaces `out` by the weights of rows, little endian, in the type that they mean, and `codes` by the bytes of the
+    /// codes that were read for it. Returns where these lie in their tensor.
+    ///
+    /// # Errors
+    /// If they are not rows of the tensor, a file cannot be read, or a row means no weights.
+    pub fn rows(&self, rows: &MatrixRows, out: &mut Vec<u8>, codes: &mut Vec<u8>) -> Result<Ranges, Failure> {
+        out.clear();
+        let info = self.info;
+        let problem = |what: &str| fail(code::IO, format!("`{}` ({}) {what}", info.name, info.describe()));
+        if rows.view.end(1).is_none_or(|end| end > info.elements()) {
+            return Err(problem("is smaller than the matrix to be read from it"));
+        }
+        let (Some((first, step)), Some(span)) = (rows.among_all(info), rows.span_among_all(info)) else {
+            return Err(problem("can only be decoded by rows"));
+        };
+
+        let ranges = self.fetch(0, &span, codes)?;
+        let mut others = vec![Vec::new(); self.encoded.parts.len()];
+        for (part, buffer) in (1..).zip(&mut others) {
+            self.fetch(part, &span, buffer)?;
+        }
+        let parts = std::iter::once(codes.as_slice()).chain(others.iter().map(Vec::as_slice)).collect();
+        let fetched = Fetched { rows: span, parts };
+
+        let mut weights = vec![0.0; self.size(rows.view.cols)?];
+        out.reserve(self.size(rows.count() * unquantized::bytes(info.dtype, rows.view.cols))?);
+        for (n, row) in (0..).zip(rows.range.clone()) {
+            let decoded = self.encoded.matrix.decode_row(&fetched, first + n * step, &mut weights);
+            decoded.map_err(|why| fail(code::ENCODED, format!("row {row} of `{}` {why}", info.name)))?;
+            unquantized::write(&weights, info.dtype, out);
+        }
+        Ok(ranges)
+    }
+
+    /// Replaces `buffer` by the bytes of a part that rows need.
+    fn fetch(&self, part: usize, rows: &Range<u64>, buffer: &mut Vec<u8>) -> Result<Ranges, Failure> {
+        let index = part.checked_sub(1).map_or(self.tensor, |part| self.encoded.parts[part]);
+        let info = &self.folder.tensors[index];
+        let ranges = self.encoded.matrix.ranges(part, rows.clone());
+        if ranges.span().end > info.bytes {
+            let message = format!("`{}` is smaller than the weights of `{}` need", info.name, self.info.name);
+            return Err(fail(code::ENCODED, message));
+        }
+        buffer.resize(self.size(ranges.total())?, 0);
+        if buffer.is_empty() {
+            return Ok(ranges);
+        }
+        let stretches = buffer.chunks_exact_mut(self.size(ranges.bytes)?);
+        for (start, bytes) in ranges.starts().zip(stretches) {
+            self.files[info.shard].read_at(info.offset + start, bytes)?;
+        }
+        Ok(ranges)
+    }
+
+    fn size(&self, n: u64) -> Result<usize, Failure> {
+        let problem = || fail(code::IO, format!("`{}` does not fit into memory", self.info.name));
+        usize::try_from(n).map_err(|_| problem())
+    }
+}
+
+fn fail(code: &'static str, message: String) -> Failure {
+    Failure::new(Exit::BadModel, Finding::error(code, message))
+}
