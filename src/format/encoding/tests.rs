@@ -1,6 +1,8 @@
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
-use super::{ALL, Contents, of};
+use super::{ALL, Contents, of, readable};
 use crate::quant::{
     Bits, FloatType, Granularity, Isa, Observer, Quantized, Quantizer, Role, Scheme, Scratch, Storage,
 };
@@ -78,9 +80,16 @@ proptest! {
     }
 
     #[test]
-    fn a_scheme_has_one_encoding(scheme in schemes()) {
-        prop_assert_eq!(ALL.iter().filter_map(|encoding| encoding.written()).filter(|encoding| encoding.stores(&scheme)).count(), 1);
+    fn a_scheme_has_an_encoding(scheme in schemes()) {
+        prop_assert!(of(&scheme).stores(&scheme));
     }
+}
+
+#[test]
+fn encodings_have_names_of_their_own() {
+    let names: BTreeSet<&str> = ALL.iter().map(|encoding| encoding.name()).collect();
+    assert_eq!(names.len(), ALL.len());
+    assert!(readable().count() > 0);
 }
 
 #[test]
