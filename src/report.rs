@@ -238,6 +238,9 @@ pub struct Metrics {
     pub max_abs_error: f64,
     /// Its row and column.
     pub max_abs_error_at: [u64; 2],
+    /// The module of the matrix that it is in, if the tensor is a stack of experts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub max_abs_error_module: Option<String>,
     /// The largest dequantized magnitude.
     pub max_abs_weight: f64,
     /// Share of the weights that lie outside what the codes can represent.
@@ -249,6 +252,9 @@ pub struct Metrics {
 /// The group of a tensor with the lowest SQNR.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct WorstGroup {
+    /// The module of the matrix that it is in, if the tensor is a stack of experts.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub module: Option<String>,
     /// Its row.
     pub row: u64,
     /// Its first column.

@@ -7,10 +7,11 @@ use super::{
 };
 use crate::digest::Digest;
 use crate::finding::{Diagnostic, Failure, Finding};
-use crate::ids::{ExportId, FileId, IdVec, ShardId, StageId, TensorId};
+use crate::ids::{ExportId, FileId, IdVec, ShardId, StageId, TaskId, TensorId};
 use crate::plan::select::matrix_shape;
 use crate::plan::{Action, Plan};
 use crate::quant::{Distortion, Granularity};
+use crate::report::measured::Extremes;
 use crate::stage::Stage;
 use crate::stage::export::Format;
 
@@ -19,6 +20,8 @@ use crate::stage::export::Format;
 pub struct Results<'a> {
     /// The distortion of each source tensor that was quantized.
     pub distortions: &'a IdVec<TensorId, Option<Distortion>>,
+    /// Where the extremes of each of these are.
+    pub extremes: &'a IdVec<TensorId, Option<Extremes>>,
     /// The digest of each source file.
     pub source_files: &'a IdVec<ShardId, Digest>,
     /// The digest of each file of each export.
@@ -80,7 +83,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failure> {
     let mut warnings: Vec<Diagnostic> =
         findings.map(|finding| Diagnostic::of(finding).without_folders()).collect();
     warnings.extend(plan.notes.iter().map(|note| Diagnostic::note("plan::note", note)));
-    let tensors = tensors(plan, results.distortions);
+    let tensors = tensors(plan, results.distortions, results.extremes);
     // A file has a checksum once every byte of it was seen. A file without one was not read or written whole.
     let mut digests = results.source_files.iter().chain(results.output_files.iter().flatten());
     let is_whole = digests.all(|digest| digest.crc64.is_some());
@@ -184,7 +187,11 @@ pub fn bytes_out(plan: &Plan) -> BytesOut {
     BytesOut { exports, bytes }
 }
 
-fn tensors(plan: &Plan, distortions: &IdVec<TensorId, Option<Distortion>>) -> Vec<TensorRecord> {
+fn tensors(
+    plan: &Plan,
+    distortions: &IdVec<TensorId, Option<Distortion>>,
+    extremes: &IdVec<TensorId, Option<Extremes>>,
+) -> Vec<TensorRecord> {
     let bytes_out = bytes_out(plan);
     plan.model
         .tensors
@@ -211,13 +218,17 @@ fn tensors(plan: &Plan, distortions: &IdVec<TensorId, Option<Distortion>>) -> Ve
                 reason: decision.rule.reason.to_string(),
                 bytes_in: tensor.bytes,
                 bytes_out: bytes_out.of(index).to_vec(),
-                metrics: distortions[index].as_ref().map(|distortion| metrics(plan, index, distortion)),
+                metrics: distortions[index]
+                    .as_ref()
+                    .map(|distortion| metrics(plan, index, distortion, extremes[index])),
             }
         })
         .collect()
 }
 
-fn metrics(plan: &Plan, tensor: TensorId, distortion: &Distortion) -> Metrics {
+fn metrics(plan: &Plan, tensor: TensorId, distortion: &Distortion, extremes: Option<Extremes>) -> Metrics {
+    // The name of a tensor does not tell in which of the matrices of a stack a row is.
+    let module = |of: fn(Extremes) -> TaskId| plan.tasks[extremes.map(of)?].own_module().map(str::to_owned);
     let spec = plan.decisions[tensor].spec();
     let columns = matrix_shape(&plan.model.tensors[tensor]).map_or(1, |(_, columns)| columns) as usize;
     let sqnr = distortion.sqnr_db();
@@ -239,9 +250,11 @@ fn metrics(plan: &Plan, tensor: TensorId, distortion: &Distortion) -> Metrics {
         cosine: distortion.cosine(),
         max_abs_error: f64::from(distortion.max_abs_error),
         max_abs_error_at: [distortion.max_abs_error_at.0 as u64, distortion.max_abs_error_at.1 as u64],
+        max_abs_error_module: module(|extremes| extremes.max_abs_error),
         max_abs_weight: f64::from(distortion.max_abs_weight),
         clipped_share: distortion.clipped_share(),
         worst_group: distortion.worst_group.map(|worst| WorstGroup {
+            module: module(|extremes| extremes.worst_group),
             row: worst.row as u64,
             column: (worst.group * group) as u64,
             sqnr_db: worst.sqnr_db(),

@@ -2,7 +2,7 @@
 //! differently.
 
 use crate::digest::Digest;
-use crate::ids::{ExportId, FileId, IdVec, OutputTensorId, ShardId, TensorId};
+use crate::ids::{ExportId, FileId, IdVec, OutputTensorId, ShardId, TaskId, TensorId};
 use crate::quant::Distortion;
 
 /// A value that is not a finite number, in a tensor that is not quantized.
@@ -23,11 +23,22 @@ pub struct Mismatch {
     pub tensor: OutputTensorId,
 }
 
+/// The tasks that hold the extremes of a tensor. A stack of experts has a task per matrix.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Extremes {
+    /// The task with the largest error.
+    pub max_abs_error: TaskId,
+    /// The task with the worst group.
+    pub worst_group: TaskId,
+}
+
 /// The results of a whole pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
     /// The distortion of each source tensor, where it was quantized.
     pub tensors: IdVec<TensorId, Option<Distortion>>,
+    /// Where the extremes of each of these are.
+    pub extremes: IdVec<TensorId, Option<Extremes>>,
     /// The digest of each source file.
     pub source_files: IdVec<ShardId, Digest>,
     /// The digest of each file of each export.

@@ -16,7 +16,7 @@ use crate::fs::disk;
 use crate::fs::exclusive::{self, Kind};
 use crate::fs::limits;
 use crate::gates;
-use crate::ids::{ExportId, IdVec};
+use crate::ids::{ExportId, IdVec, StageId};
 use crate::plan::Checks;
 use crate::plan::{ExportPlan, Plan};
 use crate::publish::lock::Lock;
@@ -135,7 +135,8 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let mut judgement = gates::judge(plan, &measured, &folders);
     plan.loaded.tell(&mut judgement.complaints);
     plan.loaded.tell(&mut judgement.shown);
-    for gate in judgement.gates.iter().filter(|gate| gate.name != "export") {
+    let is_export = |stage: StageId| matches!(plan.recipe().stages[stage], Stage::Export(_));
+    for gate in judgement.gates.iter().filter(|gate| !is_export(gate.stage)) {
         listener.on_event(&Event::Stage {
             stage: gate.stage,
             name: plan.recipe().stages[gate.stage].name(),

@@ -147,6 +147,7 @@ impl Job<'_> {
             plan,
             Results {
                 distortions: &distortions,
+                extremes: &measured.extremes,
                 source_files: &measured.source_files,
                 output_files: &measured.output_files,
                 other_files: others.collect(),

@@ -380,3 +380,28 @@ fn odd_shapes_are_padded_and_read_back() {
         assert!(least > if per_word == 8 { 16.0 } else { 40.0 }, "{stage}: {least}");
     }
 }
+
+#[test]
+fn the_report_tells_in_which_matrix_of_a_stack_the_worst_weights_are() {
+    let stack = "model.layers.0.mlp.experts.down_proj";
+    // In row 5 of expert 2, one weight that leaves no code for the others of its group.
+    let model = crate::statistics_files::mixtral(true).with_value(stack, (2 * 32 + 5) * 64 + 40, 0.3);
+    let workspace = Workspace::with(&model);
+    let recipe = workspace.whole_recipe(
+        "  - stage: load\n    model: model\n  - stage: quantize-int4\n    group_size: 32\n  - stage: validate\n  \
+         - stage: export\n    path: out\n    format: dequantized\n",
+    );
+    workspace.run(&recipe).exits(0);
+    let report = report(&workspace.path("out"));
+    let of = |name: &str| {
+        let tensor = report.tensors.iter().find(|tensor| tensor.name == name).expect("the tensor");
+        tensor.metrics.clone().expect("it was measured")
+    };
+    let metrics = of(stack);
+    let worst = metrics.worst_group.expect("a worst group");
+    let module = Some("model.layers.0.mlp.experts.2.down_proj");
+    assert_eq!((worst.module.as_deref(), worst.row, worst.column), (module, 5, 32));
+    assert_eq!((metrics.max_abs_error_module.as_deref(), metrics.max_abs_error_at[0]), (module, 5));
+    let plain = of("model.layers.0.self_attn.q_proj.weight");
+    assert_eq!((plain.max_abs_error_module, plain.worst_group.and_then(|worst| worst.module)), (None, None));
+}

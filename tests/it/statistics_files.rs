@@ -212,7 +212,7 @@ fn another_collector_gives_nearly_the_same_importance() {
 }
 
 /// The model of the fixtures called `tiny-moe`: one layer, hidden size 32, inner size 64, 4 experts.
-fn mixtral(is_stacked: bool) -> Model {
+pub fn mixtral(is_stacked: bool) -> Model {
     let mut model = Model::sized(32, 64).with_config("model_type", "mixtral".into());
     for (key, value) in [("num_hidden_layers", 1), ("num_local_experts", 4)] {
         model = model.with_config(key, value.into());

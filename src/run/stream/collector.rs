@@ -12,7 +12,7 @@ use crate::digest::file_hash::{FileHash, HashedPiece};
 use crate::ids::{ExportId, FileId, IdVec, OutputTensorId, ShardId, TaskId, TensorId};
 use crate::plan::{ExportPlan, Plan};
 use crate::quant::Distortion;
-use crate::report::measured::{Measured, Mismatch, NotFinite};
+use crate::report::measured::{Extremes, Measured, Mismatch, NotFinite};
 use crate::sync::lock;
 
 /// Merges the distortions of a task's tiles in the order of the tiles, regardless of the order in which they arrive.
@@ -227,9 +227,10 @@ impl<'p> Collector<'p> {
             .tasks
             .into_iter()
             .map(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner)?.merged);
-        let tensors = by_tensor(self.plan, distortions);
+        let (tensors, extremes) = by_tensor(self.plan, distortions);
         Measured {
             tensors,
+            extremes,
             source_files: digests(source_crcs, source_hashes),
             output_files: output_crcs
                 .into_iter()
@@ -246,20 +247,33 @@ fn digests<I>(crcs: IdVec<I, Option<u64>>, hashes: IdVec<I, Option<String>>) -> 
     crcs.into_iter().zip(hashes).map(|(crc64, blake3)| Digest { crc64, blake3 }).collect()
 }
 
-/// The distortion of each source tensor, over all of its tasks.
+/// The distortion of each source tensor, over all of its tasks, and the tasks that hold its extremes.
 fn by_tensor(
     plan: &Plan,
     tasks: impl Iterator<Item = Option<Distortion>>,
-) -> IdVec<TensorId, Option<Distortion>> {
+) -> (IdVec<TensorId, Option<Distortion>>, IdVec<TensorId, Option<Extremes>>) {
     let mut out: IdVec<TensorId, Option<Distortion>> = plan.model.tensors.map(|_| None);
-    for (task, distortion) in plan.tasks.iter().zip(tasks) {
+    let mut extremes = plan.model.tensors.map(|_| None);
+    for ((id, task), distortion) in plan.tasks.numbered().zip(tasks) {
         let Some(distortion) = distortion else { continue };
-        match &mut out[task.tensor()] {
-            Some(known) => known.merge(&distortion, 0),
-            empty => *empty = Some(distortion),
+        match (&mut out[task.tensor()], &mut extremes[task.tensor()]) {
+            (Some(known), Some(Extremes { max_abs_error, worst_group })) => {
+                let before = *known;
+                known.merge(&distortion, 0);
+                if known.max_abs_error.to_bits() != before.max_abs_error.to_bits() {
+                    *max_abs_error = id;
+                }
+                if known.worst_group != before.worst_group {
+                    *worst_group = id;
+                }
+            }
+            (known, of) => {
+                *known = Some(distortion);
+                *of = Some(Extremes { max_abs_error: id, worst_group: id });
+            }
         }
     }
-    out
+    (out, extremes)
 }
 
 fn finished<I>(hashes: IdVec<I, Mutex<FileHash>>) -> IdVec<I, Option<String>> {
