@@ -15,7 +15,7 @@ use crate::quant::{BadStatistics, Importance};
 
 mod cursor;
 mod gguf;
-pub mod imatrix_dat;
+pub(crate) mod imatrix_dat;
 pub mod names;
 mod safetensors;
 

@@ -1,7 +1,7 @@
 //! Digests: checksums and hashes of files, combined from those of their pieces.
 
 pub mod checksum;
-pub mod file_hash;
+pub(crate) mod file_hash;
 
 /// Checksums and hashes that identify the bytes of a file.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -3,13 +3,13 @@
 //! Errors are `std::io::Error`s here; callers turn them into findings.
 #![expect(clippy::disallowed_methods, reason = "this is where files are touched")]
 
-pub mod disk;
-pub mod exclusive;
+pub(crate) mod disk;
+pub(crate) mod exclusive;
 pub mod handles;
-pub mod identity;
-pub mod limits;
-pub mod paths;
-pub mod positioned;
-pub mod processes;
-pub mod regular;
-pub mod rename;
+pub(crate) mod identity;
+pub(crate) mod limits;
+pub(crate) mod paths;
+pub(crate) mod positioned;
+pub(crate) mod processes;
+pub(crate) mod regular;
+pub(crate) mod rename;

@@ -4,8 +4,8 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub mod file_glob;
-pub mod pattern;
+pub(crate) mod file_glob;
+pub(crate) mod pattern;
 
 macro_rules! layer_types {
     ($($(#[$doc:meta])* $name:ident),+ $(,)?) => {

@@ -28,6 +28,7 @@
 //! # }
 //! ```
 #![cfg_attr(test, allow(clippy::disallowed_methods, reason = "tests make files and look at them"))]
+#![deny(unreachable_pub)]
 
 pub mod calibration;
 pub mod cancel;

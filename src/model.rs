@@ -8,25 +8,25 @@
 //! `read` (rows of a matrix as bytes).
 
 mod class;
-pub mod config;
+pub(crate) mod config;
 mod decoder;
-pub mod encoded;
+pub(crate) mod encoded;
 pub mod experts;
 mod facts;
-pub mod folder;
+pub(crate) mod folder;
 pub mod header;
-pub mod index;
-pub mod json;
-pub mod matrix_view;
-pub mod name;
+pub(crate) mod index;
+pub(crate) mod json;
+pub(crate) mod matrix_view;
+pub(crate) mod name;
 mod name_index;
-pub mod packed;
+pub(crate) mod packed;
 mod quantized;
-pub mod read;
+pub(crate) mod read;
 mod roles;
-pub mod shape;
-pub mod tensor;
-pub mod types;
+pub(crate) mod shape;
+pub(crate) mod tensor;
+pub(crate) mod types;
 
 pub use crate::format::Dtype;
 pub use class::{Because, LayerClass};

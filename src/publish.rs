@@ -1,11 +1,11 @@
 //! Publishing: the output directory, staged beside its place and published with one rename.
 
-pub mod exchange;
-pub mod files;
-pub mod flush;
+pub(crate) mod exchange;
+pub(crate) mod files;
+pub(crate) mod flush;
 pub mod hidden;
-pub mod lock;
+pub(crate) mod lock;
 pub mod occupant;
-pub mod staging;
+pub(crate) mod staging;
 
 pub use crate::publish::staging::Staging;

@@ -27,17 +27,17 @@ mod observer;
 mod pack;
 mod params;
 mod percentile;
-pub mod powf;
+pub(crate) mod powf;
 mod quantizer;
 pub mod reference;
 mod scheme;
 mod search;
-pub mod simd;
+pub(crate) mod simd;
 mod solver;
 mod tensor_params;
-pub mod tensor_range;
+pub(crate) mod tensor_range;
 #[cfg(test)]
-pub mod test_weights;
+pub(crate) mod test_weights;
 
 #[cfg(test)]
 mod equality_tests;

@@ -3,20 +3,20 @@
 //! One parse gives a located tree in which every key and value knows its bytes. The tree gives the JSON value that
 //! the schema checks, and that same value becomes the recipe. No weights and no model folder are touched here.
 
-pub mod check;
+pub(crate) mod check;
 mod environment;
-pub mod load;
-pub mod model;
+pub(crate) mod load;
+pub(crate) mod model;
 mod order;
 mod overrides;
-pub mod places;
+pub(crate) mod places;
 pub mod reference;
-pub mod schema;
+pub(crate) mod schema;
 mod statistics;
 mod text;
-pub mod to_yaml;
+pub(crate) mod to_yaml;
 mod tree;
-pub mod unused_parameters;
+pub(crate) mod unused_parameters;
 mod written;
 
 pub use crate::recipe::to_yaml::{emit, emit_with};

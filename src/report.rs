@@ -15,9 +15,9 @@ use crate::ids::StageId;
 pub use crate::plan::layout::{Left, REPORT_FILE_NAME as FILE_NAME};
 pub use scheme::{ObserverRecord, SchemeRecord};
 
-pub mod engines;
-pub mod ledger;
-pub mod measured;
+pub(crate) mod engines;
+pub(crate) mod ledger;
+pub(crate) mod measured;
 mod scheme;
 
 /// The version of the report's format.

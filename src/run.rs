@@ -4,13 +4,13 @@
 
 mod carried;
 mod context;
-pub mod event;
+pub(crate) mod event;
 mod executor;
 mod finish;
-pub mod incremental;
+pub(crate) mod incremental;
 mod made;
 mod outcome;
-pub mod stream;
+pub(crate) mod stream;
 pub mod verify;
 mod workers;
 

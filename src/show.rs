@@ -1,7 +1,7 @@
 //! Text output for people: plans, summaries, progress, tables, and findings as graphics, as lines and for GitHub.
 
-pub mod each;
-pub mod files;
+pub(crate) mod each;
+pub(crate) mod files;
 pub mod github;
 #[cfg(feature = "cli")]
 pub mod graphical;
@@ -9,7 +9,7 @@ mod help;
 pub mod plain;
 pub mod plan;
 #[cfg(feature = "cli")]
-pub mod progress;
+pub(crate) mod progress;
 pub mod statistics;
-pub mod summary;
-pub mod table;
+pub(crate) mod summary;
+pub(crate) mod table;

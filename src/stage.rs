@@ -6,15 +6,15 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-pub mod calibration;
-pub mod check_warnings;
+pub(crate) mod calibration;
+pub(crate) mod check_warnings;
 pub mod export;
-pub mod load;
+pub(crate) mod load;
 mod quantize;
-pub mod quantize_int4;
-pub mod quantize_int8;
-pub mod resolve_skips;
-pub mod validate;
+pub(crate) mod quantize_int4;
+pub(crate) mod quantize_int8;
+pub(crate) mod resolve_skips;
+pub(crate) mod validate;
 
 pub use calibration::{Calibration, OnMissing};
 pub use check_warnings::CheckWarnings;

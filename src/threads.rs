@@ -22,13 +22,13 @@ const AT_MOST: usize = 16;
 
 /// So many bytes, and those that are left to the rest.
 #[must_use]
-pub fn with_the_rest(bytes: usize) -> usize {
+pub(crate) fn with_the_rest(bytes: usize) -> usize {
     bytes.saturating_add(THE_REST)
 }
 
 /// Whether the system still gives so many bytes, with those that are left to the rest. They are asked for and not used.
 #[must_use]
-pub fn has_room(bytes: usize) -> bool {
+pub(crate) fn has_room(bytes: usize) -> bool {
     let mut memory: Vec<u8> = Vec::new();
     let is_there = memory.try_reserve_exact(with_the_rest(bytes)).is_ok();
     std::hint::black_box(&mut memory);
@@ -66,7 +66,7 @@ fn started(threads: usize, bytes: usize) -> Vec<Started> {
 
 /// Threads that work together, perhaps none.
 #[derive(Debug)]
-pub struct Pool {
+pub(crate) struct Pool {
     rayon: Option<ThreadPool>,
     handles: Vec<JoinHandle<()>>,
 }
@@ -74,7 +74,7 @@ pub struct Pool {
 impl Pool {
     /// A pool of so many threads, each of which will want so many bytes, or of as many as the system lets start.
     #[must_use]
-    pub fn start(threads: usize, bytes: usize) -> Self {
+    pub(crate) fn start(threads: usize, bytes: usize) -> Self {
         Self::of(started(threads, bytes))
     }
 
@@ -95,12 +95,12 @@ impl Pool {
 
     /// How many threads there are.
     #[must_use]
-    pub fn threads(&self) -> usize {
+    pub(crate) fn threads(&self) -> usize {
         self.rayon.as_ref().map_or(0, ThreadPool::current_num_threads)
     }
 
     /// Does the same work on each thread at once, and waits for all of them; on the calling one where there is none.
-    pub fn on_each(&self, work: impl Fn() + Sync) {
+    pub(crate) fn on_each(&self, work: impl Fn() + Sync) {
         match &self.rayon {
             Some(pool) => drop(pool.broadcast(|_| work())),
             None => work(),
@@ -128,12 +128,15 @@ fn for_a_moment(things: usize, handful: usize) -> Pool {
 }
 
 /// What `work` makes of each of these things, in order; little work on each.
-pub fn map<'a, T: Sync, R: Send>(things: &'a [T], work: impl Fn(&'a T) -> R + Send + Sync) -> Vec<R> {
+pub(crate) fn map<'a, T: Sync, R: Send>(things: &'a [T], work: impl Fn(&'a T) -> R + Send + Sync) -> Vec<R> {
     map_by(things, HANDFUL, work)
 }
 
 /// As [`map`], with much work on each thing.
-pub fn map_each<'a, T: Sync, R: Send>(things: &'a [T], work: impl Fn(&'a T) -> R + Send + Sync) -> Vec<R> {
+pub(crate) fn map_each<'a, T: Sync, R: Send>(
+    things: &'a [T],
+    work: impl Fn(&'a T) -> R + Send + Sync,
+) -> Vec<R> {
     map_by(things, 1, work)
 }
 
@@ -149,7 +152,7 @@ fn map_by<'a, T: Sync, R: Send>(
 }
 
 /// Sorts; what is equal stays in order.
-pub fn sort_by<T: Send>(things: &mut [T], compare: impl Fn(&T, &T) -> Ordering + Send + Sync) {
+pub(crate) fn sort_by<T: Send>(things: &mut [T], compare: impl Fn(&T, &T) -> Ordering + Send + Sync) {
     match &for_a_moment(things.len(), HANDFUL).rayon {
         Some(pool) => pool.install(|| things.par_sort_by(compare)),
         None => things.sort_by(compare),
@@ -157,7 +160,10 @@ pub fn sort_by<T: Send>(things: &mut [T], compare: impl Fn(&T, &T) -> Ordering +
 }
 
 /// Sorts without memory of its own; what is equal may change places.
-pub fn sort_unstable_by<T: Send>(things: &mut [T], compare: impl Fn(&T, &T) -> Ordering + Send + Sync) {
+pub(crate) fn sort_unstable_by<T: Send>(
+    things: &mut [T],
+    compare: impl Fn(&T, &T) -> Ordering + Send + Sync,
+) {
     match &for_a_moment(things.len(), HANDFUL).rayon {
         Some(pool) => pool.install(|| things.par_sort_unstable_by(compare)),
         None => things.sort_unstable_by(compare),

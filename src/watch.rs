@@ -1,4 +1,4 @@
 //! Watch mode: waiting for changes, and comparing one cycle with the one before.
 
-pub mod changes;
-pub mod cycle;
+pub(crate) mod changes;
+pub(crate) mod cycle;

@@ -12,21 +12,21 @@ pub(super) struct Cursor<'a> {
 }
 
 impl<'a> Cursor<'a> {
-    pub fn new(bytes: &'a [u8]) -> Self {
+    pub(super) fn new(bytes: &'a [u8]) -> Self {
         Self { bytes, at: 0 }
     }
 
     /// The place, from the start.
-    pub fn position(&self) -> usize {
+    pub(super) fn position(&self) -> usize {
         self.at
     }
 
     /// Bytes that are left.
-    pub fn left(&self) -> usize {
+    pub(super) fn left(&self) -> usize {
         self.bytes.len() - self.at
     }
 
-    pub fn take(&mut self, count: u64) -> Result<&'a [u8], Finding> {
+    pub(super) fn take(&mut self, count: u64) -> Result<&'a [u8], Finding> {
         let count = usize::try_from(count).map_err(|_| truncated())?;
         let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len()).ok_or_else(truncated)?;
         let taken = &self.bytes[self.at..end];
@@ -38,25 +38,25 @@ impl<'a> Cursor<'a> {
         self.take(N as u64)?.try_into().map_err(|_| truncated())
     }
 
-    pub fn u32(&mut self) -> Result<u32, Finding> {
+    pub(super) fn u32(&mut self) -> Result<u32, Finding> {
         self.array().map(u32::from_le_bytes)
     }
 
-    pub fn i32(&mut self) -> Result<i32, Finding> {
+    pub(super) fn i32(&mut self) -> Result<i32, Finding> {
         self.array().map(i32::from_le_bytes)
     }
 
-    pub fn u64(&mut self) -> Result<u64, Finding> {
+    pub(super) fn u64(&mut self) -> Result<u64, Finding> {
         self.array().map(u64::from_le_bytes)
     }
 
     /// So many bytes as text.
-    pub fn text(&mut self, len: u64) -> Result<String, Finding> {
+    pub(super) fn text(&mut self, len: u64) -> Result<String, Finding> {
         Ok(String::from_utf8_lossy(self.take(len)?).into_owned())
     }
 
     /// A count of things of at least `least` bytes each, of which there cannot be more than bytes are left.
-    pub fn check_count(&self, count: u64, least: u64, what: &str) -> Result<(), Finding> {
+    pub(super) fn check_count(&self, count: u64, least: u64, what: &str) -> Result<(), Finding> {
         if count.checked_mul(least).is_some_and(|bytes| bytes <= self.left() as u64) {
             return Ok(());
         }

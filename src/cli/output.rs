@@ -14,7 +14,7 @@ use crate::text;
 
 /// How a command prints.
 #[derive(Debug)]
-pub struct Output {
+pub(super) struct Output {
     color: ColorChoice,
     format: Format,
     is_quiet: bool,
@@ -23,7 +23,7 @@ pub struct Output {
 }
 
 impl Output {
-    pub fn new(terminal: &Terminal) -> Self {
+    pub(super) fn new(terminal: &Terminal) -> Self {
         let color = match terminal.color {
             Color::Auto => AutoStream::choice(&std::io::stderr()),
             Color::Always => ColorChoice::Always,
@@ -38,50 +38,50 @@ impl Output {
         }
     }
 
-    pub fn format(&self) -> Format {
+    pub(super) fn format(&self) -> Format {
         self.format
     }
 
     /// Whether a result could not be written to standard output.
-    pub fn has_lost_a_result(&self) -> bool {
+    pub(super) fn has_lost_a_result(&self) -> bool {
         self.lost_result.load(Ordering::Relaxed)
     }
 
-    pub fn is_quiet(&self) -> bool {
+    pub(super) fn is_quiet(&self) -> bool {
         self.is_quiet
     }
 
-    pub fn is_verbose(&self) -> bool {
+    pub(super) fn is_verbose(&self) -> bool {
         self.is_verbose
     }
 
     /// Whether a bar can be drawn.
-    pub fn is_interactive(&self) -> bool {
+    pub(super) fn is_interactive(&self) -> bool {
         self.format == Format::Human && !self.is_quiet && std::io::stderr().is_terminal()
     }
 
     /// Whether results are read on a screen, which can be drawn anew.
-    pub fn is_screen(&self) -> bool {
+    pub(super) fn is_screen(&self) -> bool {
         self.format == Format::Human && std::io::stdout().is_terminal()
     }
 
     /// Clears the screen.
-    pub fn clear(&self) {
+    pub(super) fn clear(&self) {
         self.own("\u{1b}[2J\u{1b}[3J\u{1b}[H");
     }
 
     /// Prints a result: lines in which nothing is acted on by a terminal or by whoever reads the log.
-    pub fn result(&self, text: &str) {
+    pub(super) fn result(&self, text: &str) {
         self.own(&text::lines(text));
     }
 
     /// As [`Output::result`], of lines that are too many to be held.
-    pub fn result_by_line(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
+    pub(super) fn result_by_line(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
         self.by_line(text::lines, write);
     }
 
     /// Prints a result as JSON, indented.
-    pub fn json(&self, value: &impl Serialize) {
+    pub(super) fn json(&self, value: &impl Serialize) {
         self.by_line(text::json, |out| serde_json::to_writer_pretty(out, value).map_err(Into::into));
     }
 
@@ -98,7 +98,7 @@ impl Output {
     }
 
     /// Prints a result as JSON in one line.
-    pub fn json_line(&self, value: &impl Serialize) {
+    pub(super) fn json_line(&self, value: &impl Serialize) {
         match serde_json::to_string(value) {
             Ok(text) => self.own(&text::json(&text)),
             Err(error) => self.note_loss(&Err(error.into())),
@@ -106,7 +106,7 @@ impl Output {
     }
 
     /// Prints a text as it is: one that is made of nothing that was read.
-    pub fn own(&self, text: &str) {
+    pub(super) fn own(&self, text: &str) {
         let mut out = std::io::stdout().lock();
         let written = out
             .write_all(text.as_bytes())
@@ -123,12 +123,12 @@ impl Output {
     }
 
     /// Prints findings. Warnings are left out if only errors are wanted.
-    pub fn findings(&self, findings: &[Finding]) {
+    pub(super) fn findings(&self, findings: &[Finding]) {
         self.findings_if(!self.is_quiet, findings);
     }
 
     /// Prints findings, warnings only if they are wanted.
-    pub fn findings_if(&self, wants_warnings: bool, findings: &[Finding]) {
+    pub(super) fn findings_if(&self, wants_warnings: bool, findings: &[Finding]) {
         let shown: Vec<Finding> = findings
             .iter()
             .filter(|finding| finding.severity == Severity::Error || wants_warnings)
@@ -154,7 +154,7 @@ impl Output {
     }
 
     /// Says something in one line, on standard error.
-    pub fn say(&self, line: &str) {
+    pub(super) fn say(&self, line: &str) {
         self.raw(&text::inert(&text::visible(line)));
     }
 
@@ -209,7 +209,7 @@ impl<W: Write> Write for ByLine<W> {
 }
 
 /// Prints what is wrong with a command line. clap quotes its arguments as they are, so it is asked again with visible ones.
-pub fn usage(error: &clap::Error, again: impl FnOnce() -> Option<clap::Error>) {
+pub(super) fn usage(error: &clap::Error, again: impl FnOnce() -> Option<clap::Error>) {
     // Help and version quote nothing and go to standard output; a closed pipe is no failure.
     if !error.use_stderr() {
         let _ = error.print();
@@ -225,7 +225,7 @@ pub fn usage(error: &clap::Error, again: impl FnOnce() -> Option<clap::Error>) {
 }
 
 /// Reports the place and the reason of a panic, and that it is not the user's fault. Set as the panic hook.
-pub fn panicked(info: &std::panic::PanicHookInfo<'_>) {
+pub(super) fn panicked(info: &std::panic::PanicHookInfo<'_>) {
     let payload = info.payload();
     let text = payload.downcast_ref::<&str>().copied();
     let payload =

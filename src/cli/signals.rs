@@ -47,7 +47,7 @@ pub(super) struct Running(Signals);
 
 impl Signals {
     /// Listens from now on. Where that cannot be, signals do what they do by default: they end the process.
-    pub fn listen(output: Output) -> Self {
+    pub(super) fn listen(output: Output) -> Self {
         let signals = Self::default();
         let output = Arc::new(output);
         let listening = {
@@ -62,7 +62,7 @@ impl Signals {
     }
 
     /// Says what a signal is to end.
-    pub fn running(&self, cancel: &Cancel) -> Running {
+    pub(super) fn running(&self, cancel: &Cancel) -> Running {
         let mut state = self.state();
         if state.first.is_some() {
             cancel.cancel();
@@ -72,7 +72,7 @@ impl Signals {
     }
 
     /// Says what is to be told of a signal beside the run that goes on, if there is one.
-    pub fn tell(&self, other: impl Fn() + Send + 'static) {
+    pub(super) fn tell(&self, other: impl Fn() + Send + 'static) {
         self.state().other = Some(Box::new(other));
     }
 

@@ -14,7 +14,7 @@ const CHUNK: u64 = blake3::CHUNK_LEN as u64;
 
 /// The hash of one file of known length, from pieces in any order.
 #[derive(Debug)]
-pub struct FileHash {
+pub(crate) struct FileHash {
     len: u64,
     subtrees: BTreeMap<u64, Subtree>,
     /// Bytes of chunks of which a part is missing, by the chunk's first byte.
@@ -35,7 +35,7 @@ struct Partial {
 
 /// Subtrees of one piece, hashed without the file's lock held.
 #[derive(Debug, Default)]
-pub struct HashedPiece {
+pub(crate) struct HashedPiece {
     subtrees: Vec<(u64, Subtree)>,
     edges: Vec<(u64, Vec<u8>)>,
 }
@@ -43,7 +43,7 @@ pub struct HashedPiece {
 impl HashedPiece {
     /// Hashes the whole chunks of a piece of a file of length `len` that begins at `offset`.
     #[must_use]
-    pub fn new(len: u64, offset: u64, bytes: &[u8]) -> Self {
+    pub(crate) fn new(len: u64, offset: u64, bytes: &[u8]) -> Self {
         let mut out = Self::default();
         let end = offset + bytes.len() as u64;
         if len <= CHUNK {
@@ -92,12 +92,12 @@ fn chaining_value(offset: u64, bytes: &[u8]) -> ChainingValue {
 impl FileHash {
     /// For a file of `len` bytes.
     #[must_use]
-    pub fn new(len: u64) -> Self {
+    pub(crate) fn new(len: u64) -> Self {
         Self { len, subtrees: BTreeMap::new(), partial: BTreeMap::new() }
     }
 
     /// Adds a hashed piece. Pieces must not overlap.
-    pub fn add(&mut self, piece: HashedPiece) {
+    pub(crate) fn add(&mut self, piece: HashedPiece) {
         for (offset, bytes) in piece.edges {
             self.add_edge(offset, &bytes);
         }
@@ -154,7 +154,7 @@ impl FileHash {
 
     /// The hash in hexadecimal. None if bytes are missing.
     #[must_use]
-    pub fn finish(&self) -> Option<String> {
+    pub(crate) fn finish(&self) -> Option<String> {
         if self.len <= CHUNK {
             let bytes = match self.partial.get(&0) {
                 Some(partial) if partial.missing == 0 => partial.bytes.as_slice(),

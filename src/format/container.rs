@@ -8,11 +8,11 @@ use serde_json::Value;
 mod safetensors;
 
 /// The container that outputs are written in.
-pub const SAFETENSORS: &dyn Container = &safetensors::Safetensors;
+pub(crate) const SAFETENSORS: &dyn Container = &safetensors::Safetensors;
 
 /// A tensor in a file.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// Its name.
     pub name: String,
     /// Its type as headers write it.
@@ -27,7 +27,7 @@ pub struct Entry {
 
 /// A kind of file that holds tensors, and of folders of such files. Headers are written as their entries come, because a model may
 /// have millions of tensors.
-pub trait Container: fmt::Debug + Send + Sync {
+pub(crate) trait Container: fmt::Debug + Send + Sync {
     /// The bytes that a file begins with, before its first tensor.
     fn header_len(&self, metadata: &Value, entries: &mut dyn Iterator<Item = Entry>) -> u64;
 

@@ -16,17 +16,19 @@ mod int_packed;
 mod int_plain;
 mod read;
 mod small_floats;
-pub mod unquantized;
+pub(crate) mod unquantized;
 
 #[cfg(test)]
 mod test_model;
 #[cfg(test)]
 mod tests;
 
-pub use read::{Catalog, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor};
+pub(crate) use read::{
+    Catalog, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
+};
 
 /// All encodings. If several store a scheme or recognize a matrix, the first of them has it.
-pub const ALL: &[&dyn Encoding] =
+pub(crate) const ALL: &[&dyn Encoding] =
     &[&int_packed::IntPacked, &int_plain::IntPlain, &fp8_scaled::Fp8Scaled, &unquantized::Unquantized];
 
 /// How weights are stored.
@@ -80,14 +82,14 @@ pub trait WrittenEncoding: Encoding {
 /// # Panics
 /// If there is none. A test holds that there is one for each scheme.
 #[must_use]
-pub fn of(scheme: &Scheme) -> &'static dyn WrittenEncoding {
+pub(crate) fn of(scheme: &Scheme) -> &'static dyn WrittenEncoding {
     let mut written = ALL.iter().filter_map(|encoding| encoding.written());
     let found = written.find(|encoding| encoding.stores(scheme));
     found.unwrap_or_else(|| unreachable!("a scheme has an encoding"))
 }
 
 /// The encodings that are read.
-pub fn readable() -> impl Iterator<Item = &'static dyn ReadEncoding> {
+pub(crate) fn readable() -> impl Iterator<Item = &'static dyn ReadEncoding> {
     ALL.iter().filter_map(|encoding| encoding.read())
 }
 

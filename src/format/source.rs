@@ -16,7 +16,7 @@ use crate::fs::{positioned, regular};
 pub use identity::Identity;
 
 pub mod folder;
-pub mod hub_cache;
+pub(crate) mod hub_cache;
 mod hub_layout;
 mod identity;
 

@@ -20,13 +20,13 @@ fn existing(path: &Path) -> &Path {
 
 /// The folder that a path is in.
 #[must_use]
-pub fn above(path: &Path) -> &Path {
+pub(crate) fn above(path: &Path) -> &Path {
     path.parent().filter(|parent| !parent.as_os_str().is_empty()).unwrap_or(Path::new("."))
 }
 
 /// A number that is the same for paths on one disk. It is 0 if the system has none.
 #[must_use]
-pub fn disk_of(path: &Path) -> u64 {
+pub(crate) fn disk_of(path: &Path) -> u64 {
     #[cfg(unix)]
     {
         use std::os::unix::fs::MetadataExt;
@@ -41,7 +41,7 @@ pub fn disk_of(path: &Path) -> u64 {
 
 /// The total bytes of the files directly in a folder. It is 0 if there are none.
 #[must_use]
-pub fn folder_bytes(path: &Path) -> u64 {
+pub(crate) fn folder_bytes(path: &Path) -> u64 {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     entries.filter_map(|entry| entry.metadata().ok()).map(|metadata| disk_usage(&metadata)).sum()
 }
@@ -61,7 +61,7 @@ fn disk_usage(metadata: &fs::Metadata) -> u64 {
 
 /// The bytes that can be written to the disk of a path, which need not exist yet. None if the system does not say.
 #[must_use]
-pub fn free_space(path: &Path) -> Option<u64> {
+pub(crate) fn free_space(path: &Path) -> Option<u64> {
     #[cfg(unix)]
     {
         let found = rustix::fs::statvfs(existing(path)).ok()?;
@@ -76,7 +76,7 @@ pub fn free_space(path: &Path) -> Option<u64> {
 
 /// Bytes that a name beside a path may have; no more than every common file system allows.
 #[must_use]
-pub fn longest_name(path: &Path) -> usize {
+pub(crate) fn longest_name(path: &Path) -> usize {
     const COMMON: usize = 255;
     #[cfg(unix)]
     {
@@ -95,7 +95,7 @@ pub fn longest_name(path: &Path) -> usize {
 
 /// Whether something is mounted at a path: nothing can be renamed to or from there.
 #[must_use]
-pub fn is_mount_point(path: &Path) -> bool {
+pub(crate) fn is_mount_point(path: &Path) -> bool {
     #[cfg(target_os = "linux")]
     {
         use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
@@ -141,7 +141,7 @@ fn is_listed_as_mounted(path: &Path) -> bool {
 ///
 /// # Errors
 /// If the disk reports an error.
-pub fn sync_way(path: &Path) -> Result<()> {
+pub(crate) fn sync_way(path: &Path) -> Result<()> {
     #[cfg(unix)]
     {
         let parent = above(path).canonicalize()?;

@@ -58,7 +58,7 @@ impl Kind {
 ///
 /// # Errors
 /// If the system does not say.
-pub fn kind(path: &Path) -> io::Result<Kind> {
+pub(crate) fn kind(path: &Path) -> io::Result<Kind> {
     match fs::symlink_metadata(path) {
         Ok(metadata) => Ok(Kind::of(metadata.file_type())),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Kind::Nothing),
@@ -68,7 +68,7 @@ pub fn kind(path: &Path) -> io::Result<Kind> {
 
 /// Whether something is at a path, be it a link to nothing.
 #[must_use]
-pub fn is_there(path: &Path) -> bool {
+pub(crate) fn is_there(path: &Path) -> bool {
     fs::symlink_metadata(path).is_ok()
 }
 
@@ -76,7 +76,7 @@ pub fn is_there(path: &Path) -> bool {
 ///
 /// # Errors
 /// If it cannot be created.
-pub fn create_dir_all(path: &Path) -> io::Result<()> {
+pub(crate) fn create_dir_all(path: &Path) -> io::Result<()> {
     fs::create_dir_all(path)
 }
 
@@ -84,7 +84,7 @@ pub fn create_dir_all(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// If it is not there, or cannot be removed.
-pub fn remove_file(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_file(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
@@ -92,7 +92,7 @@ pub fn remove_file(path: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// If something is there, or the file cannot be created.
-pub fn create_new(path: &Path) -> io::Result<File> {
+pub(crate) fn create_new(path: &Path) -> io::Result<File> {
     File::options().read(true).write(true).create_new(true).open(path)
 }
 
@@ -102,7 +102,7 @@ pub fn create_new(path: &Path) -> io::Result<File> {
 ///
 /// # Errors
 /// If it cannot be written. The file at `path` is then untouched.
-pub fn replace(
+pub(crate) fn replace(
     path: &Path,
     temporary: &Path,
     write: impl FnOnce(&mut File) -> io::Result<()>,
@@ -126,7 +126,7 @@ pub fn replace(
 
 /// Whether an open file is the one that a path names, links not followed.
 #[must_use]
-pub fn is_at(file: &File, path: &Path) -> bool {
+pub(crate) fn is_at(file: &File, path: &Path) -> bool {
     match (file.metadata(), fs::symlink_metadata(path)) {
         (Ok(open), Ok(named)) => {
             let (open, named) = (system::identity(&open), system::identity(&named));
@@ -140,7 +140,7 @@ pub fn is_at(file: &File, path: &Path) -> bool {
 ///
 /// # Errors
 /// If it cannot be opened, or is not a regular file.
-pub fn open_existing(path: &Path) -> io::Result<File> {
+pub(crate) fn open_existing(path: &Path) -> io::Result<File> {
     let file = system::open_existing(path).map_err(told)?;
     regular::check(file.metadata()?.file_type())?;
     Ok(file)
@@ -376,7 +376,7 @@ impl Folder {
 ///
 /// # Errors
 /// If something cannot be removed.
-pub fn remove_folder(path: &Path) -> io::Result<()> {
+pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
     if kind(path)? == Kind::Nothing {
         return Ok(());
     }

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 /// Metadata that distinguish a file from its replacement without reading it. Zero if the system has no such number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
-pub struct FileIdentity {
+pub(crate) struct FileIdentity {
     /// Bytes.
     pub len: u64,
     /// Last change of the contents, nanoseconds since 1970.
@@ -30,13 +30,13 @@ impl FileIdentity {
     /// Whether the file had been unchanged for long enough when it was looked at. If so, any later change shows in
     /// its times, even on file systems that count in seconds.
     #[must_use]
-    pub fn is_settled(&self) -> bool {
+    pub(crate) fn is_settled(&self) -> bool {
         self.settles_in(COARSE_TICK_NS).is_zero()
     }
 
     /// The time until any later change shows in the times of a file that was looked at right after it was written.
     #[must_use]
-    pub fn tick_left(&self) -> Duration {
+    pub(crate) fn tick_left(&self) -> Duration {
         let is_coarse = self.ctime_ns % 1_000_000_000 == 0;
         self.settles_in(if is_coarse { COARSE_TICK_NS } else { TICK_NS })
     }
@@ -50,13 +50,13 @@ impl FileIdentity {
 
     /// The identity of what is at a path, links not followed. None if the system does not say.
     #[must_use]
-    pub fn at(path: &Path) -> Option<Self> {
+    pub(crate) fn at(path: &Path) -> Option<Self> {
         std::fs::symlink_metadata(path).ok().as_ref().map(Self::of)
     }
 
     /// The identity that file metadata shows.
     #[must_use]
-    pub fn of(metadata: &Metadata) -> Self {
+    pub(crate) fn of(metadata: &Metadata) -> Self {
         #[cfg(unix)]
         {
             use std::os::unix::fs::MetadataExt;

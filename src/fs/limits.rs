@@ -4,7 +4,7 @@ use std::io::Error;
 
 /// How many files may be open; none where there is no limit.
 #[must_use]
-pub fn open_files() -> Option<u64> {
+pub(crate) fn open_files() -> Option<u64> {
     #[cfg(unix)]
     {
         rustix::process::getrlimit(rustix::process::Resource::Nofile).current
@@ -17,7 +17,7 @@ pub fn open_files() -> Option<u64> {
 
 /// Bytes of the longest file that may be written; none where there is no limit.
 #[must_use]
-pub fn longest_file() -> Option<u64> {
+pub(crate) fn longest_file() -> Option<u64> {
     #[cfg(unix)]
     {
         rustix::process::getrlimit(rustix::process::Resource::Fsize).current
@@ -30,7 +30,7 @@ pub fn longest_file() -> Option<u64> {
 
 /// Makes writing beyond the longest file an error, where the system would end the process by a signal. To be called before there
 /// are other threads.
-pub fn outlive_long_files() {
+pub(crate) fn outlive_long_files() {
     #[cfg(unix)]
     {
         use nix::sys::signal::{SigSet, Signal};
@@ -41,7 +41,7 @@ pub fn outlive_long_files() {
 
 /// Whether an error says that the process, or the system, has as many files open as it may.
 #[must_use]
-pub fn is_out_of_files(error: &Error) -> bool {
+pub(crate) fn is_out_of_files(error: &Error) -> bool {
     #[cfg(unix)]
     {
         use rustix::io::Errno;

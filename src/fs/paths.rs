@@ -9,7 +9,7 @@ use super::identity::FileIdentity;
 
 /// Whether a word is an address (`hf://org/name`), and so no path that is relative to a folder.
 #[must_use]
-pub fn is_address(word: &str) -> bool {
+pub(crate) fn is_address(word: &str) -> bool {
     let is_scheme = |scheme: &str| {
         scheme.starts_with(|c: char| c.is_ascii_lowercase())
             && scheme.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '+')
@@ -21,13 +21,13 @@ pub fn is_address(word: &str) -> bool {
 ///
 /// # Errors
 /// If it does not, or the system does not say.
-pub fn real(path: &Path) -> Result<PathBuf> {
+pub(crate) fn real(path: &Path) -> Result<PathBuf> {
     path.canonicalize()
 }
 
 /// A path with its links resolved, as far as it exists; the rest need not.
 #[must_use]
-pub fn canonical(path: &Path) -> PathBuf {
+pub(crate) fn canonical(path: &Path) -> PathBuf {
     let found = path.ancestors().find_map(|existing| {
         let rest = path.strip_prefix(existing).ok()?;
         let found = existing.canonicalize().ok()?;
@@ -39,13 +39,13 @@ pub fn canonical(path: &Path) -> PathBuf {
 
 /// Whether a folder is at a path, or a link to one.
 #[must_use]
-pub fn is_folder(path: &Path) -> bool {
+pub(crate) fn is_folder(path: &Path) -> bool {
     path.is_dir()
 }
 
 /// A path, and what it leads to link by link: any of the links may be switched, and the file at their end edited.
 #[must_use]
-pub fn links(path: &Path) -> Vec<PathBuf> {
+pub(crate) fn links(path: &Path) -> Vec<PathBuf> {
     let mut out = vec![path.to_owned()];
     // The system follows no more than forty.
     while out.len() <= 40
@@ -62,14 +62,14 @@ pub fn links(path: &Path) -> Vec<PathBuf> {
 
 /// Names in a folder, of a huge one only `most`. Empty if it cannot be listed.
 #[must_use]
-pub fn names_in(folder: &Path, most: usize) -> Vec<String> {
+pub(crate) fn names_in(folder: &Path, most: usize) -> Vec<String> {
     let entries = fs::read_dir(folder).into_iter().flatten().take(most).flatten();
     entries.map(|entry| entry.file_name().to_string_lossy().into_owned()).collect()
 }
 
 /// Adds the files at and below a path, links followed, at most `depth` folders deep. Hidden ones and those of `except`
 /// are left out below it.
-pub fn files_below(
+pub(crate) fn files_below(
     path: &Path,
     depth: usize,
     except: &[PathBuf],

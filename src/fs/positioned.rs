@@ -7,7 +7,7 @@ use std::io::{ErrorKind, Result};
 ///
 /// # Errors
 /// If they cannot be read.
-pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
+pub(crate) fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
     #[cfg(unix)]
     {
         std::os::unix::fs::FileExt::read_at(file, buffer, offset)
@@ -22,7 +22,7 @@ pub fn read_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<usize> {
 ///
 /// # Errors
 /// If they cannot be read. [`ErrorKind::UnexpectedEof`] if the file ends before.
-pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<()> {
+pub(crate) fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<()> {
     fill(buffer, offset, |buffer, offset| read_at(file, buffer, offset))
 }
 
@@ -30,7 +30,7 @@ pub fn read_exact_at(file: &File, buffer: &mut [u8], offset: u64) -> Result<()> 
 ///
 /// # Errors
 /// Those of the reads. [`ErrorKind::UnexpectedEof`] if one gives nothing.
-pub fn fill(
+pub(crate) fn fill(
     mut buffer: &mut [u8],
     mut offset: u64,
     read: impl Fn(&mut [u8], u64) -> Result<usize>,
@@ -53,7 +53,7 @@ pub fn fill(
 ///
 /// # Errors
 /// If they cannot be written.
-pub fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> Result<()> {
+pub(crate) fn write_all_at(file: &File, bytes: &[u8], offset: u64) -> Result<()> {
     #[cfg(unix)]
     {
         std::os::unix::fs::FileExt::write_all_at(file, bytes, offset)

@@ -11,19 +11,19 @@ fn word(path: &str) -> Option<String> {
 
 /// The name of this machine.
 #[must_use]
-pub fn host() -> String {
+pub(crate) fn host() -> String {
     word("/proc/sys/kernel/hostname").unwrap_or_default()
 }
 
 /// An identifier of the current start of the system.
 #[must_use]
-pub fn boot() -> String {
+pub(crate) fn boot() -> String {
     word("/proc/sys/kernel/random/boot_id").unwrap_or_default()
 }
 
 /// The start of the system and the name space that a process number belongs to.
 #[must_use]
-pub fn place() -> String {
+pub(crate) fn place() -> String {
     match (boot(), fs::read_link("/proc/self/ns/pid")) {
         (boot, Ok(space)) if !boot.is_empty() && started(std::process::id()).is_some() => {
             format!("{boot} {}", space.display())
@@ -34,7 +34,7 @@ pub fn place() -> String {
 
 /// The start time of a process. None if no process with this number is alive.
 #[must_use]
-pub fn started(process: u32) -> Option<String> {
+pub(crate) fn started(process: u32) -> Option<String> {
     let text = word(&format!("/proc/{process}/stat"))?;
     // The name in the second field may hold blanks and brackets; the start is the 22nd field.
     let (_, fields) = text.rsplit_once(')')?;

@@ -8,15 +8,15 @@ use std::io::{Error, ErrorKind, Read, Result, Write};
 use std::path::{Path, PathBuf};
 
 /// The longest files that are read as a whole, by what they are.
-pub mod limit {
+pub(crate) mod limit {
     /// A file that holds one word or one line.
-    pub const WORD: u64 = 4 << 10;
+    pub(crate) const WORD: u64 = 4 << 10;
     /// `config.json`: a long list of skipped layers takes some MiB.
-    pub const CONFIG: u64 = 16 << 20;
+    pub(crate) const CONFIG: u64 = 16 << 20;
     /// An index: one line per tensor. A header of maximum length describes 1.4 million tensors.
-    pub const INDEX: u64 = 256 << 20;
+    pub(crate) const INDEX: u64 = 256 << 20;
     /// A report: some hundred bytes per tensor.
-    pub const REPORT: u64 = 1 << 30;
+    pub(crate) const REPORT: u64 = 1 << 30;
 }
 
 /// Opens a file for reading. Anything but a regular file is an error at once: it never waits for a pipe, and never
@@ -24,7 +24,7 @@ pub mod limit {
 ///
 /// # Errors
 /// If it is not a regular file ([`ErrorKind::InvalidInput`], or [`ErrorKind::IsADirectory`]), or cannot be opened.
-pub fn open(path: &Path) -> Result<File> {
+pub(crate) fn open(path: &Path) -> Result<File> {
     open_with_metadata(path).map(|(file, _)| file)
 }
 
@@ -32,7 +32,7 @@ pub fn open(path: &Path) -> Result<File> {
 ///
 /// # Errors
 /// As [`open`].
-pub fn open_with_metadata(path: &Path) -> Result<(File, Metadata)> {
+pub(crate) fn open_with_metadata(path: &Path) -> Result<(File, Metadata)> {
     // To open some devices does something already.
     check(fs::metadata(path).map_err(told)?.file_type())?;
     let mut options = File::options();
@@ -53,13 +53,13 @@ pub fn open_with_metadata(path: &Path) -> Result<(File, Metadata)> {
 ///
 /// # Errors
 /// If the system does not say.
-pub fn length(path: &Path) -> Result<u64> {
+pub(crate) fn length(path: &Path) -> Result<u64> {
     fs::metadata(path).map(|metadata| metadata.len())
 }
 
 /// An error of the system that is better said in other words.
 #[must_use]
-pub fn told(error: Error) -> Error {
+pub(crate) fn told(error: Error) -> Error {
     #[cfg(unix)]
     if error.raw_os_error() == Some(rustix::io::Errno::LOOP.raw_os_error()) {
         return Error::new(error.kind(), "it is a symbolic link that leads back to itself");
@@ -81,7 +81,7 @@ pub(super) fn check(kind: FileType) -> Result<()> {
 
 /// The kind of an entry of a folder, in words.
 #[must_use]
-pub fn what_is(kind: FileType) -> &'static str {
+pub(crate) fn what_is(kind: FileType) -> &'static str {
     #[cfg(unix)]
     {
         use std::os::unix::fs::FileTypeExt;
@@ -110,7 +110,7 @@ pub fn what_is(kind: FileType) -> &'static str {
 ///
 /// # Errors
 /// As [`open`]. [`ErrorKind::FileTooLarge`] if it is longer.
-pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
     let (file, metadata) = open_with_metadata(path)?;
     read_all(file, metadata.len(), limit)
 }
@@ -119,7 +119,7 @@ pub fn read_bounded(path: &Path, limit: u64) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// [`ErrorKind::FileTooLarge`] if it is longer. Also if it cannot be read.
-pub fn read_all(file: impl Read, len: u64, limit: u64) -> Result<Vec<u8>> {
+pub(crate) fn read_all(file: impl Read, len: u64, limit: u64) -> Result<Vec<u8>> {
     check_length(len, limit)?;
     // Some files have no length until they are read. One byte more than is allowed tells one at the limit from one beyond it.
     let mut bytes = Vec::with_capacity(usize::try_from(len).unwrap_or(0).saturating_add(1));
@@ -131,7 +131,7 @@ pub fn read_all(file: impl Read, len: u64, limit: u64) -> Result<Vec<u8>> {
 ///
 /// # Errors
 /// [`ErrorKind::FileTooLarge`] if it is.
-pub fn check_length(len: u64, limit: u64) -> Result<()> {
+pub(crate) fn check_length(len: u64, limit: u64) -> Result<()> {
     if len > limit { Err(too_long(limit)) } else { Ok(()) }
 }
 
@@ -143,14 +143,14 @@ fn too_long(limit: u64) -> Error {
 ///
 /// # Errors
 /// As [`read_bounded`]. [`ErrorKind::InvalidData`] if it is not UTF-8.
-pub fn read_text(path: &Path, limit: u64) -> Result<String> {
+pub(crate) fn read_text(path: &Path, limit: u64) -> Result<String> {
     String::from_utf8(read_bounded(path, limit)?)
         .map_err(|_| Error::new(ErrorKind::InvalidData, "it is not UTF-8 text"))
 }
 
 /// Compares what is written to it with what a file holds, from where that is read on: an error tells of the first difference.
 #[derive(Debug)]
-pub struct Same<R> {
+pub(crate) struct Same<R> {
     file: R,
     found: Vec<u8>,
 }
@@ -158,13 +158,13 @@ pub struct Same<R> {
 impl<R: Read> Same<R> {
     /// With a file from where it is now.
     #[must_use]
-    pub fn new(file: R) -> Self {
+    pub(crate) fn new(file: R) -> Self {
         Self { file, found: Vec::new() }
     }
 
     /// Whether the file ends where the writing did.
     #[must_use]
-    pub fn is_at_end(mut self) -> bool {
+    pub(crate) fn is_at_end(mut self) -> bool {
         matches!(self.file.read(&mut [0]), Ok(0))
     }
 }
@@ -198,25 +198,25 @@ impl std::fmt::Display for Size {
 
 /// Folders that files must lie in, with every link on the way followed.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Within(Vec<PathBuf>);
+pub(crate) struct Within(Vec<PathBuf>);
 
 impl Within {
     /// Those folders of `folders` that there are.
     #[must_use]
-    pub fn of(folders: impl IntoIterator<Item = PathBuf>) -> Self {
+    pub(crate) fn of(folders: impl IntoIterator<Item = PathBuf>) -> Self {
         Self(folders.into_iter().filter_map(|folder| folder.canonicalize().ok()).collect())
     }
 
     /// As [`Within::of`], and this folder, which is already without links.
     #[must_use]
-    pub fn and(mut self, folder: PathBuf) -> Self {
+    pub(crate) fn and(mut self, folder: PathBuf) -> Self {
         self.0.push(folder);
         self
     }
 
     /// Whether a path without links lies in one of them.
     #[must_use]
-    pub fn holds(&self, path: &Path) -> bool {
+    pub(crate) fn holds(&self, path: &Path) -> bool {
         self.0.iter().any(|folder| path.starts_with(folder))
     }
 
@@ -224,7 +224,7 @@ impl Within {
     ///
     /// # Errors
     /// As [`open`]. [`ErrorKind::PermissionDenied`] if a link leads out of the folders.
-    pub fn open(&self, path: &Path) -> Result<(File, Metadata)> {
+    pub(crate) fn open(&self, path: &Path) -> Result<(File, Metadata)> {
         // A link that leads outside is not even opened.
         self.check(&path.canonicalize().map_err(told)?)?;
         let (file, metadata) = open_with_metadata(path)?;

@@ -8,7 +8,7 @@ use std::path::Path;
 ///
 /// # Errors
 /// If it cannot be renamed.
-pub fn over(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn over(from: &Path, to: &Path) -> io::Result<()> {
     fs::rename(from, to)
 }
 
@@ -16,7 +16,7 @@ pub fn over(from: &Path, to: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// If something is there, or it cannot be renamed.
-pub fn to_free(from: &Path, to: &Path) -> io::Result<()> {
+pub(crate) fn to_free(from: &Path, to: &Path) -> io::Result<()> {
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};
@@ -33,7 +33,7 @@ pub fn to_free(from: &Path, to: &Path) -> io::Result<()> {
 ///
 /// # Errors
 /// If one is not there, or they cannot be renamed.
-pub fn exchange(new: &Path, old: &Path) -> io::Result<bool> {
+pub(crate) fn exchange(new: &Path, old: &Path) -> io::Result<bool> {
     #[cfg(any(target_os = "linux", target_os = "macos"))]
     {
         use rustix::fs::{CWD, RenameFlags, renameat_with};

@@ -8,7 +8,7 @@ use crate::plan::{Content, ExportPlan};
 
 /// The first file of a folder that has another size than planned, in words.
 #[must_use]
-pub fn sizes(export: &ExportPlan, folder: &Path) -> Option<String> {
+pub(super) fn sizes(export: &ExportPlan, folder: &Path) -> Option<String> {
     export.files.iter().find_map(|file| {
         let found = regular::length(&folder.join(&file.name));
         match found {
@@ -21,7 +21,7 @@ pub fn sizes(export: &ExportPlan, folder: &Path) -> Option<String> {
 
 /// Opens a written folder as any reader would and compares every tensor with the plan; the first difference, in words.
 #[must_use]
-pub fn headers(content: Content<'_>, export: &ExportPlan, folder: &Path) -> Option<String> {
+pub(super) fn headers(content: Content<'_>, export: &ExportPlan, folder: &Path) -> Option<String> {
     export.files.iter().find_map(|file| {
         let opened = regular::open(&folder.join(&file.name));
         let read = opened.map(|opened| header::read(opened, file.bytes, &file.name));

@@ -30,7 +30,7 @@ const LAYER_KEYS: &[&str] =
 const LAYER_LISTS: &[&str] = &["layer_types", "layers_block_type", "hybrid_override_pattern"];
 
 /// Keys under which a config says how its weights are quantized.
-pub const DECLARATIONS: [&str; 2] = ["quantization_config", "compression_config"];
+pub(crate) const DECLARATIONS: [&str; 2] = ["quantization_config", "compression_config"];
 /// Keys for the number of layers in the encoder and in the decoder, if both have some.
 const DEPTH_KEYS: &[&str] = &[
     "decoder_layers",

@@ -14,7 +14,7 @@ use crate::ids::{IdVec, ShardId, TensorId};
 
 /// Reads weights that an encoding stores.
 #[derive(Debug)]
-pub struct EncodedReader<'a> {
+pub(crate) struct EncodedReader<'a> {
     folder: &'a ModelFolder,
     files: &'a IdVec<ShardId, WeightFile>,
     tensor: TensorId,
@@ -25,7 +25,7 @@ pub struct EncodedReader<'a> {
 impl<'a> EncodedReader<'a> {
     /// A reader of a tensor; `files` are the weight files of the folder. None if no encoding stores it.
     #[must_use]
-    pub fn new(
+    pub(crate) fn new(
         folder: &'a ModelFolder,
         files: &'a IdVec<ShardId, WeightFile>,
         tensor: TensorId,
@@ -39,7 +39,12 @@ impl<'a> EncodedReader<'a> {
     ///
     /// # Errors
     /// If they are not rows of the tensor, a file cannot be read, or a row means no weights.
-    pub fn rows(&self, rows: &MatrixRows, out: &mut Vec<u8>, codes: &mut Vec<u8>) -> Result<Ranges, Failure> {
+    pub(crate) fn rows(
+        &self,
+        rows: &MatrixRows,
+        out: &mut Vec<u8>,
+        codes: &mut Vec<u8>,
+    ) -> Result<Ranges, Failure> {
         out.clear();
         let info = self.info;
         let problem = |what: &str| fail(code::IO, format!("`{}` ({}) {what}", info.name, info.describe()));

@@ -10,18 +10,18 @@ use serde::{Deserialize, de};
 
 /// The entries of a JSON object in the order of the text, duplicates and all.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Entries<V>(pub Vec<(String, V)>);
+pub(crate) struct Entries<V>(pub Vec<(String, V)>);
 
 impl<V> Entries<V> {
     /// The names that occur more than once, each once, ordered.
     #[must_use]
-    pub fn duplicates(&self) -> Vec<&str> {
+    pub(crate) fn duplicates(&self) -> Vec<&str> {
         duplicates(self.0.iter().map(|(name, _)| name.as_str())).collect()
     }
 }
 
 /// Those of `names` that occur more than once, each once, ordered.
-pub fn duplicates<'a>(names: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
+pub(crate) fn duplicates<'a>(names: impl Iterator<Item = &'a str>) -> impl Iterator<Item = &'a str> {
     let mut names: Vec<&str> = names.collect();
     names.sort_unstable();
     let mut twice: Vec<&str> =
@@ -57,7 +57,7 @@ impl<'de, V: DeserializeOwned> Visitor<'de> for EntriesVisitor<V> {
 
 /// The different texts that an object has as values. Its names, of which there may be millions, are not held.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
-pub struct Values(pub BTreeSet<String>);
+pub(crate) struct Values(pub BTreeSet<String>);
 
 impl<'de> Deserialize<'de> for Values {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {

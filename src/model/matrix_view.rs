@@ -98,7 +98,7 @@ impl MatrixView {
 
 /// How a stack of experts [E, …] holds its matrices [out, in].
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct StackLayout {
+pub(crate) struct StackLayout {
     /// Matrices per expert, side by side in the output dimension.
     pub parts: u64,
     /// Rows of each matrix.
@@ -114,7 +114,7 @@ pub struct StackLayout {
 impl StackLayout {
     /// A matrix of the stack: part `part` of expert `expert`.
     #[must_use]
-    pub fn view(&self, expert: u64, part: u64) -> MatrixView {
+    pub(crate) fn view(&self, expert: u64, part: u64) -> MatrixView {
         let Self { parts, rows, cols, is_transposed, is_interleaved } = *self;
         let (skipped, row_stride, column_stride) = match (is_transposed, is_interleaved) {
             (false, _) => (part * rows * cols, cols, 1),

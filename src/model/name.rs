@@ -111,18 +111,18 @@ impl PartialEq<&str> for Name {
 
 /// Where a name lies in a text of names.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Span {
+pub(crate) struct Span {
     start: u32,
     end: u32,
 }
 
 /// Names that are being put together.
 #[derive(Debug, Default)]
-pub struct Names(String);
+pub(crate) struct Names(String);
 
 impl Names {
     /// Adds a name; none where all of them would be longer than any header.
-    pub fn push(&mut self, name: &str) -> Option<Span> {
+    pub(crate) fn push(&mut self, name: &str) -> Option<Span> {
         let end = u32::try_from(self.0.len().checked_add(name.len())?).ok()?;
         let start = self.0.len() as u32;
         self.0.push_str(name);
@@ -131,13 +131,13 @@ impl Names {
 
     /// The name at a place.
     #[must_use]
-    pub fn get(&self, span: Span) -> &str {
+    pub(crate) fn get(&self, span: Span) -> &str {
         self.0.get(span.start as usize..span.end as usize).unwrap_or_default()
     }
 
     /// The names, complete.
     #[must_use]
-    pub fn shared(mut self) -> SharedNames {
+    pub(crate) fn shared(mut self) -> SharedNames {
         self.0.shrink_to_fit();
         SharedNames(Arc::new(self.0))
     }
@@ -145,12 +145,12 @@ impl Names {
 
 /// The text that names lie in.
 #[derive(Debug, Clone)]
-pub struct SharedNames(Arc<String>);
+pub(crate) struct SharedNames(Arc<String>);
 
 impl SharedNames {
     /// The name at a place.
     #[must_use]
-    pub fn at(&self, span: Span) -> Name {
+    pub(crate) fn at(&self, span: Span) -> Name {
         Name { text: Arc::clone(&self.0), start: span.start, end: span.end }
     }
 }

@@ -16,7 +16,7 @@ use crate::fs::handles::Replaced;
 
 /// A weight file, to be read at positions.
 #[derive(Debug)]
-pub struct WeightFile {
+pub(crate) struct WeightFile {
     blob: Box<dyn Blob>,
     name: String,
 }
@@ -26,7 +26,7 @@ impl WeightFile {
     ///
     /// # Errors
     /// It cannot be opened, or is not the file whose header was read.
-    pub fn open(source: &dyn Source, shard: &Shard) -> Result<Self, Failure> {
+    pub(crate) fn open(source: &dyn Source, shard: &Shard) -> Result<Self, Failure> {
         let failed = |e| fail(code::IO, format!("cannot open `{}`: {e}", source.place(&shard.name)));
         let blob = source.open(&shard.name).map_err(failed)?;
         let opened = Self { blob, name: shard.name.clone() };
@@ -37,7 +37,7 @@ impl WeightFile {
     ///
     /// # Errors
     /// If it is not.
-    pub fn check_unchanged(&self, shard: &Shard) -> Result<(), Failure> {
+    pub(crate) fn check_unchanged(&self, shard: &Shard) -> Result<(), Failure> {
         match self.blob.identity_now() {
             Ok(identity) if identity == shard.identity => Ok(()),
             Ok(_) => Err(self.changed()),
@@ -52,17 +52,11 @@ impl WeightFile {
         Failure::new(Exit::BadModel, Finding::error(code::CHANGED, message).help(help))
     }
 
-    /// Its name in messages.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        &self.name
-    }
-
     /// Fills `buffer` with the bytes at `offset` of the file.
     ///
     /// # Errors
     /// The file ends before, or the system cannot read it.
-    pub fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
+    pub(crate) fn read_at(&self, offset: u64, buffer: &mut [u8]) -> Result<(), Failure> {
         self.blob.read_exact_at(offset, buffer).map_err(|e| {
             let bytes = buffer.len();
             if Replaced::is(&e) {
@@ -86,7 +80,7 @@ impl WeightFile {
 
 /// Reads rows of one matrix [out, in], in a type that can be quantized.
 #[derive(Debug)]
-pub struct MatrixReader<'a> {
+pub(crate) struct MatrixReader<'a> {
     file: &'a WeightFile,
     tensor: &'a TensorInfo,
     view: MatrixView,
@@ -98,7 +92,11 @@ impl<'a> MatrixReader<'a> {
     ///
     /// # Errors
     /// The view lies outside of the tensor, or the weights are not stored as they are.
-    pub fn new(file: &'a WeightFile, tensor: &'a TensorInfo, view: MatrixView) -> Result<Self, Failure> {
+    pub(crate) fn new(
+        file: &'a WeightFile,
+        tensor: &'a TensorInfo,
+        view: MatrixView,
+    ) -> Result<Self, Failure> {
         let problem =
             |what: &str| fail(code::IO, format!("`{}` ({}) {what}", tensor.name, tensor.describe()));
         let element = tensor.stored.bytes().ok_or_else(|| problem("has elements smaller than a byte"))?;
@@ -117,7 +115,12 @@ impl<'a> MatrixReader<'a> {
     ///
     /// # Errors
     /// The file cannot be read.
-    pub fn rows(&self, rows: Range<u64>, out: &mut Vec<u8>, scratch: &mut Vec<u8>) -> Result<(), Failure> {
+    pub(crate) fn rows(
+        &self,
+        rows: Range<u64>,
+        out: &mut Vec<u8>,
+        scratch: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
         let rows = self.view.rows(rows);
         let is_plain = self.tensor.stored == self.tensor.working_dtype();
         if is_plain {

@@ -7,7 +7,7 @@ use serde::de::{Deserializer, Error, SeqAccess, Visitor};
 use serde::{Deserialize, Serialize, Serializer};
 
 /// The most axes that a tensor of a file may have: no framework has tensors with more.
-pub const MAX_AXES: usize = 64;
+pub(crate) const MAX_AXES: usize = 64;
 
 const FEW: usize = 2;
 

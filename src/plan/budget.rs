@@ -8,7 +8,7 @@ use crate::text::units::counted;
 
 /// Source bytes of a tile, unless a row is longer. Tiles stay in a core's cache from reading to writing. Their size
 /// is fixed, so that sums over tiles are the same in every run.
-pub const TILE_BYTES: u64 = 1 << 20;
+pub(crate) const TILE_BYTES: u64 = 1 << 20;
 
 /// Memory of the process without tiles: code, headers, the plan of an ordinary model.
 const BASE_BYTES: u64 = 24 << 20;
@@ -56,14 +56,14 @@ fn worker_bytes(tile_bytes: u64) -> u64 {
 /// Number of rows in a tile of a matrix: about [`TILE_BYTES`], and a multiple of the rows that the scheme packs
 /// together, at least one multiple.
 #[must_use]
-pub fn tile_rows(columns: u64, bytes_per_weight: u64, row_multiple: u64) -> u64 {
+pub(crate) fn tile_rows(columns: u64, bytes_per_weight: u64, row_multiple: u64) -> u64 {
     let rows = TILE_BYTES / (columns * bytes_per_weight).max(1);
     (rows / row_multiple * row_multiple).max(row_multiple)
 }
 
 /// Bytes per weight for the size of a tile: the larger of stored and delivered.
 #[must_use]
-pub fn tile_weight_bytes(stored_bits: u64, working_bits: u64) -> u64 {
+pub(crate) fn tile_weight_bytes(stored_bits: u64, working_bits: u64) -> u64 {
     stored_bits.max(working_bits).div_ceil(8)
 }
 

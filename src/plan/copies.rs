@@ -71,7 +71,7 @@ pub(super) fn stale_declarations(model: &ModelFolder) -> Option<String> {
 
 /// Files that are carried over although they hold weights, which may be unexpected: no export makes codes of them.
 #[must_use]
-pub fn carried_weights(plan: &Plan, export: &super::ExportPlan) -> Vec<(String, u64)> {
+pub(crate) fn carried_weights(plan: &Plan, export: &super::ExportPlan) -> Vec<(String, u64)> {
     const EXTENSIONS: &[&str] = &["safetensors", "bin", "pt", "pth", "ckpt", "onnx", "h5", "msgpack", "npz"];
     let files = export.copies.iter().map(|&index| &plan.model.others[index]);
     let is_weights =

@@ -118,7 +118,7 @@ pub(super) struct Decisions(HashMap<Rule, Vec<Decision>>);
 
 impl Decisions {
     /// The decision for this action and rule.
-    pub fn of(&mut self, action: Action, rule: Rule) -> Decision {
+    pub(super) fn of(&mut self, action: Action, rule: Rule) -> Decision {
         if let Some(same) = self.0.get(&rule).into_iter().flatten().find(|decision| decision.action == action)
         {
             return same.clone();

@@ -25,9 +25,9 @@ pub(super) mod kept_experts;
 mod kernels;
 mod modules;
 mod notes;
-pub mod parallel;
+pub(crate) mod parallel;
 mod schemes;
-pub mod served;
+pub(crate) mod served;
 mod sglang;
 mod unbuilt;
 

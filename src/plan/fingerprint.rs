@@ -11,11 +11,11 @@ use crate::ids::{ExportId, IdVec, TensorId};
 
 /// The build of this program: a hash of all that decides what it computes. Another build may give other codes, scales or
 /// measurements, so nothing of it is mixed in.
-pub const BUILD: &str = env!("MONOQUANT_BUILD");
+pub(crate) const BUILD: &str = env!("MONOQUANT_BUILD");
 
 /// The first 128 bits of a BLAKE3 hash; in hexadecimal where it is written.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Fingerprint([u8; 16]);
+pub(crate) struct Fingerprint([u8; 16]);
 
 impl Fingerprint {
     fn of(hasher: &blake3::Hasher) -> Self {
@@ -67,7 +67,7 @@ impl de::Visitor<'_> for FingerprintVisitor {
 
 /// The fingerprints of all source tensors of a plan.
 #[derive(Debug)]
-pub struct Prints {
+pub(crate) struct Prints {
     exports: usize,
     numbers: IdVec<TensorId, Fingerprint>,
     outputs: Vec<Fingerprint>,
@@ -76,7 +76,7 @@ pub struct Prints {
 impl Prints {
     /// The fingerprints of a plan's source tensors. They do not cover the tensors' bytes, but the statistics that weigh them.
     #[must_use]
-    pub fn of(plan: &Plan) -> Self {
+    pub(crate) fn of(plan: &Plan) -> Self {
         let (exports, tensors) = (plan.exports.len(), plan.model.tensors.len());
         let mut out = Self {
             exports,
@@ -95,13 +95,13 @@ impl Prints {
 
     /// What is measured of a tensor: the stored type and shape, the matrices and how they are quantized.
     #[must_use]
-    pub fn numbers(&self, tensor: TensorId) -> Fingerprint {
+    pub(crate) fn numbers(&self, tensor: TensorId) -> Fingerprint {
         self.numbers[tensor]
     }
 
     /// What is written of a tensor by an export, wherever it is put.
     #[must_use]
-    pub fn output(&self, export: ExportId, tensor: TensorId) -> Fingerprint {
+    pub(crate) fn output(&self, export: ExportId, tensor: TensorId) -> Fingerprint {
         self.outputs[tensor.index() * self.exports + export.index()]
     }
 }
@@ -143,7 +143,7 @@ fn outputs(plan: &Plan, export: &ExportPlan, tensor: TensorId, mut hasher: blake
 
 /// The fingerprint of the layout of an export's weight files.
 #[must_use]
-pub fn layout(plan: &Plan, export: &ExportPlan) -> Fingerprint {
+pub(crate) fn layout(plan: &Plan, export: &ExportPlan) -> Fingerprint {
     let mut hasher = blake3::Hasher::new();
     for (index, file) in export.files.numbered() {
         for part in [file.name.as_bytes(), &file.bytes.to_le_bytes()] {

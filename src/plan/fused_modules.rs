@@ -79,7 +79,7 @@ const EXPERTS: &str = "experts";
 
 /// The parent of all experts of a layer: the name up to and including the segment `experts`.
 #[must_use]
-pub fn experts_parent(subject: &str) -> Option<&str> {
+pub(crate) fn experts_parent(subject: &str) -> Option<&str> {
     let start = if subject.starts_with("experts.") { 0 } else { subject.find(".experts.")? + 1 };
     Some(&subject[..start + "experts".len()])
 }

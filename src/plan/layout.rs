@@ -22,7 +22,7 @@ use crate::threads;
 pub const REPORT_FILE_NAME: &str = "monoquant-report.json";
 
 /// The name of the recipe in an output directory.
-pub const RECIPE_FILE_NAME: &str = "monoquant-recipe.yaml";
+pub(crate) const RECIPE_FILE_NAME: &str = "monoquant-recipe.yaml";
 
 /// A weight file of the output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -154,13 +154,13 @@ impl ExportPlan {
 
 /// The treatment of a tensor as one export sees it. Stages after the export have not happened yet.
 #[must_use]
-pub fn spec_at(decision: &Decision, export_stage: StageId) -> Option<&QuantSpec> {
+pub(crate) fn spec_at(decision: &Decision, export_stage: StageId) -> Option<&QuantSpec> {
     decision.spec().filter(|spec| spec.stage < export_stage)
 }
 
 /// Whether an export holds codes at all.
 #[must_use]
-pub fn has_codes(decisions: &IdVec<TensorId, Decision>, export_stage: StageId) -> bool {
+pub(crate) fn has_codes(decisions: &IdVec<TensorId, Decision>, export_stage: StageId) -> bool {
     decisions.iter().any(|decision| spec_at(decision, export_stage).is_some())
 }
 

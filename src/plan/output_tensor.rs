@@ -241,6 +241,6 @@ impl OutputTensor {
 
 /// The size of a tensor as it is delivered and written. Encoded weights count as the type that they mean.
 #[must_use]
-pub fn logical_bytes(tensor: &TensorInfo) -> u64 {
+pub(crate) fn logical_bytes(tensor: &TensorInfo) -> u64 {
     unquantized::bytes(tensor.dtype, tensor.elements())
 }

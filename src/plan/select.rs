@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(super) use super::decision::Decisions;
-pub use super::decision::{Action, Decided, Decision, Origin, QuantSpec, Rule};
+pub(crate) use super::decision::{Action, Decision, Origin, QuantSpec, Rule};
 use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
@@ -21,7 +21,7 @@ use crate::stage::{
 };
 
 /// Layer types that the built-in lists skip, with the reason in words.
-pub const DEFAULT_SKIPS: &[(LayerType, &str)] = &[
+pub(crate) const DEFAULT_SKIPS: &[(LayerType, &str)] = &[
     (LayerType::Embedding, "embedding"),
     (LayerType::EmbeddingBag, "embedding"),
     (LayerType::LayerNorm, "norm"),
@@ -46,10 +46,10 @@ pub const DEFAULT_SKIPS: &[(LayerType, &str)] = &[
 const PLACES: [LayerType; 3] = [LayerType::Tower, LayerType::Projector, LayerType::Outside];
 
 /// The module that the built-in lists name.
-pub const DEFAULT_SKIP_NAME: &str = "lm_head";
+pub(crate) const DEFAULT_SKIP_NAME: &str = "lm_head";
 
 /// The int4 list skips modules with strictly fewer parameters than this.
-pub const DEFAULT_INT4_THRESHOLD: u64 = 512;
+pub(crate) const DEFAULT_INT4_THRESHOLD: u64 = 512;
 
 /// A rule that applies to a tensor, for `explain`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -63,7 +63,7 @@ pub struct Touch {
 /// The name that patterns are matched against: the module. If the tensor is not a weight, a bias or another named
 /// parameter of a module, it is the whole name (a stack of experts such as `mlp.experts.gate_up_proj`).
 #[must_use]
-pub fn subject(tensor: &TensorInfo) -> &str {
+pub(crate) fn subject(tensor: &TensorInfo) -> &str {
     const PARAMETERS: [&str; 12] = [
         "weight",
         "bias",
@@ -84,7 +84,7 @@ pub fn subject(tensor: &TensorInfo) -> &str {
 /// The shape of a tensor as a matrix [rows, columns] whose rows are output channels. None if it has fewer than two
 /// dimensions.
 #[must_use]
-pub fn matrix_shape(tensor: &TensorInfo) -> Option<(u64, u64)> {
+pub(crate) fn matrix_shape(tensor: &TensorInfo) -> Option<(u64, u64)> {
     let (first, rest) = tensor.shape.split_first()?;
     (!rest.is_empty()).then(|| (*first, rest.iter().product()))
 }
@@ -102,7 +102,7 @@ pub(super) struct QuantizeStage<'r> {
 
 impl<'r> QuantizeStage<'r> {
     /// The quantize stages of a recipe, in order, for the items of a model.
-    pub fn all(recipe: &'r Recipe, items: &[Item<'_>]) -> Vec<Self> {
+    pub(super) fn all(recipe: &'r Recipe, items: &[Item<'_>]) -> Vec<Self> {
         let mut governing: Option<(StageId, &ResolveSkips)> = None;
         let mut stages = Vec::new();
         for (index, stage) in recipe.stages.numbered() {
@@ -132,7 +132,7 @@ impl<'r> QuantizeStage<'r> {
     }
 
     /// The `resolve-skips` stage that governs this stage, if there is one.
-    pub fn skips(&self) -> Option<(StageId, &ResolveSkips)> {
+    pub(super) fn skips(&self) -> Option<(StageId, &ResolveSkips)> {
         self.skips_index.map(|index| (index, self.skips.as_ref()))
     }
 
@@ -211,7 +211,7 @@ impl<'r> QuantizeStage<'r> {
     }
 
     /// Whether the built-in lists apply to a tensor: there are some, and `quantize_anyway` does not override them.
-    pub fn has_default_skips_for(&self, item: &Item<'_>) -> bool {
+    pub(super) fn has_default_skips_for(&self, item: &Item<'_>) -> bool {
         let taken_back = self.skips.quantize_anyway.iter().any(|pattern| item.hit_by(pattern));
         self.list != SkipDefaults::None && !taken_back
     }
@@ -252,7 +252,7 @@ pub(crate) struct Item<'m> {
 }
 
 impl Item<'_> {
-    pub fn is(&self, layer_type: LayerType) -> bool {
+    pub(crate) fn is(&self, layer_type: LayerType) -> bool {
         self.class.kind == layer_type || self.class.role == Some(layer_type)
     }
 
@@ -261,7 +261,7 @@ impl Item<'_> {
     }
 
     /// A skip covers everything below the module that it names.
-    pub fn hit_by(&self, pattern: &Pattern) -> bool {
+    pub(crate) fn hit_by(&self, pattern: &Pattern) -> bool {
         match pattern.layer_type() {
             Some(layer_type) => self.is(layer_type),
             None => pattern.matches(self.subject),
@@ -279,7 +279,7 @@ impl Item<'_> {
 
 /// The type in which a tensor's weights are computed with. None if it does not hold floating-point numbers.
 #[must_use]
-pub fn float_type(tensor: &TensorInfo) -> Option<FloatType> {
+pub(crate) fn float_type(tensor: &TensorInfo) -> Option<FloatType> {
     use crate::model::Dtype;
     match tensor.dtype {
         Dtype::F32 | Dtype::F64 => Some(FloatType::F32),

@@ -20,7 +20,7 @@ const LEFT: usize = 999;
 
 /// An output that is in its place.
 #[derive(Debug)]
-pub struct Published {
+pub(crate) struct Published {
     /// Its place.
     pub path: PathBuf,
     /// The folder of foreign files that were put into the old output while it was replaced.
@@ -33,7 +33,7 @@ pub struct Published {
 /// # Errors
 /// Where something foreign has appeared there, what was there `at_first` has changed, or the move fails; what was there is then
 /// untouched.
-pub fn publish(
+pub(crate) fn publish(
     mut staging: Staging,
     overwrite: Overwrite,
     durable: bool,
@@ -73,7 +73,11 @@ pub fn publish(
 ///
 /// # Errors
 /// If the occupant must not be replaced, or is not as it was `at_first`.
-pub fn look_again(path: &Path, overwrite: Overwrite, at_first: &Occupant) -> Result<Occupant, Failure> {
+pub(crate) fn look_again(
+    path: &Path,
+    overwrite: Overwrite,
+    at_first: &Occupant,
+) -> Result<Occupant, Failure> {
     let now = occupant::check(path, overwrite)?;
     if at_first.allows(&now, path) { Ok(now) } else { Err(swapped(path)) }
 }
@@ -127,7 +131,7 @@ fn swapped(path: &Path) -> Failure {
 ///
 /// # Errors
 /// If it cannot be moved or removed, or one of the two is not ours.
-pub fn restore(target: &Path) -> Result<(), Failure> {
+pub(crate) fn restore(target: &Path) -> Result<(), Failure> {
     let aside = hidden::old(target);
     let failed = |error: io::Error| cannot_write("restore", target, &error);
     if exclusive::kind(&aside).map_err(failed)? != Kind::Folder {

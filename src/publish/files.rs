@@ -12,11 +12,11 @@ use crate::fs::handles::Handle;
 use crate::fs::{limits, positioned, regular};
 
 /// Codes of findings about files that cannot be written.
-pub mod code {
+pub(crate) mod code {
     /// The system does not write a file.
-    pub const CANNOT_WRITE: &str = "export::cannot-write";
+    pub(crate) const CANNOT_WRITE: &str = "export::cannot-write";
     /// A file is longer than may be written.
-    pub const FILE_SIZE: &str = "export::file-size";
+    pub(crate) const FILE_SIZE: &str = "export::file-size";
 }
 
 /// A weight file of the output, for positioned writes and reads.
@@ -30,7 +30,7 @@ pub struct StagedFile {
 
 /// A failure to write, with the path and what to do.
 #[must_use]
-pub fn cannot_write(what: &str, path: &Path, error: &io::Error) -> Failure {
+pub(crate) fn cannot_write(what: &str, path: &Path, error: &io::Error) -> Failure {
     let (code, help) = match error.kind() {
         io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => (
             code::CANNOT_WRITE,
@@ -68,7 +68,7 @@ fn plain(error: &io::Error) -> String {
 ///
 /// # Errors
 /// If it cannot be created.
-pub fn create_dir_all(path: &Path) -> Result<(), Failure> {
+pub(crate) fn create_dir_all(path: &Path) -> Result<(), Failure> {
     exclusive::create_dir_all(path).map_err(|error| cannot_write("make", path, &error))
 }
 
@@ -76,7 +76,7 @@ pub fn create_dir_all(path: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If it cannot be opened.
-pub fn open_to_read(path: &Path) -> Result<File, Failure> {
+pub(crate) fn open_to_read(path: &Path) -> Result<File, Failure> {
     regular::open(path).map_err(|error| cannot_write("open", path, &error))
 }
 
@@ -85,7 +85,7 @@ pub fn open_to_read(path: &Path) -> Result<File, Failure> {
 ///
 /// # Errors
 /// If they cannot be read or written.
-pub fn copy_range(
+pub(crate) fn copy_range(
     from: &Handle,
     from_offset: u64,
     to: &StagedFile,
@@ -122,7 +122,7 @@ pub fn copy_range(
 ///
 /// # Errors
 /// If it cannot be written.
-pub fn replace(
+pub(crate) fn replace(
     path: &Path,
     temporary: &Path,
     write: impl FnOnce(&mut File) -> io::Result<()>,
@@ -134,7 +134,7 @@ pub fn replace(
 ///
 /// # Errors
 /// Where they cannot be written.
-pub fn write_at(staged: &StagedFile, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
+pub(crate) fn write_at(staged: &StagedFile, offset: u64, bytes: &[u8]) -> Result<(), Failure> {
     let written = staged.file.with(|file| positioned::write_all_at(file, bytes, offset));
     written.map_err(|error| cannot_write("write", &staged.path, &error))
 }
@@ -143,7 +143,7 @@ pub fn write_at(staged: &StagedFile, offset: u64, bytes: &[u8]) -> Result<(), Fa
 ///
 /// # Errors
 /// If the disk reports an error.
-pub fn sync_file(path: &Path, file: &File) -> Result<(), Failure> {
+pub(crate) fn sync_file(path: &Path, file: &File) -> Result<(), Failure> {
     file.sync_all().map_err(|error| cannot_write("flush", path, &error))
 }
 
@@ -151,7 +151,7 @@ pub fn sync_file(path: &Path, file: &File) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If the disk reports an error.
-pub fn sync_way(path: &Path) -> Result<(), Failure> {
+pub(crate) fn sync_way(path: &Path) -> Result<(), Failure> {
     disk::sync_way(path).map_err(|error| cannot_write("flush", disk::above(path), &error))
 }
 
@@ -159,7 +159,7 @@ pub fn sync_way(path: &Path) -> Result<(), Failure> {
 ///
 /// # Errors
 /// If the disk reports an error.
-pub fn sync_all(folder: &Path) -> Result<(), Failure> {
+pub(crate) fn sync_all(folder: &Path) -> Result<(), Failure> {
     let synced = Folder::open(folder).and_then(|opened| opened.sync_all());
     synced.map_err(|error| cannot_write("flush", folder, &error))?;
     sync_way(folder)
@@ -172,7 +172,7 @@ const READ_BACK_BYTES: usize = 1 << 16;
 ///
 /// # Errors
 /// If the file cannot be read.
-pub fn holds(
+pub(crate) fn holds(
     staged: &StagedFile,
     mut offset: u64,
     meant: &[u8],
@@ -193,7 +193,7 @@ pub fn holds(
 ///
 /// # Errors
 /// If they cannot be read.
-pub fn read_at(staged: &StagedFile, offset: u64, out: &mut [u8]) -> Result<(), Failure> {
+pub(crate) fn read_at(staged: &StagedFile, offset: u64, out: &mut [u8]) -> Result<(), Failure> {
     let read = staged.file.with(|file| positioned::read_exact_at(file, out, offset));
     read.map_err(|error| cannot_write("read back", &staged.path, &error))
 }

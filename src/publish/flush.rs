@@ -16,7 +16,7 @@ const PAUSE: Duration = Duration::from_millis(20);
 ///
 /// # Errors
 /// The errors of the work. Also if the disk reports an error: the system reports each error only once.
-pub fn while_flushing<T>(
+pub(crate) fn while_flushing<T>(
     staging: &[Staging],
     work: impl FnOnce() -> Result<T, Failure>,
 ) -> Result<T, Failure> {

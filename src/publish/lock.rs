@@ -33,7 +33,7 @@ const LONGEST: u64 = 4096;
 
 /// The lock of an output, held by the one run that works on it.
 #[derive(Debug)]
-pub struct Lock {
+pub(crate) struct Lock {
     file: File,
     path: PathBuf,
     note: Option<String>,
@@ -66,7 +66,7 @@ impl Lock {
     ///
     /// # Errors
     /// If another run holds the lock, a foreign file is there, or the folder cannot be written.
-    pub fn take(target: &Path) -> Result<Self, Failure> {
+    pub(crate) fn take(target: &Path) -> Result<Self, Failure> {
         Self::take_by(target, try_lock)
     }
 
@@ -89,7 +89,7 @@ impl Lock {
 
     /// The note about a run that held the lock before and has ended.
     #[must_use]
-    pub fn note(&self) -> Option<&str> {
+    pub(crate) fn note(&self) -> Option<&str> {
         self.note.as_deref()
     }
 

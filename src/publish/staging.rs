@@ -20,7 +20,7 @@ use crate::publish::hidden;
 const STRETCH: u64 = 16 << 20;
 
 /// Asks whether to go on with what takes long: an error where not.
-pub type GoOn<'a> = &'a dyn Fn() -> Result<(), Failure>;
+pub(crate) type GoOn<'a> = &'a dyn Fn() -> Result<(), Failure>;
 
 /// An output being built.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ enum End {
 }
 
 /// Removes what an interrupted run has left. The lock of the output must be held.
-pub fn clear(target: &Path) {
+pub(crate) fn clear(target: &Path) {
     // If something cannot be removed now, the next run clears it.
     let _ = exclusive::remove_folder(&hidden::staging(target));
     let _ = exclusive::remove_folder(&hidden::interrupted(target));

@@ -4,7 +4,7 @@
 //! for an instruction set. They are inlined into it, so the compiler's vectoriser may use that set. Loops that the
 //! vectoriser does not handle well are written with the operations of `Machine`.
 
-pub mod machine;
+pub(crate) mod machine;
 use crate::quant::simd::machine::Machine;
 
 /// An instruction set that kernels are compiled for.

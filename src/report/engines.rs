@@ -61,7 +61,7 @@ pub struct LimitRecord {
 
 /// How engines serve the output of an `export` stage.
 #[must_use]
-pub fn of(plan: &Plan, stage: StageId) -> Vec<EngineRecord> {
+pub(crate) fn of(plan: &Plan, stage: StageId) -> Vec<EngineRecord> {
     let served = plan.served.iter().filter(|served| served.stage == stage);
     served
         .map(|served| EngineRecord {
@@ -97,7 +97,7 @@ fn parallel(parallel: &Parallel) -> ParallelRecord {
 }
 
 /// The same in rows of the plan's last table: which kernels take every matrix, and between how many GPUs it can be cut.
-pub fn rows(plan: &Plan, stage: StageId) -> Vec<Vec<String>> {
+pub(crate) fn rows(plan: &Plan, stage: StageId) -> Vec<Vec<String>> {
     let mut rows = Vec::new();
     let served: Vec<_> = plan.served.iter().filter(|served| served.stage == stage).collect();
     for served in &served {

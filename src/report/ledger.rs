@@ -17,7 +17,7 @@ use crate::stage::export::Format;
 
 /// The results that a run adds to its plan.
 #[derive(Debug)]
-pub struct Results<'a> {
+pub(crate) struct Results<'a> {
     /// The distortion of each source tensor that was quantized.
     pub distortions: &'a IdVec<TensorId, Option<Distortion>>,
     /// Where the extremes of each of these are.
@@ -42,7 +42,7 @@ pub struct Results<'a> {
 ///
 /// # Errors
 /// If the recipe cannot be written as JSON.
-pub fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failure> {
+pub(crate) fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failure> {
     let file = |name: &str, bytes: u64, digest: &Digest| FileRecord {
         name: name.to_owned(),
         bytes,
@@ -107,7 +107,7 @@ pub fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failure> {
 
 /// The word for a format in reports.
 #[must_use]
-pub fn format_name(format: Format) -> &'static str {
+pub(crate) fn format_name(format: Format) -> &'static str {
     match format {
         Format::CompressedTensors => "compressed-tensors",
         Format::Dequantized => "dequantized",
@@ -116,7 +116,7 @@ pub fn format_name(format: Format) -> &'static str {
 
 /// The path of an `export` stage as the recipe has it.
 #[must_use]
-pub fn written_path(plan: &Plan, stage: StageId) -> String {
+pub(crate) fn written_path(plan: &Plan, stage: StageId) -> String {
     match &plan.recipe().stages[stage] {
         Stage::Export(export) => {
             plan.loaded.written(&format!("/stages/{stage}/path")).unwrap_or(&export.path).to_owned()
@@ -127,7 +127,7 @@ pub fn written_path(plan: &Plan, stage: StageId) -> String {
 
 /// Sizes of a plan's source and outputs.
 #[must_use]
-pub fn sizes(plan: &Plan) -> Sizes {
+pub(crate) fn sizes(plan: &Plan) -> Sizes {
     let source = plan.source_bytes();
     let outputs: Vec<u64> = plan.exports.iter().map(crate::plan::ExportPlan::weight_bytes).collect();
     let first = outputs.first().copied().unwrap_or(0).max(1);
@@ -136,7 +136,7 @@ pub fn sizes(plan: &Plan) -> Sizes {
 
 /// Quality over all measured tensors. None if nothing was measured.
 #[must_use]
-pub fn quality(distortions: &[Option<Distortion>]) -> Option<Quality> {
+pub(crate) fn quality(distortions: &[Option<Distortion>]) -> Option<Quality> {
     let mut all = Distortion::default();
     let mut values = Vec::new();
     let mut measured = 0;
@@ -163,20 +163,20 @@ pub fn quality(distortions: &[Option<Distortion>]) -> Option<Quality> {
 }
 
 /// Bytes that each source tensor has in each export.
-pub struct BytesOut {
+pub(crate) struct BytesOut {
     exports: usize,
     bytes: Vec<u64>,
 }
 
 impl BytesOut {
     /// Those of one tensor.
-    pub fn of(&self, tensor: TensorId) -> &[u64] {
+    pub(crate) fn of(&self, tensor: TensorId) -> &[u64] {
         &self.bytes[tensor.index() * self.exports..][..self.exports]
     }
 }
 
 /// Bytes that each source tensor has in each export of a plan.
-pub fn bytes_out(plan: &Plan) -> BytesOut {
+pub(crate) fn bytes_out(plan: &Plan) -> BytesOut {
     let (exports, content) = (plan.exports.len(), plan.content());
     let mut bytes = vec![0; exports * plan.model.tensors.len()];
     for (index, export) in plan.exports.iter().enumerate() {

@@ -115,7 +115,7 @@ impl fmt::Display for SchemeRecord {
 ///
 /// # Errors
 /// If it is neither data nor words.
-pub fn or_words<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SchemeRecord>, D::Error> {
+pub(super) fn or_words<'de, D: Deserializer<'de>>(from: D) -> Result<Option<SchemeRecord>, D::Error> {
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Written {

@@ -72,7 +72,7 @@ pub(super) fn look(
 
 impl Carried {
     /// Whether the folder of an output holds the file as it is in the model.
-    pub fn is_in(&self, folder: &Folder, stores: &Stores, cancel: &Cancel) -> bool {
+    pub(super) fn is_in(&self, folder: &Folder, stores: &Stores, cancel: &Cancel) -> bool {
         let Ok(file) = folder.open_file(Path::new(&self.file.name), false) else { return false };
         let Ok(found) = file.metadata().map(|metadata| FileIdentity::of(&metadata)) else { return false };
         let is_known = stores.stores.iter().any(|store| store.has_carried(&self.file, &found));
@@ -87,7 +87,12 @@ impl Carried {
     ///
     /// # Errors
     /// If it cannot be read or written, or has changed since it was looked at.
-    pub fn copy(&self, model: &ModelFolder, staging: &Staging, cancel: &Cancel) -> Result<(), Failure> {
+    pub(super) fn copy(
+        &self,
+        model: &ModelFolder,
+        staging: &Staging,
+        cancel: &Cancel,
+    ) -> Result<(), Failure> {
         let name = Path::new(&self.file.name);
         let (blob, path) = (model.open_other(&self.file.name)?, staging.folder.join(name));
         let go_on = || cancel.check();

@@ -98,7 +98,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// If they cannot be written.
-    pub fn stage(&self) -> Result<Built, Failure> {
+    pub(super) fn stage(&self) -> Result<Built, Failure> {
         let go_on = || self.options.cancel.check();
         let (mut folders, mut journals) = (IdVec::new(), IdVec::new());
         for ((export, starts), header) in self.plan.exports.iter().zip(&self.reuse.starts).zip(&self.headers)
@@ -113,7 +113,7 @@ impl Job<'_> {
     ///
     /// # Errors
     /// If something cannot be written, or the ledger does not balance.
-    pub fn finish(
+    pub(super) fn finish(
         mut self,
         mut measured: Measured,
         carried: &IdVec<ExportId, Vec<Carried>>,

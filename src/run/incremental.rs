@@ -1,7 +1,7 @@
 //! Incremental runs: records of finished work, and reuse of the results of earlier runs.
 
-pub mod hashes;
-pub mod previous;
-pub mod record;
-pub mod reuse;
-pub mod take_over;
+pub(crate) mod hashes;
+pub(crate) mod previous;
+pub(crate) mod record;
+pub(crate) mod reuse;
+pub(crate) mod take_over;

@@ -24,7 +24,7 @@ type Writes<'p> = dyn Fn(&mut dyn Write) -> io::Result<()> + 'p;
 
 impl MadeFile<'_> {
     /// Whether it is in a folder, as it would be made.
-    pub fn is_in(&self, folder: &Folder) -> bool {
+    pub(super) fn is_in(&self, folder: &Folder) -> bool {
         let Ok(file) = folder.open_file(Path::new(&self.name), false) else { return false };
         let mut same = Same::new(file);
         (self.write)(&mut same).is_ok() && same.is_at_end()

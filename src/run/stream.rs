@@ -4,11 +4,11 @@
 //! A worker takes the next tile when it is done with the last, so memory is the buffers of one tile per worker. No
 //! tile waits for another. Sums are merged in tile order, so no result depends on the number of workers.
 
-pub mod collector;
+pub(crate) mod collector;
 mod sink;
-pub mod solvers;
-pub mod source;
-pub mod tiles;
+pub(crate) mod solvers;
+pub(crate) mod source;
+pub(crate) mod tiles;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 

@@ -44,7 +44,7 @@ impl Workers {
     ///
     /// # Errors
     /// Where there is not even memory for that one.
-    pub fn start(threads: usize, bytes: u64, cancel: Cancel) -> Result<Self, Failure> {
+    pub(crate) fn start(threads: usize, bytes: u64, cancel: Cancel) -> Result<Self, Failure> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let pool = Pool::start(threads, bytes);
         if pool.threads() == 0 && !threads::has_room(bytes) {
@@ -59,12 +59,12 @@ impl Workers {
     }
 
     /// The switch that ends their work.
-    pub fn cancel(&self) -> &Cancel {
+    pub(crate) fn cancel(&self) -> &Cancel {
         &self.cancel
     }
 
     /// What there is to say where there are fewer threads than were wanted.
-    pub fn warning(&self) -> Option<Finding> {
+    pub(crate) fn warning(&self) -> Option<Finding> {
         let (started, wanted) = (self.pool.threads(), self.wanted);
         let why = "limits of processes (`ulimit -u`) or memory (`ulimit -v`) allow no more";
         (started < wanted).then(|| {
@@ -77,7 +77,7 @@ impl Workers {
     ///
     /// # Errors
     /// The first failure, or that the run was cancelled.
-    pub fn each<T, Memory: Default>(
+    pub(crate) fn each<T, Memory: Default>(
         &self,
         next: impl Fn() -> Option<(u64, T)> + Sync,
         work: impl Fn(T, &mut Memory) -> Result<(), Failure> + Sync,
@@ -102,7 +102,7 @@ impl Workers {
     ///
     /// # Errors
     /// As [`Workers::each`].
-    pub fn each_of<T: Sync, Memory: Default>(
+    pub(crate) fn each_of<T: Sync, Memory: Default>(
         &self,
         things: &[T],
         work: impl Fn(&T, &mut Memory) -> Result<(), Failure> + Sync,

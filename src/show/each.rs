@@ -3,7 +3,7 @@
 use serde::{Serialize, Serializer};
 
 /// A list of JSON whose elements are made one by one as they are written, by an iterator that can be made again.
-pub struct Each<F>(pub F);
+pub(crate) struct Each<F>(pub F);
 
 impl<F, I> Serialize for Each<F>
 where

@@ -14,7 +14,7 @@ const NAMED: usize = 3;
 /// Tables of the files of one export: weights that are carried over as they are, and files left behind. Empty if
 /// there are neither.
 #[must_use]
-pub fn tables(plan: &Plan, export: &ExportPlan) -> String {
+pub(crate) fn tables(plan: &Plan, export: &ExportPlan) -> String {
     let mut out = String::new();
     let carried: Vec<Vec<String>> =
         carried_weights(plan, export).into_iter().map(|(name, size)| vec![name, bytes(size)]).collect();
@@ -36,7 +36,7 @@ pub fn tables(plan: &Plan, export: &ExportPlan) -> String {
 
 /// One line on the files left behind; none if there are none.
 #[must_use]
-pub fn left_line(left: &[Left]) -> Option<String> {
+pub(crate) fn left_line(left: &[Left]) -> Option<String> {
     let first: Vec<&str> = left.iter().take(NAMED).map(|left| left.name.as_str()).collect();
     let more = left.len().saturating_sub(NAMED);
     let more = if more > 0 { format!(" and {more} more") } else { String::new() };
@@ -51,7 +51,7 @@ fn size(count: u64) -> String {
 
 /// The files carried over, as JSON.
 #[must_use]
-pub fn carried_json(plan: &Plan, export: &ExportPlan) -> Vec<Value> {
+pub(crate) fn carried_json(plan: &Plan, export: &ExportPlan) -> Vec<Value> {
     let files = export.copies.iter().map(|&index| &plan.model.others[index]);
     files.map(|file| json!({"name": file.path, "bytes": file.len})).collect()
 }

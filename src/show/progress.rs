@@ -17,14 +17,14 @@ const HEARTBEAT: Duration = Duration::from_secs(10);
 
 /// A bar with bytes, rate and time left, on standard error.
 #[derive(Debug)]
-pub struct Bar {
+pub(crate) struct Bar {
     bar: ProgressBar,
 }
 
 impl Bar {
     /// A bar that is not drawn until the run starts.
     #[must_use]
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
         let template = "{bar:32} {binary_bytes:>11} of {binary_total_bytes}  {binary_bytes_per_sec:>13}  {eta} left  {wide_msg}";
         if let Ok(style) = ProgressStyle::with_template(template) {
@@ -62,7 +62,7 @@ impl Drop for Bar {
 
 /// One line at the start, one every ten seconds, and one per stage.
 #[derive(Debug)]
-pub struct Lines {
+pub(crate) struct Lines {
     total: AtomicU64,
     done: AtomicU64,
     last: Mutex<Instant>,
@@ -72,7 +72,7 @@ pub struct Lines {
 impl Lines {
     /// Lines on standard error.
     #[must_use]
-    pub fn new(is_verbose: bool) -> Self {
+    pub(crate) fn new(is_verbose: bool) -> Self {
         let last = Mutex::new(Instant::now());
         Self { total: AtomicU64::new(0), done: AtomicU64::new(0), last, is_verbose }
     }

@@ -16,7 +16,7 @@ const WORST: usize = 5;
 
 /// The summary of a run. Every line comes from something in the report.
 #[must_use]
-pub fn summary(plan: &Plan, outcome: &Outcome) -> String {
+pub(crate) fn summary(plan: &Plan, outcome: &Outcome) -> String {
     let (report, paths) = (&outcome.report, &outcome.report_paths);
     let mut out = String::new();
     let mark = if report.verdict.passed { "✓" } else { "✗" };

@@ -15,7 +15,7 @@ const GAP: &str = "  ";
 
 /// A table with headings; `numeric` tells which columns hold numbers.
 #[must_use]
-pub fn table(headings: &[&str], numeric: &[usize], rows: Vec<Vec<String>>) -> String {
+pub(crate) fn table(headings: &[&str], numeric: &[usize], rows: Vec<Vec<String>>) -> String {
     let mut out = Vec::new();
     // Memory takes all that is written to it.
     let _ = write_table(&mut out, headings, numeric, || rows.iter());
@@ -26,7 +26,7 @@ pub fn table(headings: &[&str], numeric: &[usize], rows: Vec<Vec<String>>) -> St
 ///
 /// # Errors
 /// Where it cannot be written.
-pub fn write_table<I: Iterator<Item: AsRef<[String]>>>(
+pub(crate) fn write_table<I: Iterator<Item: AsRef<[String]>>>(
     out: &mut dyn Write,
     headings: &[&str],
     numeric: &[usize],

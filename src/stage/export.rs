@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::stage::export::shards::Shards;
 
-pub mod shards;
+pub(crate) mod shards;
 
 /// The format of the weights.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]

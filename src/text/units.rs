@@ -2,7 +2,7 @@
 
 /// Bytes with a binary unit and three significant digits, such as `3.56 MiB`.
 #[must_use]
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [&str; 6] = ["B", "KiB", "MiB", "GiB", "TiB", "PiB"];
     let mut value = count as f64;
     let mut unit = 0;
@@ -20,7 +20,7 @@ pub fn bytes(count: u64) -> String {
 
 /// A whole number with thin groups of three digits: `8,393,216`.
 #[must_use]
-pub fn grouped(count: u64) -> String {
+pub(crate) fn grouped(count: u64) -> String {
     let digits = count.to_string();
     let mut out = String::new();
     for (index, digit) in digits.chars().enumerate() {
@@ -34,14 +34,14 @@ pub fn grouped(count: u64) -> String {
 
 /// A number and a noun in the form that fits it: `1 tensor`, `2 tensors`.
 #[must_use]
-pub fn counted(count: usize, noun: &str) -> String {
+pub(crate) fn counted(count: usize, noun: &str) -> String {
     let number = grouped(count as u64);
     if count == 1 { format!("{number} {noun}") } else { format!("{number} {noun}s") }
 }
 
 /// Decibels with one digit, or why there are none.
 #[must_use]
-pub fn decibels(value: Option<f64>) -> String {
+pub(crate) fn decibels(value: Option<f64>) -> String {
     value.map_or_else(|| "–".to_owned(), |value| format!("{value:.1} dB"))
 }
 

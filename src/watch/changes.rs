@@ -56,7 +56,7 @@ struct Watched {
 
 /// The inputs that the cycles declare.
 #[derive(Debug)]
-pub struct Inputs(Mutex<Watched>);
+pub(crate) struct Inputs(Mutex<Watched>);
 
 impl Inputs {
     fn new(recipe: &Path) -> Self {
@@ -66,7 +66,7 @@ impl Inputs {
 
     /// Declares the folder or file of the model, the other files that are read, and the places of the outputs. Must
     /// be called before they are read, so that no later change goes unnoticed.
-    pub fn set(&self, model: PathBuf, others: Vec<PathBuf>, outputs: Vec<PathBuf>) {
+    pub(crate) fn set(&self, model: PathBuf, others: Vec<PathBuf>, outputs: Vec<PathBuf>) {
         let mut watched = lock(&self.0);
         let is_same =
             watched.model.as_ref() == Some(&model) && watched.others == others && watched.outputs == outputs;
@@ -154,18 +154,18 @@ enum Message<T> {
 
 /// Ends a watch, from a signal handler for one.
 #[derive(Debug, Clone)]
-pub struct Interrupt<T>(Sender<Message<T>>);
+pub(crate) struct Interrupt<T>(Sender<Message<T>>);
 
 impl<T> Interrupt<T> {
     /// Asks the watch to end.
-    pub fn interrupt(&self) {
+    pub(crate) fn interrupt(&self) {
         // A watch that is over needs no interruption.
         let _ = self.0.send(Message::Interrupt);
     }
 }
 
 /// A watch that has not begun.
-pub struct Watch<T> {
+pub(crate) struct Watch<T> {
     sender: Sender<Message<T>>,
     receiver: Receiver<Message<T>>,
     poll: Option<Duration>,
@@ -174,14 +174,14 @@ pub struct Watch<T> {
 impl<T: Send + 'static> Watch<T> {
     /// Watches by the system's events, or by polling if an interval is given.
     #[must_use]
-    pub fn new(poll: Option<Duration>) -> Self {
+    pub(crate) fn new(poll: Option<Duration>) -> Self {
         let (sender, receiver) = channel();
         Self { sender, receiver, poll }
     }
 
     /// The handle that ends the watch.
     #[must_use]
-    pub fn interrupt(&self) -> Interrupt<T> {
+    pub(crate) fn interrupt(&self) -> Interrupt<T> {
         Interrupt(self.sender.clone())
     }
 
@@ -190,7 +190,7 @@ impl<T: Send + 'static> Watch<T> {
     ///
     /// # Errors
     /// If files cannot be watched.
-    pub fn run(
+    pub(crate) fn run(
         self,
         recipe: &Path,
         cycle: impl Fn(&Inputs, &Cancel) -> T + Sync,

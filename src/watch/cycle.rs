@@ -44,7 +44,7 @@ impl Figures {
 
 /// A cycle that has ended.
 #[derive(Debug, Clone)]
-pub struct Cycle {
+pub(crate) struct Cycle {
     /// Its number, from 1.
     pub number: usize,
     /// How long it took.
@@ -60,7 +60,7 @@ pub struct Cycle {
 
 /// The cycles of a watch, one after another.
 #[derive(Debug, Default)]
-pub struct Cycles {
+pub(crate) struct Cycles {
     number: usize,
     text: Option<String>,
     figures: Option<Figures>,
@@ -70,7 +70,7 @@ pub struct Cycles {
 impl Cycles {
     /// Adds a cycle: the recipe's text, if it could be read, and the result. None if nothing has changed, so that
     /// there is nothing to report.
-    pub fn next(
+    pub(crate) fn next(
         &mut self,
         text: Option<String>,
         ended: Result<&Outcome, (&[Finding], Exit)>,
@@ -127,7 +127,7 @@ impl Cycle {
 
     /// The cycle in one line.
     #[must_use]
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let mark = if self.exit == Exit::Done { '✓' } else { '✗' };
         let mut out = format!("cycle {}: {mark} {}", self.number, self.verdict());
         match &self.figures {
@@ -191,7 +191,7 @@ impl Cycle {
 
     /// The cycle for a screen: the edit and its effect.
     #[must_use]
-    pub fn text(&self) -> String {
+    pub(crate) fn text(&self) -> String {
         let mut out = String::new();
         let _ = writeln!(out, "{}", self.line());
         for line in self.changed.iter().take(SHOWN_LINES) {
@@ -205,7 +205,7 @@ impl Cycle {
 
     /// The cycle as one JSON object.
     #[must_use]
-    pub fn json(&self) -> Value {
+    pub(crate) fn json(&self) -> Value {
         let figures = self.figures.as_ref();
         json!({
             "cycle": self.number,

@@ -8,7 +8,7 @@ use crate::quant::{FloatType, Role};
 
 /// One number per weight.
 #[derive(Debug)]
-pub struct Unquantized;
+pub(crate) struct Unquantized;
 
 impl Encoding for Unquantized {
     fn name(&self) -> &'static str {
@@ -18,13 +18,13 @@ impl Encoding for Unquantized {
 
 /// Bytes of so many numbers.
 #[must_use]
-pub fn bytes(dtype: Dtype, elements: u64) -> u64 {
+pub(crate) fn bytes(dtype: Dtype, elements: u64) -> u64 {
     (elements * dtype.bits()).div_ceil(8)
 }
 
 /// The tensor of a shape.
 #[must_use]
-pub fn part(role: Role, dtype: Dtype, shape: &[u64]) -> Part {
+pub(crate) fn part(role: Role, dtype: Dtype, shape: &[u64]) -> Part {
     let (rows, of_row) = shape.split_first().map_or((1, &[][..]), |(rows, rest)| (*rows, rest));
     let total = bytes(dtype, shape.iter().product());
     let row = if rows == 0 { 0 } else { bytes(dtype, of_row.iter().product()) };
@@ -34,13 +34,13 @@ pub fn part(role: Role, dtype: Dtype, shape: &[u64]) -> Part {
 
 /// The type in which weights are quantized: F32 for F64, otherwise their own.
 #[must_use]
-pub fn working_type(dtype: Dtype) -> Dtype {
+pub(crate) fn working_type(dtype: Dtype) -> Dtype {
     if dtype == Dtype::F64 { Dtype::F32 } else { dtype }
 }
 
 /// Converts F64, little endian, to F32, little endian, and appends it to `out`. Values beyond the range of F32 become
 /// infinities.
-pub fn f64_to_f32(source: &[u8], out: &mut Vec<u8>) {
+pub(crate) fn f64_to_f32(source: &[u8], out: &mut Vec<u8>) {
     let (values, _) = source.as_chunks::<8>();
     out.reserve(values.len() * 4);
     for value in values {
@@ -51,7 +51,7 @@ pub fn f64_to_f32(source: &[u8], out: &mut Vec<u8>) {
 }
 
 /// Appends weights to `out`, little endian, each rounded once to `dtype`: F64, F16, BF16, or else F32.
-pub fn write(weights: &[f32], dtype: Dtype, out: &mut Vec<u8>) {
+pub(crate) fn write(weights: &[f32], dtype: Dtype, out: &mut Vec<u8>) {
     match dtype {
         Dtype::F64 => out.extend(weights.iter().flat_map(|weight| f64::from(*weight).to_le_bytes())),
         Dtype::F16 => FloatType::F16.narrow(weights, out),
@@ -62,7 +62,7 @@ pub fn write(weights: &[f32], dtype: Dtype, out: &mut Vec<u8>) {
 
 /// The index of the first value in `bytes` that is NaN or infinite; none if the type has no such values.
 #[must_use]
-pub fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<u64> {
+pub(crate) fn first_not_finite(dtype: Dtype, bytes: &[u8]) -> Option<u64> {
     fn find<const N: usize>(bytes: &[u8], bad: impl Fn([u8; N]) -> bool) -> Option<u64> {
         let (values, _) = bytes.as_chunks::<N>();
         // Without a branch a value, so that the common case is fast; the place is looked up only when needed.

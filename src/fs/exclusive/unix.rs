@@ -11,20 +11,20 @@ use rustix::fs::{self as sys, AtFlags, CWD, Mode, OFlags};
 
 use super::{Kind, State};
 
-pub type Handle = File;
+pub(super) type Handle = File;
 
 const FOLDER: OFlags = OFlags::RDONLY.union(OFlags::DIRECTORY).union(OFlags::NOFOLLOW).union(OFlags::CLOEXEC);
 const FILE: OFlags = OFlags::NOFOLLOW.union(OFlags::NONBLOCK).union(OFlags::CLOEXEC);
 
-pub fn open_folder(path: &Path) -> io::Result<Handle> {
+pub(super) fn open_folder(path: &Path) -> io::Result<Handle> {
     Ok(sys::openat(CWD, path, FOLDER, Mode::empty())?.into())
 }
 
-pub fn again(handle: &Handle) -> io::Result<Handle> {
+pub(super) fn again(handle: &Handle) -> io::Result<Handle> {
     handle.try_clone()
 }
 
-pub fn folder_in(handle: &Handle, name: &OsStr, make: bool) -> io::Result<Handle> {
+pub(super) fn folder_in(handle: &Handle, name: &OsStr, make: bool) -> io::Result<Handle> {
     if make {
         match sys::mkdirat(handle, name, Mode::from_raw_mode(0o777)) {
             Err(rustix::io::Errno::EXIST) => {}
@@ -34,17 +34,17 @@ pub fn folder_in(handle: &Handle, name: &OsStr, make: bool) -> io::Result<Handle
     Ok(sys::openat(handle, name, FOLDER, Mode::empty())?.into())
 }
 
-pub fn create_file(handle: &Handle, name: &OsStr) -> io::Result<File> {
+pub(super) fn create_file(handle: &Handle, name: &OsStr) -> io::Result<File> {
     let flags = OFlags::RDWR | OFlags::CREATE | OFlags::EXCL | FILE;
     Ok(sys::openat(handle, name, flags, Mode::from_raw_mode(0o666))?.into())
 }
 
-pub fn open_file(handle: &Handle, name: &OsStr, is_written: bool) -> io::Result<File> {
+pub(super) fn open_file(handle: &Handle, name: &OsStr, is_written: bool) -> io::Result<File> {
     let access = if is_written { OFlags::RDWR } else { OFlags::RDONLY };
     Ok(sys::openat(handle, name, access | FILE, Mode::empty())?.into())
 }
 
-pub fn open_existing(path: &Path) -> io::Result<File> {
+pub(super) fn open_existing(path: &Path) -> io::Result<File> {
     let flags = FILE.bits() as i32;
     let open = |write: bool| File::options().read(true).write(write).custom_flags(flags).open(path);
     // Another user's file can be locked even if it is not writable.
@@ -55,16 +55,16 @@ pub fn open_existing(path: &Path) -> io::Result<File> {
     )
 }
 
-pub fn link_file(from: &Path, handle: &Handle, name: &OsStr) -> io::Result<()> {
+pub(super) fn link_file(from: &Path, handle: &Handle, name: &OsStr) -> io::Result<()> {
     Ok(sys::linkat(CWD, from, handle, name, AtFlags::empty())?)
 }
 
-pub fn remove(handle: &Handle, name: &OsStr, is_folder: bool) -> io::Result<()> {
+pub(super) fn remove(handle: &Handle, name: &OsStr, is_folder: bool) -> io::Result<()> {
     let flags = if is_folder { AtFlags::REMOVEDIR } else { AtFlags::empty() };
     Ok(sys::unlinkat(handle, name, flags)?)
 }
 
-pub fn list(handle: &Handle) -> io::Result<Vec<(OsString, Kind, State)>> {
+pub(super) fn list(handle: &Handle) -> io::Result<Vec<(OsString, Kind, State)>> {
     let mut out = Vec::new();
     for entry in sys::Dir::read_from(handle)? {
         let entry = entry?;
@@ -89,30 +89,30 @@ pub fn list(handle: &Handle) -> io::Result<Vec<(OsString, Kind, State)>> {
     Ok(out)
 }
 
-pub fn may_change(handle: &Handle) -> bool {
+pub(super) fn may_change(handle: &Handle) -> bool {
     sys::accessat(handle, ".", sys::Access::WRITE_OK | sys::Access::EXEC_OK, AtFlags::EACCESS).is_ok()
 }
 
-pub fn metadata(handle: &Handle) -> io::Result<Metadata> {
+pub(super) fn metadata(handle: &Handle) -> io::Result<Metadata> {
     handle.metadata()
 }
 
-pub fn identity(metadata: &Metadata) -> Option<(u64, u64)> {
+pub(super) fn identity(metadata: &Metadata) -> Option<(u64, u64)> {
     Some((metadata.dev(), metadata.ino()))
 }
 
-pub fn owner(metadata: &Metadata) -> Option<u32> {
+pub(super) fn owner(metadata: &Metadata) -> Option<u32> {
     Some(metadata.uid())
 }
 
-pub fn names(metadata: &Metadata) -> u64 {
+pub(super) fn names(metadata: &Metadata) -> u64 {
     metadata.nlink()
 }
 
-pub fn sync_folder(handle: &Handle) -> io::Result<()> {
+pub(super) fn sync_folder(handle: &Handle) -> io::Result<()> {
     handle.sync_all()
 }
 
-pub fn sync_file(handle: &Handle, name: &OsStr) -> io::Result<()> {
+pub(super) fn sync_file(handle: &Handle, name: &OsStr) -> io::Result<()> {
     open_file(handle, name, false)?.sync_all()
 }

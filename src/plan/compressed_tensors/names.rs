@@ -32,7 +32,7 @@ pub(crate) struct Cut<'a> {
 }
 
 impl<'a> Cut<'a> {
-    pub fn at_layer(name: &'a str) -> Option<Self> {
+    pub(super) fn at_layer(name: &'a str) -> Option<Self> {
         let mut start = 0;
         let mut list = "";
         for segment in name.split('.') {
@@ -176,17 +176,17 @@ pub(crate) struct Quantized<'q> {
 const MOST: usize = 50_000_000;
 
 impl<'q> Quantized<'q> {
-    pub fn new(modules: &'q [QuantizedModule<'q>]) -> Self {
+    pub(super) fn new(modules: &'q [QuantizedModule<'q>]) -> Self {
         Self { modules, left: Cell::new(MOST) }
     }
 
     /// Their names.
-    pub fn names(&self) -> impl Iterator<Item = &'q str> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &'q str> {
         self.modules.iter().map(|module| module.name)
     }
 
     /// Whether an entry's regular expression hits any of them.
-    pub fn hits(&self, pattern: &str) -> bool {
+    pub(super) fn hits(&self, pattern: &str) -> bool {
         // To compile a pattern takes as long as some hundred comparisons a character.
         let cost = self.modules.len() + 100 * pattern.len();
         match self.left.get().checked_sub(cost) {

@@ -80,7 +80,7 @@ pub(super) struct Kernel {
 
 impl Kernel {
     /// Whether it is one of those for GPUs, between which a model may be cut.
-    pub fn is_for_gpus(&self) -> bool {
+    pub(super) fn is_for_gpus(&self) -> bool {
         self.machines.contains("GPU")
     }
 }

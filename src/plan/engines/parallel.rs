@@ -10,7 +10,7 @@ use crate::quant::{Granularity, Scheme, Storage};
 use crate::stage::ActivationScheme;
 
 /// The most GPUs that are looked at: the largest machines that are built as one.
-pub const MOST: u64 = 64;
+pub(crate) const MOST: u64 = 64;
 
 /// Up to how many GPUs an engine can cut an output.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -124,13 +124,13 @@ pub(super) type Kind = (Vec<(String, u64)>, u64, Scheme, ActivationScheme, Cut, 
 
 impl Unit {
     /// All but its name and how many there are.
-    pub fn kind(&self) -> Kind {
+    pub(super) fn kind(&self) -> Kind {
         let Self { cols, scheme, activations, cut, is_expert, .. } = *self;
         (self.parts.clone(), cols, scheme, activations, cut, is_expert)
     }
 
     /// The whole matrix.
-    pub fn matrix(&self) -> Matrix {
+    pub(super) fn matrix(&self) -> Matrix {
         let rows = self.parts.iter().map(|(_, rows)| rows).sum();
         let Self { cols, scheme, activations, is_expert, cut, .. } = *self;
         Matrix { rows, cols, scheme, activations, is_expert, writes: cut == Cut::Columns }
@@ -227,7 +227,7 @@ pub(super) struct Heads {
 
 impl Heads {
     /// As the config has them. `has_experts`: whether experts are cut at all.
-    pub fn of(config: &Config, has_experts: bool) -> Self {
+    pub(super) fn of(config: &Config, has_experts: bool) -> Self {
         let number = |keys: &[&str]| {
             keys.iter()
                 .find_map(|key| config.text().get(key).or_else(|| config.raw.get(key))?.as_u64())

@@ -131,7 +131,7 @@ impl Store {
     }
 
     /// The path of a weight file.
-    pub fn path(&self, file: FileId) -> &Path {
+    pub(crate) fn path(&self, file: FileId) -> &Path {
         &self.files[file].path
     }
 
@@ -139,25 +139,25 @@ impl Store {
     ///
     /// # Errors
     /// Where it could not be opened, or is a link.
-    pub fn file(&self, file: FileId) -> std::io::Result<&Handle> {
+    pub(crate) fn file(&self, file: FileId) -> std::io::Result<&Handle> {
         self.files[file].file.as_ref().ok_or_else(|| std::io::ErrorKind::NotFound.into())
     }
 
     /// Whether a source file is the one that was read for this store.
-    pub fn knows_source(&self, shard: &crate::model::Shard) -> bool {
+    pub(crate) fn knows_source(&self, shard: &crate::model::Shard) -> bool {
         let known = self.header.sources.iter().find(|source| source.name == shard.name);
         self.is_of_this_boot
             && known.is_some_and(|source| source.is_settled && source.identity == shard.identity)
     }
 
     /// The hash of a file that is unchanged since it was written.
-    pub fn hash_of(&self, path: &Path) -> Option<String> {
+    pub(crate) fn hash_of(&self, path: &Path) -> Option<String> {
         let at = self.files.iter().position(|file| file.path == path && file.is_trusted)?;
         self.header.files[at].blake3.clone()
     }
 
     /// The record of a file that is carried over, if the source is the file that was looked at then.
-    pub fn carried(&self, name: &str, source: &Identity, bytes: u64) -> Option<&FileRecord> {
+    pub(crate) fn carried(&self, name: &str, source: &Identity, bytes: u64) -> Option<&FileRecord> {
         let is_it = |carried: &&CarriedFile| {
             carried.file.name == name && carried.source == *source && carried.is_settled
         };
@@ -166,7 +166,7 @@ impl Store {
     }
 
     /// Whether a file found in the published output is this one, as it was carried over then.
-    pub fn has_carried(&self, file: &FileRecord, found: &FileIdentity) -> bool {
+    pub(crate) fn has_carried(&self, file: &FileRecord, found: &FileIdentity) -> bool {
         let is_it = |carried: &CarriedFile| {
             (&carried.file.name, &carried.file.crc64nvme) == (&file.name, &file.crc64nvme)
                 && carried.written == Some(*found)
@@ -175,7 +175,7 @@ impl Store {
     }
 
     /// The tensor, if its record matches the plan and its bytes can be there.
-    pub fn find(&self, wanted: &Wanted<'_>, export: ExportId, checks: Checks) -> Option<&Finished> {
+    pub(crate) fn find(&self, wanted: &Wanted<'_>, export: ExportId, checks: Checks) -> Option<&Finished> {
         let found = self.finished[wanted.tensor].as_deref()?;
         let fits = found.numbers == wanted.prints.numbers(wanted.tensor)
             && found.output == wanted.prints.output(export, wanted.tensor)

@@ -122,7 +122,7 @@ pub(crate) struct WrittenPart {
 impl Finished {
     /// The entry of a finished tensor in the record of an export; none if the tensor was not read back as written, or
     /// its measurements cannot be written down.
-    pub fn of(
+    pub(crate) fn of(
         plan: &Plan,
         prints: &Prints,
         export: ExportId,
@@ -157,7 +157,7 @@ impl Finished {
 }
 
 impl Header {
-    pub fn new(checks: Checks, layout: Fingerprint) -> Self {
+    pub(crate) fn new(checks: Checks, layout: Fingerprint) -> Self {
         Self {
             record_version: VERSION,
             monoquant: env!("CARGO_PKG_VERSION").to_owned(),
@@ -173,7 +173,7 @@ impl Header {
     }
 
     /// Whether files that have not changed since are as they were written.
-    pub fn is_of_this_boot(&self) -> bool {
+    pub(crate) fn is_of_this_boot(&self) -> bool {
         !self.boot.is_empty() && self.boot == boot()
     }
 }
@@ -397,7 +397,7 @@ impl Journal {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn begin(target: &Path, header: &Header) -> Result<Self, Failure> {
+    pub(crate) fn begin(target: &Path, header: &Header) -> Result<Self, Failure> {
         let path = hidden::journal(target);
         let mut seal = Seal::default();
         // Later lines follow the ones just written, in the same open file.
@@ -416,7 +416,7 @@ impl Journal {
     ///
     /// # Errors
     /// If it cannot be written.
-    pub fn add(&self, finished: &Finished) -> Result<(), Failure> {
+    pub(crate) fn add(&self, finished: &Finished) -> Result<(), Failure> {
         let object = serde_json::to_string(finished)
             .map_err(|error| files::cannot_write("write", &self.path, &error.into()))?;
         let mut state = lock(&self.state);

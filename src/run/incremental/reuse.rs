@@ -47,23 +47,23 @@ pub(crate) struct Tensors<'s> {
 
 impl<'s> Tensors<'s> {
     /// What is taken over of a tensor for each export; none where it is to be done again.
-    pub fn get(&self, tensor: TensorId) -> Option<impl Iterator<Item = Taken<'s>> + '_> {
+    pub(crate) fn get(&self, tensor: TensorId) -> Option<impl Iterator<Item = Taken<'s>> + '_> {
         let of = &self.taken[tensor.index() * self.exports..][..self.exports];
         self.is_taken[tensor].then(|| of.iter().copied().flatten())
     }
 
     /// What is taken over of a tensor for one export.
-    pub fn of(&self, tensor: TensorId, export: ExportId) -> Option<Taken<'s>> {
+    pub(crate) fn of(&self, tensor: TensorId, export: ExportId) -> Option<Taken<'s>> {
         self.is_taken[tensor].then(|| self.taken[tensor.index() * self.exports + export.index()])?
     }
 
     /// Whether a tensor is taken over.
-    pub fn is_taken(&self, tensor: TensorId) -> bool {
+    pub(crate) fn is_taken(&self, tensor: TensorId) -> bool {
         self.is_taken[tensor]
     }
 
     /// How many are taken over.
-    pub fn count(&self) -> usize {
+    pub(crate) fn count(&self) -> usize {
         self.is_taken.iter().filter(|is_taken| **is_taken).count()
     }
 }
@@ -86,7 +86,7 @@ impl<'s> Reuse<'s> {
     ///
     /// # Errors
     /// If the model cannot be read, or the run is cancelled.
-    pub fn find(
+    pub(crate) fn find(
         plan: &Plan,
         source: &Source<'_>,
         stores: &'s IdVec<ExportId, Stores>,
@@ -118,13 +118,13 @@ impl<'s> Reuse<'s> {
     }
 
     /// The tasks that are still to be done.
-    pub fn tasks_left(&self, plan: &Plan) -> Vec<TaskId> {
+    pub(crate) fn tasks_left(&self, plan: &Plan) -> Vec<TaskId> {
         let is_left = |task: &TaskId| !self.tensors.is_taken(plan.tasks[*task].tensor());
         plan.tasks.ids().filter(is_left).collect()
     }
 
     /// How many tensors with tasks are reused, and how many are still to be done.
-    pub fn counts(&self, plan: &Plan) -> (usize, usize) {
+    pub(crate) fn counts(&self, plan: &Plan) -> (usize, usize) {
         let mut has_tasks = plan.model.tensors.map(|_| false);
         for task in &plan.tasks {
             has_tasks[task.tensor()] = true;
@@ -137,7 +137,7 @@ impl<'s> Reuse<'s> {
     }
 
     /// Whether every weight file is there already, under its planned name.
-    pub fn is_everything(&self, plan: &Plan) -> bool {
+    pub(crate) fn is_everything(&self, plan: &Plan) -> bool {
         let is_there = |export: &ExportPlan, starts: &[FileStart]| {
             let mut files = export.files.iter().zip(starts);
             files.all(|(file, start)| *start == FileStart::Linked(export.path.join(&file.name)))
@@ -196,7 +196,7 @@ impl<'s> Reuse<'s> {
     }
 
     /// Where an output tensor is taken from.
-    pub fn part(
+    pub(crate) fn part(
         &self,
         plan: &Plan,
         export: ExportId,

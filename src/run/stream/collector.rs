@@ -58,7 +58,7 @@ struct Hashes {
 }
 
 impl<'p> Collector<'p> {
-    pub fn new(plan: &'p Plan) -> Self {
+    pub(crate) fn new(plan: &'p Plan) -> Self {
         let mut tiles = plan.model.tensors.map(|_| 0);
         for task in plan.tasks.ids() {
             tiles[plan.tasks[task].tensor()] += crate::run::stream::tiles::Cut::of(plan, task).tiles();
@@ -92,7 +92,7 @@ impl<'p> Collector<'p> {
     }
 
     /// Takes note of a source file's header, if files are hashed.
-    pub fn source_header(&self, shard: ShardId, header: &[u8]) {
+    pub(crate) fn source_header(&self, shard: ShardId, header: &[u8]) {
         if let Some(hashes) = &self.hashes {
             let piece = HashedPiece::new(self.plan.model.shards[shard].len, 0, header);
             lock(&hashes.sources[shard]).add(piece);
@@ -100,7 +100,7 @@ impl<'p> Collector<'p> {
     }
 
     /// Takes note of stored bytes of a source tensor, from `start` on.
-    pub fn source(&self, tensor: TensorId, start: u64, bytes: &[u8]) {
+    pub(crate) fn source(&self, tensor: TensorId, start: u64, bytes: &[u8]) {
         self.sources[tensor].add(start, bytes);
         if let Some(hashes) = &self.hashes {
             let info = &self.plan.model.tensors[tensor];
@@ -110,7 +110,7 @@ impl<'p> Collector<'p> {
     }
 
     /// Takes note of the headers of the outputs, if files are hashed.
-    pub fn output_headers(&self) {
+    pub(crate) fn output_headers(&self) {
         let Some(hashes) = &self.hashes else { return };
         for (export, hashes) in self.plan.exports.iter().zip(&hashes.outputs) {
             for ((index, file), hash) in export.files.numbered().zip(hashes) {
@@ -126,7 +126,7 @@ impl<'p> Collector<'p> {
     }
 
     /// Takes note of bytes of an output tensor, from `start` on.
-    pub fn output(&self, export: ExportId, tensor: OutputTensorId, start: u64, bytes: &[u8]) {
+    pub(crate) fn output(&self, export: ExportId, tensor: OutputTensorId, start: u64, bytes: &[u8]) {
         self.outputs[export][tensor].add(start, bytes);
         if let Some(hashes) = &self.hashes {
             let planned = &self.plan.exports[export].tensors[tensor];
@@ -136,69 +136,69 @@ impl<'p> Collector<'p> {
         }
     }
 
-    pub fn distortion(&self, task: TaskId, number: u64, distortion: Distortion, first_row: u64) {
+    pub(crate) fn distortion(&self, task: TaskId, number: u64, distortion: Distortion, first_row: u64) {
         lock(&self.tasks[task]).get_or_insert_default().add(number, distortion, first_row);
     }
 
-    pub fn not_finite(&self, tensor: TensorId, element: u64) {
+    pub(crate) fn not_finite(&self, tensor: TensorId, element: u64) {
         lock(&self.not_finite).push(NotFinite { tensor, element });
     }
 
     /// The first element of a tensor that is not finite.
-    pub fn not_finite_of(&self, tensor: TensorId) -> Option<u64> {
+    pub(crate) fn not_finite_of(&self, tensor: TensorId) -> Option<u64> {
         let found = lock(&self.not_finite);
         found.iter().filter(|value| value.tensor == tensor).map(|value| value.element).min()
     }
 
     /// Takes note of the known checksum of a tensor that is not read.
-    pub fn known_source(&self, tensor: TensorId, checksum: u64) {
+    pub(crate) fn known_source(&self, tensor: TensorId, checksum: u64) {
         self.sources[tensor].set(checksum);
     }
 
     /// As [`Collector::known_source`], of an output tensor.
-    pub fn known_output(&self, export: ExportId, tensor: OutputTensorId, checksum: u64) {
+    pub(crate) fn known_output(&self, export: ExportId, tensor: OutputTensorId, checksum: u64) {
         self.outputs[export][tensor].set(checksum);
     }
 
     /// Takes note of the known distortion of a task, like [`Collector::known_source`].
-    pub fn known_distortion(&self, task: TaskId, distortion: Option<Distortion>) {
+    pub(crate) fn known_distortion(&self, task: TaskId, distortion: Option<Distortion>) {
         *lock(&self.tasks[task]) =
             distortion.map(|merged| Box::new(InOrder { merged: Some(merged), ..InOrder::default() }));
     }
 
     /// The checksum of a source tensor; none while bytes of it are missing.
-    pub fn source_checksum(&self, tensor: TensorId) -> Option<u64> {
+    pub(crate) fn source_checksum(&self, tensor: TensorId) -> Option<u64> {
         self.sources[tensor].value()
     }
 
     /// The checksum of an output tensor; none while bytes of it are missing.
-    pub fn output_checksum(&self, export: ExportId, tensor: OutputTensorId) -> Option<u64> {
+    pub(crate) fn output_checksum(&self, export: ExportId, tensor: OutputTensorId) -> Option<u64> {
         self.outputs[export][tensor].value()
     }
 
     /// Whether an output tensor was not read back as it was written.
-    pub fn is_mismatch(&self, export: ExportId, tensor: OutputTensorId) -> bool {
+    pub(crate) fn is_mismatch(&self, export: ExportId, tensor: OutputTensorId) -> bool {
         lock(&self.mismatches).contains(&Mismatch { export, tensor })
     }
 
-    pub fn mismatch(&self, export: ExportId, tensor: OutputTensorId) {
+    pub(crate) fn mismatch(&self, export: ExportId, tensor: OutputTensorId) {
         lock(&self.mismatches).push(Mismatch { export, tensor });
     }
 
     /// Counts a tile of a source tensor as done; true for the last one.
-    pub fn tile_done(&self, tensor: TensorId) -> bool {
+    pub(crate) fn tile_done(&self, tensor: TensorId) -> bool {
         self.tiles_left[tensor].fetch_sub(1, Ordering::AcqRel) == 1
     }
 
     /// The distortion of a task so far.
-    pub fn distortion_of(&self, task: TaskId) -> Option<Distortion> {
+    pub(crate) fn distortion_of(&self, task: TaskId) -> Option<Distortion> {
         lock(&self.tasks[task]).as_ref()?.merged
     }
 
     /// Everything that was found.
     ///
     /// `source_headers` holds the checksum of each source file's header.
-    pub fn finish(self, source_headers: &IdVec<ShardId, u64>) -> Measured {
+    pub(crate) fn finish(self, source_headers: &IdVec<ShardId, u64>) -> Measured {
         let mut not_finite = self.not_finite.into_inner().unwrap_or_else(PoisonError::into_inner);
         not_finite.sort_unstable();
         not_finite.dedup_by_key(|value| value.tensor);

@@ -24,7 +24,12 @@ impl Sink<'_> {
     }
 
     /// Writes bytes. If the checks ask for it, reads them back into `read_back` and compares them.
-    pub fn write_and_check(&self, start: u64, bytes: &[u8], read_back: &mut Vec<u8>) -> Result<(), Failure> {
+    pub(super) fn write_and_check(
+        &self,
+        start: u64,
+        bytes: &[u8],
+        read_back: &mut Vec<u8>,
+    ) -> Result<(), Failure> {
         self.write(start, bytes)?;
         if !self.run.checks.round_trip {
             return Ok(());
@@ -39,7 +44,7 @@ impl Sink<'_> {
 
     /// Writes rows of a matrix into a tensor of the source's layout, as [`Sink::write_and_check`] does. Elements of an
     /// interleaved matrix are too small to be read back.
-    pub fn write_rows(
+    pub(super) fn write_rows(
         &self,
         rows: &MatrixRows,
         element: u64,

@@ -31,7 +31,7 @@ pub(crate) struct SourceBuffers {
 
 impl SourceBuffers {
     /// The weights of the tile in the tensor's own type, with every bit of it: an F64 tensor is worked on as F32.
-    pub fn exact(&self, tensor: &TensorInfo) -> &[u8] {
+    pub(crate) fn exact(&self, tensor: &TensorInfo) -> &[u8] {
         if tensor.dtype == tensor.working_dtype() { &self.weights } else { &self.raw }
     }
 }
@@ -41,7 +41,7 @@ impl<'p> Source<'p> {
     ///
     /// # Errors
     /// If one cannot be opened, or is no longer the file whose header was read.
-    pub fn open(plan: &'p Plan) -> Result<Self, Failure> {
+    pub(crate) fn open(plan: &'p Plan) -> Result<Self, Failure> {
         let files = plan.model.shards.iter();
         let files =
             files.map(|shard| WeightFile::open(&*plan.model.source, shard)).collect::<Result<_, _>>()?;
@@ -52,7 +52,7 @@ impl<'p> Source<'p> {
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn read_stored(
+    pub(crate) fn read_stored(
         &self,
         tensor: TensorId,
         start: u64,
@@ -68,7 +68,7 @@ impl<'p> Source<'p> {
     ///
     /// # Errors
     /// If one has changed: the bytes read from it may be of two versions.
-    pub fn check_unchanged(&self) -> Result<(), Failure> {
+    pub(crate) fn check_unchanged(&self) -> Result<(), Failure> {
         self.files
             .iter()
             .zip(&self.plan.model.shards)
@@ -80,7 +80,7 @@ impl<'p> Source<'p> {
     ///
     /// # Errors
     /// If they cannot be read.
-    pub fn sum_up_the_rest(
+    pub(crate) fn sum_up_the_rest(
         &self,
         tasks: &[TaskId],
         collector: &Collector<'_>,
@@ -139,7 +139,7 @@ impl<'p> Source<'p> {
     ///
     /// # Errors
     /// If it cannot be read.
-    pub fn read(
+    pub(crate) fn read(
         &self,
         tile: &Tile,
         buffers: &mut SourceBuffers,

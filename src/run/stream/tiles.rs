@@ -12,7 +12,7 @@ use crate::plan::output_tensor::logical_bytes;
 
 /// A unit of work.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Tile {
+pub(crate) struct Tile {
     /// The task.
     pub task: TaskId,
     /// Its number within the task, from 0.
@@ -23,7 +23,7 @@ pub struct Tile {
 
 /// What a tile covers of its task.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Span {
+pub(crate) enum Span {
     /// Rows of a matrix.
     Rows(MatrixRows),
     /// Bytes of a tensor that is no matrix, from the tensor's start.
@@ -32,7 +32,7 @@ pub enum Span {
 
 /// The division of a task into tiles.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Cut {
+pub(crate) struct Cut {
     /// The matrix whose rows are counted; bytes are counted if there is none.
     pub view: Option<MatrixView>,
     /// Rows or bytes.
@@ -44,7 +44,7 @@ pub struct Cut {
 impl Cut {
     /// The division of a task of a plan. It depends on the plan alone, and so do sums over tiles.
     #[must_use]
-    pub fn of(plan: &Plan, task: TaskId) -> Self {
+    pub(crate) fn of(plan: &Plan, task: TaskId) -> Self {
         let task = &plan.tasks[task];
         let tensor = &plan.model.tensors[task.tensor()];
         if let Some(matrix) = task.matrix(&plan.model) {
@@ -79,7 +79,7 @@ impl Cut {
 
     /// How many tiles there are.
     #[must_use]
-    pub fn tiles(self) -> u64 {
+    pub(crate) fn tiles(self) -> u64 {
         self.total.div_ceil(self.step.max(1))
     }
 }
@@ -91,7 +91,7 @@ const FILES_AT_ONCE: usize = 4;
 /// Hands out the tiles of some tasks to any number of workers, in an order that depends on the plan alone. Each
 /// worker holds one tile at a time, which bounds memory: nothing waits in a queue.
 #[derive(Debug)]
-pub struct Queue<'p> {
+pub(crate) struct Queue<'p> {
     plan: &'p Plan,
     tasks: Vec<TaskId>,
     next: Mutex<Next>,
@@ -112,7 +112,7 @@ struct Next {
 impl<'p> Queue<'p> {
     /// The tiles of some of the plan's tasks.
     #[must_use]
-    pub fn new(plan: &'p Plan, tasks: Vec<TaskId>) -> Self {
+    pub(crate) fn new(plan: &'p Plan, tasks: Vec<TaskId>) -> Self {
         let mut waiting = stretches(plan, &tasks);
         waiting.reverse();
         let next = Next { open: Vec::new(), waiting, turn: 0, sequence: 0 };
@@ -120,7 +120,7 @@ impl<'p> Queue<'p> {
     }
 
     /// The next tile and how many were handed out before it; none when all are handed out.
-    pub fn next(&self) -> Option<(u64, Tile)> {
+    pub(crate) fn next(&self) -> Option<(u64, Tile)> {
         let mut next = self.next.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
         loop {
             while next.open.len() < FILES_AT_ONCE

@@ -32,7 +32,7 @@ const LARGEST: f64 = (1_u64 << 50) as f64;
 ///
 /// # Errors
 /// If the text is not a positive number and a unit of KB, MB, GB, KiB, MiB or GiB, or is more than one PiB.
-pub fn parse_size(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
     let upper = text.trim().to_ascii_uppercase();
     UNITS
         .iter()
