@@ -1,5 +1,5 @@
-//! Layer types: the kinds and roles that a recipe can name. (Patterns over names of modules are in [`pattern`], over those of
-//! files in [`file_glob`].)
+//! Layer types: the kinds and roles that a recipe can name. Patterns over names of modules are in `pattern`, over names of
+//! files in `file_glob`.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};

@@ -53,7 +53,7 @@ impl TensorInfo {
         self.shape.iter().product()
     }
 
-    /// The type in which rows are delivered to be quantized ([`super::read`]): F32 for F64, otherwise the
+    /// The type in which rows are delivered to be quantized (`read.rs`): F32 for F64, otherwise the
     /// dtype.
     #[must_use]
     pub fn working_dtype(&self) -> Dtype {

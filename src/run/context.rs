@@ -3,7 +3,7 @@
 use super::event::Listener;
 use super::incremental::record::Journal;
 use super::stream::collector::Collector;
-use super::stream::source::Source;
+use super::stream::weights::Weights;
 use super::workers::Workers;
 use crate::ids::{ExportId, IdVec};
 use crate::plan::fingerprint::Prints;
@@ -14,7 +14,7 @@ use crate::quant::Isa;
 /// The inputs and shared state of a run.
 pub(crate) struct Context<'a> {
     pub plan: &'a Plan,
-    pub source: &'a Source<'a>,
+    pub source: &'a Weights<'a>,
     pub staging: &'a IdVec<ExportId, Staging>,
     /// The record of each export.
     pub journals: &'a IdVec<ExportId, Journal>,

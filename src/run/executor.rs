@@ -29,7 +29,7 @@ use crate::run::incremental::previous::Stores;
 use crate::run::incremental::reuse::Reuse;
 use crate::run::incremental::{hashes, take_over};
 use crate::run::stream::collector::Collector;
-use crate::run::stream::source::Source;
+use crate::run::stream::weights::Weights;
 use crate::stage::Stage;
 use crate::text::units;
 
@@ -60,7 +60,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     }
     let (checks, cancel) = (Checks::of(plan.recipe()), &options.cancel);
     let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes(), cancel.clone())?;
-    let source = Source::open(plan)?;
+    let source = Weights::open(plan)?;
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
     let mut stores = IdVec::with_capacity(plan.exports.len());
     for export in &plan.exports {

@@ -7,8 +7,8 @@
 pub(crate) mod collector;
 mod sink;
 pub(crate) mod solvers;
-pub(crate) mod source;
 pub(crate) mod tiles;
+pub(crate) mod weights;
 use std::collections::BTreeMap;
 use std::sync::Mutex;
 
@@ -26,8 +26,8 @@ use crate::run::context::Context;
 use crate::run::incremental::record::Finished;
 use crate::run::stream::sink::Sink;
 use crate::run::stream::solvers::Solvers;
-use crate::run::stream::source::SourceBuffers;
 use crate::run::stream::tiles::{Cut, Queue, Span, Tile};
+use crate::run::stream::weights::WeightBuffers;
 use crate::sync::lock;
 
 /// A run, with the results that were found before its one pass.
@@ -48,7 +48,7 @@ impl<'a> std::ops::Deref for Pass<'a> {
 /// The buffers of a worker, reused for each tile.
 #[derive(Default)]
 struct Buffers {
-    source: SourceBuffers,
+    source: WeightBuffers,
     quantized: Quantized,
     dequantized: Vec<u8>,
     converted: Vec<u8>,

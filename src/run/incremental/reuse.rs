@@ -21,8 +21,8 @@ use crate::plan::{ExportPlan, Plan};
 use crate::publish::staging::FileStart;
 use crate::run::incremental::previous::{Store, Stores, Wanted};
 use crate::run::incremental::record::{Finished, WrittenPart};
-use crate::run::stream::source::Source;
 use crate::run::stream::tiles::Cut;
+use crate::run::stream::weights::Weights;
 use crate::run::workers::Workers;
 
 /// The number of bytes that are read at once for a checksum.
@@ -88,7 +88,7 @@ impl<'s> Reuse<'s> {
     /// If the model cannot be read, or the run is cancelled.
     pub(crate) fn find(
         plan: &Plan,
-        source: &Source<'_>,
+        source: &Weights<'_>,
         stores: &'s IdVec<ExportId, Stores>,
         checks: Checks,
         workers: &Workers,
@@ -225,7 +225,7 @@ fn candidates<'a, 's: 'a>(
 /// Drops tensors whose source bytes are no longer the ones that were read.
 fn check_sources(
     plan: &Plan,
-    source: &Source<'_>,
+    source: &Weights<'_>,
     stores: &IdVec<ExportId, Stores>,
     tensors: &mut Tensors<'_>,
     workers: &Workers,

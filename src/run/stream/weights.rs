@@ -15,28 +15,28 @@ use crate::run::stream::tiles::{Span, Tile};
 
 /// Every weight file of the model.
 #[derive(Debug)]
-pub(crate) struct Source<'p> {
+pub(crate) struct Weights<'p> {
     plan: &'p Plan,
     files: IdVec<ShardId, WeightFile>,
 }
 
 /// A worker's memory for source bytes, reused for each tile.
 #[derive(Debug, Default)]
-pub(crate) struct SourceBuffers {
+pub(crate) struct WeightBuffers {
     /// The weights of the tile, in the tensor's working type.
     pub weights: Vec<u8>,
     /// The tile as it is stored, in row order, if the tensor is stored in another type than the working one.
     raw: Vec<u8>,
 }
 
-impl SourceBuffers {
+impl WeightBuffers {
     /// The weights of the tile in the tensor's own type, with every bit of it: an F64 tensor is worked on as F32.
     pub(crate) fn exact(&self, tensor: &TensorInfo) -> &[u8] {
         if tensor.dtype == tensor.working_dtype() { &self.weights } else { &self.raw }
     }
 }
 
-impl<'p> Source<'p> {
+impl<'p> Weights<'p> {
     /// Opens the files.
     ///
     /// # Errors
@@ -142,7 +142,7 @@ impl<'p> Source<'p> {
     pub(crate) fn read(
         &self,
         tile: &Tile,
-        buffers: &mut SourceBuffers,
+        buffers: &mut WeightBuffers,
         collector: Option<&Collector<'_>>,
     ) -> Result<(), Failure> {
         let index = self.plan.tasks[tile.task].tensor();
