@@ -1,4 +1,5 @@
 #!/usr/bin/env bash
+# Takes several minutes: `.ci/attacks` runs it, `.ci/run` does not.
 . "$(dirname "$0")/lib.sh"   # the longest headers, 1.4 million tensors: looking at them and planning stay under 512 MiB
 cat > headers.py <<'P'
 import os, struct, sys

@@ -1,4 +1,5 @@
 #!/usr/bin/env python3
+# Takes several minutes: `.ci/attacks` runs it, `.ci/run` does not.
 """A signal ends every command within a second, whatever call on whatever file it hangs in, as on a network share whose server is gone.
 
 A file system that hangs on demand (FUSE, root only) is mounted, each command is run on it once to see what it asks for, and then once
