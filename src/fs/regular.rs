@@ -164,7 +164,7 @@ impl<R: Read> Same<R> {
 
     /// Whether the file ends where the writing did.
     #[must_use]
-    pub(crate) fn is_at_end(mut self) -> bool {
+    pub(crate) fn reached_end(mut self) -> bool {
         matches!(self.file.read(&mut [0]), Ok(0))
     }
 }
@@ -310,10 +310,10 @@ mod tests {
         let text = "x".repeat(100_000);
         let mut same = Same::new(text.as_bytes());
         same.write_all(&text.as_bytes()[..99_999]).unwrap();
-        assert!(!same.is_at_end());
+        assert!(!same.reached_end());
         let mut same = Same::new(text.as_bytes());
         same.write_all(text.as_bytes()).unwrap();
-        assert!(same.is_at_end());
+        assert!(same.reached_end());
         assert!(Same::new(text.as_bytes()).write_all(b"xy").is_err());
         assert!(Same::new(&b"x"[..]).write_all(b"xx").is_err());
     }

@@ -27,7 +27,7 @@ impl MadeFile<'_> {
     pub(super) fn is_in(&self, folder: &Folder) -> bool {
         let Ok(file) = folder.open_file(Path::new(&self.name), false) else { return false };
         let mut same = Same::new(file);
-        (self.write)(&mut same).is_ok() && same.is_at_end()
+        (self.write)(&mut same).is_ok() && same.reached_end()
     }
 }
 
