@@ -10,12 +10,14 @@ use serde_json::Value;
 
 use super::schema;
 use super::tree::{Entry, Node, segment, segments};
-use crate::finding::{Finding, Place};
+use crate::finding::Finding;
 use crate::layer::file_glob::FileGlob;
 use crate::layer::pattern::{Pattern, PatternError};
 
+mod aliases;
 mod wording;
 
+use aliases::{labelled, merge};
 use wording::{
     actual, description, example, expected, list, meant_stage, nearest_word, number, parameter, shown,
 };
@@ -477,30 +479,6 @@ impl Check<'_> {
             _ => true,
         });
         merge(self.findings.into_iter().map(|found| found.finding))
-    }
-}
-
-/// One mistake that several aliases share is told once, with every place that uses it.
-fn merge(findings: impl Iterator<Item = Finding>) -> Vec<Finding> {
-    let mut merged: Vec<Finding> = Vec::new();
-    for finding in findings {
-        let same = |other: &&mut Finding| {
-            other.message == finding.message
-                && other.labels.first().map(|label| &label.place)
-                    == finding.labels.first().map(|label| &label.place)
-        };
-        match merged.iter_mut().find(same) {
-            Some(other) => other.labels.extend(finding.labels.into_iter().skip(1)),
-            None => merged.push(finding),
-        }
-    }
-    merged
-}
-
-fn labelled(finding: Finding, used: &Place, defined: Option<&Place>, label: &str) -> Finding {
-    match defined {
-        Some(defined) => finding.at(defined.clone(), label).at(used.clone(), "used here"),
-        None => finding.at(used.clone(), label),
     }
 }
 

@@ -217,8 +217,6 @@ mod tests {
     }
 
     proptest! {
-        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
-
         /// Any rows mean what they mean in the whole matrix, and that is code × scale.
         #[test]
         fn rows_are_those_of_the_whole(

@@ -37,7 +37,7 @@ fn gathered(rows: &MatrixRows, tensor: &[u8]) -> Vec<u8> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 256, ..ProptestConfig::default() })]
 
     #[test]
     fn what_is_gathered_and_scattered_lies_where_it_lay((views, elements) in views(), step in 1u64..25) {
