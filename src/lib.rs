@@ -16,6 +16,8 @@
 //!
 //! The feature `cli`, which is on by default, adds the command line and `watch`. Without it nothing for terminals is linked.
 //!
+//! Beside them, [`network`] runs a model layer by layer in F32.
+//!
 //! ```no_run
 //! use monoquant::{plan, recipe, run};
 //!
@@ -43,6 +45,7 @@ pub mod gates;
 pub mod ids;
 pub mod layer;
 pub mod model;
+pub mod network;
 pub mod plan;
 pub mod publish;
 #[expect(

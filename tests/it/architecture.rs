@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::support::root;
 
 /// The floors, from the top. A file may name its own folder and the folders below.
-const FLOORS: [&str; 24] = [
+const FLOORS: [&str; 25] = [
     "cli",
     "watch",
     "show",
@@ -17,6 +17,7 @@ const FLOORS: [&str; 24] = [
     "report",
     "plan",
     "calibration",
+    "network",
     "model",
     "format",
     "recipe",

@@ -1,0 +1,50 @@
+//! The model runs: a language model's or an encoder's forward pass in F32, layer by layer, without Python.
+//!
+//! `config.json` and the tensors' names and shapes become a [`Description`]: what is looked up, one [`Program`] a layer, and the
+//! head. A program is a list of small steps over named rows, so that a pass can stop before any product of matrices (rounding
+//! needs it there), be listened to at each of them, and one day be walked backwards. Windows of tokens are the unit of parallel work;
+//! of the weights, those of one layer are in memory at a time, whatever is asked of a pass ([`Pass`]).
+//!
+//! A config key or a tensor that is not understood is an error and never passed over: the model is then not admitted.
+
+mod activation;
+mod attention;
+mod build;
+mod code;
+mod compare;
+mod description;
+mod execute;
+mod families;
+mod feed;
+mod keys;
+mod math;
+mod mixers;
+mod moments;
+mod names;
+mod op;
+mod parts;
+mod pass;
+mod product;
+mod recurrent;
+mod rope;
+mod routing;
+mod rules;
+mod shape;
+mod statistics;
+pub mod tokens;
+mod weights;
+
+pub use activation::{Engine, round_per_token};
+pub use compare::{Divergence, compare_logits, layer_error, logits, pooled_cosine};
+pub use description::Description;
+pub use execute::{Hear, LayerWeights, Values, Window};
+pub use families::{FAMILIES, Family};
+pub use moments::Moments;
+pub use op::{Op, Program, Slot};
+pub use parts::{
+    Activation, Attention, Embedding, Head, Join, Layout, Linear, Norm, NormKind, Part, Rope, Router, Scores,
+};
+pub use pass::{Hidden, Listener, Pass, Silent};
+pub use routing::Routing;
+pub use statistics::MeanSquares;
+pub use weights::Weights;

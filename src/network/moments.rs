@@ -1,0 +1,122 @@
+//! Second moments of inputs, Σ x xᵀ: what rounding with calibration works with.
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use super::parts::{Linear, Part};
+use super::pass::Listener;
+use super::product::{View, multiply};
+use crate::finding::Finding;
+
+/// Columns that one product makes: the unit of parallel work.
+const STRIP: usize = 128;
+
+/// Windows whose inputs are held and summed in F32 before they join the F64 sums of all.
+const BLOCK: usize = 8;
+
+/// A matrix's place in a pass: its module and, in a stack, its expert.
+type Place = (String, Option<usize>);
+
+/// Σ x xᵀ of the inputs of chosen matrices, and how many rows were summed.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct Moments {
+    chosen: BTreeMap<Place, Sum>,
+}
+
+/// One matrix's sum; the lower triangle and the diagonal are kept up to date while it grows.
+#[derive(Debug, Clone, PartialEq, Default)]
+struct Sum {
+    columns: usize,
+    rows: u64,
+    sum: Vec<f64>,
+}
+
+fn place(matrix: &Linear) -> Place {
+    let expert = if let Part::Expert(expert) = matrix.part { Some(expert) } else { None };
+    (matrix.module().to_owned(), expert)
+}
+
+impl Moments {
+    /// For these matrices. Of matrices with the same inputs one is enough.
+    #[must_use]
+    pub fn of<'a>(matrices: impl Iterator<Item = &'a Linear>) -> Self {
+        let one = |matrix: &Linear| {
+            let sum = vec![0.0; matrix.columns * matrix.columns];
+            (place(matrix), Sum { columns: matrix.columns, rows: 0, sum })
+        };
+        Self { chosen: matrices.map(one).collect() }
+    }
+
+    /// The mean of x xᵀ, whole, and how many rows it is of.
+    #[must_use]
+    pub fn mean(&self, matrix: &Linear) -> Option<(Vec<f64>, u64)> {
+        let Sum { columns, rows, sum } = self.chosen.get(&place(matrix))?;
+        #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2⁵²")]
+        let factor = 1.0 / (*rows).max(1) as f64;
+        let at = |i: usize, j: usize| sum[i.max(j) * columns + i.min(j)] * factor;
+        let whole = (0..columns * columns).map(|index| at(index / columns, index % columns)).collect();
+        Some((whole, *rows))
+    }
+
+    /// Bytes of the sums.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.chosen.values().map(|sum| sum.sum.len() * 8).sum()
+    }
+}
+
+impl Sum {
+    fn add(&mut self, inputs: &[f32]) {
+        let columns = self.columns;
+        let rows = inputs.len() / columns;
+        self.rows += rows as u64;
+        let view = View::rows(inputs, columns);
+        // Rows of the sum in strips: each up to its own diagonal.
+        self.sum.par_chunks_mut(STRIP * columns).enumerate().for_each(|(strip, sum)| {
+            let (start, height) = (strip * STRIP, sum.len() / columns);
+            let width = start + height;
+            let mut add = vec![0f32; height * width];
+            if rows > 0 {
+                let left = View { data: &inputs[start..], ..view }.turned();
+                multiply((height, rows, width), left, view, (&mut add, width), 1.0, false);
+            }
+            for (sum, add) in sum.chunks_exact_mut(columns).zip(add.chunks_exact(width)) {
+                sum.iter_mut().zip(add).for_each(|(sum, add)| *sum += f64::from(*add));
+            }
+        });
+    }
+}
+
+impl Listener for Moments {
+    type Heard = Vec<(Place, Vec<f32>)>;
+
+    fn start(&self) -> Self::Heard {
+        Vec::new()
+    }
+
+    fn hear(&self, heard: &mut Self::Heard, matrix: &Linear, inputs: &mut Cow<'_, [f32]>) {
+        let place = place(matrix);
+        if self.chosen.contains_key(&place) {
+            heard.push((place, inputs.to_vec()));
+        }
+    }
+
+    fn keep(&mut self, heard: Vec<Self::Heard>) -> Result<(), Finding> {
+        let mut together: BTreeMap<Place, Vec<f32>> = BTreeMap::new();
+        for (place, inputs) in heard.into_iter().flatten() {
+            together.entry(place).or_default().extend(inputs);
+        }
+        for (place, inputs) in together {
+            if let Some(sum) = self.chosen.get_mut(&place) {
+                sum.add(&inputs);
+            }
+        }
+        Ok(())
+    }
+
+    fn block(&self) -> usize {
+        BLOCK
+    }
+}
