@@ -10,7 +10,10 @@ use crate::exit::Exit;
 use crate::recipe::Overrides;
 use crate::text;
 
+mod calibrate;
 mod check;
+mod clean;
+mod evaluate;
 mod explain;
 mod generate;
 mod inspect;
@@ -89,11 +92,19 @@ enum Command {
     /// Weights are read once and in tiles, so memory does not grow with the model. The output is built beside its place and
     /// moved there in one step, after every gate before it has passed; until then nothing that was there is touched.
     Run(RunArgs),
+    /// Run a recipe's `calibrate` stage alone, and write the statistics that it measures.
+    ///
+    /// The model runs layer by layer on the text of the stage. A recipe takes the file with `calibration: {file: …}`.
+    Calibrate(CalibrateArgs),
     /// Show what a run would do, from the headers of the model alone.
     ///
     /// Per rule: tensors, scheme and bytes. Per reason: the skipped tensors. Then the size of the output to the byte,
     /// the disk space it takes and the memory bound. Reads no weight and writes nothing.
     Plan(PlanArgs),
+    /// Run a quantized model beside its original on held-out text, and say how far their answers are apart.
+    ///
+    /// The directory is one of monoquant or of another tool that writes compressed-tensors. Exit status 1 if a threshold is crossed.
+    Evaluate(EvaluateArgs),
     /// Show every rule that matches a tensor, and the rule that decides.
     Explain(ExplainArgs),
     /// Check recipes without their models. Fast enough for a pre-commit hook.
@@ -101,6 +112,10 @@ enum Command {
     /// Show a model's tensors, layer types, data types, totals and quantization config; or a file of activation
     /// statistics.
     Inspect(InspectArgs),
+    /// Remove what runs of a recipe keep beside its outputs: measured statistics, comparisons, the remains of interrupted runs.
+    ///
+    /// Outputs and their records stay.
+    Clean(CleanArgs),
     /// Check an output directory against its report: sizes and checksums of its files.
     Verify(VerifyArgs),
     /// Print the JSON Schema of recipes, or of reports.
@@ -197,6 +212,64 @@ struct RunArgs {
     /// Use the kernels of this instruction set (portable, avx2, avx512, neon). Results do not depend on it.
     #[arg(long, value_name = "NAME", env = "MONOQUANT_ISA", hide_env_values = true)]
     isa: Option<String>,
+}
+
+#[derive(Debug, Args)]
+struct CalibrateArgs {
+    #[command(flatten)]
+    recipe: RecipeArgs,
+    /// The file to write.
+    #[arg(short = 'o', long = "to", value_name = "FILE")]
+    to: PathBuf,
+    /// Measure again, whatever an earlier run has kept.
+    #[arg(long)]
+    fresh: bool,
+}
+
+#[derive(Debug, Args)]
+struct EvaluateArgs {
+    /// The quantized model: a directory, or hf://org/name.
+    directory: String,
+    /// The model that it was made from.
+    #[arg(long, value_name = "MODEL")]
+    source: String,
+    /// Held-out text: a plain file, or JSONL with `text` or `messages` in each line. May be given several times.
+    #[arg(long, value_name = "FILE", required = true)]
+    text: Vec<String>,
+    /// Run only the first so many samples.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    samples: Option<u32>,
+    /// Tokens of a sample.
+    #[arg(long, value_name = "N", default_value_t = 256, value_parser = clap::value_parser!(u32).range(2..))]
+    sequence_length: u32,
+    /// Whether the first sample begins with the token that texts begin with. Default: as the tokenizer has it.
+    #[arg(long, value_name = "BOOL")]
+    begin_with_bos: Option<bool>,
+    /// The largest mean KL divergence, in nats per token.
+    #[arg(long, value_name = "X")]
+    max_kl: Option<f64>,
+    /// The largest ratio of perplexities.
+    #[arg(long, value_name = "X")]
+    max_perplexity_ratio: Option<f64>,
+    /// The smallest share of tokens for which both models find the same next token most likely.
+    #[arg(long, value_name = "X")]
+    min_top1_agreement: Option<f64>,
+    /// The smallest mean cosine of an encoder's pooled states.
+    #[arg(long, value_name = "X")]
+    min_cosine: Option<f64>,
+    /// Worker threads. Results do not depend on it. Default: the number of cores.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+    #[command(flatten)]
+    links: LinkArgs,
+}
+
+#[derive(Debug, Args)]
+struct CleanArgs {
+    /// The recipe.
+    recipe: PathBuf,
+    #[command(flatten)]
+    overrides: OverrideArgs,
 }
 
 #[derive(Debug, Args)]
@@ -301,7 +374,10 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Run(args) if args.dry_run => plan::plan(&args.recipe, false, &output),
         Command::Run(args) if args.watch => watch::watch(args, &output, &signals),
         Command::Run(args) => run::run(args, &output, &signals),
+        Command::Calibrate(args) => calibrate::calibrate(args, &output, &signals),
+        Command::Clean(args) => clean::clean(args, &output),
         Command::Plan(args) => plan::plan(&args.recipe, args.json, &output),
+        Command::Evaluate(args) => evaluate::evaluate(args, &output, &signals),
         Command::Explain(args) => explain::explain(args, &output),
         Command::Check(args) => check::check(args, &output),
         Command::Inspect(args) => inspect::inspect(args, &output),

@@ -10,6 +10,7 @@ use crate::finding::{Finding, Severity};
 use crate::ids::{IdVec, StageId, TensorId};
 use crate::plan::{Plan, QuantSpec};
 use crate::quant::{Bits, Distortion};
+use crate::report::evaluation::Evaluation;
 use crate::report::measured::Measured;
 use crate::report::{GateOutcome, GateRecord};
 use crate::stage::check_warnings::{FailOn, Scope, SqnrOf};
@@ -18,6 +19,7 @@ use crate::stage::{CheckWarnings, OnFailure, Stage, Validate};
 use crate::text::units::{counted, decibels};
 
 mod calibration;
+mod evaluation;
 mod signal;
 mod written;
 
@@ -39,14 +41,26 @@ pub struct Judgement {
     pub shown: Vec<Finding>,
     /// The stage that ended the run, and how.
     pub failed: Option<(StageId, Exit)>,
+    /// What the comparisons with the original have found.
+    pub evaluations: Vec<Evaluation>,
 }
 
 /// Judges every gate of a plan. `folders` holds the weight files of each export, one folder per export.
 #[must_use]
-pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement {
+pub fn judge(
+    plan: &Plan,
+    measured: &Measured,
+    folders: &[PathBuf],
+    evaluations: Vec<Evaluation>,
+) -> Judgement {
     let tensors = &measured.tensors;
-    let mut judgement =
-        Judgement { gates: Vec::new(), complaints: Vec::new(), shown: Vec::new(), failed: None };
+    let mut judgement = Judgement {
+        gates: Vec::new(),
+        complaints: Vec::new(),
+        shown: Vec::new(),
+        failed: None,
+        evaluations: Vec::new(),
+    };
     for (index, stage) in plan.recipe().stages.numbered() {
         let record = |outcome, summary: String| GateRecord {
             stage: index,
@@ -72,6 +86,18 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
                 let on_failure = check.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Warn);
                 let summary = check_summary(tensors, check);
                 Gate { complaints, on_failure, fail_on: check.fail_on, exit: Exit::GateFailed, summary }
+            }
+            Stage::Evaluate(stage) => {
+                let found = evaluations.iter().find(|found| found.stage == Some(index.index()));
+                let on_failure = stage.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Error);
+                Gate {
+                    complaints: found
+                        .map_or_else(Vec::new, |found| evaluation::complaints(plan, index, stage, found)),
+                    on_failure,
+                    fail_on: FailOn::Critical,
+                    exit: Exit::GateFailed,
+                    summary: found.map_or_else(|| "nothing was compared".to_owned(), Evaluation::line),
+                }
             }
             Stage::Export(_) => {
                 let outcome = match judgement.failed {
@@ -119,6 +145,7 @@ pub fn judge(plan: &Plan, measured: &Measured, folders: &[PathBuf]) -> Judgement
         judgement.shown.push(finding.clone());
         judgement.complaints.push(finding);
     }
+    judgement.evaluations = evaluations;
     judgement
 }
 

@@ -10,6 +10,7 @@
 mod activation;
 mod attention;
 mod build;
+mod checkpoint;
 mod code;
 mod compare;
 mod description;
@@ -25,6 +26,7 @@ mod op;
 mod parts;
 mod pass;
 mod product;
+mod quantized;
 mod recurrent;
 mod rope;
 mod routing;
@@ -35,6 +37,7 @@ pub mod tokens;
 mod weights;
 
 pub use activation::{Engine, round_per_token};
+pub use checkpoint::Checkpoint;
 pub use compare::{Divergence, compare_logits, layer_error, logits, pooled_cosine};
 pub use description::Description;
 pub use execute::{Hear, LayerWeights, Values, Window};
@@ -45,6 +48,7 @@ pub use parts::{
     Activation, Attention, Embedding, Head, Join, Layout, Linear, Norm, NormKind, Part, Rope, Router, Scores,
 };
 pub use pass::{Hidden, Listener, Pass, Silent};
+pub use quantized::Quantized;
 pub use routing::Routing;
 pub use statistics::MeanSquares;
 pub use weights::Weights;

@@ -4,6 +4,7 @@
 //! A plan holds everything that can be known before the first weight is read: for every tensor the decision and the
 //! rule that made it, for every output tensor its file and offset, and everything that an engine would refuse.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 
 use crate::exit::Exit;
@@ -29,6 +30,8 @@ pub(crate) mod fingerprint;
 pub(crate) mod fused_modules;
 pub(crate) mod layout;
 mod matrices;
+mod measured;
+pub(crate) mod model_runs;
 pub(crate) mod output_tensor;
 mod outputs;
 mod phases;
@@ -50,6 +53,7 @@ pub use engines::served::{KernelUse, Served, Server};
 pub use explain::{Explanation, explain};
 pub(crate) use export_paths::normalized;
 pub use layout::{ExportPlan, OutputFile, TaskOutput};
+pub use model_runs::{ModelRun, ModelRuns};
 pub use output_tensor::{Content, OutputTensor};
 pub use statistics::{StageStatistics, Weighing};
 pub use task::Task;
@@ -84,6 +88,10 @@ pub struct Plan {
     pub served: Vec<Served>,
     /// The importance of the columns of the tasks, from activation statistics.
     pub weighing: Weighing,
+    /// What the stages run the model on that run it.
+    pub runs: Option<ModelRuns>,
+    /// What it may use, from the command line.
+    pub limits: Limits,
     /// The memory bound.
     pub budget: Budget,
     /// Everything doubtful, in the order in which it is to be read.
@@ -192,7 +200,8 @@ pub fn compile(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
 
 fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     stop_on_errors(&draft.findings)?;
-    let (weighing, problems) = draft.weigh()?;
+    let runs = model_runs::prepare(&draft.loaded, &draft.model)?;
+    let (weighing, problems) = draft.weigh_with(runs.as_ref(), &BTreeMap::new())?;
     let mut findings = draft.findings.clone();
     findings.extend(problems);
 
@@ -216,9 +225,14 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         .unwrap_or(1);
     let budget = budget::budget(content, &exports, &weighing, threads, limits.memory)
         .map_err(|memory| Failure::new(Exit::BadRecipe, memory.into()))?;
+    if let Some(runs) = &runs {
+        runs.check_memory(&draft.loaded, limits.memory, budget.workers)?;
+    }
     let mut notes = engines::notes(content, &exports);
     notes.extend(copies::stale_declarations(&draft.model));
     notes.extend(outlook.notes);
+    let left_out = runs.iter().flat_map(|runs| &runs.description.left_out);
+    notes.extend(left_out.map(|part| format!("{part}: not run, and so without statistics")));
     let Draft { loaded, model, classes, decisions, tasks, fused_modules, .. } = draft;
     Ok(Plan {
         loaded,
@@ -230,6 +244,8 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         exports,
         served: outlook.served,
         weighing,
+        runs,
+        limits,
         budget,
         warnings: findings,
         notes,

@@ -16,6 +16,7 @@ pub use crate::plan::layout::{Left, REPORT_FILE_NAME as FILE_NAME};
 pub use scheme::{ObserverRecord, SchemeRecord};
 
 pub(crate) mod engines;
+pub mod evaluation;
 pub(crate) mod ledger;
 pub(crate) mod measured;
 mod scheme;
@@ -43,6 +44,9 @@ pub struct Report {
     pub sizes: Sizes,
     /// Quality of the whole. None if nothing was measured.
     pub quality: Option<Quality>,
+    /// What the `evaluate` stages have found.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub evaluations: Vec<evaluation::Evaluation>,
     /// The stages that judge or publish, in order.
     pub gates: Vec<GateRecord>,
     /// Every warning and error, whatever `on_failure` said.

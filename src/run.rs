@@ -2,13 +2,17 @@
 //!
 //! The only module that sees all the others.
 
+pub mod calibrate;
 mod carried;
 mod context;
+pub mod evaluate;
 pub(crate) mod event;
 mod executor;
 mod finish;
 pub(crate) mod incremental;
+mod kept;
 mod made;
+mod model_pass;
 mod outcome;
 pub(crate) mod stream;
 pub mod verify;

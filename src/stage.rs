@@ -6,18 +6,25 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use crate::ids::{IdVec, StageId};
+
+pub(crate) mod calibrate;
 pub(crate) mod calibration;
 pub(crate) mod check_warnings;
+pub(crate) mod evaluate;
 pub mod export;
 pub(crate) mod load;
 mod quantize;
 pub(crate) mod quantize_int4;
 pub(crate) mod quantize_int8;
 pub(crate) mod resolve_skips;
+mod run_text;
 pub(crate) mod validate;
 
+pub use calibrate::Calibrate;
 pub use calibration::{Calibration, OnMissing};
 pub use check_warnings::CheckWarnings;
+pub use evaluate::Evaluate;
 pub use export::Export;
 pub use load::Load;
 pub use quantize::{
@@ -26,6 +33,7 @@ pub use quantize::{
 pub use quantize_int4::QuantizeInt4;
 pub use quantize_int8::QuantizeInt8;
 pub use resolve_skips::ResolveSkips;
+pub use run_text::RunText;
 pub use validate::Validate;
 
 /// The action to take when a check fails.
@@ -61,6 +69,8 @@ pub enum Stage {
     Load(Load),
     /// Says which modules the later quantize stages skip.
     ResolveSkips(ResolveSkips),
+    /// Runs the model on text and measures its activations, which weigh the columns for the quantize stages after it.
+    Calibrate(Calibrate),
     /// Turns the weights of the targeted modules into 4-bit integers.
     QuantizeInt4(QuantizeInt4),
     /// Turns the weights of the targeted modules into 8-bit integers.
@@ -69,6 +79,8 @@ pub enum Stage {
     Validate(Validate),
     /// Judges the measured quality against thresholds; the quality gate of a CI job.
     CheckWarnings(CheckWarnings),
+    /// Runs the quantized model beside the original on held-out text, and judges how far their answers are apart.
+    Evaluate(Evaluate),
     /// Writes the quantized model as a directory.
     Export(Export),
 }
@@ -80,10 +92,12 @@ impl Stage {
         match self {
             Stage::Load(_) => "load",
             Stage::ResolveSkips(_) => "resolve-skips",
+            Stage::Calibrate(_) => "calibrate",
             Stage::QuantizeInt4(_) => "quantize-int4",
             Stage::QuantizeInt8(_) => "quantize-int8",
             Stage::Validate(_) => "validate",
             Stage::CheckWarnings(_) => "check-warnings",
+            Stage::Evaluate(_) => "evaluate",
             Stage::Export(_) => "export",
         }
     }
@@ -118,4 +132,20 @@ impl Stage {
             _ => None,
         }
     }
+}
+
+/// The stage whose activation statistics a quantize stage takes: itself if it names a file, or else the last `calibrate` before it,
+/// or else `load` if that names a file.
+#[must_use]
+pub fn statistics_of(stages: &IdVec<StageId, Stage>, quantize: StageId) -> Option<StageId> {
+    if stages[quantize].calibration().is_some() {
+        return Some(quantize);
+    }
+    let mut before = stages.numbered().take_while(|(index, _)| *index < quantize);
+    let calibrate = before.by_ref().filter(|(_, stage)| matches!(stage, Stage::Calibrate(_))).last();
+    let load = || {
+        let mut all = stages.numbered();
+        all.find(|(_, stage)| matches!(stage, Stage::Load(_)) && stage.calibration().is_some())
+    };
+    calibrate.or_else(load).map(|(index, _)| index)
 }

@@ -99,6 +99,14 @@ impl Pool {
         self.rayon.as_ref().map_or(0, ThreadPool::current_num_threads)
     }
 
+    /// Does work whose parallel parts these threads share; the calling one where there is none.
+    pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
+        match &self.rayon {
+            Some(pool) => pool.install(work),
+            None => work(),
+        }
+    }
+
     /// Does the same work on each thread at once, and waits for all of them; on the calling one where there is none.
     pub(crate) fn on_each(&self, work: impl Fn() + Sync) {
         match &self.rayon {

@@ -46,6 +46,11 @@ impl Trust {
         Self::from(args.trusted, args.untrusted, std::env::var_os("CI").as_deref())
     }
 
+    /// As the environment has it, for commands without an option.
+    pub(super) fn of_environment() -> Self {
+        Self::from(false, false, std::env::var_os("CI").as_deref())
+    }
+
     fn from(trusted: bool, untrusted: bool, ci: Option<&OsStr>) -> Self {
         match ci {
             _ if trusted => Self::Trusted,

@@ -11,11 +11,22 @@ use crate::run::{Listener, Options, Silent};
 use crate::show::progress::{Bar, Lines};
 use crate::show::summary::summary;
 
+/// What shows the progress of a command.
+pub(super) fn listener(output: &Output) -> Box<dyn Listener> {
+    if output.is_quiet() || output.format() != Format::Human {
+        Box::new(Silent)
+    } else if output.is_interactive() {
+        Box::new(Bar::new())
+    } else {
+        Box::new(Lines::new(output.is_verbose()))
+    }
+}
+
 pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<Exit, Failure> {
     let loaded = loaded(&args.recipe)?;
     crate::run::restore(&loaded)?;
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
-    let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
+    let mut plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     // As JSON there is one result, the report, and it holds every warning.
     let is_json = output.format() == Format::Json;
     if !is_json {
@@ -27,14 +38,13 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     }
     let fresh = args.fresh || trust != Trust::Trusted;
     let options = Options { isa, durable: args.durable, fresh, ..Options::default() };
-    let listener: Box<dyn Listener> = if output.is_quiet() || output.format() != Format::Human {
-        Box::new(Silent)
-    } else if output.is_interactive() {
-        Box::new(Bar::new())
-    } else {
-        Box::new(Lines::new(output.is_verbose()))
-    };
+    let listener = listener(output);
     let running = signals.running(&options.cancel);
+    let warnings = plan.warnings.len();
+    crate::run::calibrate::calibrate(&mut plan, &options, listener.as_ref())?;
+    if !is_json {
+        output.findings(&plan.warnings[warnings..]);
+    }
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     drop(listener);
     drop(running);

@@ -81,7 +81,7 @@ fn carry_out(
     let loaded = loaded(&args.recipe)?;
     tell_inputs(&loaded, inputs);
     crate::run::restore(&loaded)?;
-    let plan = crate::plan::plan(loaded, limits(&args.recipe))?;
+    let mut plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     let listener: Box<dyn Listener> =
         if output.is_interactive() { Box::new(Bar::new()) } else { Box::new(Silent) };
     let trust = Trust::of(args);
@@ -93,6 +93,7 @@ fn carry_out(
         keep_unpublished: trust == Trust::Trusted,
         ..options
     };
+    crate::run::calibrate::calibrate(&mut plan, &options, listener.as_ref())?;
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     Ok((plan, outcome))
 }
@@ -107,6 +108,8 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
             Stage::Load(load) => {
                 folder = source::path(&load.model, &loaded.base_of(&load.model)).ok().flatten();
             }
+            Stage::Calibrate(stage) => others.extend(stage.text.iter().map(|text| loaded.resolve_path(text))),
+            Stage::Evaluate(stage) => others.extend(stage.text.iter().map(|text| loaded.resolve_path(text))),
             Stage::Export(export) => outputs.push(loaded.resolve_path(&export.path)),
             _ => {}
         }

@@ -3,11 +3,10 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
-use safetensors::tensor::{Dtype, TensorView};
-
 use super::parts::{Linear, Part};
 use super::pass::Listener;
 use crate::finding::Finding;
+use crate::format::container::{Entry, SAFETENSORS};
 
 /// Sums of squares and counts of rows, of one module or of the experts of a stack.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -52,35 +51,38 @@ impl MeanSquares {
     }
 
     /// The file: `MODULE.in_sum2` F32 [columns] or [experts, columns], `MODULE.counts` I64, and what `metadata` says.
-    ///
-    /// # Errors
-    /// The numbers cannot be laid out as safetensors.
-    pub fn to_bytes(&self, metadata: BTreeMap<String, String>) -> Result<Vec<u8>, Finding> {
-        let mut tensors = Vec::new();
-        for (name, sums) in &self.modules {
-            #[expect(clippy::cast_possible_truncation, reason = "the file holds F32")]
-            let squares: Vec<u8> = sums
-                .squares
-                .values()
-                .flat_map(|(sums, _)| sums.iter().flat_map(|sum| (*sum as f32).to_le_bytes()))
-                .collect();
-            let counts: Vec<u8> = sums.squares.values().flat_map(|(_, count)| count.to_le_bytes()).collect();
-            let matrices = sums.squares.len();
-            let shape = if sums.is_stack { vec![matrices, sums.columns] } else { vec![sums.columns] };
-            tensors.push((format!("{name}.counts"), Dtype::I64, vec![matrices], counts));
-            tensors.push((format!("{name}.in_sum2"), Dtype::F32, shape, squares));
+    #[must_use]
+    pub fn to_bytes(&self, metadata: &BTreeMap<String, String>) -> Vec<u8> {
+        let metadata = serde_json::json!(metadata);
+        let mut entries = self.entries();
+        let header_len = SAFETENSORS.header_len(&metadata, &mut entries.iter().cloned());
+        let mut out = Vec::new();
+        // Memory takes everything.
+        let _ = SAFETENSORS.write_header(header_len, &metadata, &mut entries.drain(..), &mut out);
+        for sums in self.modules.values() {
+            out.extend(sums.squares.values().flat_map(|(_, count)| count.to_le_bytes()));
+            for (squares, _) in sums.squares.values() {
+                #[expect(clippy::cast_possible_truncation, reason = "the file holds F32")]
+                out.extend(squares.iter().flat_map(|sum| (*sum as f32).to_le_bytes()));
+            }
         }
-        let failed = |error: safetensors::SafeTensorError| {
-            Finding::error("calibration::unwritable", format!("the statistics cannot be written: {error}"))
+        out
+    }
+
+    fn entries(&self) -> Vec<Entry> {
+        let (mut entries, mut end) = (Vec::new(), 0);
+        let mut entry = |name: String, dtype: &'static str, shape: Vec<u64>, size: u64| {
+            let start = end;
+            end += shape.iter().product::<u64>() * size;
+            entries.push(Entry { name, dtype, shape, start, end });
         };
-        let views = tensors
-            .iter()
-            .map(|(name, dtype, shape, data)| {
-                Ok((name.clone(), TensorView::new(*dtype, shape.clone(), data)?))
-            })
-            .collect::<Result<Vec<_>, _>>()
-            .map_err(failed)?;
-        safetensors::serialize(views, Some(metadata.into_iter().collect())).map_err(failed)
+        for (name, sums) in &self.modules {
+            let (matrices, columns) = (sums.squares.len() as u64, sums.columns as u64);
+            entry(format!("{name}.counts"), "I64", vec![matrices], 8);
+            let shape = if sums.is_stack { vec![matrices, columns] } else { vec![columns] };
+            entry(format!("{name}.in_sum2"), "F32", shape, 4);
+        }
+        entries
     }
 }
 

@@ -1,14 +1,17 @@
 //! Drafts: the action that a recipe asks for each tensor. A draft is the first half of a plan, and can be shown even
 //! if the whole plan cannot be made.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::doubts::{idle_stages, split_findings, undivided_findings};
 use super::phases::{Classified, Decided, Deciding};
 use super::source_model::{correct_classes, open_model};
 use super::{
-    Content, Decision, FusedModules, Task, Weighing, engines, matrices, select, statistics, unmatched,
+    Content, Decision, FusedModules, ModelRuns, Task, Weighing, engines, matrices, select, statistics,
+    unmatched,
 };
+use crate::calibration::Statistics;
 use crate::finding::{Failure, Finding};
 use crate::format::source::Source;
 use crate::ids::{IdVec, StageId, TaskId, TensorId};
@@ -42,7 +45,16 @@ impl Draft {
     /// # Errors
     /// If a statistics file cannot be read or belongs to another model.
     pub fn weigh(&self) -> Result<(Weighing, Vec<Finding>), Failure> {
-        statistics::weigh(self.content())
+        self.weigh_with(None, &BTreeMap::new())
+    }
+
+    /// As [`Draft::weigh`], with what the model is to run on, and the statistics of the `calibrate` stages that did run.
+    pub(super) fn weigh_with(
+        &self,
+        runs: Option<&ModelRuns>,
+        measured: &BTreeMap<StageId, Statistics>,
+    ) -> Result<(Weighing, Vec<Finding>), Failure> {
+        statistics::weigh(self.content(), runs, measured)
     }
 
     /// What the tensors of the exports will be made of.

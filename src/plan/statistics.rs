@@ -1,12 +1,12 @@
 //! Assignment of activation statistics to the columns of the matrices. It is known before the first weight is read.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 
-use super::Task;
 use super::output_tensor::Content;
 use super::select::{self, QuantSpec};
 use super::unmatched::{nearest, nearest_names};
+use super::{ModelRun, ModelRuns, Task};
 use crate::calibration::{self, Format, ModuleStatistics, Statistics, WrongLength, names};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
@@ -16,7 +16,7 @@ use crate::model::ModelFolder;
 use crate::quant::Importance;
 use crate::recipe::Loaded;
 use crate::recipe::places;
-use crate::stage::{OnMissing, Stage};
+use crate::stage::{Calibration, OnMissing, Stage, statistics_of};
 
 /// Names that a message lists.
 const NAMED: usize = 5;
@@ -29,9 +29,9 @@ const THIN: f64 = 0.1;
 pub struct StageStatistics {
     /// Index of the quantize stage.
     pub stage: StageId,
-    /// The place in the recipe that names the file, as a JSON pointer.
+    /// The place in the recipe that names the file, or the `calibrate` stage, as a JSON pointer.
     pub pointer: String,
-    /// The file, as the recipe has it.
+    /// The file, as the recipe has it; or `calibrate`.
     pub file: String,
     /// Its format.
     pub format: Format,
@@ -54,6 +54,8 @@ pub struct Weighing {
     tasks: IdVec<TaskId, Option<Importance>>,
     /// One entry a quantize stage that has statistics.
     pub stages: Vec<StageStatistics>,
+    /// Quantize stages whose statistics are measured before they begin, and are not known yet.
+    pub pending: Vec<StageId>,
     /// Bytes that reading the files and holding the importances takes at most.
     pub bytes: u64,
 }
@@ -68,7 +70,23 @@ impl Weighing {
     /// Whether the ranges of a task are chosen with statistics. If so, Gaussian weights do not predict its SQNR.
     #[must_use]
     pub fn changes_ranges(&self, task: TaskId, spec: &QuantSpec) -> bool {
-        spec.observer.searches() && self.of(task).is_some()
+        spec.observer.searches() && (self.of(task).is_some() || self.pending.contains(&spec.stage))
+    }
+
+    /// Notes that the statistics of a quantize stage are still to be measured.
+    fn await_measurement(&mut self, stage: StageId, pointer: &str, run: Option<&ModelRun>) {
+        self.pending.push(stage);
+        self.stages.push(StageStatistics {
+            stage,
+            pointer: pointer.to_owned(),
+            file: "calibrate".to_owned(),
+            format: Format::Safetensors,
+            samples: run.map(|run| run.windows.len() as u64),
+            tokens: run.map(|run| run.tokens() as u64),
+            matrices: 0,
+            missing: Vec::new(),
+            thin: Vec::new(),
+        });
     }
 
     /// The statistics of a quantize stage.
@@ -78,50 +96,63 @@ impl Weighing {
     }
 }
 
-/// Reads the statistics that a recipe names and finds those of each task.
+/// Reads the statistics that a recipe names and finds those of each task. `measured` has those of the `calibrate` stages, by stage; a
+/// stage that is not there is still to run.
 ///
 /// # Errors
 /// [`Exit::BadModel`] if a file is not a file of statistics, or does not fit the model.
-pub(super) fn weigh(content: Content<'_>) -> Result<(Weighing, Vec<Finding>), Failure> {
+pub(super) fn weigh(
+    content: Content<'_>,
+    runs: Option<&ModelRuns>,
+    measured: &BTreeMap<StageId, Statistics>,
+) -> Result<(Weighing, Vec<Finding>), Failure> {
     let Content { loaded, model, decisions, tasks, .. } = content;
     let mut out = Weighing::default();
     let mut findings = Vec::new();
     let mut files: HashMap<PathBuf, Statistics> = HashMap::new();
     let stages = &loaded.recipe.stages;
-    let load = stages.numbered().find(|(_, stage)| matches!(stage, Stage::Load(_))).map(|(index, _)| index);
     for (index, stage) in stages.numbered() {
         if stage.quantize().is_none() {
             continue;
         }
-        let owner = if stage.calibration().is_some() { Some(index) } else { load };
-        let named = owner.and_then(|owner| Some((owner, stages[owner].calibration()?)));
-        let Some((owner, named)) = named else { continue };
-        let pointer = format!("/stages/{owner}/calibration/file");
-        let path = loaded.resolve_path(&named.file);
+        let Some(owner) = statistics_of(stages, index) else { continue };
+        let origin = Origin::of(loaded, owner);
+        let pointer = origin.pointer();
         let fail = |finding: Finding| {
-            Failure::new(Exit::BadModel, finding.at_opt(loaded.place(&pointer), "named here"))
+            Failure::new(Exit::BadModel, finding.at_opt(loaded.place(&pointer), origin.label()))
         };
-        if !files.contains_key(&path) {
-            let read = calibration::read(&path).map_err(|mut failure| {
-                for finding in &mut failure.findings {
-                    *finding = finding.clone().at_opt(loaded.place(&pointer), "named here");
+        let statistics = match &origin {
+            Origin::Measured { .. } => match measured.get(&owner) {
+                Some(statistics) => statistics,
+                None => {
+                    out.await_measurement(index, &pointer, runs.and_then(|runs| runs.of(owner)));
+                    continue;
                 }
-                failure
-            })?;
-            findings.extend(
-                unknown(model, tasks, &read)
-                    .map_err(fail)?
-                    .map(|finding| finding.at_opt(loaded.place(&pointer), "named here")),
-            );
-            // The file's bytes, and the sums taken from them.
-            out.bytes += 2 * regular::length(&path).unwrap_or(0);
-            files.insert(path.clone(), read);
-        }
-        let statistics = &files[&path];
+            },
+            Origin::File { path, .. } => {
+                if !files.contains_key(path) {
+                    let read = calibration::read(path).map_err(|mut failure| {
+                        for finding in &mut failure.findings {
+                            *finding = finding.clone().at_opt(loaded.place(&pointer), origin.label());
+                        }
+                        failure
+                    })?;
+                    findings.extend(
+                        unknown(model, tasks, &read)
+                            .map_err(fail)?
+                            .map(|finding| finding.at_opt(loaded.place(&pointer), origin.label())),
+                    );
+                    // The file's bytes, and the sums taken from them.
+                    out.bytes += 2 * regular::length(path).unwrap_or(0);
+                    files.insert(path.clone(), read);
+                }
+                &files[path]
+            }
+        };
         let mut used = StageStatistics {
             stage: index,
             pointer: pointer.clone(),
-            file: loaded.written(&pointer).unwrap_or(&named.file).to_owned(),
+            file: origin.told(loaded),
             format: statistics.format,
             samples: statistics.samples,
             tokens: statistics.tokens,
@@ -161,10 +192,54 @@ pub(super) fn weigh(content: Content<'_>) -> Result<(Weighing, Vec<Finding>), Fa
             }
         }
         used.thin = thin(tokens);
-        findings.extend(missing(loaded, &used, named.on_missing, owner));
+        findings.extend(missing(loaded, &used, origin.on_missing(), owner));
         out.stages.push(used);
     }
     Ok((out, findings))
+}
+
+/// Where the statistics of a quantize stage come from.
+enum Origin<'r> {
+    /// A file that a stage names.
+    File { owner: StageId, path: PathBuf, named: &'r Calibration },
+    /// A `calibrate` stage.
+    Measured { owner: StageId, on_missing: OnMissing },
+}
+
+impl<'r> Origin<'r> {
+    fn of(loaded: &'r Loaded, owner: StageId) -> Self {
+        match (&loaded.recipe.stages[owner], loaded.recipe.stages[owner].calibration()) {
+            (_, Some(named)) => Self::File { owner, path: loaded.resolve_path(&named.file), named },
+            (Stage::Calibrate(stage), None) => Self::Measured { owner, on_missing: stage.on_missing },
+            _ => Self::Measured { owner, on_missing: OnMissing::default() },
+        }
+    }
+
+    /// The place in the recipe, as a JSON pointer.
+    fn pointer(&self) -> String {
+        match self {
+            Self::File { owner, .. } => format!("/stages/{owner}/calibration/file"),
+            Self::Measured { owner, .. } => format!("/stages/{owner}/stage"),
+        }
+    }
+
+    fn label(&self) -> &'static str {
+        if matches!(self, Self::File { .. }) { "named here" } else { "measured here" }
+    }
+
+    fn told(&self, loaded: &Loaded) -> String {
+        match self {
+            Self::File { named, .. } => loaded.written(&self.pointer()).unwrap_or(&named.file).to_owned(),
+            Self::Measured { .. } => "calibrate".to_owned(),
+        }
+    }
+
+    fn on_missing(&self) -> OnMissing {
+        match self {
+            Self::File { named, .. } => named.on_missing,
+            Self::Measured { on_missing, .. } => *on_missing,
+        }
+    }
 }
 
 fn wrong_length(module: &ModuleStatistics, name: &str, matrices: usize, wrong: WrongLength) -> Finding {

@@ -64,6 +64,24 @@ pub fn new(target: &Path) -> PathBuf {
     beside(target, "new")
 }
 
+/// The file of activation statistics that a run has measured.
+#[must_use]
+pub fn statistics(target: &Path) -> PathBuf {
+    beside(target, "statistics")
+}
+
+/// The file of what a run has found when it compared the output with the original.
+#[must_use]
+pub fn evaluation(target: &Path) -> PathBuf {
+    beside(target, "evaluation")
+}
+
+/// A file of activations, of one of the models that run, while they have no room in memory.
+#[must_use]
+pub fn activations(target: &Path, model: usize) -> PathBuf {
+    beside(target, &format!("pass-{model}"))
+}
+
 /// The path to which the staging folder of an interrupted run is moved if its layout differs.
 #[must_use]
 pub fn interrupted(target: &Path) -> PathBuf {
@@ -116,6 +134,10 @@ pub fn check(target: &Path) -> Result<(), Failure> {
         (journal(target), "the journal of a run is written there"),
         (record(target), "the record of an output is written there"),
         (new(target), "files are written under this name until they are complete"),
+        (statistics(target), "statistics that a run has measured are kept there"),
+        (evaluation(target), "what a comparison with the original has found is kept there"),
+        (activations(target, 0), "activations are kept there while a model runs"),
+        (activations(target, 1), "activations are kept there while a model runs"),
         (lock(target), "the lock of an output is a file of this name"),
         (lock_of_lock(target), "the lock of an output is cleared with a file of this name"),
         (failed_report(target), "the report of a failed run is kept there"),
@@ -189,6 +211,10 @@ mod tests {
                 left(&target, 999),
                 lock(&target),
                 lock_of_lock(&target),
+                statistics(&target),
+                evaluation(&target),
+                activations(&target, 0),
+                activations(&target, 1),
                 failed_report(&target),
             ];
             let different: std::collections::BTreeSet<&PathBuf> = all.iter().collect();

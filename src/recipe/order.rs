@@ -24,8 +24,8 @@ impl Step<'_> {
     fn gates(&self, recipe_wide: Option<&str>) -> bool {
         let own = self.node.entry("on_failure").and_then(|entry| entry.value.as_text());
         match (self.name, own.or(recipe_wide)) {
-            ("validate" | "check-warnings", Some(on_failure)) => on_failure == "error",
-            (name, None) => name == "validate",
+            ("validate" | "check-warnings" | "evaluate", Some(on_failure)) => on_failure == "error",
+            (name, None) => matches!(name, "validate" | "evaluate"),
             _ => false,
         }
     }
@@ -105,7 +105,7 @@ fn quantize_before(steps: &[Step<'_>], findings: &mut Vec<Finding>) {
         return;
     };
     for step in &steps[..first] {
-        if matches!(step.name, "validate" | "check-warnings" | "export") {
+        if matches!(step.name, "validate" | "check-warnings" | "evaluate" | "export") {
             findings.push(
                 error(format!("`{}` needs a quantize stage before it", step.name))
                     .at(step.place.clone(), "nothing is quantized up to here")
@@ -122,7 +122,7 @@ fn warning(message: impl Into<String>) -> Finding {
 
 fn idle_stages(steps: &[Step<'_>], findings: &mut Vec<Finding>) {
     let last_reader = steps.iter().rposition(|step| {
-        matches!(step.name, "validate" | "check-warnings" | "export")
+        matches!(step.name, "validate" | "check-warnings" | "evaluate" | "export")
             || super::schema::stage(step.name).is_none()
     });
     for (index, step) in steps.iter().enumerate() {
@@ -188,12 +188,12 @@ fn same_paths(steps: &[Step<'_>], findings: &mut Vec<Finding>) {
 
 fn idle_default(steps: &[Step<'_>], root: &Node, findings: &mut Vec<Finding>) {
     let Some(entry) = root.entry("on_failure") else { return };
-    let gate = |step: &Step<'_>| matches!(step.name, "validate" | "check-warnings");
+    let gate = |step: &Step<'_>| matches!(step.name, "validate" | "check-warnings" | "evaluate");
     if !steps.iter().any(|step| gate(step) || super::schema::stage(step.name).is_none()) {
         findings.push(
             warning("`on_failure` has no effect in this recipe")
                 .at(entry.key_place.clone(), "no stage below checks anything")
-                .help("It is the default of `validate` and `check-warnings`."),
+                .help("It is the default of `validate`, `check-warnings` and `evaluate`."),
         );
     }
 }

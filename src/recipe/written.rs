@@ -107,7 +107,7 @@ impl Concealer {
         for one in written {
             let keys: Vec<&str> = one.pointer.split('/').skip(3).collect();
             match keys[..] {
-                ["model" | "path"] | ["calibration", "file"] => {
+                ["model" | "path"] | ["calibration", "file"] | ["text", _] => {
                     out.paths.push(one.value.clone());
                     match one.value.strip_prefix("hf://") {
                         Some(name) => out.add_repository(name, &one.text),

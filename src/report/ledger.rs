@@ -11,6 +11,7 @@ use crate::ids::{ExportId, FileId, IdVec, ShardId, StageId, TaskId, TensorId};
 use crate::plan::select::matrix_shape;
 use crate::plan::{Action, Plan};
 use crate::quant::{Distortion, Granularity};
+use crate::report::evaluation::Evaluation;
 use crate::report::measured::Extremes;
 use crate::stage::Stage;
 use crate::stage::export::Format;
@@ -28,6 +29,8 @@ pub(crate) struct Results<'a> {
     pub output_files: &'a IdVec<ExportId, IdVec<FileId, Digest>>,
     /// Size and digest of the files of each export that are not weights.
     pub other_files: Vec<Vec<FileRecord>>,
+    /// What the comparisons with the original have found.
+    pub evaluations: Vec<Evaluation>,
     /// The decisions of the stages that judge or publish.
     pub gates: Vec<GateRecord>,
     /// Complaints of gates; the critical ones are errors, whatever `on_failure` says.
@@ -97,6 +100,7 @@ pub(crate) fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failur
         outputs,
         sizes: sizes(plan),
         quality: quality(results.distortions),
+        evaluations: results.evaluations,
         gates: results.gates,
         warnings,
         balance: Balance { balanced: balance.balanced && is_whole, ..balance },

@@ -23,6 +23,21 @@ pub enum Event {
         /// One sentence.
         text: String,
     },
+    /// A model runs: a layer has begun, or some samples are through it.
+    Layer {
+        /// The stage for which it runs.
+        name: &'static str,
+        /// The layer, from 1.
+        layer: usize,
+        /// Layers of the model.
+        layers: usize,
+        /// Tokens that are through a layer, over all layers.
+        done: u64,
+        /// Of so many.
+        total: u64,
+        /// Tokens of the text.
+        tokens: u64,
+    },
     /// A tile was read, processed and written.
     Tile {
         /// Index of its source tensor.

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::carried;
 use super::context::Context;
+use super::evaluate;
 use super::event::{Event, Listener};
 use super::finish::{Job, header};
 use super::outcome::{Options, Outcome, Work};
@@ -121,10 +122,13 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         Some((staging, _)) => staging.iter().map(|staging| staging.folder.clone()).collect(),
         None => plan.exports.iter().map(|export| export.path.clone()).collect(),
     };
-    let carried = hashes::complete(plan, &reuse, &folders, &mut measured, cancel)
-        .and_then(|()| carried::look(plan, &stores, cancel));
-    let carried = match carried {
-        Ok(carried) => carried,
+    let looked = hashes::complete(plan, &reuse, &folders, &mut measured, cancel)
+        .and_then(|()| carried::look(plan, &stores, cancel))
+        .and_then(|carried| {
+            Ok((carried, evaluate::all(plan, &folders, &reuse.prints, &measured, options, listener)?))
+        });
+    let (carried, evaluations) = match looked {
+        Ok(looked) => looked,
         Err(failure) => {
             if let Some((staging, _)) = built.as_mut().filter(|_| failure.exit == Exit::Interrupted) {
                 staging.iter_mut().for_each(Staging::keep);
@@ -132,7 +136,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             return Err(failure);
         }
     };
-    let mut judgement = gates::judge(plan, &measured, &folders);
+    let mut judgement = gates::judge(plan, &measured, &folders, evaluations);
     plan.loaded.tell(&mut judgement.complaints);
     plan.loaded.tell(&mut judgement.shown);
     let is_export = |stage: StageId| matches!(plan.recipe().stages[stage], Stage::Export(_));

@@ -151,6 +151,7 @@ impl Job<'_> {
                 source_files: &measured.source_files,
                 output_files: &measured.output_files,
                 other_files: others.collect(),
+                evaluations: judgement.evaluations,
                 gates: judgement.gates,
                 complaints: judgement.complaints,
                 published: published.to_vec(),

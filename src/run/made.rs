@@ -70,15 +70,18 @@ fn stored_recipe(plan: &Plan, export: &ExportPlan) -> (Recipe, Vec<(String, Stri
         .map(|value| (value.pointer.clone(), value.text.clone()))
         .collect();
     for (index, stage) in recipe.stages.iter_mut().enumerate() {
-        let mut paths: Vec<(&str, &mut String)> = Vec::new();
+        let mut paths: Vec<(String, &mut String)> = Vec::new();
+        let named = |key: &str| key.to_owned();
         match stage {
             Stage::Load(load) => {
-                paths.push(("model", &mut load.model));
-                paths.extend(load.calibration.as_mut().map(|named| ("calibration/file", &mut named.file)));
+                paths.push((named("model"), &mut load.model));
+                paths.extend(load.calibration.as_mut().map(|of| (named("calibration/file"), &mut of.file)));
             }
-            Stage::Export(export) => paths.push(("path", &mut export.path)),
+            Stage::Export(export) => paths.push((named("path"), &mut export.path)),
+            Stage::Calibrate(stage) => paths.extend(texts(&mut stage.text)),
+            Stage::Evaluate(stage) => paths.extend(texts(&mut stage.text)),
             other => {
-                paths.extend(other.calibration_mut().map(|named| ("calibration/file", &mut named.file)));
+                paths.extend(other.calibration_mut().map(|of| (named("calibration/file"), &mut of.file)));
             }
         }
         for (key, path) in paths {
@@ -91,6 +94,11 @@ fn stored_recipe(plan: &Plan, export: &ExportPlan) -> (Recipe, Vec<(String, Stri
         }
     }
     (recipe, written)
+}
+
+/// The files of text of a stage, each with its key.
+fn texts(files: &mut [String]) -> impl Iterator<Item = (String, &mut String)> {
+    files.iter_mut().enumerate().map(|(index, file)| (format!("text/{index}"), file))
 }
 
 /// A path from the root, without `..`, whether or not it exists.

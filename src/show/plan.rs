@@ -14,12 +14,13 @@ use crate::model::Shape;
 use crate::plan::layout::Left;
 use crate::plan::output_tensor::logical_bytes;
 use crate::plan::task_list::task_list;
-use crate::plan::{Decision, ExportPlan, Plan};
+use crate::plan::{Decision, ExportPlan, ModelRun, Plan};
 use crate::report::SchemeRecord;
 use crate::report::ledger::{bytes_out, format_name, written_path};
 use crate::show::each::Each;
 use crate::show::files;
 use crate::show::table::table;
+use crate::stage::Stage;
 use crate::text::units::{bytes, counted, grouped};
 use crate::text::visible;
 
@@ -168,6 +169,25 @@ pub fn text(plan: &Plan) -> String {
         ]);
         rows.extend(crate::report::engines::rows(plan, export.stage));
     }
+    for run in plan.runs.iter().flat_map(|runs| &runs.runs) {
+        let stage = run.stage.and_then(|stage| plan.recipe().stages.get(stage));
+        rows.push(vec![
+            stage.map_or("evaluate", Stage::name).to_owned(),
+            counted(run.tokens(), "token"),
+            String::new(),
+            format!("{} of {}", counted(run.windows.len(), "sample"), run.texts.join(", ")),
+        ]);
+    }
+    if let Some(runs) = &plan.runs {
+        let least = runs.least_memory(plan.budget.workers);
+        let activations = runs.activation_bytes();
+        rows.push(vec![
+            "model runs in".to_owned(),
+            format!("{} bytes", grouped(least)),
+            bytes(least),
+            format!("and {} of activations, in memory or in a file", bytes(activations)),
+        ]);
+    }
     let budget = plan.budget;
     rows.push(vec![
         "memory".to_owned(),
@@ -213,6 +233,7 @@ pub fn json(plan: &Plan) -> Result<impl Serialize, Failure> {
         source_bytes: plan.source_bytes(),
         quantized: quantized.iter().map(group).collect(),
         kept: kept.iter().map(group).collect(),
+        model_runs: plan.runs.iter().flat_map(|runs| &runs.runs).map(model_run_json).collect(),
         exports: plan.exports.iter().map(|export| export_json(plan, export)).collect(),
         memory_bound: plan.budget.bound,
         threads: plan.budget.workers,
@@ -232,6 +253,8 @@ struct AsJson<'p, E, T, K> {
     source_bytes: u64,
     quantized: Vec<Value>,
     kept: Vec<Value>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    model_runs: Vec<Value>,
     exports: Vec<E>,
     memory_bound: u64,
     threads: usize,
@@ -239,6 +262,10 @@ struct AsJson<'p, E, T, K> {
     notes: &'p [String],
     tensors: T,
     tasks: K,
+}
+
+fn model_run_json(run: &ModelRun) -> Value {
+    json!({"stage": run.stage, "texts": run.texts, "samples": run.windows.len(), "tokens": run.tokens()})
 }
 
 fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {

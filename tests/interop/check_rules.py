@@ -232,7 +232,7 @@ def with_vllm(path, original, text):
     import check_vllm
 
     if path.endswith("-without-tiles"):
-        command = [sys.executable, os.path.join(HERE, "check_vllm.py"), os.path.join(HERE, "eval.txt"), path, "--windows", "2", "--leave-tiles"]
+        command = [sys.executable, os.path.join(HERE, "check_vllm.py"), os.path.join(HERE, "..", "..", "examples", "calibration", "held-out.txt"), path, "--windows", "2", "--leave-tiles"]
         status = subprocess.run(command, capture_output=True).returncode
         return "crashes" if status < 0 else "refuses" if status else "loads", f"status {status}"
     exact = "-any-size-" in path
@@ -268,7 +268,7 @@ def main():
 
         check_vllm.prepare()
     os.makedirs(a.out, exist_ok=True)
-    with open(os.path.join(HERE, "eval.txt"), encoding="utf-8") as f:
+    with open(os.path.join(HERE, "..", "..", "examples", "calibration", "held-out.txt"), encoding="utf-8") as f:
         text = f.read()
     failed = 0
     for name in a.cases or cases:

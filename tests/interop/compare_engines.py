@@ -3,12 +3,12 @@
 usage: compare_engines.py MONOQUANT VARIANTS OUT --transformers PYTHON --vllm PYTHON [--windows N] [LABEL...]
 
 VARIANTS is what make_variants.py wrote. Every variant is quantized in every scheme that vLLM's CPU engine has a kernel for, opened by both engines, each
-in its own environment, and measured on the first windows of eval.txt. A label is VARIANT-SCHEME. One JSON line each; exit status 1 where one differs.
+in its own environment, and measured on the first windows of held-out.txt. A label is VARIANT-SCHEME. One JSON line each; exit status 1 where one differs.
 """
 import argparse, json, os, subprocess, sys
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-TEXT = os.path.join(HERE, "eval.txt")
+TEXT = os.path.join(HERE, "..", "..", "examples", "calibration", "held-out.txt")
 RECIPE = """\
 version: 1
 name: engines

@@ -30,7 +30,7 @@ def main():
     a = ap.parse_args()
     torch = perplexity.torch
     tiny = os.path.join(a.repository, "examples", "tiny-llama")
-    with open(os.path.join(HERE, "eval.txt"), encoding="utf-8") as f:
+    with open(os.path.join(HERE, "..", "..", "examples", "calibration", "held-out.txt"), encoding="utf-8") as f:
         ids = torch.tensor(perplexity.AutoTokenizer.from_pretrained(tiny)(f.read()).input_ids)
     count = min(a.windows or len(ids), len(ids) // perplexity.LENGTH)
     windows = ids[: count * perplexity.LENGTH].view(count, perplexity.LENGTH)

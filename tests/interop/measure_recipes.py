@@ -2,7 +2,7 @@
 
 usage: measure_recipes.py MONOQUANT OUT [--repository DIR] [--windows N]
 
-Runs each recipe of DIR/recipes on DIR/examples/tiny-llama and measures the result on eval.txt with transformers in float32. Beside the recipes stand
+Runs each recipe of DIR/recipes on DIR/examples/tiny-llama and measures the result on held-out.txt with transformers in float32. Beside the recipes stand
 their INT4 schemes with the other observer. Exit status 1 where INT8 is not within 0.5 % of the original, or `mse` is worse than `minmax`.
 """
 import argparse, glob, os, subprocess, sys
@@ -27,7 +27,7 @@ def main():
     a = ap.parse_args()
     torch = perplexity.torch
     tiny = os.path.join(a.repository, "examples", "tiny-llama")
-    with open(os.path.join(HERE, "eval.txt"), encoding="utf-8") as f:
+    with open(os.path.join(HERE, "..", "..", "examples", "calibration", "held-out.txt"), encoding="utf-8") as f:
         ids = torch.tensor(perplexity.AutoTokenizer.from_pretrained(tiny)(f.read()).input_ids)
     count = min(a.windows or len(ids), len(ids) // perplexity.LENGTH)
     windows = ids[: count * perplexity.LENGTH].view(count, perplexity.LENGTH)

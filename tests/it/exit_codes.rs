@@ -35,7 +35,11 @@ fn a_wrong_recipe_or_command_line_is_2() {
     workspace.run(&workspace.recipe("  - stage: quantise-int4\n")).exits(2);
     workspace.run(&workspace.path("none.yaml")).exits(2);
     let said = workspace.monoquant(["rnu", "recipe.yaml"]).exits(2);
-    assert!(said.stderr.contains("the commands are: run, plan, explain,"), "{}", said.stderr);
+    assert!(
+        said.stderr.contains("the commands are: run, calibrate, plan, evaluate, explain,"),
+        "{}",
+        said.stderr
+    );
     workspace.monoquant(["run"]).exits(2);
     workspace.recipe(INT4);
     workspace.monoquant(["run", "recipe.yaml", "--isa", "abacus"]).exits(2);

@@ -295,6 +295,9 @@ fn command_lines(command: &str, hostile: &str) -> Vec<Vec<String>> {
     let lines: &[&[&str]] = match command {
         "run" => &[&["run", "recipe.yaml", "--threads", "2", "-v"], &["run", "recipe.yaml", "--dry-run"]],
         "plan" => &[&["plan", "recipe.yaml"], &["plan", "recipe.yaml", "--json"]],
+        "calibrate" => &[&["calibrate", "recipe.yaml", "-o", "statistics.safetensors"]],
+        "evaluate" => &[&["evaluate", "out", "--source", "MODEL", "--text", "recipe.yaml"]],
+        "clean" => &[&["clean", "recipe.yaml"]],
         "explain" => &[&["explain", "recipe.yaml", "model"], &["explain", "recipe.yaml", hostile]],
         "check" => &[&["check", "recipe.yaml"]],
         "inspect" => &[&["inspect", "MODEL"], &["inspect", "STATISTICS"]],

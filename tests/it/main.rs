@@ -22,6 +22,7 @@ mod left_behind;
 mod library;
 #[cfg(unix)]
 mod limits;
+mod model_runs;
 mod network;
 mod peer;
 mod plan_errors;

@@ -556,7 +556,7 @@ fn statistics_of_the_trained_example_are_those_of_its_script() {
     let windows = windows(&tokens, 256, Some(8)).expect("windows");
     let mut squares = MeanSquares::default();
     run(&description, &weights, &windows, None, &mut squares);
-    let ours = squares.to_bytes([("samples".to_owned(), "8".to_owned())].into()).expect("a file");
+    let ours = squares.to_bytes(&[("samples".to_owned(), "8".to_owned())].into());
     let theirs = read(&folder().join("statistics/tiny-llama-8.safetensors"));
     let (ours, theirs) =
         (SafeTensors::deserialize(&ours).expect("ours"), SafeTensors::deserialize(&theirs).expect("theirs"));

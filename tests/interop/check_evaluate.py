@@ -1,0 +1,54 @@
+"""Holds `monoquant evaluate` against transformers on the same windows: KL divergence to 1 %, perplexities to 0.1 %.
+
+usage: check_evaluate.py MONOQUANT OUT [--repository DIR] [--windows N] [--output DIR...]
+
+Quantizes DIR/examples/tiny-llama by recipes llama-int4, llama-int4-mse and llama-w8a8; with --output also measures directories that are
+there, such as one of llm-compressor's GPTQ. Exit status 1 where one figure differs.
+"""
+import argparse, json, os, subprocess, sys
+
+import perplexity
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+RECIPES = ["llama-int4", "llama-int4-mse", "llama-w8a8"]
+
+
+def main():
+    ap = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    ap.add_argument("monoquant")
+    ap.add_argument("out")
+    ap.add_argument("--repository", default=os.path.join(HERE, "..", ".."))
+    ap.add_argument("--windows", type=int)
+    ap.add_argument("--output", nargs="*", default=[])
+    a = ap.parse_args()
+    torch = perplexity.torch
+    tiny = os.path.join(a.repository, "examples", "tiny-llama")
+    text = os.path.join(a.repository, "examples", "calibration", "held-out.txt")
+    with open(text, encoding="utf-8") as f:
+        ids = torch.tensor(perplexity.AutoTokenizer.from_pretrained(tiny)(f.read()).input_ids)
+    count = min(a.windows or len(ids), len(ids) // perplexity.LENGTH)
+    windows = ids[: count * perplexity.LENGTH].view(count, perplexity.LENGTH)
+    original = perplexity.load(tiny)
+    base = perplexity.measure(original, windows)["ppl"]
+    reference = list(perplexity.log_probabilities(original, windows))
+    folders = list(a.output)
+    for name in RECIPES:
+        out = os.path.abspath(os.path.join(a.out, name))
+        recipe = os.path.join(a.repository, "recipes", name + ".yaml")
+        subprocess.run([a.monoquant, "run", "--quiet", recipe, "--model", tiny, "--output", out], check=True)
+        folders.append(out)
+    wrong = 0
+    print("| output | KL, transformers | KL, monoquant | perplexity, transformers | perplexity, monoquant |\n| --- | ---: | ---: | ---: | ---: |")
+    for folder in folders:
+        command = [a.monoquant, "evaluate", folder, "--source", tiny, "--text", text, "--samples", str(count), "--format", "json"]
+        ours = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+        theirs = perplexity.measure(perplexity.load(folder), windows, reference)
+        kl, ppl = ours["kl"]["mean"], ours["perplexity"]["quantized"]
+        print(f"| {os.path.basename(folder)} | {theirs['kl']:.6f} | {kl:.6f} | {theirs['ppl']:.4f} | {ppl:.4f} |", flush=True)
+        near = abs(kl - theirs["kl"]) <= 0.01 * theirs["kl"] and abs(ppl - theirs["ppl"]) <= 0.001 * theirs["ppl"]
+        wrong += not near or abs(ours["perplexity"]["source"] - base) > 0.001 * base
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
