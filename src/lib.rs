@@ -45,6 +45,10 @@ pub mod gates;
 pub mod ids;
 pub mod layer;
 pub mod model;
+#[expect(
+    clippy::too_many_arguments,
+    reason = "the mathematics take matrices, their sizes and their steps one by one"
+)]
 pub mod network;
 pub mod plan;
 pub mod publish;

@@ -2,11 +2,13 @@
 
 use std::io::Write;
 
-use super::CalibrateArgs;
+use serde_json::json;
+
 use super::output::Output;
 use super::recipe_args::{Trust, limits, loaded};
 use super::run::listener;
 use super::signals::Signals;
+use super::{CalibrateArgs, Format};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::publish::{files, hidden};
@@ -32,8 +34,10 @@ pub(super) fn calibrate(args: &CalibrateArgs, output: &Output, signals: &Signals
     drop(listener);
     drop(running);
     files::replace(&args.to, &hidden::new(&args.to), |file| file.write_all(&statistics))?;
-    if !output.is_quiet() {
-        let to = args.to.display().to_string();
+    let to = args.to.display().to_string();
+    if output.format() == Format::Json {
+        output.json(&json!({ "path": to, "tokens": run.tokens(), "bytes": statistics.len() }));
+    } else if !output.is_quiet() {
         let of = counted(run.tokens(), "token");
         output.result(&format!("{}: statistics of {of}, {}", visible(&to), bytes(statistics.len() as u64)));
     }

@@ -1,7 +1,9 @@
 //! `monoquant clean`.
 
-use super::CleanArgs;
+use serde_json::json;
+
 use super::output::Output;
+use super::{CleanArgs, Format};
 use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::fs::exclusive::{self, Kind};
@@ -31,8 +33,10 @@ pub(super) fn clean(args: &CleanArgs, output: &Output) -> Result<Exit, Failure> 
         }
         drop(lock);
     }
-    if !output.is_quiet() {
-        output.result(&format!("{} removed", counted(removed, "thing")));
+    if output.format() == Format::Json {
+        output.json(&json!({ "removed": removed }));
+    } else if !output.is_quiet() {
+        output.result(&format!("{} removed", counted(removed, "leftover")));
     }
     Ok(Exit::Done)
 }

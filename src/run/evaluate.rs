@@ -52,8 +52,7 @@ impl Listener for Rounding<'_> {
 pub(super) fn all(
     plan: &Plan,
     folders: &[PathBuf],
-    prints: &Prints,
-    measured: &Measured,
+    (prints, measured): (&Prints, &Measured),
     options: &Options,
     listener: &dyn Events,
 ) -> Result<Vec<Evaluation>, Failure> {

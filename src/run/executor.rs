@@ -125,7 +125,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let looked = hashes::complete(plan, &reuse, &folders, &mut measured, cancel)
         .and_then(|()| carried::look(plan, &stores, cancel))
         .and_then(|carried| {
-            Ok((carried, evaluate::all(plan, &folders, &reuse.prints, &measured, options, listener)?))
+            Ok((carried, evaluate::all(plan, &folders, (&reuse.prints, &measured), options, listener)?))
         });
     let (carried, evaluations) = match looked {
         Ok(looked) => looked,
