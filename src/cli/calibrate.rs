@@ -34,10 +34,10 @@ pub(super) fn calibrate(args: &CalibrateArgs, output: &Output, signals: &Signals
     drop(listener);
     drop(running);
     files::replace(&args.to, &hidden::new(&args.to), |file| file.write_all(&statistics))?;
-    let to = args.to.display().to_string();
     if output.format() == Format::Json {
-        output.json(&json!({ "path": to, "tokens": run.tokens(), "bytes": statistics.len() }));
+        output.json(&json!({"file": args.to.display().to_string(), "tokens": run.tokens(), "bytes": statistics.len()}));
     } else if !output.is_quiet() {
+        let to = args.to.display().to_string();
         let of = counted(run.tokens(), "token");
         output.result(&format!("{}: statistics of {of}, {}", visible(&to), bytes(statistics.len() as u64)));
     }

@@ -34,9 +34,9 @@ pub(super) fn clean(args: &CleanArgs, output: &Output) -> Result<Exit, Failure> 
         drop(lock);
     }
     if output.format() == Format::Json {
-        output.json(&json!({ "removed": removed }));
+        output.json(&json!({"removed": removed}));
     } else if !output.is_quiet() {
-        output.result(&format!("{} removed", counted(removed, "leftover")));
+        output.result(&format!("{} removed", counted(removed, "thing")));
     }
     Ok(Exit::Done)
 }
