@@ -1,7 +1,6 @@
 //! `tokenizer.json`, by the crate `tokenizers`, and the cutting of tokens into windows.
 
 use serde_json::Value;
-use tokenizers::pipeline::{EncodeOptions, Override, PipelineTokenizer};
 
 use super::template::Template;
 use super::text::Document;
@@ -12,7 +11,7 @@ const PROBE: &str = "a";
 
 /// A model's tokenizer.
 pub struct Tokenizer {
-    inner: PipelineTokenizer,
+    inner: tokenizers::Tokenizer,
     /// What the tokenizer's own template puts before a text.
     before: Vec<u32>,
     /// `bos_token` of `tokenizer_config.json`.
@@ -50,10 +49,9 @@ impl Tokenizer {
     /// # Errors
     /// One of them cannot be read.
     pub fn new(tokenizer: &[u8], config: Option<&[u8]>, template: Option<&str>) -> Result<Self, Finding> {
-        let text = std::str::from_utf8(tokenizer).map_err(|e| unreadable(&e))?;
-        // Files of all earlier versions become one form first, which is the only one that is read.
-        let text = tokenizers::canonicalize_str(text).map_err(|e| unreadable(&e))?;
-        let inner = tokenizers::from_json(&text).map_err(|e| unreadable(&e))?;
+        let mut inner = tokenizers::Tokenizer::from_bytes(tokenizer).map_err(|e| unreadable(&e))?;
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|e| unreadable(&e))?;
         let config: Value = match config {
             Some(bytes) => serde_json::from_slice(bytes).map_err(|error| {
                 Finding::error(
@@ -64,10 +62,11 @@ impl Tokenizer {
             })?,
             None => Value::Null,
         };
-        let probe = |special| tokens_of(&inner, PROBE, special).map_err(|e| unreadable(&e));
-        let (with, own) = (probe(true)?, probe(false)?);
-        let at = with.windows(own.len().max(1)).position(|ids| ids == own).unwrap_or(0);
-        let before = with[..at].to_vec();
+        let encode = |special| inner.encode(PROBE, special).map_err(|e| unreadable(&e));
+        let (with, without) = (encode(true)?, encode(false)?);
+        let own = without.get_ids();
+        let at = with.get_ids().windows(own.len().max(1)).position(|ids| ids == own).unwrap_or(0);
+        let before = with.get_ids()[..at].to_vec();
         let bos = config.get("bos_token");
         let bos =
             bos.and_then(|bos| bos.as_str().or_else(|| bos.get("content")?.as_str())).map(str::to_owned);
@@ -88,10 +87,11 @@ impl Tokenizer {
                 Document::Text(text) => text.clone(),
                 Document::Chat(line) => self.template.as_ref().ok_or_else(no_template)?.render(line)?,
             };
-            let ids = tokens_of(&self.inner, &text, false).map_err(|error| {
+            let encoded = self.inner.encode_fast(text, false).map_err(|error| {
                 Finding::error("tokens::bad-text", format!("the tokenizer cannot read the text: {error}"))
             })?;
             // A chat's own template begins with the same token.
+            let ids = encoded.get_ids();
             let skip = if index == 0 && prefix > 0 && ids.starts_with(&tokens) { prefix } else { 0 };
             tokens.extend_from_slice(&ids[skip..]);
         }
@@ -104,31 +104,14 @@ impl Tokenizer {
             None => Ok(self.before.clone()),
             Some(true) if !self.before.is_empty() => Ok(self.before.clone()),
             Some(true) => {
-                let bos = self.bos.as_deref().and_then(|bos| tokens_of(&self.inner, bos, false).ok());
-                bos.filter(|ids| ids.len() == 1).ok_or_else(|| {
+                let id = self.bos.as_deref().and_then(|bos| self.inner.token_to_id(bos));
+                id.map(|id| vec![id]).ok_or_else(|| {
                     Finding::error("tokens::no-bos", "the tokenizer has no token that a text begins with")
                         .help("Leave `begin_with_bos` out, or set it to false.")
                 })
             }
         }
     }
-}
-
-/// Tokens of a text, all of them, whatever the file says of truncation and padding. `special`: with what the tokenizer's own
-/// template adds to a text.
-fn tokens_of(
-    tokenizer: &PipelineTokenizer,
-    text: &str,
-    special: bool,
-) -> Result<Vec<u32>, tokenizers::Error> {
-    let options = EncodeOptions {
-        add_special_tokens: special,
-        padding: Override::Off,
-        truncation: Override::Off,
-        ..EncodeOptions::default()
-    };
-    let encodings = tokenizer.encode(text, &options).wait()?;
-    Ok(encodings.iter().flat_map(|encoding| encoding.ids()).map(|id| u32::from(*id)).collect())
 }
 
 fn no_template() -> Finding {
