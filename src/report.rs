@@ -303,7 +303,7 @@ pub fn seal(report: &mut Report) {
 /// Writes the text of a report. It has some hundred bytes a tensor, and is not held.
 ///
 /// # Errors
-/// Where it cannot be written.
+/// If it cannot be written.
 pub fn write(report: &Report, out: impl Write) -> io::Result<()> {
     let mut out = io::BufWriter::with_capacity(1 << 16, out);
     serde_json::to_writer_pretty(&mut out, report)?;

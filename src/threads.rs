@@ -99,7 +99,7 @@ impl Pool {
         self.rayon.as_ref().map_or(0, ThreadPool::current_num_threads)
     }
 
-    /// Does work whose parallel parts these threads share; the calling one where there is none.
+    /// Does work whose parallel parts these threads share; the calling one if there is none.
     pub(crate) fn install<R: Send>(&self, work: impl FnOnce() -> R + Send) -> R {
         match &self.rayon {
             Some(pool) => pool.install(work),
@@ -107,7 +107,7 @@ impl Pool {
         }
     }
 
-    /// Does the same work on each thread at once, and waits for all of them; on the calling one where there is none.
+    /// Does the same work on each thread at once, and waits for all of them; on the calling one if there is none.
     pub(crate) fn on_each(&self, work: impl Fn() + Sync) {
         match &self.rayon {
             Some(pool) => drop(pool.broadcast(|_| work())),

@@ -1,6 +1,6 @@
 //! Signals: the first asks for the end of the process, which comes within a second, whatever the process is waiting for.
 //!
-//! All commands listen, so that each ends with the same exit status, also where it was started in the background by a shell that has
+//! All commands listen, so that each ends with the same exit status, also if it was started in the background by a shell that has
 //! Ctrl-C ignored. A command that holds nothing ends at once. A run is asked to end by itself, and keeps what it has finished; one
 //! that does not, because a disk or a reader of its output hangs, is ended. Publishing is the one thing that is waited for.
 
@@ -46,7 +46,7 @@ struct State {
 pub(super) struct Running(Signals);
 
 impl Signals {
-    /// Listens from now on. Where that cannot be, signals do what they do by default: they end the process.
+    /// Listens from now on. If that cannot be, signals do what they do by default: they end the process.
     pub(super) fn listen(output: Output) -> Self {
         let signals = Self::default();
         let output = Arc::new(output);

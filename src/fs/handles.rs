@@ -138,7 +138,7 @@ impl Open {
         self.changed.notify_all();
     }
 
-    /// Closes a file that nobody uses; false where there is none.
+    /// Closes a file that nobody uses; false if there is none.
     fn close_one(&self) -> bool {
         let mut slots = self.slots();
         let closed = slots.idle(&[]).and_then(|oldest| slots.by_handle.remove(&oldest));

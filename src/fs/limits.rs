@@ -2,7 +2,7 @@
 
 use std::io::Error;
 
-/// How many files may be open; none where there is no limit.
+/// How many files may be open; none if there is no limit.
 #[must_use]
 pub(crate) fn open_files() -> Option<u64> {
     #[cfg(unix)]
@@ -15,7 +15,7 @@ pub(crate) fn open_files() -> Option<u64> {
     }
 }
 
-/// Bytes of the longest file that may be written; none where there is no limit.
+/// Bytes of the longest file that may be written; none if there is no limit.
 #[must_use]
 pub(crate) fn longest_file() -> Option<u64> {
     #[cfg(unix)]
@@ -34,7 +34,7 @@ pub(crate) fn outlive_long_files() {
     #[cfg(unix)]
     {
         use nix::sys::signal::{SigSet, Signal};
-        // A signal that is blocked waits for ever. Where it cannot be blocked, the next run takes up what is finished.
+        // A signal that is blocked waits for ever. If it cannot be blocked, the next run takes up what is finished.
         let _ = SigSet::from(Signal::SIGXFSZ).thread_block();
     }
 }

@@ -258,7 +258,7 @@ fn numbered(name: &str) -> impl Iterator<Item = (&str, u64, &str)> {
     found.take(MAX_NESTED)
 }
 
-/// The lists of a model; none where there are more than any model has.
+/// The lists of a model; none if there are more than any model has.
 fn lists<'a>(tensors: &Tensors<'a, '_>) -> HashMap<&'a str, List> {
     let mut lists: HashMap<&str, List> = HashMap::new();
     for (tensor, kind) in tensors.iter() {

@@ -34,7 +34,7 @@ mod wrappers;
 /// A model, as its headers describe it.
 #[derive(Debug, Clone)]
 pub struct ModelFolder {
-    /// Where it is read from.
+    /// The place that it is read from.
     pub source: Arc<dyn Source>,
     /// Whether one file was named instead of a folder.
     pub is_single_file: bool,
@@ -44,7 +44,7 @@ pub struct ModelFolder {
     pub tensors: IdVec<TensorId, TensorInfo>,
     /// `config.json`, or an empty one.
     pub config: Config,
-    /// The file name of the index, where there is one.
+    /// The file name of the index, if there is one.
     pub index: Option<String>,
     /// Every other file of the folder but `config.json` and the index, ordered by name. None for a single
     /// file.

@@ -323,7 +323,7 @@ struct Description {
     data_offsets: [u64; 2],
 }
 
-/// A dtype by its name, which is kept only where it is not known.
+/// A dtype by its name, which is kept only if it is not known.
 enum DtypeName {
     Known(Dtype),
     Unknown(Box<str>),
@@ -349,7 +349,7 @@ impl Visitor<'_> for DtypeVisitor {
     }
 }
 
-/// Reads the key of an entry: a name among the others, or none where it is that of the metadata.
+/// Reads the key of an entry: a name among the others, or none if it is that of the metadata.
 struct Key<'n>(&'n mut Names);
 
 impl<'de> DeserializeSeed<'de> for Key<'_> {

@@ -187,7 +187,7 @@ pub(super) fn words(rule: u8) -> &'static str {
     ROLES.get(usize::from(rule)).map_or("", |rule| rule.words)
 }
 
-/// The rule that gives a tensor its role, where it has one.
+/// The rule that gives a tensor its role, if it has one.
 pub(super) fn role(tensor: &TensorFacts<'_>, kind: LayerType, surroundings: &Surroundings<'_>) -> Option<u8> {
     let placed = Placed { place: surroundings.decoder.place(&tensor.info.name), surroundings };
     ROLES.iter().position(|rule| (rule.test)(tensor, kind, &placed)).map(|at| at as u8)

@@ -1,4 +1,4 @@
-//! Sizes of the axes of a tensor: a vector that takes no memory of its own where there are two axes or fewer, as mostly.
+//! Sizes of the axes of a tensor: a vector that takes no memory of its own if there are two axes or fewer, as mostly.
 
 use std::fmt;
 use std::ops::Deref;

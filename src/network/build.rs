@@ -284,7 +284,7 @@ impl Layer<'_> {
         self.names.matrix(found, wanted, (rows, columns), Layout::InOut)
     }
 
-    /// The first of some norms, over `width` columns at a time of `columns`, where it is there.
+    /// The first of some norms, over `width` columns at a time of `columns`, if it is there.
     pub(super) fn norm(
         &self,
         modules: &[&str],
@@ -318,7 +318,7 @@ impl Layer<'_> {
         }))
     }
 
-    /// A norm of the stream, where it is there.
+    /// A norm of the stream, if it is there.
     fn stream_norm(&self, modules: &[&str]) -> Result<Option<Norm>, Finding> {
         self.norm(modules, self.family.norm, self.shape.hidden, self.shape.hidden)
     }

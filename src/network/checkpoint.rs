@@ -76,7 +76,7 @@ impl Weights for Checkpoint<'_> {
             reader.rows(&rows, &mut weights, &mut codes).map_err(first)?;
             return floats(tensor.dtype, &weights).ok_or_else(|| missing(name));
         }
-        // Entries of the first axis, of the whole tensor where it is a scalar.
+        // Entries of the first axis, of the whole tensor if it is a scalar.
         let row = tensor.bytes / tensor.shape.first().copied().unwrap_or(1).max(1);
         let count = (rows.end - rows.start) as u64;
         let bytes = self.bytes(tensor, row * rows.start as u64, row * count)?;

@@ -164,7 +164,7 @@ impl Window {
         }
     }
 
-    /// Which tokens went to which experts, where a slot holds it.
+    /// Which tokens went to which experts, if a slot holds it.
     #[must_use]
     pub fn routing(&self, slot: Slot) -> Option<&Routing> {
         match &self.slots[slot] {

@@ -18,9 +18,9 @@ pub(super) enum Windows {
     None,
     /// All, where `sliding_window` is there.
     All,
-    /// Those that `layer_types` names; where it is missing, all but every n-th.
+    /// Those that `layer_types` names; if it is missing, all but every n-th.
     AllBut(usize),
-    /// Those that `layer_types` names; where it is missing, those from `max_window_layers` on, if `use_sliding_window`.
+    /// Those that `layer_types` names; if it is missing, those from `max_window_layers` on, if `use_sliding_window`.
     From,
 }
 
@@ -31,7 +31,7 @@ pub(super) enum Turned {
     All,
     /// None: positions are a table.
     None,
-    /// Those that `no_rope_layers` names with 1; where it is missing, all but every n-th.
+    /// Those that `no_rope_layers` names with 1; if it is missing, all but every n-th.
     Named,
     /// Those with a window.
     Windowed,
@@ -55,20 +55,20 @@ pub(super) enum Mixer {
 /// One family, or several that compute alike.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Family {
-    /// `model_type`, of the text part where there are several.
+    /// `model_type`, of the text part if there are several.
     pub types: &'static [&'static str],
     pub(super) norm: NormKind,
     pub(super) epsilon: f64,
-    /// Where no key names one.
+    /// If no key names one.
     pub(super) activation: Activation,
     pub(super) embedding: EmbeddingScale,
     pub(super) windows: Windows,
     pub(super) turned: Turned,
     pub(super) is_interleaved: bool,
     pub(super) mixer: Mixer,
-    /// `partial_rotary_factor` where no key says it.
+    /// `partial_rotary_factor` if no key says it.
     pub(super) share: f64,
-    /// `rope_theta` where no key says it.
+    /// `rope_theta` if no key says it.
     pub(super) base: f64,
     pub(super) scores: Scores,
     /// Whether experts' weights are divided by their sum; where missing, `norm_topk_prob` says it.

@@ -94,7 +94,7 @@ impl Layer<'_> {
         Ok(self.product(joined, linear(self, DOWN, hidden, inner)?))
     }
 
-    /// The experts of this layer, where it has some.
+    /// The experts of this layer, if it has some.
     fn experts(&self) -> Result<Option<Experts>, Finding> {
         let mut count = None;
         for key in ["num_experts", "num_local_experts", "n_routed_experts"] {
@@ -201,7 +201,7 @@ impl Layer<'_> {
         Ok(to)
     }
 
-    /// The expert that all tokens see, where there is one.
+    /// The expert that all tokens see, if there is one.
     fn shared(&mut self, inputs: Slot, prefix: &str) -> Result<Option<Slot>, Finding> {
         let hidden = self.shape.hidden;
         let found = ["shared_expert.", "shared_experts."]
@@ -250,7 +250,7 @@ impl Layer<'_> {
         (names, is_dealt)
     }
 
-    /// Matrices of a stack; which of its axes are inputs is seen by its shape, and by the family where both are as long.
+    /// Matrices of a stack; which of its axes are inputs is seen by its shape, and by the family if both are as long.
     fn stacked(
         &self,
         experts: &Experts,

@@ -76,7 +76,7 @@ impl<'a> Names<'a> {
         Ok(Self { weights, used: RefCell::default(), list, root, all: all.clone() })
     }
 
-    /// A tensor's shape, where there is one of this name.
+    /// A tensor's shape, if there is one of this name.
     pub(super) fn shape(&self, name: &str) -> Option<Vec<usize>> {
         self.weights.shape(name)
     }

@@ -48,7 +48,7 @@ pub enum NormKind {
     RmsPlusOne,
     /// Less their mean, by their deviation, times the weight.
     Layer,
-    /// By their length (as queries and keys in gated delta layers), times the weight where there is one.
+    /// By their length (as queries and keys in gated delta layers), times the weight if there is one.
     Length,
 }
 
@@ -57,9 +57,9 @@ pub enum NormKind {
 pub struct Norm {
     /// Kind.
     pub kind: NormKind,
-    /// The weight, where there is one.
+    /// The weight, if there is one.
     pub weight: Option<String>,
-    /// The bias, where there is one.
+    /// The bias, if there is one.
     pub bias: Option<String>,
     /// Added under the root.
     pub epsilon: f32,
@@ -100,7 +100,7 @@ pub struct Linear {
     pub columns: usize,
     /// Outputs.
     pub rows: usize,
-    /// The tensor of its bias, where there is one; of a stack the same part of it.
+    /// The tensor of its bias, if there is one; of a stack the same part of it.
     pub bias: Option<String>,
 }
 

@@ -83,7 +83,7 @@ fn spilled(error: &std::io::Error) -> Finding {
 }
 
 impl Hidden {
-    /// Room for windows of these lengths; in `file` where there is one. Gives the bytes that memory would need by
+    /// Room for windows of these lengths; in `file` if there is one. Gives the bytes that memory would need by
     /// [`Hidden::bytes`].
     #[must_use]
     pub fn new(hidden: usize, lengths: Vec<usize>, file: Option<File>) -> Self {
@@ -212,7 +212,7 @@ impl<'a> Pass<'a> {
         self.windows
     }
 
-    /// Looks all tokens up: the streams before the first layer, in `file` where there is one.
+    /// Looks all tokens up: the streams before the first layer, in `file` if there is one.
     ///
     /// # Errors
     /// A table or the file cannot be read or written.

@@ -16,7 +16,7 @@ pub(super) struct Size {
     pub(super) share: f64,
     /// `max_position_embeddings`.
     pub(super) positions: usize,
-    /// `original_max_position_embeddings`, where it is beside it.
+    /// `original_max_position_embeddings`, if it is beside it.
     pub(super) original: Option<usize>,
     /// `rope_theta` where neither says it.
     pub(super) base: f64,

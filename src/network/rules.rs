@@ -66,7 +66,7 @@ pub(super) fn rules(
     Ok(((0..layers).map(rule).collect::<Result<_, _>>()?, ropes))
 }
 
-/// The angles of full layers, then where they differ those of layers with a window; and the number of the latter.
+/// The angles of full layers, then if they differ those of layers with a window; and the number of the latter.
 fn ropes(keys: &Keys<'_>, family: &Family, shape: Shape) -> Result<(Vec<Rope>, usize), Finding> {
     if family.turned == Turned::None {
         return Ok((Vec::new(), 0));

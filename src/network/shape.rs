@@ -22,7 +22,7 @@ pub(super) struct Shape {
 #[derive(Debug, Clone, Copy, Default)]
 pub(super) struct Rule {
     pub(super) window: Option<usize>,
-    /// Which angles; none where nothing is turned.
+    /// Which angles; none if nothing is turned.
     pub(super) rope: Option<usize>,
     /// Whether it attends; otherwise it convolves or has a state.
     pub(super) attends: bool,

@@ -9,7 +9,7 @@ pub trait Weights: Sync {
     /// The names of all tensors, in any order.
     fn names(&self) -> Vec<String>;
 
-    /// The shape of a tensor, where there is one of this name.
+    /// The shape of a tensor, if there is one of this name.
     fn shape(&self, name: &str) -> Option<Vec<usize>>;
 
     /// Entries `rows` of the first axis of a tensor, with all of the further axes, as F32.

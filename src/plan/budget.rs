@@ -105,7 +105,7 @@ fn held(content: Content<'_>, exports: &[ExportPlan]) -> u64 {
 /// The bound for as many workers as `threads`, fewer where `memory` asks for it.
 ///
 /// # Errors
-/// Where not even one worker fits into `memory`.
+/// If not even one worker fits into `memory`.
 pub(super) fn budget(
     content: Content<'_>,
     exports: &[ExportPlan],

@@ -84,7 +84,7 @@ pub(crate) fn experts_parent(subject: &str) -> Option<&str> {
     Some(&subject[..start + "experts".len()])
 }
 
-/// The parent of the experts that an item is of, where it is of experts.
+/// The parent of the experts that an item is of, if it is of experts.
 fn experts_of<'m>(item: &Item<'m>) -> Option<&'m str> {
     experts_parent(item.subject)
         .or_else(|| (item.class.kind == LayerType::Experts).then(|| item.tensor.module()))

@@ -337,7 +337,7 @@ impl ExportPlan {
     /// Writes what a weight file begins with: the length of its header, and the header.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If it cannot be written.
     pub fn write_header(&self, content: Content<'_>, file: FileId, out: impl Write) -> io::Result<()> {
         let (file, mut out) = (&self.files[file], out);
         let mut entries = entries(content, file.header_len, &self.tensors[file.tensors.clone()]);
@@ -374,7 +374,7 @@ impl ExportPlan {
     /// Writes the index of the weight files.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If it cannot be written.
     pub fn write_index(&self, content: Content<'_>, out: impl Write) -> io::Result<()> {
         let mut order: Vec<OutputTensorId> = self.tensors.ids().collect();
         let tensor = |index: OutputTensorId| &self.tensors[index];

@@ -78,7 +78,7 @@ impl ModelRuns {
     /// The least memory in which the model runs with so many threads.
     #[must_use]
     pub fn least_memory(&self, threads: usize) -> u64 {
-        // Two models side by side, where they are compared.
+        // Two models side by side, if they are compared.
         let is_compared = self.runs.iter().any(|run| run.models == 2);
         BASE_BYTES + self.layer_bytes() * (1 + u64::from(is_compared)) + self.thread_bytes() * threads as u64
     }

@@ -50,7 +50,7 @@ pub struct StageStatistics {
 /// The result of matching the statistics of a recipe with the tasks.
 #[derive(Debug, Clone, PartialEq, Default)]
 pub struct Weighing {
-    /// The importance of the columns of each task, where there are statistics of it; empty where there are none at all.
+    /// The importance of the columns of each task, if there are statistics of it; empty if there are none at all.
     tasks: IdVec<TaskId, Option<Importance>>,
     /// One entry a quantize stage that has statistics.
     pub stages: Vec<StageStatistics>,
@@ -61,7 +61,7 @@ pub struct Weighing {
 }
 
 impl Weighing {
-    /// The importance of the columns of a task, where there are statistics of it.
+    /// The importance of the columns of a task, if there are statistics of it.
     #[must_use]
     pub fn of(&self, task: TaskId) -> Option<&Importance> {
         self.tasks.get(task)?.as_ref()

@@ -58,7 +58,7 @@ impl Task {
         }
     }
 
-    /// The module, where that is not the tensor's own.
+    /// The module, if that is not the tensor's own.
     #[must_use]
     pub fn own_module(&self) -> Option<&str> {
         self.expert.as_ref().map(|expert| expert.module.as_str())

@@ -19,7 +19,7 @@ use crate::publish::hidden;
 /// Bytes that are copied at once.
 const STRETCH: u64 = 16 << 20;
 
-/// Asks whether to go on with what takes long: an error where not.
+/// Asks whether to go on with what takes long: an error if not.
 pub(crate) type GoOn<'a> = &'a dyn Fn() -> Result<(), Failure>;
 
 /// An output being built.
@@ -118,7 +118,7 @@ impl Staging {
         Ok(staging)
     }
 
-    /// An open weight file. Where it has to be opened again, that is from the folder that is held open.
+    /// An open weight file. If it has to be opened again, that is from the folder that is held open.
     fn held(&self, file: File, planned: &OutputFile, is_written: bool) -> Result<StagedFile, Failure> {
         let (root, name) = (Arc::clone(&self.root), PathBuf::from(&planned.name));
         let path = self.folder.join(&name);
@@ -152,13 +152,13 @@ impl Staging {
     /// decides about permissions, as for every file that is written.
     ///
     /// # Errors
-    /// Where it cannot be read or written, or is not to go on.
+    /// If it cannot be read or written, or is not to go on.
     pub fn copy(&self, mut from: impl Read, name: &Path, go_on: GoOn<'_>) -> Result<(), Failure> {
         let failed = |error: io::Error| cannot_write("copy to", &self.folder.join(name), &error);
         let mut to = self.root.create_file(name).map_err(failed)?;
         loop {
             go_on()?;
-            // Between two files the system copies by itself, where it can by sharing what is on the disk.
+            // Between two files the system copies by itself, if it can by sharing what is on the disk.
             if io::copy(&mut from.by_ref().take(STRETCH), &mut to).map_err(failed)? == 0 {
                 return Ok(());
             }
@@ -168,7 +168,7 @@ impl Staging {
     /// Writes a file into the folder.
     ///
     /// # Errors
-    /// Where it cannot be written.
+    /// If it cannot be written.
     pub fn write(
         &self,
         name: &Path,

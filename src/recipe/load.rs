@@ -261,7 +261,7 @@ fn empty(source: &Arc<SourceText>) -> Finding {
 /// The typed recipe of a value that the schema allows.
 fn typed(value: Value, tree: &Node) -> Result<Recipe, Box<Finding>> {
     serde_path_to_error::deserialize(value).map_err(|error| {
-        // The schema is meant to be as strict as the types; a property test looks for cases where it is not.
+        // The schema is meant to be as strict as the types; a property test looks for cases in which it is not.
         let pointer: String = error
             .path()
             .iter()

@@ -35,7 +35,7 @@ pub struct Extremes {
 /// The results of a whole pass.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Measured {
-    /// The distortion of each source tensor, where it was quantized.
+    /// The distortion of each source tensor, if it was quantized.
     pub tensors: IdVec<TensorId, Option<Distortion>>,
     /// Where the extremes of each of these are.
     pub extremes: IdVec<TensorId, Option<Extremes>>,

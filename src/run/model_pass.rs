@@ -16,7 +16,7 @@ use crate::publish::files::cannot_write;
 use crate::publish::hidden;
 use crate::quant::Isa;
 
-/// Tells what a pass has done, and ends it where it is cancelled.
+/// Tells what a pass has done, and ends it if it is cancelled.
 pub(super) struct Watched<'a, L> {
     pub inner: L,
     pub progress: &'a Progress<'a>,
@@ -51,7 +51,7 @@ fn first(failure: Failure) -> Finding {
     failure.findings.into_iter().next().unwrap_or_else(none)
 }
 
-/// The failure of a pass. Where it was cancelled, that is what it failed of.
+/// The failure of a pass. If it was cancelled, that is what it failed of.
 pub(super) fn failed(cancel: &Cancel, finding: Finding) -> Failure {
     match cancel.check() {
         Err(interrupted) => interrupted,

@@ -198,7 +198,7 @@ pub(super) struct Digester {
 }
 
 impl Digester {
-    /// With a hash where that is wanted.
+    /// With a hash if that is wanted.
     pub(super) fn new(is_hashed: bool) -> Self {
         Self { bytes: 0, crc: 0, hasher: is_hashed.then(blake3::Hasher::new) }
     }

@@ -39,11 +39,11 @@ impl FirstFailure {
 }
 
 impl Workers {
-    /// Starts so many threads, or as many as the system lets start; `cancel` ends their work. Each needs `bytes` of memory; where there is no thread, the
+    /// Starts so many threads, or as many as the system lets start; `cancel` ends their work. Each needs `bytes` of memory; if there is no thread, the
     /// calling one does the work.
     ///
     /// # Errors
-    /// Where there is not even memory for that one.
+    /// If there is not even memory for that one.
     pub(crate) fn start(threads: usize, bytes: u64, cancel: Cancel) -> Result<Self, Failure> {
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
         let pool = Pool::start(threads, bytes);
@@ -63,7 +63,7 @@ impl Workers {
         &self.cancel
     }
 
-    /// What there is to say where there are fewer threads than were wanted.
+    /// What there is to say if there are fewer threads than were wanted.
     pub(crate) fn warning(&self) -> Option<Finding> {
         let (started, wanted) = (self.pool.threads(), self.wanted);
         let why = "limits of processes (`ulimit -u`) or memory (`ulimit -v`) allow no more";

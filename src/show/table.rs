@@ -25,7 +25,7 @@ pub(crate) fn table(headings: &[&str], numeric: &[usize], rows: Vec<Vec<String>>
 /// Writes a table whose rows may be too many to be held: they are made twice, once to be measured.
 ///
 /// # Errors
-/// Where it cannot be written.
+/// If it cannot be written.
 pub(crate) fn write_table<I: Iterator<Item: AsRef<[String]>>>(
     out: &mut dyn Write,
     headings: &[&str],

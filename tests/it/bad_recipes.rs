@@ -310,7 +310,7 @@ fn whatever_is_dug_deep_is_refused_quickly() {
     }
 }
 
-/// Loads a text and, where it is a recipe, writes and loads it again.
+/// Loads a text and, if it is a recipe, writes and loads it again.
 fn never_panics(text: &str) -> Result<(), TestCaseError> {
     match read(text) {
         Ok(loaded) => {

@@ -29,7 +29,7 @@ fn plan_of(target: &str, model: &TempDir, stages: &str) -> Result<Plan, Failure>
     plan::plan(recipe::load(&path, &Overrides { model, ..Overrides::default() })?, Limits::default())
 }
 
-/// The code of what is said about engines: `!code` for an error, `code` for a warning, nothing where nothing is.
+/// The code of what is said about engines: `!code` for an error, `code` for a warning, nothing if nothing is.
 fn said(planned: &Result<Plan, Failure>) -> String {
     let findings: &[Finding] = match planned {
         Ok(plan) => &plan.warnings,

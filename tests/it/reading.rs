@@ -123,9 +123,9 @@ impl Kind {
 /// A file that is read.
 struct Place {
     path: &'static str,
-    /// Who reads it, and the exit status where it cannot be read.
+    /// Who reads it, and the exit status if it cannot be read.
     readers: &'static [(&'static [&'static str], i32)],
-    /// The status with some kinds, where it is another; 0 where all is well.
+    /// The status with some kinds, if it is another; 0 where all is well.
     but: &'static [(Kind, i32)],
 }
 
@@ -250,7 +250,7 @@ fn give_away(path: &Path) {
     }
 }
 
-/// Runs a command; its exit status and its findings. None where it does not end.
+/// Runs a command; its exit status and its findings. None if it does not end.
 fn carry_out(mut command: Command) -> Option<(Option<i32>, Vec<Value>)> {
     let folder = tempfile::tempdir().expect("a temporary folder");
     let said = folder.path().join("said");

@@ -43,7 +43,7 @@ fn said(planned: &Result<Plan, Failure>) -> Vec<String> {
     codes.collect()
 }
 
-/// What SGLang refuses, and that the same loads where it is not the target.
+/// What SGLang refuses, and that the same loads if it is not the target.
 fn sglang_refuses(name: &str, stages: &str, code: &str) {
     let own = said(&planned(name, stages, "    target: sglang\n"));
     assert!(own.contains(&code.to_owned()), "{name}: {own:?}\n{stages}");

@@ -166,7 +166,7 @@ fn a_report_that_is_not_as_it_was_written_makes_a_folder_foreign() {
         assert_ne!(edited, text, "{why}");
         fs::write(&path, edited).expect("the report");
         stays_as_it_is(&workspace, why);
-        // Nor is it where nothing is recorded of it.
+        // Nor is it if nothing is recorded of it.
         let record = workspace.path(".out.monoquant-record");
         let aside = workspace.path("aside.monoquant-record");
         fs::rename(&record, &aside).expect("the record");

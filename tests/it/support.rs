@@ -58,7 +58,7 @@ pub fn is_updating() -> bool {
 /// Compares a text with the reviewed one in a file, or writes the file anew.
 ///
 /// # Errors
-/// Where they differ.
+/// If they differ.
 pub fn compare(path: &Path, found: &str) -> Result<(), String> {
     if is_updating() {
         fs::write(path, found).expect("a file of the repository");

@@ -1,4 +1,4 @@
-//! What an earlier run has left is taken over only where it is known to be what that run left, and not at all by `--untrusted`.
+//! What an earlier run has left is taken over only if it is known to be what that run left, and not at all by `--untrusted`.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

@@ -167,7 +167,7 @@ fn nothing_outside_of_the_folder_is_read() {
             assert!(is_told, "{of} {name}: {said}");
         }
     }
-    // Nor is the report itself, where it is a link.
+    // Nor is the report itself, if it is a link.
     let workspace = published();
     fs::rename(workspace.path(REPORT), workspace.path("elsewhere.json")).expect("the report");
     symlink(workspace.path("elsewhere.json"), workspace.path(REPORT));

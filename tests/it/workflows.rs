@@ -103,7 +103,7 @@ fn each_script_is_run_by_a_workflow_or_by_another_script() {
 #[test]
 fn scripts_are_bash() {
     for path in entries(".ci") {
-        // Where there is no bash there is nothing to ask.
+        // If there is no bash there is nothing to ask.
         let Ok(output) = Command::new("bash").arg("-n").arg(&path).output() else { return };
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
     }

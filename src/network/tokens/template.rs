@@ -27,7 +27,7 @@ fn wrong(what: String) -> Finding {
 }
 
 impl Template {
-    /// The template of a model: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`. None where there is none.
+    /// The template of a model: `chat_template.jinja`, or `chat_template` in `tokenizer_config.json`. None if there is none.
     ///
     /// # Errors
     /// It is no template.

@@ -43,7 +43,7 @@ pub fn missing() -> Finding {
 }
 
 impl Tokenizer {
-    /// Reads the files of a model: `tokenizer.json`, and where they are there `tokenizer_config.json` and
+    /// Reads the files of a model: `tokenizer.json`, and if they are there `tokenizer_config.json` and
     /// `chat_template.jinja`.
     ///
     /// # Errors
@@ -78,7 +78,7 @@ impl Tokenizer {
     /// the tokenizer's own template has it.
     ///
     /// # Errors
-    /// A conversation has no template, or the model has no token to begin with where one is asked for.
+    /// A conversation has no template, or the model has no token to begin with if one is asked for.
     pub fn encode(&self, documents: &[Document], begins: Option<bool>) -> Result<Vec<u32>, Finding> {
         let mut tokens = self.beginning(begins)?;
         let prefix = tokens.len();

@@ -103,7 +103,7 @@ fn names_above(name: &str) -> impl Iterator<Item = &str> {
 fn ignore_single(quantized: &Quantized<'_>, single: &[&str]) -> IndexSet<String> {
     let hits = |pattern: &str| quantized.hits(pattern);
     let quantized_experts: HashSet<&str> = quantized.names().filter_map(experts_parent).collect();
-    // The name that is ignored in place of a module's, where that is the one of its experts.
+    // The name that is ignored in place of a module's, if that is the one of its experts.
     fn experts_of<'m>(module: &'m str, quantized: &HashSet<&str>) -> Option<&'m str> {
         experts_parent(module).filter(|parent| !quantized.contains(parent))
     }

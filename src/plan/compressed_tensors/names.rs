@@ -153,7 +153,7 @@ pub(crate) fn in_list(
 /// The longest pattern that is compiled: one with the numbers of ten thousand layers takes more memory than a model.
 const LONGEST: usize = 1 << 16;
 
-/// A pattern as engines match it: from the start of a name on. None where it cannot be compiled.
+/// A pattern as engines match it: from the start of a name on. None if it cannot be compiled.
 pub(crate) fn compile(pattern: &str) -> Option<Regex> {
     (pattern.len() <= LONGEST).then(|| Regex::new(&format!("^(?:{pattern})")).ok())?
 }

@@ -93,7 +93,7 @@ pub(in crate::plan) fn look_at(content: Content<'_>, exports: &[ExportPlan]) -> 
     outlook
 }
 
-/// The modules that an engine makes of the quantized matrices of an export: those alike once. None where there are more kinds of
+/// The modules that an engine makes of the quantized matrices of an export: those alike once. None if there are more kinds of
 /// them than any model has.
 fn units(content: Content<'_>, stage: StageId) -> Vec<Unit> {
     let is_fused = |group: &&FusedModules| !group.are_experts();

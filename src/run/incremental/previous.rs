@@ -35,7 +35,7 @@ pub(crate) struct Store {
     pub is_staging: bool,
     /// Whether the system is the one that the record was written in: after another start, what was not flushed may be lost.
     is_of_this_boot: bool,
-    /// Of each tensor of the model what the record says, where it was finished and its bytes can be there.
+    /// Of each tensor of the model what the record says, if it was finished and its bytes can be there.
     finished: IdVec<TensorId, Option<Box<Finished>>>,
     pub files: IdVec<FileId, StoredFile>,
 }
@@ -57,7 +57,7 @@ pub(crate) struct StoredFile {
 type Places = HashMap<Name, (u64, u64)>;
 
 impl StoredFile {
-    /// Looks at a file in a folder and where its tensors are; one without tensors where it cannot be understood.
+    /// Looks at a file in a folder and where its tensors are; one without tensors if it cannot be understood.
     fn look(root: &Path, folder: &Arc<Folder>, file: &WrittenFile, is_of_this_boot: bool) -> (Self, Places) {
         let path = root.join(&file.name);
         let (folder, name) = (Arc::clone(folder), PathBuf::from(&file.name));

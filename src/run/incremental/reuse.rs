@@ -46,7 +46,7 @@ pub(crate) struct Tensors<'s> {
 }
 
 impl<'s> Tensors<'s> {
-    /// What is taken over of a tensor for each export; none where it is to be done again.
+    /// What is taken over of a tensor for each export; none if it is to be done again.
     pub(crate) fn get(&self, tensor: TensorId) -> Option<impl Iterator<Item = Taken<'s>> + '_> {
         let of = &self.taken[tensor.index() * self.exports..][..self.exports];
         self.is_taken[tensor].then(|| of.iter().copied().flatten())

@@ -21,7 +21,7 @@ pub struct FixtureTensor {
     pub name: String,
     pub dtype: String,
     pub shape: Vec<u64>,
-    /// The class of the module that holds it in transformers; `?` where that is not known.
+    /// The class of the module that holds it in transformers; `?` if that is not known.
     pub class: String,
 }
 

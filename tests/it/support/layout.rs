@@ -8,8 +8,8 @@
 //! - `{"bytes": 500}`: that many zeros, `{"bytes": 500, "text": "PK"}` with this before them,
 //! - `{"link": "../x"}`: a link.
 //!
-//! `model` is the folder that a recipe names (the whole where it is missing), `recipes` the stages of recipes by a title (one
-//! short recipe where it is missing).
+//! `model` is the folder that a recipe names (the whole if it is missing), `recipes` the stages of recipes by a title (one
+//! short recipe if it is missing).
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
