@@ -1,6 +1,7 @@
 //! Text output for people: plans, summaries, progress, tables, and findings as graphics, as lines and for GitHub.
 
 pub(crate) mod each;
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command shows a part of it"))]
 pub(crate) mod files;
 pub mod github;
 #[cfg(feature = "cli")]
@@ -11,5 +12,6 @@ pub mod plan;
 #[cfg(feature = "cli")]
 pub(crate) mod progress;
 pub mod statistics;
+#[cfg(feature = "cli")]
 pub(crate) mod summary;
 pub(crate) mod table;

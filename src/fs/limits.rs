@@ -30,6 +30,7 @@ pub(crate) fn longest_file() -> Option<u64> {
 
 /// Makes writing beyond the longest file an error, where the system would end the process by a signal. To be called before there
 /// are other threads.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command uses it"))]
 pub(crate) fn outlive_long_files() {
     #[cfg(unix)]
     {

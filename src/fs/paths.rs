@@ -44,6 +44,7 @@ pub(crate) fn is_folder(path: &Path) -> bool {
 }
 
 /// A path, and what it leads to link by link: any of the links may be switched, and the file at their end edited.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command uses it"))]
 #[must_use]
 pub(crate) fn links(path: &Path) -> Vec<PathBuf> {
     let mut out = vec![path.to_owned()];
@@ -69,6 +70,7 @@ pub(crate) fn names_in(folder: &Path, most: usize) -> Vec<String> {
 
 /// Adds the files at and below a path, links followed, at most `depth` folders deep. Hidden ones and those of `except`
 /// are left out below it.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command uses it"))]
 pub(crate) fn files_below(
     path: &Path,
     depth: usize,

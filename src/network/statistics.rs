@@ -50,7 +50,7 @@ impl MeanSquares {
         Some(sums.iter().map(|sum| sum / count).collect())
     }
 
-    /// The file: `MODULE.in_sum2` F32 [columns] or [experts, columns], `MODULE.counts` I64, and what `metadata` says.
+    /// The file: `MODULE.in_sum2` F32 `[columns]` or [experts, columns], `MODULE.counts` I64, and what `metadata` says.
     #[must_use]
     pub fn to_bytes(&self, metadata: &BTreeMap<String, String>) -> Vec<u8> {
         let metadata = serde_json::json!(metadata);
