@@ -180,10 +180,12 @@ mod tests {
             [
                 "load",
                 "resolve-skips",
+                "calibrate",
                 "quantize-int4",
                 "quantize-int8",
                 "validate",
                 "check-warnings",
+                "evaluate",
                 "export"
             ]
         );
