@@ -2,8 +2,8 @@
 //!
 //! Measured on shapes from 256 × 256 × 256 to 512 × 2048 × 8192 with AVX2, one thread: `gemm` 34 to 37 GFLOP/s, `matrixmultiply` 32
 //! to 35, `rten-gemm` 33 to 37; for the 32 rows of an expert 21, 23 and 20. `faer` and `candle-core` multiply with `gemm`, which
-//! needs `paste`, a crate without a maintainer; `rten-gemm` needs a newer compiler. `matrixmultiply` needs one crate, and has
-//! kernels for AVX-512 and NEON too.
+//! brings more crates, with one that has no maintainer (`paste`); `rten-gemm` needs a newer compiler. `matrixmultiply` needs one crate, and
+//! has kernels for AVX-512 and NEON too.
 
 #![expect(unsafe_code, reason = "products of matrices are an unsafe function of the library")]
 

@@ -25,7 +25,7 @@ pub struct MeanSquares {
 
 impl MeanSquares {
     /// Makes room for matrices that may see no token, such as experts that none is sent to.
-    pub fn expect<'a>(&mut self, matrices: impl Iterator<Item = &'a Linear>) {
+    pub fn prepare<'a>(&mut self, matrices: impl Iterator<Item = &'a Linear>) {
         for matrix in matrices {
             let sums = self.modules.entry(matrix.module().to_owned()).or_default();
             (sums.columns, sums.is_stack) = (matrix.columns, matrix.part != Part::Whole);
@@ -106,7 +106,7 @@ impl Listener for MeanSquares {
 
     fn keep(&mut self, heard: Vec<Added>) -> Result<(), Finding> {
         for (matrix, squares, count) in heard.into_iter().flatten() {
-            self.expect([&matrix].into_iter());
+            self.prepare([&matrix].into_iter());
             let index = if let Part::Expert(expert) = matrix.part { expert } else { 0 };
             if let Some((sums, total)) =
                 self.modules.get_mut(matrix.module()).and_then(|s| s.squares.get_mut(&index))

@@ -87,7 +87,7 @@ fn measure(
     let mut squares = MeanSquares::default();
     // A stack has a row for each expert, also for those that no token is sent to.
     let matrices = runs.description.layers.iter().flat_map(Program::matrices);
-    squares.expect(matrices.filter(|matrix| matrix.part != Part::Whole));
+    squares.prepare(matrices.filter(|matrix| matrix.part != Part::Whole));
     let mut watched = Watched { inner: squares, progress: &progress, cancel };
     let walk = || {
         let pass = Pass::new(&runs.description, &run.windows)?;

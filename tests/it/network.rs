@@ -270,7 +270,7 @@ fn each_expert_has_the_moments_of_its_own_tokens() {
     let windows = samples(&fixture);
     let tokens: usize = windows.iter().map(Vec::len).sum();
     let mut squares = MeanSquares::default();
-    squares.expect(description.layers.iter().flat_map(Program::matrices));
+    squares.prepare(description.layers.iter().flat_map(Program::matrices));
     run(&description, &fixture.weights, &windows, None, &mut squares);
     let down = |(name, _, count): (&str, usize, u64)| {
         name.contains("experts.") && name.ends_with("down_proj") && count > 0
