@@ -66,8 +66,8 @@ pub trait WrittenEncoding: Encoding {
     }
 
     /// The weights of a matrix `[rows, columns]`, row by row: (code − zero point) × scale, rounded once to the
-    /// scheme's scale type. `part` gives the bytes of each of [`Encoding::parts`]. None if a part is missing or has
-    /// another size.
+    /// scheme's scale type. `part` gives the bytes of each of [`Encoding::parts`], and of [`Role::Groups`] if groups are no
+    /// runs of columns. None if a part is missing or has another size, or a column is in a group that there is not.
     fn decode<'a>(
         &self,
         scheme: &Scheme,
@@ -198,26 +198,44 @@ fn wide(shape: Vec<usize>) -> Vec<u64> {
     shape.into_iter().map(|size| size as u64).collect()
 }
 
-/// The weights that integer codes mean. `code` and `zero_point` give the signed code at (row, column) and the signed zero point of
-/// (row, group).
+/// The weights that integer codes mean, in groups that `groups_of` has found. `code` and `zero_point` give the signed code at
+/// (row, column) and the signed zero point of (row, group).
 fn dequantized(
     scheme: &Scheme,
-    [rows, columns]: [usize; 2],
+    (rows, groups_of): (usize, &[usize]),
     scales: &[u8],
     code: impl Fn(usize, usize) -> i32,
     zero_point: impl Fn(usize, usize) -> i32,
 ) -> Vec<f32> {
     let scales = scheme.scale_type.widen(scales);
-    let (groups, group) = (scheme.groups_per_row(columns), scheme.group_cols(columns).max(1));
-    let mut weights = Vec::with_capacity(rows * columns);
+    let groups = scheme.groups_per_row(groups_of.len());
+    let mut weights = Vec::with_capacity(rows * groups_of.len());
     for row in 0..rows {
-        for column in 0..columns {
-            let at = if scheme.is_per_tensor() { 0 } else { row * groups + column / group };
-            let difference = code(row, column) - zero_point(row, column / group);
+        for (column, group) in groups_of.iter().enumerate() {
+            let at = if scheme.is_per_tensor() { 0 } else { row * groups + group };
+            let difference = code(row, column) - zero_point(row, *group);
             weights.push(scheme.scale_type.round(difference as f32 * scales[at]));
         }
     }
     weights
+}
+
+/// The group of each column: runs of columns, or as [`Role::Groups`] says. None if that has another size or names a group that
+/// there is not.
+fn groups_of<'a>(
+    scheme: &Scheme,
+    columns: usize,
+    part: &dyn Fn(Role) -> Option<&'a [u8]>,
+) -> Option<Vec<usize>> {
+    let group = scheme.group_cols(columns).max(1);
+    let Some(bytes) = part(Role::Groups) else {
+        return Some((0..columns).map(|column| column / group).collect());
+    };
+    let groups = scheme.groups_per_row(columns);
+    let of = |bytes: &[u8; 4]| usize::try_from(i32::from_le_bytes(*bytes)).ok().filter(|of| *of < groups);
+    let (found, rest) = bytes.as_chunks();
+    let all = found.iter().map(of).collect::<Option<Vec<usize>>>()?;
+    (rest.is_empty() && all.len() == columns).then_some(all)
 }
 
 /// The bytes of a part, if they are as many as they should be.

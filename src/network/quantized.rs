@@ -15,7 +15,7 @@ use crate::model::{Dtype, ModelFolder, TensorInfo};
 use crate::quant::{Bits, FloatType, Granularity, Role, Scheme, Storage};
 
 /// Parameters beside the codes of a module.
-const COMPANIONS: [&str; 3] = ["weight_scale", "weight_zero_point", "weight_shape"];
+const COMPANIONS: [&str; 4] = ["weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"];
 
 /// A quantized model: matrices of codes are decoded, everything else is read as it is.
 #[derive(Debug)]
@@ -32,6 +32,8 @@ struct Matrix {
     codes: TensorId,
     scales: TensorId,
     zero_points: Option<TensorId>,
+    /// The bytes of [`Role::Groups`], if its groups are no runs of columns.
+    groups: Option<Vec<u8>>,
     scheme: Scheme,
     rows: usize,
     columns: usize,
@@ -87,7 +89,10 @@ impl<'m> Quantized<'m> {
             };
             parts.push((role, self.checkpoint.bytes(tensor, offset, part.bytes)?));
         }
-        let part = |role: Role| parts.iter().find(|(of, _)| *of == role).map(|(_, bytes)| bytes.as_slice());
+        let part = |role: Role| match role {
+            Role::Groups => matrix.groups.as_deref(),
+            _ => parts.iter().find(|(of, _)| *of == role).map(|(_, bytes)| bytes.as_slice()),
+        };
         let weights = encoding.decode(scheme, count, columns, &part);
         let mut weights = weights.ok_or_else(|| {
             Finding::error(code::WRONG_SHAPE, format!("the codes of `{name}` cannot be decoded"))
@@ -145,16 +150,13 @@ impl Matrix {
             )
             .help("Codes of compressed-tensors in 4 or 8 bits with scales of floating-point numbers can be.")
         };
-        if beside("weight_g_idx").is_some() {
-            return Err(unknown("its columns are in another order (`weight_g_idx`)"));
-        }
         let scales = beside("weight_scale").ok_or_else(|| unknown("it has no `weight_scale`"))?;
         let (rows, columns) = match is_packed {
             false => pair(&tensor.shape.iter().copied().collect::<Vec<u64>>()),
             true => beside("weight_shape").and_then(|index| {
                 let shape = &model.tensors[index];
-                let bytes = checkpoint.bytes(shape, 0, shape.bytes).ok()?;
-                pair(&bytes.as_chunks().0.iter().map(|b| u64::from_le_bytes(*b)).collect::<Vec<u64>>())
+                let shape = integers(checkpoint, shape)?.into_iter().map(|n| u64::try_from(n).ok());
+                pair(&shape.collect::<Option<Vec<u64>>>()?)
             }),
         }
         .filter(|(rows, columns)| *rows > 0 && *columns > 0)
@@ -191,9 +193,45 @@ impl Matrix {
             scale_type,
             storage: if is_packed { Storage::Packed } else { Storage::Plain },
         };
+        let groups = match beside("weight_g_idx") {
+            None => None,
+            Some(index) => integers(checkpoint, &model.tensors[index])
+                .ok_or("its `weight_g_idx` holds no whole numbers")
+                .and_then(|of| groups_of(&scheme, columns, &of))
+                .map_err(unknown)?,
+        };
         let rounds_inputs = rounded.contains(&(bits.count() as u64, scheme.symmetric));
-        Ok(Self { codes, scales, zero_points, scheme, rows, columns, rounds_inputs })
+        Ok(Self { codes, scales, zero_points, groups, scheme, rows, columns, rounds_inputs })
     }
+}
+
+/// The numbers of a small tensor of whole numbers. None if it is no such tensor.
+fn integers(checkpoint: &Checkpoint<'_>, tensor: &TensorInfo) -> Option<Vec<i64>> {
+    let bytes = checkpoint.bytes(tensor, 0, tensor.bytes).ok()?;
+    Some(match tensor.stored {
+        Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
+        Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
+        _ => return None,
+    })
+}
+
+/// The bytes of [`Role::Groups`] by `weight_g_idx`, the group of each column. None if groups are runs of columns; they are so too
+/// if a column has none (−1), which is what compressed-tensors begins with.
+fn groups_of(scheme: &Scheme, columns: usize, of: &[i64]) -> Result<Option<Vec<u8>>, &'static str> {
+    if of.len() != columns {
+        return Err("its `weight_g_idx` has not one number for each column");
+    }
+    let size = scheme.group_cols(columns).max(1);
+    let is_run = |(column, group): (usize, &i64)| usize::try_from(*group) == Ok(column / size);
+    let count = scheme.groups_per_row(columns);
+    if count <= 1 || of.contains(&-1) || of.iter().enumerate().all(is_run) {
+        return Ok(None);
+    }
+    let is_group = |group: i64| usize::try_from(group).is_ok_and(|group| group < count);
+    let of = of.iter().map(|group| i32::try_from(*group).ok().filter(|_| is_group(*group)));
+    let of = of.collect::<Option<Vec<i32>>>();
+    let of = of.ok_or("its `weight_g_idx` names groups that have no scale")?;
+    Ok(Some(of.into_iter().flat_map(i32::to_le_bytes).collect()))
 }
 
 fn pair(shape: &[u64]) -> Option<(usize, usize)> {
@@ -228,4 +266,102 @@ fn rounded_inputs(config: &Value) -> Result<Vec<(u64, bool)>, Finding> {
         ));
     }
     Ok(found)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Path;
+
+    use safetensors::SafeTensors;
+    use safetensors::tensor::{Dtype as Type, TensorView};
+    use serde_json::json;
+
+    use super::*;
+
+    type Tensors = BTreeMap<String, (Type, Vec<usize>, Vec<u8>)>;
+
+    /// The golden's tensors by name.
+    fn golden() -> Tensors {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/activation-order.safetensors");
+        let bytes = fs::read(path).unwrap();
+        let tensors = SafeTensors::deserialize(&bytes).unwrap();
+        let own = |(name, view): (String, TensorView<'_>)| {
+            (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+        };
+        tensors.tensors().into_iter().map(own).collect()
+    }
+
+    /// What is found of tensors that lie in a folder as a model.
+    fn opened<T>(tensors: &Tensors, look: impl Fn(Result<Quantized<'_>, Failure>) -> T) -> T {
+        let folder = tempfile::tempdir().unwrap();
+        let mut views = Vec::new();
+        for (name, (dtype, shape, data)) in tensors.iter().filter(|(name, _)| !name.ends_with(".decoded")) {
+            views.push((name, TensorView::new(*dtype, shape.clone(), data).unwrap()));
+        }
+        let bytes = safetensors::serialize(views, None).unwrap();
+        fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
+        let config =
+            json!({"model_type": "llama", "quantization_config": {"quant_method": "compressed-tensors"}});
+        fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
+        let source =
+            crate::format::source::open(&folder.path().display().to_string(), Path::new("."), &[]).unwrap();
+        let model = crate::model::look(source).unwrap();
+        look(Quantized::open(&model, &config))
+    }
+
+    #[test]
+    fn groups_in_the_order_of_activations_are_decoded_as_compressed_tensors_does() {
+        let golden = golden();
+        let cases: Vec<&str> = golden.keys().filter_map(|name| name.strip_suffix(".decoded")).collect();
+        assert_eq!(cases.len(), 12);
+        opened(&golden, |quantized| {
+            let quantized = quantized.unwrap();
+            for case in &cases {
+                let (dtype, shape, bytes) = &golden[&format!("{case}.decoded")];
+                let stored = match dtype {
+                    Type::F32 => FloatType::F32,
+                    Type::F16 => FloatType::F16,
+                    _ => FloatType::Bf16,
+                };
+                let name = format!("{case}.weight");
+                assert_eq!(quantized.shape(&name).as_ref(), Some(shape), "{case}");
+                let all = stored.widen(bytes);
+                assert_eq!(quantized.read(&name, 0..shape[0]).unwrap(), all, "{case}");
+                // Rows whose zero points lie in one word with others.
+                assert_eq!(quantized.read(&name, 5..11).unwrap(), all[5 * shape[1]..11 * shape[1]], "{case}");
+            }
+        });
+    }
+
+    #[test]
+    fn an_order_that_says_nothing_is_none_and_one_that_cannot_be_is_named() {
+        const CASE: &str = "int4-symmetric-float32";
+        let golden = golden();
+        let own = golden.iter().filter(|(name, _)| name.starts_with(&format!("{CASE}.")));
+        let own: Tensors = own.map(|(name, tensor)| (name.clone(), tensor.clone())).collect();
+        let with = |order: Option<Vec<i32>>| {
+            let mut tensors = own.clone();
+            let order = order.map(|order| {
+                (Type::I32, vec![order.len()], order.into_iter().flat_map(i32::to_le_bytes).collect())
+            });
+            match order {
+                Some(order) => tensors.insert(format!("{CASE}.weight_g_idx"), order),
+                None => tensors.remove(&format!("{CASE}.weight_g_idx")),
+            };
+            opened(&tensors, |found| match found {
+                Ok(found) => Ok(found.read(&format!("{CASE}.weight"), 0..13).unwrap()),
+                Err(failure) => Err(failure.findings[0].message.clone()),
+            })
+        };
+        let plain = with(None).unwrap();
+        assert_eq!(with(Some((0..48).map(|column| column / 16).collect())), Ok(plain.clone()));
+        assert_eq!(with(Some(vec![-1; 48])), Ok(plain.clone()), "as it is before there is an order");
+        assert_ne!(with(Some((0..48).map(|column| column % 3).collect())), Ok(plain));
+        let refused = |order: Vec<i32>| with(Some(order)).unwrap_err();
+        let start = format!("`{CASE}` is stored in a way that cannot be run: its `weight_g_idx` ");
+        assert_eq!(refused(vec![3; 48]), format!("{start}names groups that have no scale"));
+        assert_eq!(refused(vec![-2; 48]), format!("{start}names groups that have no scale"));
+        assert_eq!(refused(vec![0; 47]), format!("{start}has not one number for each column"));
+    }
 }

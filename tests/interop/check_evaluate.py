@@ -3,14 +3,51 @@
 usage: check_evaluate.py MONOQUANT OUT [--repository DIR] [--windows N] [--output DIR...]
 
 Quantizes DIR/examples/tiny-llama by recipes llama-int4, llama-int4-mse and llama-w8a8; with --output also measures directories that are
-there, such as one of llm-compressor's GPTQ. Exit status 1 where one figure differs.
+there, such as one of llm-compressor's GPTQ. With activation order (`weight_g_idx`), which compressed-tensors no longer loads, its codes are
+decoded here and put into the original model. Exit status 1 where one figure differs.
 """
-import argparse, json, os, subprocess, sys
+import argparse, glob, json, os, subprocess, sys
 
 import perplexity
+from safetensors import safe_open
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 RECIPES = ["llama-int4", "llama-int4-mse", "llama-w8a8"]
+
+
+def unpacked(words, bits, count, axis):
+    """Signed codes of 32-bit words along an axis, low bits first."""
+    torch = perplexity.torch
+    shifts = torch.arange(0, 32, bits, dtype=torch.int32)
+    words = words.movedim(axis, -1)
+    codes = (words[..., None] >> shifts) & (2**bits - 1)
+    return (codes.flatten(-2)[..., :count] - 2 ** (bits - 1)).movedim(-1, axis)
+
+
+def load(folder, original):
+    """A model directory; with activation order decoded here."""
+    torch = perplexity.torch
+    tensors = {}
+    for file in glob.glob(os.path.join(folder, "*.safetensors")):
+        with safe_open(file, "pt") as f:
+            tensors.update({name: f.get_tensor(name) for name in f.keys()})
+    if not any(name.endswith("weight_g_idx") for name in tensors):
+        return perplexity.load(folder)
+    model = perplexity.load(original)
+    state = model.state_dict()
+    for name in [name for name in tensors if name.endswith(".weight_packed")]:
+        part = lambda word: tensors.get(name.replace("weight_packed", word))
+        rows, columns = part("weight_shape").tolist()
+        bits = 32 * tensors[name].shape[1] // columns
+        groups = part("weight_g_idx").long()
+        codes = unpacked(tensors[name], bits, columns, 1)
+        if part("weight_zero_point") is not None:
+            codes = codes - unpacked(part("weight_zero_point"), bits, rows, 0)[:, groups]
+        scales = part("weight_scale")
+        state[name.replace("weight_packed", "weight")] = (codes.to(scales.dtype) * scales[:, groups]).float()
+    state.update({name: tensor.float() for name, tensor in tensors.items() if name in state and name.endswith("weight")})
+    model.load_state_dict(state)
+    return model
 
 
 def main():
@@ -42,7 +79,7 @@ def main():
     for folder in folders:
         command = [a.monoquant, "evaluate", folder, "--source", tiny, "--text", text, "--samples", str(count), "--format", "json"]
         ours = json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-        theirs = perplexity.measure(perplexity.load(folder), windows, reference)
+        theirs = perplexity.measure(load(folder, tiny), windows, reference)
         kl, ppl = ours["kl"]["mean"], ours["perplexity"]["quantized"]
         print(f"| {os.path.basename(folder)} | {theirs['kl']:.6f} | {kl:.6f} | {theirs['ppl']:.4f} | {ppl:.4f} |", flush=True)
         near = abs(kl - theirs["kl"]) <= 0.01 * theirs["kl"] and abs(ppl - theirs["ppl"]) <= 0.001 * theirs["ppl"]

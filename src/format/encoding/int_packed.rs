@@ -4,7 +4,8 @@
 //! shape of the unpacked matrix is a tensor of its own.
 
 use super::{
-    Contents, Encoding, Part, WrittenEncoding, codes, dequantized, integer_part, scales, whole, zero_points,
+    Contents, Encoding, Part, WrittenEncoding, codes, dequantized, groups_of, integer_part, scales, whole,
+    zero_points,
 };
 use crate::quant::{Role, Scheme, Storage};
 
@@ -83,6 +84,7 @@ impl WrittenEncoding for IntPacked {
                 i32::from(zeros[0] as i8)
             }
         };
-        Some(dequantized(scheme, [rows, columns], scale_bytes, code, zero_point))
+        let groups_of = groups_of(scheme, columns, part)?;
+        Some(dequantized(scheme, (rows, &groups_of), scale_bytes, code, zero_point))
     }
 }

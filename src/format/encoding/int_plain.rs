@@ -1,6 +1,8 @@
 //! Plain integers: compressed-tensors' `int-quantized`, one signed code per byte.
 
-use super::{Encoding, Part, WrittenEncoding, codes, dequantized, integer_part, scales, whole, zero_points};
+use super::{
+    Encoding, Part, WrittenEncoding, codes, dequantized, groups_of, integer_part, scales, whole, zero_points,
+};
 use crate::quant::{Role, Scheme, Storage};
 
 /// `int-quantized`.
@@ -55,6 +57,7 @@ impl WrittenEncoding for IntPlain {
             zeros.get(at).map_or(0, |&zero| i32::from(zero as i8))
         };
         let code = |row: usize, column: usize| i32::from(bytes[row * columns + column] as i8);
-        Some(dequantized(scheme, [rows, columns], scale_bytes, code, zero_point))
+        let groups_of = groups_of(scheme, columns, part)?;
+        Some(dequantized(scheme, (rows, &groups_of), scale_bytes, code, zero_point))
     }
 }
