@@ -67,6 +67,8 @@ pub mod code {
     pub const ALREADY_QUANTIZED: &str = "model::already-quantized";
     /// Weights of an encoding whose bytes mean none.
     pub const ENCODED: &str = "model::encoded-weights";
+    /// Parts of encoded weights are there without their codes.
+    pub const LEFT_PARTS: &str = "model::parts-without-codes";
     /// Several files could be the model.
     pub const UNCLEAR: &str = "model::unclear-weights";
     /// Weights that are not read and whose purpose is unknown.

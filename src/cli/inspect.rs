@@ -46,11 +46,17 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
 
 fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io::Result<()> {
     let classes = &layers.classified.classes;
+    let parts = layers.part_of.iter().flatten().count();
+    let tensors = counted(folder.tensors.len(), "tensor");
     writeln!(
         out,
         "{}: {} in {}, {} parameters, {}",
         visible(folder.config.model_type().unwrap_or("model of unknown type")),
-        counted(folder.tensors.len(), "tensor"),
+        if parts > 0 {
+            format!("{} in {tensors}", counted(folder.tensors.len() - parts, "weight"))
+        } else {
+            tensors
+        },
         counted(folder.shards.len(), "file"),
         grouped(layers.parameters),
         bytes(folder.tensor_bytes()),
@@ -59,11 +65,13 @@ fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io:
         writeln!(out, "quantized: {}", visible(&quantization(config)))?;
     }
     let mut types: BTreeMap<(&str, &str, &str), (usize, u64, &str)> = BTreeMap::new();
-    for (tensor, class) in folder.tensors.iter().zip(classes) {
+    for (index, tensor) in folder.tensors.numbered() {
+        // Scales and other parts count as bytes of their weight.
+        let weight = layers.part_of[index].unwrap_or(index);
+        let (of, class) = (&folder.tensors[weight], &classes[weight]);
         let role = class.role.map_or("", crate::layer::LayerType::name);
-        let entry =
-            types.entry((class.kind.name(), role, tensor.stored.name())).or_insert((0, 0, &tensor.name));
-        entry.0 += 1;
+        let entry = types.entry((class.kind.name(), role, of.stored.name())).or_insert((0, 0, &of.name));
+        entry.0 += usize::from(weight == index);
         entry.1 += tensor.bytes;
     }
     let mut rows: Vec<_> = types.into_iter().collect();
@@ -81,7 +89,8 @@ fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io:
             ]
         })
         .collect();
-    let headings = ["kind", "role", "dtype", "tensors", "size", "first of them"];
+    let counted = if parts > 0 { "weights" } else { "tensors" };
+    let headings = ["kind", "role", "dtype", counted, "size", "first of them"];
     write!(out, "\n{}\n", table(&headings, &[3, 4], rows))?;
     let row = |(tensor, class): (&TensorInfo, &LayerClass)| {
         let role = class.role.map_or("", crate::layer::LayerType::name);

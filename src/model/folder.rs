@@ -251,6 +251,9 @@ fn read(
     if findings.iter().any(Finding::is_error) {
         return Err(bad(findings));
     }
+    if refuses_quantized {
+        findings.extend(quantized::left_parts(&tensors));
+    }
     let used = |path: &str| {
         path == "config.json" || index.as_deref() == Some(path) || chosen.iter().any(|c| c.path == path)
     };

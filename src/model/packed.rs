@@ -7,10 +7,10 @@ use super::shape::Shape;
 use super::tensor::TensorInfo;
 use super::types::{Classified, classify};
 use crate::format::Dtype;
-use crate::ids::TensorId;
+use crate::ids::{IdVec, TensorId};
 
 /// Parameters that accompany the codes of a module.
-const COMPANIONS: &[&str] = &["weight_scale", "weight_zero_point", "weight_shape"];
+const COMPANIONS: &[&str] = &["weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"];
 
 /// A folder's tensors by the layers that they belong to.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -19,6 +19,8 @@ pub struct Layers {
     pub classified: Classified,
     /// Weights and other parameters of the model. Scales and zero points are none.
     pub parameters: u64,
+    /// For tensors that are parts of others, such as scales: the codes that they belong to.
+    pub part_of: IdVec<TensorId, Option<TensorId>>,
 }
 
 /// Kind and role of every tensor of a folder, and the number of parameters. The codes of compressed-tensors count as
@@ -27,12 +29,12 @@ pub struct Layers {
 #[must_use]
 pub fn layers(folder: &ModelFolder) -> Layers {
     let packed: Vec<Packed> = folder.tensors.ids().filter_map(|index| Packed::of(folder, index)).collect();
+    let mut part_of = folder.tensors.map(|tensor| tensor.part_of);
     if packed.is_empty() {
-        let all = folder.tensors.iter().map(TensorInfo::elements);
-        return Layers { classified: classify(folder), parameters: all.fold(0, u64::saturating_add) };
+        let parameters = parameters(&folder.tensors, &part_of);
+        return Layers { classified: classify(folder), parameters, part_of };
     }
     let mut plain = folder.tensors.clone();
-    let mut weight_of = plain.map(|_| None);
     let mut names = Names::default();
     let mut spans = Vec::with_capacity(packed.len());
     for of in packed {
@@ -41,7 +43,7 @@ pub fn layers(folder: &ModelFolder) -> Layers {
         plain[of.index].dtype = of.dtype;
         plain[of.index].shape = of.shape;
         for companion in COMPANIONS.iter().filter_map(|name| part(folder, module, name)) {
-            weight_of[companion] = Some(of.index);
+            part_of[companion] = Some(of.index);
         }
     }
     let names = names.shared();
@@ -50,14 +52,19 @@ pub fn layers(folder: &ModelFolder) -> Layers {
     }
     let plain = folder.with_tensors(plain);
     let mut classified = classify(&plain);
-    let mut parameters = 0_u64;
-    for (index, weight) in weight_of.numbered() {
-        match weight {
-            Some(weight) => classified.classes[index] = classified.classes[*weight],
-            None => parameters = plain.tensors[index].elements().saturating_add(parameters),
+    for (index, weight) in part_of.numbered() {
+        if let Some(weight) = weight {
+            classified.classes[index] = classified.classes[*weight];
         }
     }
-    Layers { classified, parameters }
+    let parameters = parameters(&plain.tensors, &part_of);
+    Layers { classified, parameters, part_of }
+}
+
+/// Elements of all tensors that are no parts of others.
+fn parameters(tensors: &IdVec<TensorId, TensorInfo>, part_of: &IdVec<TensorId, Option<TensorId>>) -> u64 {
+    let own = tensors.iter().zip(part_of).filter(|(_, part_of)| part_of.is_none());
+    own.map(|(tensor, _)| tensor.elements()).fold(0, u64::saturating_add)
 }
 
 /// Codes, with the weight that they stand for.

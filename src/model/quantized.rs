@@ -183,6 +183,24 @@ pub(super) fn decode(matrices: Vec<Matrix>, tensors: &mut IdVec<TensorId, Tensor
     !renamed.is_empty()
 }
 
+/// The finding for parts of encoded weights whose codes are not there, or are no codes any more.
+pub(super) fn left_parts(tensors: &IdVec<TensorId, TensorInfo>) -> Option<Finding> {
+    let is_part =
+        |tensor: &TensorInfo| encoding::readable().any(|known| known.parts().contains(&tensor.parameter()));
+    let mut left = tensors.iter().filter(|tensor| tensor.part_of.is_none() && is_part(tensor));
+    let first = left.next()?;
+    let more = match left.count() {
+        0 => String::new(),
+        others => format!(" (and {others} more)"),
+    };
+    let message =
+        format!("`{}` ({}){more} scales codes that the model does not have", first.name, first.describe());
+    Some(Finding::warning(code::LEFT_PARTS, message).help(
+        "Get the checkpoint again if weights are missing. If they were dequantized, remove the scales: they are copied as they \
+         are, and what loads the output may multiply by them again.",
+    ))
+}
+
 /// The finding for a model that some encoding stores which is not read. `is_known` are tensors that belong to others.
 fn foreign(model: &Stored<'_>, is_known: &HashSet<TensorId>) -> Option<Finding> {
     let declared = model.declaration;

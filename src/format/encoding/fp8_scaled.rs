@@ -52,6 +52,10 @@ impl ReadEncoding for Fp8Scaled {
         codes.dtype.is_fp8().then(|| recognized(model, codes))
     }
 
+    fn parts(&self) -> &'static [&'static str] {
+        SCALES
+    }
+
     fn refusal(&self) -> Refusal {
         Refusal {
             code: "model::fp8-scales",

@@ -21,6 +21,9 @@ pub trait ReadEncoding: Encoding {
     /// read without their scales: the weights would be wrong by orders of magnitude.
     fn recognize(&self, model: &dyn Catalog, tensor: TensorId) -> Option<Result<Recognized, String>>;
 
+    /// Parameters that are parts of its matrices and mean nothing without codes.
+    fn parts(&self) -> &'static [&'static str];
+
     /// What is told of codes that cannot be read.
     fn refusal(&self) -> Refusal;
 }

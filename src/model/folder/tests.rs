@@ -329,3 +329,26 @@ fn fp8_is_never_read_without_its_scale() {
         assert_eq!(code, "model::fp8-scales", "{case:?}: {text}");
     }
 }
+
+#[test]
+fn scales_without_codes_are_told() {
+    for (tensors, first) in [
+        (
+            &[("m.weight_scale_inv", "F32", &[2_u64, 2][..]), ("n.weight", "BF16", &[4, 4])][..],
+            "`m.weight_scale_inv` (F32 [2, 2]) scales codes",
+        ),
+        (
+            &[
+                ("m.weight", "BF16", &[4, 4]),
+                ("m.weight_scale", "F32", &[4, 1]),
+                ("n.weight_scale", "F32", &[]),
+            ],
+            "`m.weight_scale` (F32 [4, 1]) (and 1 more) scales codes",
+        ),
+    ] {
+        let model = open(one_shard(&json!({}), tensors).path(), &[], &[]).unwrap();
+        let found: Vec<_> =
+            model.warnings.iter().filter(|finding| finding.code == code::LEFT_PARTS).collect();
+        assert!(found.len() == 1 && found[0].message.starts_with(first), "{found:?}");
+    }
+}
