@@ -221,6 +221,9 @@ struct CalibrateArgs {
     /// The file to write.
     #[arg(short = 'o', long = "to", value_name = "FILE")]
     to: PathBuf,
+    /// Write second moments of all inputs to another file too: what rounding with calibration works with. It measures again.
+    #[arg(long, value_name = "FILE")]
+    moments: Option<PathBuf>,
     /// Measure again, whatever an earlier run has kept.
     #[arg(long)]
     fresh: bool,

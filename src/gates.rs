@@ -88,15 +88,17 @@ pub fn judge(
                 Gate { complaints, on_failure, fail_on: check.fail_on, exit: Exit::GateFailed, summary }
             }
             Stage::Evaluate(stage) => {
-                let found = evaluations.iter().find(|found| found.stage == Some(index.index()));
+                let found = evaluations.iter().filter(|found| found.stage == Some(index.index()));
                 let on_failure = stage.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Error);
                 Gate {
                     complaints: found
-                        .map_or_else(Vec::new, |found| evaluation::complaints(plan, index, stage, found)),
+                        .clone()
+                        .flat_map(|found| evaluation::complaints(plan, index, stage, found))
+                        .collect(),
                     on_failure,
                     fail_on: FailOn::Critical,
                     exit: Exit::GateFailed,
-                    summary: found.map_or_else(|| "nothing was compared".to_owned(), Evaluation::line),
+                    summary: evaluation::summary(plan, found),
                 }
             }
             Stage::Export(_) => {

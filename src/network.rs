@@ -21,6 +21,7 @@ mod keys;
 mod math;
 mod mixers;
 mod moments;
+mod moments_file;
 mod names;
 mod op;
 mod parts;
@@ -43,6 +44,7 @@ pub use description::Description;
 pub use execute::{Hear, LayerWeights, Values, Window};
 pub use families::{FAMILIES, Family};
 pub use moments::Moments;
+pub use moments_file::{MomentsFile, MomentsLayout, MomentsWriter};
 pub use op::{Op, Program, Slot};
 pub use parts::{
     Activation, Attention, Embedding, Head, Join, Layout, Linear, Norm, NormKind, Part, Rope, Router, Scores,

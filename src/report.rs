@@ -44,7 +44,7 @@ pub struct Report {
     pub sizes: Sizes,
     /// Quality of the whole. None if nothing was measured.
     pub quality: Option<Quality>,
-    /// What the `evaluate` stages have found.
+    /// What the `evaluate` stages have found, one entry per stage and output.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub evaluations: Vec<evaluation::Evaluation>,
     /// The stages that judge or publish, in order.

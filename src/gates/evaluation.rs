@@ -5,7 +5,8 @@ use crate::gates::{NAMED, place_of};
 use crate::ids::StageId;
 use crate::plan::Plan;
 use crate::report::evaluation::{Evaluation, Thresholds};
-use crate::stage::Evaluate;
+use crate::stage::{Evaluate, Stage};
+use crate::text::visible;
 
 /// The thresholds of a stage.
 fn thresholds(stage: &Evaluate) -> Thresholds {
@@ -17,12 +18,33 @@ fn thresholds(stage: &Evaluate) -> Thresholds {
     }
 }
 
+/// The output that was compared, as the recipe names it. None if there is one only.
+fn output<'p>(plan: &'p Plan, found: &Evaluation) -> Option<&'p str> {
+    let stage = StageId::new(found.export.filter(|_| plan.exports.len() > 1)?);
+    let Some(Stage::Export(export)) = plan.recipe().stages.get(stage) else { return None };
+    Some(plan.loaded.written(&format!("/stages/{stage}/path")).unwrap_or(&export.path))
+}
+
+/// What was found of all outputs, in one line.
+pub(crate) fn summary<'e>(plan: &Plan, found: impl Iterator<Item = &'e Evaluation>) -> String {
+    let lines = found.map(|found| match output(plan, found) {
+        Some(path) => format!("`{}`: {}", visible(path), found.line()),
+        None => found.line(),
+    });
+    let lines: Vec<String> = lines.collect();
+    if lines.is_empty() { "nothing was compared".to_owned() } else { lines.join("; ") }
+}
+
 /// An error for each threshold that is not met, with the layers where the hidden state departs most.
 pub(crate) fn complaints(plan: &Plan, stage: StageId, of: &Evaluate, found: &Evaluation) -> Vec<Finding> {
     let crossed = found.crossed(&thresholds(of)).into_iter();
     crossed
         .map(|crossed| {
-            Finding::error("evaluate::threshold", crossed.message)
+            let message = match output(plan, found) {
+                Some(path) => format!("of `{}` {}", visible(path), crossed.message),
+                None => crossed.message,
+            };
+            Finding::error("evaluate::threshold", message)
                 .at_opt(place_of(plan, stage, crossed.key), "threshold")
                 .help("The hidden state's relative error grows most in these layers:")
                 .help_lines(steepest(&found.layers))

@@ -9,4 +9,5 @@ pub(super) const WRONG_SHAPE: &str = "network::wrong-shape";
 pub(super) const TOO_LONG: &str = "network::too-long";
 pub(super) const BAD_TOKEN: &str = "network::token-out-of-range";
 pub(super) const NOT_FINITE: &str = "network::not-finite";
+pub(super) const MOMENTS: &str = "network::bad-moments";
 pub(super) const SPILL: &str = "network::spill";

@@ -184,6 +184,38 @@ impl Window {
         }
     }
 
+    /// Runs all steps one by one, and gives the module of the product that made the first number that is not finite, or of the
+    /// last product before the step that did.
+    pub(super) fn first_broken(
+        mut self,
+        program: &Program,
+        weights: &LayerWeights,
+        angles: &[Angles],
+    ) -> Option<String> {
+        let is_broken = |data: &[f32]| data.iter().any(|x| !x.is_finite());
+        let mut module = None;
+        for (index, op) in program.ops.iter().enumerate() {
+            // Products of this step, and how many numbers each has.
+            let mut made = Vec::new();
+            self.run(program, weights, angles, index + 1, &mut |_, matrix, inputs| {
+                made.push((matrix.module().to_owned(), inputs.len() / matrix.columns * matrix.rows));
+            });
+            if let Op::Linear { to, .. } | Op::Experts { to, .. } = op {
+                let mut rest = self.rows(*to);
+                for (of, count) in made {
+                    let (own, others) = rest.split_at(count.min(rest.len()));
+                    (module, rest) = (Some(of), others);
+                    if is_broken(own) {
+                        return module;
+                    }
+                }
+            } else if (0..self.slots.len()).any(|slot| is_broken(self.rows(slot))) {
+                return module;
+            }
+        }
+        module
+    }
+
     /// Runs the steps from where the window stands up to, and without, step `until`. Slots that no further step reads are let
     /// go.
     pub(super) fn run(
@@ -430,11 +462,12 @@ pub(super) fn first_not_finite(stream: &[f32], hidden: usize) -> Option<usize> {
     stream.chunks_exact(hidden).position(|row| row.iter().any(|x| !x.is_finite()))
 }
 
-/// The error of activations that are no numbers.
-pub(super) fn not_finite(layer: usize, window: usize, token: usize) -> Finding {
+/// The error of activations that are no numbers. `module` made the first of them, or the last product before them.
+pub(super) fn not_finite(layer: usize, window: usize, token: usize, module: Option<&str>) -> Finding {
+    let module = module.map_or(String::new(), |module| format!(", since `{module}`"));
     Finding::error(
         code::NOT_FINITE,
-        format!("the stream after layer {layer} is not finite at token {token} of sample {window}"),
+        format!("the stream after layer {layer} is not finite at token {token} of sample {window}{module}"),
     )
     .help("Look whether the checkpoint is whole: a source model whose own activations overflow in F32 cannot be calibrated.")
 }

@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::io::{self, Write};
 
 use rayon::prelude::*;
 
@@ -58,6 +59,30 @@ impl Moments {
         let at = |i: usize, j: usize| sum[i.max(j) * columns + i.min(j)] * factor;
         let whole = (0..columns * columns).map(|index| at(index / columns, index % columns)).collect();
         Some((whole, *rows))
+    }
+
+    /// How many rows the sum of a matrix is of. None if it was not chosen.
+    #[must_use]
+    pub fn rows(&self, matrix: &Linear) -> Option<u64> {
+        Some(self.chosen.get(&place(matrix))?.rows)
+    }
+
+    /// Writes the mean of x xᵀ of a matrix as F32: the lower triangle with its diagonal, row by row. Nothing if it was not chosen.
+    ///
+    /// # Errors
+    /// If it cannot be written.
+    pub fn write_triangle(&self, matrix: &Linear, out: &mut dyn Write) -> io::Result<()> {
+        let Some(Sum { columns, rows, sum }) = self.chosen.get(&place(matrix)) else { return Ok(()) };
+        #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2⁵²")]
+        let factor = 1.0 / (*rows).max(1) as f64;
+        let mut bytes = Vec::with_capacity(columns * 4);
+        for (row, sum) in sum.chunks_exact(*columns).enumerate() {
+            bytes.clear();
+            #[expect(clippy::cast_possible_truncation, reason = "the file holds F32")]
+            bytes.extend(sum[..=row].iter().flat_map(|sum| ((sum * factor) as f32).to_le_bytes()));
+            out.write_all(&bytes)?;
+        }
+        Ok(())
     }
 
     /// Bytes of the sums.

@@ -46,6 +46,50 @@ pub trait Listener: Sync {
     }
 }
 
+impl<L: Listener> Listener for &mut L {
+    type Heard = L::Heard;
+
+    fn start(&self) -> L::Heard {
+        L::start(self)
+    }
+
+    fn hear(&self, heard: &mut L::Heard, matrix: &Linear, inputs: &mut Cow<'_, [f32]>) {
+        L::hear(self, heard, matrix, inputs);
+    }
+
+    fn keep(&mut self, heard: Vec<L::Heard>) -> Result<(), Finding> {
+        L::keep(self, heard)
+    }
+
+    fn block(&self) -> usize {
+        L::block(self)
+    }
+}
+
+/// Two listeners, one after the other.
+impl<A: Listener, B: Listener> Listener for (A, B) {
+    type Heard = (A::Heard, B::Heard);
+
+    fn start(&self) -> Self::Heard {
+        (self.0.start(), self.1.start())
+    }
+
+    fn hear(&self, heard: &mut Self::Heard, matrix: &Linear, inputs: &mut Cow<'_, [f32]>) {
+        self.0.hear(&mut heard.0, matrix, inputs);
+        self.1.hear(&mut heard.1, matrix, inputs);
+    }
+
+    fn keep(&mut self, heard: Vec<Self::Heard>) -> Result<(), Finding> {
+        let (first, second) = heard.into_iter().unzip();
+        self.0.keep(first)?;
+        self.1.keep(second)
+    }
+
+    fn block(&self) -> usize {
+        self.0.block().min(self.1.block())
+    }
+}
+
 /// Hears nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
@@ -280,37 +324,75 @@ impl<'a> Pass<'a> {
         hidden: &mut Hidden,
         listener: &mut L,
     ) -> Result<(), Finding> {
-        let program = &self.description.layers[layer];
-        let width = self.description.hidden;
-        let block = listener.block().max(1);
-        for range in blocks(self.windows.len(), block) {
+        for range in blocks(self.windows.len(), listener.block().max(1)) {
             let streams = range.clone().map(|window| hidden.take(window)).collect::<Result<Vec<_>, _>>()?;
-            let shared: &L = listener;
-            let done: Vec<_> = streams
-                .into_par_iter()
-                .map(|stream| {
-                    let mut heard = shared.start();
-                    let angles = &self.angles[&(stream.len() / width)];
-                    let mut window = Window::new(program, stream, width);
-                    window.run(program, weights, angles, program.ops.len(), &mut |_, matrix, inputs| {
-                        shared.hear(&mut heard, matrix, inputs);
-                    });
-                    let stream = window.stream();
-                    let broken = first_not_finite(&stream, width);
-                    (stream, heard, broken)
-                })
-                .collect();
-            let mut all_heard = Vec::with_capacity(done.len());
-            for (window, (stream, heard, broken)) in range.zip(done) {
-                if let Some(token) = broken {
-                    return Err(not_finite(layer, window, token));
-                }
+            for (window, stream) in range.clone().zip(self.block(layer, weights, range, streams, listener)?) {
                 hidden.put(window, stream)?;
-                all_heard.push(heard);
             }
-            listener.keep(all_heard)?;
         }
         Ok(())
+    }
+
+    /// As [`Pass::layer`], for the listener only: the streams stay as they are before the layer.
+    ///
+    /// # Errors
+    /// As [`Pass::layer`].
+    pub fn listen<L: Listener>(
+        &self,
+        layer: usize,
+        weights: &LayerWeights,
+        hidden: &Hidden,
+        listener: &mut L,
+    ) -> Result<(), Finding> {
+        for range in blocks(self.windows.len(), listener.block().max(1)) {
+            let streams = range.clone().map(|window| hidden.get(window)).collect::<Result<Vec<_>, _>>()?;
+            self.block(layer, weights, range, streams, listener)?;
+        }
+        Ok(())
+    }
+
+    /// Runs some windows, and gives their streams after the layer.
+    fn block<L: Listener>(
+        &self,
+        layer: usize,
+        weights: &LayerWeights,
+        range: Range<usize>,
+        streams: Vec<Vec<f32>>,
+        listener: &mut L,
+    ) -> Result<Vec<Vec<f32>>, Finding> {
+        let program = &self.description.layers[layer];
+        let width = self.description.hidden;
+        let shared: &L = listener;
+        let done: Vec<_> = streams
+            .into_par_iter()
+            .map(|stream| {
+                let mut heard = shared.start();
+                let angles = &self.angles[&(stream.len() / width)];
+                let mut window = Window::new(program, stream.clone(), width);
+                window.run(program, weights, angles, program.ops.len(), &mut |_, matrix, inputs| {
+                    shared.hear(&mut heard, matrix, inputs);
+                });
+                let after = window.stream();
+                let broken = first_not_finite(&after, width).map(|token| {
+                    let module = match first_not_finite(&stream, width) {
+                        Some(_) => Some(self.description.embedding.tokens.clone()),
+                        None => Window::new(program, stream, width).first_broken(program, weights, angles),
+                    };
+                    (token, module)
+                });
+                (after, heard, broken)
+            })
+            .collect();
+        let (mut after, mut all_heard) = (Vec::with_capacity(done.len()), Vec::with_capacity(done.len()));
+        for (window, (stream, heard, broken)) in range.zip(done) {
+            if let Some((token, module)) = broken {
+                return Err(not_finite(layer, window, token, module.as_deref()));
+            }
+            after.push(stream);
+            all_heard.push(heard);
+        }
+        listener.keep(all_heard)?;
+        Ok(after)
     }
 
     /// Makes a window at the start of a layer, for callers that stop between its steps.

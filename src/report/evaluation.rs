@@ -9,6 +9,9 @@ pub struct Evaluation {
     /// Index of the stage in the recipe, from 0. None for a comparison without a recipe.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stage: Option<usize>,
+    /// Index of the `export` stage whose output was compared, from 0. None for a comparison without a recipe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub export: Option<usize>,
     /// The texts, as the recipe names them.
     pub texts: Vec<String>,
     /// Samples of text.

@@ -1,6 +1,7 @@
 //! The `calibrate` stages of a plan: the model runs on text, layer by layer, and the plan gets the statistics.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use super::event::{Event, Listener};
 use super::executor::preflight;
@@ -9,14 +10,16 @@ use super::model_pass::{Places, Progress, Watched, facts, failed};
 use super::outcome::Options;
 use crate::calibration::{self, Statistics};
 use crate::exit::Exit;
-use crate::finding::Failure;
+use crate::finding::{Failure, Finding};
 use crate::ids::StageId;
-use crate::network::{Checkpoint, LayerWeights, MeanSquares, Part, Pass, Program};
+use crate::network::{
+    Checkpoint, LayerWeights, Linear, MeanSquares, Moments, MomentsLayout, MomentsWriter, Part, Pass, Program,
+};
 use crate::plan::{ModelRun, ModelRuns, Plan};
 use crate::publish::lock::Lock;
 use crate::publish::{files, hidden};
 use crate::stage::{Stage, statistics_of};
-use crate::text::units::counted;
+use crate::text::units::{bytes, counted};
 use crate::threads::Pool;
 
 /// Runs the `calibrate` stage that quantize stages of a plan wait for, and gives the plan its statistics. They are taken from the last
@@ -65,18 +68,126 @@ pub fn statistics_file(
         listener.on_event(&Event::Note { text });
         return Ok(known);
     }
-    let measured = measure(plan, runs, run, options, listener)?;
+    let measured = measure((plan, runs, run), options, listener, None)?;
     keep(plan, &key, &measured)?;
     Ok(measured)
 }
 
-/// Runs the model, and gives the file.
-fn measure(
+/// Measures the statistics of a `calibrate` stage as [`statistics_file`] does, but always anew; and writes second moments of the
+/// inputs of all matrices to a file beside them.
+///
+/// # Errors
+/// As [`calibrate`]; if the moments of a matrix do not fit into memory, or the file cannot be written.
+pub fn with_moments(
     plan: &Plan,
-    runs: &ModelRuns,
-    run: &ModelRun,
+    stage: StageId,
+    path: &Path,
     options: &Options,
     listener: &dyn Listener,
+) -> Result<Vec<u8>, Failure> {
+    let Some((runs, run)) = plan.runs.as_ref().and_then(|runs| Some((runs, runs.of(stage)?))) else {
+        return Ok(Vec::new());
+    };
+    let layout = MomentsLayout::new(&runs.description.layers);
+    let bound = moments_bound(plan, runs, &layout)?;
+    let mut measured = Ok(Vec::new());
+    let written = files::replace(path, &hidden::new(path), |file| {
+        let mut writer = MomentsWriter::new(file, &layout, &metadata(run))?;
+        let mut made = Made { layout: &layout, bound, writer: &mut writer, error: None };
+        measured = measure((plan, runs, run), options, listener, Some(&mut made));
+        match (made.error.take(), &measured) {
+            (Some(error), _) => {
+                measured = Ok(Vec::new());
+                Err(error)
+            }
+            (None, Ok(_)) => writer.finish(),
+            // Told below, in its own words.
+            (None, Err(_)) => Err(std::io::Error::other("the run has failed")),
+        }
+    });
+    let measured = measured?;
+    written.map(|_| measured)
+}
+
+/// Moments that are made beside statistics.
+struct Made<'a, 'f> {
+    layout: &'a MomentsLayout,
+    /// Bytes of sums in memory at once, if several matrices could have them together.
+    bound: u64,
+    writer: &'a mut MomentsWriter<'f>,
+    /// Why the file could not be written.
+    error: Option<std::io::Error>,
+}
+
+impl<'a> Made<'a, '_> {
+    /// The matrices of a layer, in groups whose sums are in memory together.
+    fn groups(&self, layer: usize) -> Vec<&'a [Linear]> {
+        let (mut groups, mut rest) = (Vec::new(), self.layout.layers[layer].as_slice());
+        while !rest.is_empty() {
+            let mut total = 0;
+            let fits = rest.iter().take_while(|matrix| {
+                total += sum_bytes(matrix);
+                total <= self.bound
+            });
+            let (group, others) = rest.split_at(fits.count().max(1));
+            groups.push(group);
+            rest = others;
+        }
+        groups
+    }
+
+    fn add(&mut self, sums: &Moments, matrices: &[Linear]) -> Result<(), Finding> {
+        let added = matrices.iter().try_for_each(|matrix| self.writer.add(sums, matrix));
+        added.map_err(|error| {
+            let message = format!("moments cannot be written: {error}");
+            self.error = Some(error);
+            Finding::error(files::code::CANNOT_WRITE, message)
+        })
+    }
+}
+
+/// Sums of moments that are in memory at once, without a bound of memory.
+const MOMENTS_BYTES: u64 = 4 << 30;
+
+fn sum_bytes(matrix: &Linear) -> u64 {
+    (matrix.columns * matrix.columns) as u64 * 8
+}
+
+/// How many bytes of sums may be in memory at once.
+fn moments_bound(plan: &Plan, runs: &ModelRuns, layout: &MomentsLayout) -> Result<u64, Failure> {
+    let Some(memory) = plan.limits.memory else { return Ok(MOMENTS_BYTES) };
+    let bound = memory.saturating_sub(runs.least_memory(plan.budget.workers));
+    let widest = layout.layers.iter().flatten().max_by_key(|matrix| matrix.columns);
+    match widest {
+        Some(widest) if sum_bytes(widest) > bound => {
+            let message = format!(
+                "the memory bound of {} is too small for the second moments of `{}`",
+                bytes(memory),
+                widest.module()
+            );
+            let needed = memory - bound + sum_bytes(widest);
+            let help = format!("Its {} columns need {} in all here.", widest.columns, bytes(needed));
+            Err(Failure::new(Exit::BadRecipe, Finding::error("plan::memory", message).help(help)))
+        }
+        _ => Ok(bound),
+    }
+}
+
+fn metadata(run: &ModelRun) -> BTreeMap<String, String> {
+    let metadata = [
+        ("samples", run.windows.len().to_string()),
+        ("tokens", run.tokens().to_string()),
+        ("source", run.texts.join(", ")),
+    ];
+    metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect()
+}
+
+/// Runs the model, and gives the file.
+fn measure(
+    (plan, runs, run): (&Plan, &ModelRuns, &ModelRun),
+    options: &Options,
+    listener: &dyn Listener,
+    mut moments: Option<&mut Made<'_, '_>>,
 ) -> Result<Vec<u8>, Failure> {
     let cancel = &options.cancel;
     let checkpoint = Checkpoint::open(&plan.model)?;
@@ -88,26 +199,37 @@ fn measure(
     // A stack has a row for each expert, also for those that no token is sent to.
     let matrices = runs.description.layers.iter().flat_map(Program::matrices);
     squares.prepare(matrices.filter(|matrix| matrix.part != Part::Whole));
-    let mut watched = Watched { inner: squares, progress: &progress, cancel };
     let walk = || {
         let pass = Pass::new(&runs.description, &run.windows)?;
         let mut hidden = pass.embed(&checkpoint, places.take())?;
         for (layer, program) in runs.description.layers.iter().enumerate() {
             progress.layer(layer);
             let weights = LayerWeights::read(program, &checkpoint)?;
+            let Some(made) = &mut moments else {
+                let mut watched = Watched { inner: &mut squares, progress: Some(&progress), cancel };
+                pass.layer(layer, &weights, &mut hidden, &mut watched)?;
+                continue;
+            };
+            let groups = made.groups(layer);
+            let none: &[Linear] = &[];
+            let (last, before) = groups.split_last().unwrap_or((&none, &[]));
+            for some in before {
+                let mut sums = Moments::of(some.iter());
+                let mut watched = Watched { inner: &mut sums, progress: None, cancel };
+                pass.listen(layer, &weights, &hidden, &mut watched)?;
+                made.add(&sums, some)?;
+            }
+            let mut sums = Moments::of(last.iter());
+            let inner = (&mut squares, &mut sums);
+            let mut watched = Watched { inner, progress: Some(&progress), cancel };
             pass.layer(layer, &weights, &mut hidden, &mut watched)?;
+            made.add(&sums, last)?;
         }
         Ok(())
     };
     pool.install(walk).map_err(|finding| failed(cancel, finding))?;
     checkpoint.check_unchanged()?;
-    let metadata = [
-        ("samples", run.windows.len().to_string()),
-        ("tokens", run.tokens().to_string()),
-        ("source", run.texts.join(", ")),
-    ];
-    let metadata = metadata.map(|(key, value)| (key.to_owned(), value)).into_iter().collect();
-    Ok(watched.inner.to_bytes(&metadata))
+    Ok(squares.to_bytes(&metadata(run)))
 }
 
 /// Keeps statistics for the next run, unless another one is at work on the output or a weight file is so new that a later change

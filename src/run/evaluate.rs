@@ -44,38 +44,58 @@ impl Listener for Rounding<'_> {
     }
 }
 
-/// The comparisons that a plan asks for, of the first output as it is in a folder. They are taken from the last run if the output's
-/// bytes, the source, the tokens and the build are those of now.
+/// The comparisons that a plan asks for, of each output as it is in its folder: in the order of the stages, and for each stage of the
+/// outputs. They are taken from the last run if the output's bytes, the source, the tokens and the build are those of now.
 ///
 /// # Errors
 /// If a weight cannot be read, activations stop being finite, or the run is cancelled.
 pub(super) fn all(
     plan: &Plan,
     folders: &[PathBuf],
+    known: (&Prints, &Measured),
+    options: &Options,
+    listener: &dyn Events,
+) -> Result<Vec<Evaluation>, Failure> {
+    let mut all = Vec::new();
+    for (export, folder) in plan.exports.ids().zip(folders) {
+        all.extend(of_export(plan, (export, folder), known, options, listener)?);
+    }
+    all.sort_by_key(|evaluation| evaluation.stage);
+    Ok(all)
+}
+
+/// The comparisons of one output.
+fn of_export(
+    plan: &Plan,
+    (index, folder): (ExportId, &Path),
     (prints, measured): (&Prints, &Measured),
     options: &Options,
     listener: &dyn Events,
 ) -> Result<Vec<Evaluation>, Failure> {
+    let export = &plan.exports[index];
     let Some(runs) = &plan.runs else { return Ok(Vec::new()) };
     let compared: Vec<&ModelRun> = runs.runs.iter().filter(|run| run.models == 2).collect();
-    let (Some(export), Some(folder), false) = (plan.exports.first(), folders.first(), compared.is_empty())
-    else {
+    if compared.is_empty() {
         return Ok(Vec::new());
-    };
+    }
     let outputs = (0..plan.model.tensors.len())
-        .map(|tensor| format!("{:?}", prints.output(ExportId::new(0), TensorId::new(tensor))));
+        .map(|tensor| format!("{:?}", prints.output(index, TensorId::new(tensor))));
     // The source is known by its bytes, which were all read or are those of the record.
     let sources = measured.source_files.iter().map(|digest| format!("{:?}", digest.crc64));
     let key = kept::key(compared.iter().flat_map(|run| facts(plan, run)).chain(sources).chain(outputs));
     let path = hidden::evaluation(&export.path);
+    let place = |found: &mut Vec<Evaluation>| {
+        found.iter_mut().for_each(|found| found.export = Some(export.stage.index()));
+    };
     let known = if options.fresh { None } else { kept::read(&path, &key) };
-    if let Some(known) = known.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+    if let Some(mut known) = known.and_then(|bytes| serde_json::from_slice(&bytes).ok()) {
+        place(&mut known);
         let text = "the comparison with the original is that of the last run".to_owned();
         listener.on_event(&Event::Note { text });
         return Ok(known);
     }
     let config = export.config.as_deref().and_then(|text| serde_json::from_str(text).ok());
-    let config: Value = config.unwrap_or(Value::Null);
+    let config: Value = config.unwrap_or_else(|| plan.model.config.raw.clone());
     let output = open(folder)?;
     let setting = Setting {
         threads: plan.budget.workers,
@@ -88,6 +108,7 @@ pub(super) fn all(
     for run in compared {
         found.push(compare(runs, run, (&plan.model, &plan.model.config.raw), (&output, &config), &setting)?);
     }
+    place(&mut found);
     if let Ok(text) = serde_json::to_vec(&found) {
         kept::write(&export.path, &path, &key, &text)?;
     }
@@ -148,11 +169,11 @@ pub fn compare(
         for (layer, programs) in original.layers.iter().zip(&twin.layers).enumerate() {
             progress.layer(layer);
             let weights = LayerWeights::read(programs.0, &checkpoint)?;
-            let mut silent = Watched { inner: Silent, progress: &progress, cancel };
+            let mut silent = Watched { inner: Silent, progress: Some(&progress), cancel };
             passes[0].layer(layer, &weights, &mut first, &mut silent)?;
             drop(weights);
             let weights = LayerWeights::read(programs.1, &quantized)?;
-            let mut rounding = Watched { inner: Rounding(&quantized), progress: &progress, cancel };
+            let mut rounding = Watched { inner: Rounding(&quantized), progress: Some(&progress), cancel };
             passes[1].layer(layer, &weights, &mut second, &mut rounding)?;
             errors.push(layer_error(&first, &second)?);
         }
@@ -179,6 +200,7 @@ pub fn compare(
         .map(|found| Perplexity { source: found.first_perplexity, quantized: found.second_perplexity });
     Ok(Evaluation {
         stage: run.stage.map(StageId::index),
+        export: None,
         texts: run.texts.clone(),
         samples: run.windows.len(),
         tokens: run.tokens(),

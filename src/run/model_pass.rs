@@ -19,7 +19,8 @@ use crate::quant::Isa;
 /// Tells what a pass has done, and ends it if it is cancelled.
 pub(super) struct Watched<'a, L> {
     pub inner: L,
-    pub progress: &'a Progress<'a>,
+    /// None for a pass that is not counted.
+    pub progress: Option<&'a Progress<'a>>,
     pub cancel: &'a Cancel,
 }
 
@@ -35,7 +36,9 @@ impl<L: Listener> Listener for Watched<'_, L> {
     }
 
     fn keep(&mut self, heard: Vec<L::Heard>) -> Result<(), Finding> {
-        self.progress.add(heard.len());
+        if let Some(progress) = self.progress {
+            progress.add(heard.len());
+        }
         self.cancel.check().map_err(first)?;
         self.inner.keep(heard)
     }
