@@ -2,7 +2,8 @@
 
 usage: make_network_fixtures.py OUT [NAME...]
 
-Each goes to OUT/NAME.safetensors: `tokens`, `hidden.0` (before the first layer), `hidden.N` (after layer N), `logits`; the metadata hold config.json and
+Each goes to OUT/NAME.safetensors: `tokens`, `hidden.0` (before the first layer), `hidden.N` (after layer N), `logits`; for layers with experts `chosen.N`
+and `shares.N`, [tokens, chosen]: the experts of each token in rising order, and how much each counts; the metadata hold config.json and
 the names and shapes of the checkpoint's tensors. The weights are not in it: each is computed from its tensor's name and its index there
 (`weights`; the Rust test does the same), so that the files stay small. Attention is the eager one, experts are run one by one.
 """
@@ -179,6 +180,17 @@ def build(name, out):
     layers[0].register_forward_pre_hook(lambda _, args, kwargs: states.__setitem__("hidden.0", args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
     for i, layer in enumerate(layers):
         layer.register_forward_hook(lambda _, __, output, i=i: states.__setitem__(f"hidden.{i + 1}", output[0] if isinstance(output, tuple) else output))
+    chosen = {}
+
+    def choose(module, args, i):
+        order = args[1].sort(-1)
+        shares = args[2] if args[2].shape == args[1].shape else args[2].gather(-1, args[1])
+        chosen.update({f"chosen.{i}": order.values.int(), f"shares.{i}": shares.gather(-1, order.indices).float()})
+
+    for i, layer in enumerate(layers):
+        for path, module in layer.named_modules():
+            if path.rsplit(".", 1)[-1] == "experts":
+                module.register_forward_pre_hook(lambda module, args, i=i: choose(module, args, i))
     with torch.no_grad():
         result = model(tokens)
     if getattr(result, "logits", None) is not None:
@@ -188,7 +200,8 @@ def build(name, out):
         if not torch.isfinite(v).all():
             raise ValueError(f"{k} is not finite")
     metadata = {"config": json.dumps(config), "tensors": json.dumps(shapes), "transformers": transformers.__version__}
-    save_file({"tokens": tokens[0].int(), **states}, os.path.join(out, f"{name}.safetensors"), metadata=metadata)
+    chosen = {k: v.contiguous() for k, v in chosen.items()}
+    save_file({"tokens": tokens[0].int(), **states, **chosen}, os.path.join(out, f"{name}.safetensors"), metadata=metadata)
     largest = {k: round(v.abs().max().item(), 2) for k, v in states.items()}
     return {"name": name, "layers": len(layers), "largest": largest}
 

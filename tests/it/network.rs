@@ -89,14 +89,26 @@ impl Weights for Files {
 }
 
 /// One file of `tests/fixtures/network`.
-struct Fixture {
+pub(crate) struct Fixture {
     config: Value,
     weights: Computed,
     tokens: Vec<u32>,
     states: BTreeMap<String, Vec<f32>>,
+    /// By layer: the experts of each token, one token after another.
+    chosen: BTreeMap<usize, Vec<u32>>,
 }
 
 impl Fixture {
+    /// `config.json`, and the shape and numbers of each tensor.
+    pub(crate) fn model(self) -> (Value, BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
+        let weights = &self.weights;
+        let of = |(name, shape): (&String, &Vec<usize>)| {
+            let all = weights.read(name, 0..shape[0]).expect("weights");
+            (name.clone(), (shape.clone(), all))
+        };
+        (self.config, weights.0.iter().map(of).collect())
+    }
+
     fn read(path: &Path) -> Self {
         let bytes = std::fs::read(path).expect("a fixture");
         let (_, metadata) = SafeTensors::read_metadata(&bytes).expect("a header");
@@ -106,15 +118,20 @@ impl Fixture {
         let states = file
             .tensors()
             .into_iter()
-            .filter(|(name, _)| name != "tokens")
+            .filter(|(name, _)| name != "tokens" && !name.starts_with("chosen."))
             .map(|(name, view)| (name, floats(view.data())))
             .collect();
-        let tokens = file.tensor("tokens").expect("tokens").data().as_chunks().0.iter();
+        let numbers = |data: &[u8]| data.as_chunks().0.iter().map(|b| u32::from_le_bytes(*b)).collect();
+        let layer = |name: &str| name.strip_prefix("chosen.")?.parse().ok();
+        let chosen = file.tensors().into_iter();
+        let chosen = chosen.filter_map(|(name, view)| Some((layer(&name)?, numbers(view.data())))).collect();
+        let tokens = file.tensor("tokens").expect("tokens").data();
         Self {
             config: serde_json::from_str(&metadata["config"]).expect("config"),
             weights: Computed(serde_json::from_str(&metadata["tensors"]).expect("shapes")),
-            tokens: tokens.map(|b| u32::from_le_bytes(*b)).collect(),
+            tokens: numbers(tokens),
             states,
+            chosen,
         }
     }
 }
@@ -158,6 +175,7 @@ fn hold(fixture: &Fixture) -> Result<(), String> {
     compare("hidden.0".into(), &hidden.get(0).map_err(say)?)?;
     for (layer, program) in description.layers.iter().enumerate() {
         let weights = LayerWeights::read(program, &fixture.weights).map_err(say)?;
+        hold_choices(fixture, (&pass, layer, program), &weights, &hidden)?;
         pass.layer(layer, &weights, &mut hidden, &mut Silent).map_err(say)?;
         compare(format!("hidden.{}", layer + 1), &hidden.get(0).map_err(say)?)?;
     }
@@ -169,12 +187,52 @@ fn hold(fixture: &Fixture) -> Result<(), String> {
     Ok(())
 }
 
+/// Holds the experts that each token chose in a layer, and how much each counts, against those of the fixture.
+fn hold_choices(
+    fixture: &Fixture,
+    (pass, layer, program): (&Pass<'_>, usize, &Program),
+    weights: &LayerWeights,
+    hidden: &Hidden,
+) -> Result<(), String> {
+    let step = program.ops.iter().position(|op| matches!(op, Op::Route { .. }));
+    let (step, theirs) = match (step, fixture.chosen.get(&layer)) {
+        (Some(step), Some(theirs)) => (step, theirs),
+        (None, None) => return Ok(()),
+        (step, _) => return Err(format!("layer {layer} has experts on one side only: {step:?}")),
+    };
+    let mut window = pass.window(layer, hidden, 0).map_err(|finding| finding.message)?;
+    pass.run(layer, weights, (0, &mut window), step + 1, &mut |_, _, _| ());
+    let Op::Route { to, router, .. } = &program.ops[step] else { return Err("no choice".into()) };
+    let routing = window.routing(*to).ok_or("no choice")?;
+    let mut ours: Vec<(usize, u32, f32)> = Vec::new();
+    for expert in 0..router.experts {
+        for row in routing.rows(expert) {
+            ours.push((routing.tokens[row], expert as u32, routing.weights[row]));
+        }
+    }
+    ours.sort_by_key(|(token, expert, _)| (*token, *expert));
+    let shares = &fixture.states[&format!("shares.{layer}")];
+    if ours.len() != theirs.len() || theirs.len() != fixture.tokens.len() * router.chosen {
+        return Err(format!("layer {layer}: {} choices, not {}", ours.len(), theirs.len()));
+    }
+    for ((token, expert, share), (theirs, their_share)) in ours.into_iter().zip(theirs.iter().zip(shares)) {
+        if expert != *theirs || (share - their_share).abs() > 1e-5 * (1.0 + share.abs()) {
+            return Err(format!(
+                "layer {layer}, token {token}: expert {expert} ({share}), not {theirs} ({their_share})"
+            ));
+        }
+    }
+    Ok(())
+}
+
 #[test]
-fn hidden_states_and_logits_are_those_of_transformers() {
+fn hidden_states_logits_and_experts_are_those_of_transformers() {
     let mut wrong = Vec::new();
     let mut seen = BTreeSet::new();
+    let mut choices = 0;
     for (name, path) in fixtures() {
         let fixture = Fixture::read(&path);
+        choices += fixture.chosen.len();
         let part = fixture.config.get("text_config").unwrap_or(&fixture.config);
         seen.insert(part["model_type"].as_str().expect("a family").to_owned());
         if let Err(error) = hold(&fixture) {
@@ -182,6 +240,7 @@ fn hidden_states_and_logits_are_those_of_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(choices, 18, "layers with experts");
     // A family is admitted by a fixture of its own, and by nothing else.
     let known: BTreeSet<String> =
         FAMILIES.iter().flat_map(|family| family.types).map(|kind| (*kind).to_owned()).collect();
@@ -206,7 +265,7 @@ impl Weights for Cut<'_> {
     }
 }
 
-fn fixture(name: &str) -> Fixture {
+pub(crate) fn fixture(name: &str) -> Fixture {
     Fixture::read(&folder().join(format!("{name}.safetensors")))
 }
 
@@ -534,7 +593,10 @@ fn windows_that_the_model_cannot_run_are_named() {
     };
     run(0).expect("numbers");
     let error = run(1).expect_err("no numbers");
-    assert_eq!(error.message, "the stream after layer 1 is not finite at token 0 of sample 0");
+    assert_eq!(
+        error.message,
+        "the stream after layer 1 is not finite at token 0 of sample 0, since `model.layers.1.mlp.down_proj`"
+    );
 }
 
 #[test]
