@@ -275,3 +275,56 @@ fn what_cannot_run_is_said_before_the_first_weight_is_read() {
     workspace.write("model/config.json", config.replace("\"llama\"", "\"new_thing\""));
     assert_eq!(code(&calibrate("")), (Exit::BadModel, "network::not-admitted"));
 }
+
+/// Puts another content into a file that a run has kept, as if it had been the run's.
+fn forge(path: &Path, change: impl FnOnce(&mut Vec<u8>)) {
+    let bytes = fs::read(path).expect("kept");
+    let (key, mut content) = (bytes[..64].to_vec(), bytes[128..].to_vec());
+    change(&mut content);
+    let hash = blake3::hash(&content).to_hex();
+    fs::write(path, [key.as_slice(), hash.as_bytes(), &content].concat()).expect("forged");
+}
+
+#[test]
+fn an_untrusted_run_believes_nothing_that_an_earlier_one_kept() {
+    let workspace = workspace();
+    workspace.recipe(&format!("{CALIBRATE}{QUANTIZE}{}", evaluate("    max_kl: 0.5\n")));
+    settle();
+    let run = |more: &[&str]| {
+        let ended = workspace.monoquant(["run", "recipe.yaml"].iter().chain(more)).exits(0);
+        let report = report(&workspace.path("out/monoquant-report.json"));
+        (weights(&workspace.path("out")), report["evaluations"][0]["kl"]["mean"].clone(), ended.stderr)
+    };
+    let (honest, kl, _) = run(&[]);
+    forge(&workspace.path(".out.monoquant-statistics"), |content| {
+        // The last sums of squares: those columns now count for nothing.
+        let end = content.len();
+        content[end - 1024..].fill(0);
+        content[end - 4..].copy_from_slice(&1e9_f32.to_le_bytes());
+    });
+    forge(&workspace.path(".out.monoquant-evaluation"), |content| {
+        let mut found: Value = serde_json::from_slice(content).expect("JSON");
+        found[0]["kl"]["mean"] = 0.125.into();
+        *content = found.to_string().into_bytes();
+    });
+    let (made, found, told) = run(&["--untrusted"]);
+    assert!(made == honest && found == kl, "{found} {kl}");
+    assert!(!told.contains("those of the last run") && !told.contains("that of the last run"), "{told}");
+
+    // The lies are good: who trusts them is deceived. (An untrusted run may keep what it has measured itself.)
+    forge(&workspace.path(".out.monoquant-evaluation"), |content| {
+        let mut found: Value = serde_json::from_slice(content).expect("JSON");
+        found[0]["kl"]["mean"] = 0.125.into();
+        *content = found.to_string().into_bytes();
+    });
+    let (_, found, told) = run(&[]);
+    assert_eq!(found, Value::from(0.125));
+    assert!(told.contains("that of the last run"), "{told}");
+    forge(&workspace.path(".out.monoquant-statistics"), |content| {
+        let end = content.len();
+        content[end - 1024..].fill(0);
+        content[end - 4..].copy_from_slice(&1e9_f32.to_le_bytes());
+    });
+    let (made, ..) = run(&[]);
+    assert!(made != honest, "other statistics choose other ranges");
+}

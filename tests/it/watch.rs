@@ -345,3 +345,43 @@ fn a_terminal_shows_what_is_wrong_above_the_last_good_result() {
     watching.wait_for("cycle 3: ✗ broken");
     watching.interrupt();
 }
+
+#[test]
+fn an_edit_of_a_threshold_needs_no_pass_and_one_of_the_text_does() {
+    use std::os::unix::fs::MetadataExt;
+    let workspace = Workspace::new();
+    for entry in fs::read_dir(crate::support::root().join("examples/tiny-llama")).expect("the example") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        workspace.write(&format!("model/{name}"), fs::read(&path).expect("a file"));
+    }
+    workspace.recipe(
+        "  - stage: calibrate\n    samples: 4\n    sequence_length: 64\n  - stage: resolve-skips\n    defaults: auto\n  \
+         - stage: quantize-int4\n    observer: mse\n  - stage: evaluate\n    text: [text.txt]\n    sequence_length: 64\n    max_kl: 0.5\n",
+    );
+    let text = fs::read_to_string(crate::support::root().join("examples/calibration/held-out.txt"));
+    workspace.write("text.txt", text.expect("a text").chars().take(2_000).collect::<String>());
+    // Nothing is kept of a model that is newer.
+    std::thread::sleep(Duration::from_millis(2100));
+    let kept = || {
+        let inode = |name: &str| fs::metadata(workspace.path(name)).expect("kept").ino();
+        [".out.monoquant-statistics", ".out.monoquant-evaluation"].map(inode)
+    };
+    let mut watching = Watching::start(&workspace, &[]);
+    assert!(watching.wait_for("cycle 1").contains("✓ passed"));
+    let first = kept();
+    edit(&workspace, "max_kl: 0.5", "max_kl: 0.0000001");
+    assert!(!watching.wait_for("cycle 2").contains("✓ passed"));
+    edit(&workspace, "max_kl: 0.0000001", "max_kl: 0.4");
+    assert!(watching.wait_for("cycle 3").contains("✓ passed"));
+    assert_eq!(kept(), first, "neither was measured again");
+    edit(&workspace, "samples: 4", "samples: 5");
+    assert!(watching.wait_for("cycle 4").contains("✓ passed"));
+    let again = kept();
+    assert!(again[0] != first[0], "the statistics are of other samples");
+    workspace.write("text.txt", "Another text. ".repeat(200));
+    assert!(watching.wait_for("cycle 5").contains("✓ passed"), "a text is watched");
+    let last = kept();
+    assert!(last[0] == again[0] && last[1] != again[1]);
+    watching.interrupt();
+}
