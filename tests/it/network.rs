@@ -240,7 +240,7 @@ fn hidden_states_logits_and_experts_are_those_of_transformers() {
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
-    assert_eq!(choices, 18, "layers with experts");
+    assert_eq!(choices, 19, "layers with experts");
     // A family is admitted by a fixture of its own, and by nothing else.
     let known: BTreeSet<String> =
         FAMILIES.iter().flat_map(|family| family.types).map(|kind| (*kind).to_owned()).collect();
