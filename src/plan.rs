@@ -204,6 +204,7 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     let (weighing, problems) = draft.weigh_with(runs.as_ref(), &BTreeMap::new())?;
     let mut findings = draft.findings.clone();
     findings.extend(problems);
+    findings.extend(runs.iter().flat_map(|runs| runs.short(&draft.loaded)));
 
     let content = draft.content();
     let exports = exports(content);

@@ -29,6 +29,11 @@ pub(super) fn calibrate(args: &CalibrateArgs, output: &Output, signals: &Signals
             .help("Put `- stage: calibrate` before the stages that quantize.");
         return Err(Failure::new(Exit::BadRecipe, finding));
     };
+    if args.moments.as_ref().is_some_and(|moments| *moments == args.to) {
+        let finding = Finding::error("cli::same-file", "`-o` and `--moments` name the same file")
+            .help("Statistics and second moments are two files.");
+        return Err(Failure::new(Exit::BadRecipe, finding));
+    }
     output.findings(&plan.warnings);
     let fresh = args.fresh || Trust::of_environment() != Trust::Trusted;
     let options = Options { fresh, ..Options::default() };

@@ -43,6 +43,7 @@ pub(super) fn evaluate(args: &EvaluateArgs, output: &Output, signals: &Signals) 
     };
     let windows = model_runs::cut(&tokenizer, &description, &documents, text).map_err(bad_text)?;
     let run = ModelRun { stage: None, texts: args.text.clone(), windows, models: 2 };
+    output.findings(model_runs::fewer(text, &run).as_slice());
     let runs = ModelRuns { description, runs: vec![run.clone()] };
 
     let options = Options::default();

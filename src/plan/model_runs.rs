@@ -116,6 +116,16 @@ impl ModelRuns {
         Err(Failure::new(Exit::BadRecipe, finding))
     }
 
+    /// Warnings for stages whose texts have fewer samples than they ask for.
+    pub(super) fn short(&self, loaded: &Loaded) -> Vec<Finding> {
+        let short = |run: &ModelRun| {
+            let stage = run.stage?;
+            let finding = fewer(run_text(&loaded.recipe.stages[stage])?, run)?;
+            Some(finding.at_opt(loaded.place(&format!("/stages/{stage}/samples")), "asked for here"))
+        };
+        self.runs.iter().filter_map(short).collect()
+    }
+
     /// The tokens of a stage.
     #[must_use]
     pub fn of(&self, stage: StageId) -> Option<&ModelRun> {
@@ -216,6 +226,21 @@ pub(crate) fn tokenizer(model: &ModelFolder) -> Result<Tokenizer, Finding> {
     let (config, template) = (file("tokenizer_config.json")?, file("chat_template.jinja")?);
     let template = template.as_deref().map(String::from_utf8_lossy);
     Tokenizer::new(&own, config.as_deref(), template.as_deref())
+}
+
+/// A warning if a text has fewer samples than are asked for.
+pub(crate) fn fewer(text: RunText<'_>, run: &ModelRun) -> Option<Finding> {
+    let asked = text.samples? as usize;
+    let found = run.windows.len();
+    (found < asked).then(|| {
+        let (asked, found) = (units::grouped(asked as u64), units::counted(found, "sample"));
+        let length = units::counted(text.sequence_length as usize, "token");
+        Finding::warning(
+            "tokens::fewer-samples",
+            format!("the text has {found} of {length}, and {asked} are asked for"),
+        )
+        .help("Give more text, a smaller `sequence_length`, or fewer `samples`.")
+    })
 }
 
 /// Cuts documents into the samples that a stage asks for, and checks that the model can run them.

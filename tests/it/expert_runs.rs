@@ -246,6 +246,8 @@ fn moments_are_those_of_the_statistics_whatever_the_threads_and_the_memory() {
         let ended = workspace.monoquant(args.into_iter().chain([too_little.as_str()])).exits(2);
         assert!(ended.stderr.contains("second moments of"), "{}", ended.stderr);
         assert!(!workspace.path("m").exists());
+        let args = ["calibrate", "recipe.yaml", "-o", "m", "--moments", "m"];
+        assert!(workspace.monoquant(args).exits(2).stderr.contains("cli::same-file"));
 
         let file = MomentsFile::open(&workspace.path("m.safetensors")).expect("moments");
         let statistics = safetensors::SafeTensors::deserialize(&one.0).expect("statistics");

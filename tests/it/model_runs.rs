@@ -265,6 +265,10 @@ fn what_cannot_run_is_said_before_the_first_weight_is_read() {
     workspace.write("chat.jsonl", "{\"messages\": [{\"role\": \"user\", \"content\": \"hi\"}]}\n");
     assert_eq!(code(&calibrate("    text: [chat.jsonl]\n")), (Exit::BadRecipe, "tokens::no-chat-template"));
     assert_eq!(code(&calibrate("    sequence_length: 40000\n")), (Exit::BadRecipe, "network::too-long"));
+    let plan = workspace.plan(&workspace.recipe(&calibrate("    text: [held-out.txt]\n    samples: 1000\n")));
+    let told = &plan.expect("a plan").warnings[0];
+    assert_eq!(told.code, "tokens::fewer-samples");
+    assert!(told.message.ends_with("samples of 512 tokens, and 1,000 are asked for"), "{}", told.message);
     let tokenizer = fs::read(workspace.path("model/tokenizer.json")).expect("a tokenizer");
     fs::remove_file(workspace.path("model/tokenizer.json")).expect("removed");
     assert_eq!(code(&calibrate("")), (Exit::BadModel, "tokens::no-tokenizer"));
