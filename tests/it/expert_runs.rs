@@ -7,10 +7,11 @@ use std::fs;
 use safetensors::tensor::{Dtype, TensorView};
 use serde_json::{Value, json};
 
-use crate::network::fixture;
+use crate::network::{Tensors, fixture};
 use crate::support::{Ended, Workspace, tensors};
 
-type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+/// Matrices of experts: their numbers, shapes and values.
+type Experts = Vec<(usize, Vec<usize>, Vec<f32>)>;
 
 /// A workspace with the model of a fixture, changed, and a text.
 fn workspace(name: &str, change: impl FnOnce(&mut Value, &mut Tensors)) -> Workspace {
@@ -63,7 +64,7 @@ fn evaluations(workspace: &Workspace) -> Vec<Value> {
 /// Puts experts that are apart into stacks, as transformers has them in memory.
 fn stack(weights: &mut Tensors) {
     let all = std::mem::take(weights);
-    let mut parts: BTreeMap<(String, String), Vec<(usize, Vec<usize>, Vec<f32>)>> = BTreeMap::new();
+    let mut parts: BTreeMap<(String, String), Experts> = BTreeMap::new();
     for (name, (shape, values)) in all {
         let Some((prefix, rest)) = name.split_once(".experts.") else {
             weights.insert(name, (shape, values));

@@ -88,6 +88,9 @@ impl Weights for Files {
     }
 }
 
+/// Shapes and numbers of tensors, by name.
+pub(crate) type Tensors = BTreeMap<String, (Vec<usize>, Vec<f32>)>;
+
 /// One file of `tests/fixtures/network`.
 pub(crate) struct Fixture {
     config: Value,
@@ -100,7 +103,7 @@ pub(crate) struct Fixture {
 
 impl Fixture {
     /// `config.json`, and the shape and numbers of each tensor.
-    pub(crate) fn model(self) -> (Value, BTreeMap<String, (Vec<usize>, Vec<f32>)>) {
+    pub(crate) fn model(self) -> (Value, Tensors) {
         let weights = &self.weights;
         let of = |(name, shape): (&String, &Vec<usize>)| {
             let all = weights.read(name, 0..shape[0]).expect("weights");
