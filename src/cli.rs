@@ -13,10 +13,13 @@ use crate::text;
 mod calibrate;
 mod check;
 mod clean;
+mod data;
 mod evaluate;
 mod explain;
 mod generate;
+mod init;
 mod inspect;
+mod keys;
 mod output;
 mod plan;
 mod recipe_args;
@@ -53,7 +56,7 @@ struct Terminal {
     /// Say only what is wrong, and what was asked for: no progress, no summary, no mere warnings.
     #[arg(short, long, global = true, conflicts_with = "verbose")]
     quiet: bool,
-    /// Say more.
+    /// Say more: each file that is written, carried over or left behind; each tensor as it is finished.
     #[arg(short, long, global = true)]
     verbose: bool,
     /// The form of results and diagnostics.
@@ -87,6 +90,10 @@ enum Format {
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    /// Write a recipe to begin with: one that fits a model, with comments that say what it does and why.
+    ///
+    /// Looks at the model's headers. The recipe goes to standard output, or to a file that does not exist yet.
+    Init(init::InitArgs),
     /// Run a recipe: quantize its model, judge the result, publish the output.
     ///
     /// Weights are read once and in tiles, so memory does not grow with the model. The output is built beside its place and
@@ -201,7 +208,8 @@ struct RunArgs {
     /// Reuse results that an earlier run has left, even if CI is set
     #[arg(long, overrides_with = "untrusted")]
     trusted: bool,
-    /// Run, then wait, and run again whenever the recipe or the model changes; Ctrl-C ends it
+    /// Run, then wait, and run again whenever the recipe or the model changes. On a terminal, `r` runs again, `b` pins the
+    /// result that later ones are compared with, and `q` or Ctrl-C ends it
     #[arg(long, conflicts_with = "dry_run")]
     watch: bool,
     /// With `--watch`: look every so many seconds instead of waiting for events, which network disks and some containers do
@@ -294,9 +302,12 @@ struct ExplainArgs {
 
 #[derive(Debug, Args)]
 struct CheckArgs {
-    /// The recipes.
-    #[arg(required = true)]
+    /// Recipes, folders of recipes (every .yaml and .yml file in them and below), or `-` for standard input.
+    #[arg(required = true, value_name = "RECIPE")]
     recipes: Vec<PathBuf>,
+    /// Let warnings fail as well.
+    #[arg(long)]
+    deny_warnings: bool,
     #[command(flatten)]
     overrides: OverrideArgs,
 }
@@ -323,6 +334,9 @@ struct SchemaArgs {
     /// The document whose schema is printed.
     #[arg(value_enum, default_value_t = SchemaOf::Recipe)]
     of: SchemaOf,
+    /// Put the schemas into the user's data folder, where the recipes of `monoquant init` say that editors find them.
+    #[arg(long)]
+    install: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -374,6 +388,7 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
     let output = Output::new(&cli.terminal);
     let signals = Signals::listen(Output::new(&cli.terminal));
     let done = match &cli.command {
+        Command::Init(args) => init::init(args, &output),
         Command::Run(args) if args.dry_run => plan::plan(&args.recipe, false, &output),
         Command::Run(args) if args.watch => watch::watch(args, &output, &signals),
         Command::Run(args) => run::run(args, &output, &signals),
@@ -385,7 +400,7 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Check(args) => check::check(args, &output),
         Command::Inspect(args) => inspect::inspect(args, &output),
         Command::Verify(args) => verify::verify(&args.directory, &output),
-        Command::Schema(args) => generate::schema(args.of, &output),
+        Command::Schema(args) => generate::schema(args, &output),
         Command::Completions(args) => generate::completions(args.shell, &mut Cli::command(), &output),
         Command::Man => generate::man(Cli::command(), &output),
     };

@@ -10,7 +10,7 @@ use std::path::Path;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place};
 use crate::ids::{ExportId, IdVec, StageId, TaskId, TensorId};
-use crate::model::{LayerClass, ModelFolder};
+use crate::model::{LayerClass, MatrixView, ModelFolder};
 use crate::recipe::{Loaded, Recipe};
 use crate::stage::Stage;
 use crate::stage::export::DigestChoice;
@@ -144,13 +144,27 @@ impl Plan {
     /// columns changes the ranges.
     #[must_use]
     pub fn expected_sqnr(&self, tensor: TensorId) -> Option<f64> {
-        let first = self.tasks_of(tensor).next()?;
-        let view = self.tasks[first].matrix(&self.model)?;
-        let spec = self.decisions[tensor].spec()?;
+        let (first, view, spec) = self.quantized(tensor)?;
         if self.weighing.changes_ranges(first, spec) {
             return None;
         }
         spec.expected_sqnr(view.rows, view.cols)
+    }
+
+    /// The SQNR that a tensor is judged by: what its scheme reaches on Gaussian weights or, if that is not known of its observer,
+    /// what `minmax` reaches. None if no weights share a scale.
+    #[must_use]
+    pub(crate) fn reach(&self, tensor: TensorId) -> Option<f64> {
+        self.expected_sqnr(tensor).or_else(|| {
+            let (_, view, spec) = self.quantized(tensor)?;
+            spec.expected_sqnr_of_minmax(view.rows, view.cols)
+        })
+    }
+
+    /// The first task of a quantized tensor, with its matrix and how it is quantized.
+    fn quantized(&self, tensor: TensorId) -> Option<(TaskId, MatrixView, &QuantSpec)> {
+        let first = self.tasks_of(tensor).next()?;
+        Some((first, self.tasks[first].matrix(&self.model)?, self.decisions[tensor].spec()?))
     }
 
     /// What the tensors of the exports are made of.

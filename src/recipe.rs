@@ -4,6 +4,7 @@
 //! the schema checks, and that same value becomes the recipe. No weights and no model folder are touched here.
 
 pub(crate) mod check;
+mod editor;
 mod environment;
 pub(crate) mod load;
 pub(crate) mod model;
@@ -26,3 +27,5 @@ pub use overrides::Overrides;
 pub use schema::{schema, schema_text};
 pub use text::text_of;
 pub use written::Written;
+#[cfg(feature = "cli")]
+pub(crate) use {overrides::seen_from, text::MAX_BYTES};

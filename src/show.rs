@@ -7,10 +7,14 @@ pub mod github;
 #[cfg(feature = "cli")]
 pub mod graphical;
 mod help;
+#[cfg(feature = "cli")]
+pub(crate) mod paint;
 pub mod plain;
 pub mod plan;
 #[cfg(feature = "cli")]
 pub(crate) mod progress;
+#[cfg(feature = "cli")]
+pub(crate) mod starter;
 pub mod statistics;
 #[cfg(feature = "cli")]
 pub(crate) mod summary;

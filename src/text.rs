@@ -4,6 +4,7 @@
 //! characters instead of showing them. Such characters are escaped here, and only here. Until then, strings stay
 //! unchanged.
 
+pub(crate) mod fit;
 pub(crate) mod units;
 use std::borrow::Cow;
 use std::fmt::Write;

@@ -17,7 +17,7 @@ use crate::plan::model_runs::{self, ModelRun, ModelRuns};
 use crate::report::evaluation::{Evaluation, Thresholds};
 use crate::run::Options;
 use crate::run::evaluate::{Setting, compare};
-use crate::show::table::table;
+use crate::show::table::{Columns, table};
 use crate::stage::RunText;
 use crate::text::units::counted;
 use crate::text::visible;
@@ -83,21 +83,21 @@ pub(super) fn evaluate(args: &EvaluateArgs, output: &Output, signals: &Signals) 
         output.json(&value);
     } else {
         output.findings(&findings);
-        output.result(&text_of(&args.directory, &found));
+        output.result(&text_of(&args.directory, &found, output.width()));
     }
     Ok(if findings.is_empty() { Exit::Done } else { Exit::GateFailed })
 }
 
-fn text_of(directory: &str, found: &Evaluation) -> String {
+fn text_of(directory: &str, found: &Evaluation, width: usize) -> String {
     let rows = found.layers.iter().enumerate();
-    let rows = rows.map(|(layer, error)| vec![layer.to_string(), format!("{error:.6}")]).collect();
+    let rows: Vec<_> = rows.map(|(layer, error)| vec![layer.to_string(), format!("{error:.6}")]).collect();
     let mut out = format!(
         "{}: {}\n{} in {}\n\n{}",
         visible(directory),
         found.line(),
         counted(found.tokens, "token"),
         counted(found.samples, "sample"),
-        table(&["layer", "error of the hidden state"], &[0, 1], rows)
+        table(Columns::all(&["layer", "error of the hidden state"], &[0, 1]), width, &rows)
     );
     for part in &found.left_out {
         out.push_str(&format!("\n  not run: {}", visible(part)));

@@ -1,12 +1,15 @@
 //! `monoquant schema`, `completions` and `man`: output that is generated from the program's own definitions.
 
-use super::SchemaOf;
 use super::output::Output;
+use super::{SchemaArgs, SchemaOf, data};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 
-pub(super) fn schema(of: SchemaOf, output: &Output) -> Result<Exit, Failure> {
-    output.own(&match of {
+pub(super) fn schema(args: &SchemaArgs, output: &Output) -> Result<Exit, Failure> {
+    if args.install {
+        return data::install(output);
+    }
+    output.own(&match args.of {
         SchemaOf::Recipe => crate::recipe::schema_text(),
         SchemaOf::Report => crate::report::schema_text(),
     });

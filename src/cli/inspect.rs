@@ -16,7 +16,7 @@ use crate::format::source;
 use crate::model::{self, Because, LayerClass, Layers, ModelFolder, TensorInfo};
 use crate::show::each::Each;
 use crate::show::statistics;
-use crate::show::table::{table, write_table};
+use crate::show::table::{Columns, table, write_table};
 use crate::text::units::{bytes, counted, grouped};
 use crate::text::visible;
 
@@ -28,7 +28,7 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
             let value = statistics::json(&statistics);
             output.json(&value);
         } else {
-            output.result(&statistics::text(&args.path, &statistics));
+            output.result(&statistics::text_at(&args.path, &statistics, output.width()));
         }
         return Ok(Exit::Done);
     }
@@ -40,11 +40,12 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
     }
     output.findings(&folder.warnings);
     output.findings(&layers.classified.warnings);
-    output.result_by_line(|out| write_text(out, &folder, &layers));
+    let width = output.width();
+    output.result_by_line(|out| write_text(out, &folder, &layers, width));
     Ok(Exit::Done)
 }
 
-fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io::Result<()> {
+fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers, width: usize) -> io::Result<()> {
     let classes = &layers.classified.classes;
     let parts = layers.part_of.iter().flatten().count();
     let tensors = counted(folder.tensors.len(), "tensor");
@@ -76,7 +77,7 @@ fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io:
     }
     let mut rows: Vec<_> = types.into_iter().collect();
     rows.sort_by_key(|(_, (_, size, _))| std::cmp::Reverse(*size));
-    let rows = rows
+    let rows: Vec<_> = rows
         .into_iter()
         .map(|((kind, role, dtype), (count, size, first))| {
             vec![
@@ -90,8 +91,15 @@ fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io:
         })
         .collect();
     let counted = if parts > 0 { "weights" } else { "tensors" };
-    let headings = ["kind", "role", "dtype", counted, "size", "first of them"];
-    write!(out, "\n{}\n", table(&headings, &[3, 4], rows))?;
+    let headings = &["kind", "role", "dtype", counted, "size", "first of them"];
+    let columns = Columns { headings, numeric: &[3, 4], optional: &[5] };
+    write!(
+        out,
+        "
+{}
+",
+        table(columns, width, &rows)
+    )?;
     let row = |(tensor, class): (&TensorInfo, &LayerClass)| {
         let role = class.role.map_or("", crate::layer::LayerType::name);
         [
@@ -103,8 +111,9 @@ fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers) -> io:
             bytes(tensor.bytes),
         ]
     };
-    let headings = ["tensor", "dtype", "shape", "kind", "role", "size"];
-    write_table(out, &headings, &[5], || folder.tensors.iter().zip(classes).map(row))
+    let headings = &["tensor", "dtype", "shape", "kind", "role", "size"];
+    let columns = Columns { headings, numeric: &[5], optional: &[4, 3] };
+    write_table(out, columns, width, || folder.tensors.iter().zip(classes).map(row))
 }
 
 /// A summary of a `quantization_config`, in one line.

@@ -9,13 +9,17 @@ use serde::Serialize;
 
 use super::{Color, Format, Terminal};
 use crate::finding::{Finding, Severity, diagnostics};
-use crate::show::{github, graphical, plain};
+use crate::show::{github, graphical, paint, plain};
 use crate::text;
+use crate::text::fit::{self, UNBOUNDED};
 
 /// How a command prints.
 #[derive(Debug)]
 pub(super) struct Output {
+    /// Of standard error.
     color: ColorChoice,
+    /// Of standard output.
+    result_color: ColorChoice,
     format: Format,
     is_quiet: bool,
     is_verbose: bool,
@@ -24,13 +28,14 @@ pub(super) struct Output {
 
 impl Output {
     pub(super) fn new(terminal: &Terminal) -> Self {
-        let color = match terminal.color {
-            Color::Auto => AutoStream::choice(&std::io::stderr()),
-            Color::Always => ColorChoice::Always,
-            Color::Never => ColorChoice::Never,
+        let (color, result_color) = match terminal.color {
+            Color::Auto => (AutoStream::choice(&io::stderr()), AutoStream::choice(&io::stdout())),
+            Color::Always => (ColorChoice::Always, ColorChoice::Always),
+            Color::Never => (ColorChoice::Never, ColorChoice::Never),
         };
         Self {
             color,
+            result_color,
             format: terminal.format,
             is_quiet: terminal.quiet,
             is_verbose: terminal.verbose,
@@ -65,34 +70,72 @@ impl Output {
         self.format == Format::Human && std::io::stdout().is_terminal()
     }
 
-    /// Clears the screen.
-    pub(super) fn clear(&self) {
-        self.own("\u{1b}[2J\u{1b}[3J\u{1b}[H");
+    /// Columns and lines of the terminal on which results are shown.
+    pub(super) fn screen(&self) -> (usize, usize) {
+        let size = terminal_size::terminal_size_of(io::stdout());
+        let height = size.map(|(_, height)| usize::from(height.0)).filter(|height| *height > 0);
+        (self.width(), height.unwrap_or(24))
+    }
+
+    /// Whether results have colours.
+    pub(super) fn has_color(&self) -> bool {
+        matches!(self.result_color, ColorChoice::Always | ColorChoice::AlwaysAnsi)
+    }
+
+    /// Draws what is on the screen anew; the text moves the cursor, and what was read is harmless in it.
+    pub(super) fn screenful(&self, text: &str) {
+        let mut out = io::stdout().lock();
+        let written = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        self.note_loss(&written);
+    }
+
+    /// Columns of results: those of the terminal, or of `COLUMNS`; else as many as there are.
+    pub(super) fn width(&self) -> usize {
+        columns(terminal_size::terminal_size_of(io::stdout())).unwrap_or(UNBOUNDED)
+    }
+
+    /// Columns of findings, progress and notes.
+    pub(super) fn error_width(&self) -> usize {
+        columns(terminal_size::terminal_size_of(io::stderr())).unwrap_or(100)
+    }
+
+    /// Prints the summary of a run, in colour if the terminal has it.
+    pub(super) fn summary(&self, text: &str) {
+        let text = text::lines(text);
+        self.own(&if self.has_color() { paint::summary(&text).into() } else { text });
     }
 
     /// Prints a result: lines in which nothing is acted on by a terminal or by whoever reads the log.
     pub(super) fn result(&self, text: &str) {
+        self.own(&fit::wrapped(&text::lines(text), self.width()));
+    }
+
+    /// As [`Output::result`], with lines as long as they are: a file may be made of them.
+    pub(super) fn result_unbroken(&self, text: &str) {
         self.own(&text::lines(text));
     }
 
     /// As [`Output::result`], of lines that are too many to be held.
     pub(super) fn result_by_line(&self, write: impl FnOnce(&mut dyn Write) -> io::Result<()>) {
-        self.by_line(text::lines, write);
+        self.by_line(text::lines, self.width(), write);
     }
 
     /// Prints a result as JSON, indented.
     pub(super) fn json(&self, value: &impl Serialize) {
-        self.by_line(text::json, |out| serde_json::to_writer_pretty(out, value).map_err(Into::into));
+        self.by_line(text::json, UNBOUNDED, |out| {
+            serde_json::to_writer_pretty(out, value).map_err(Into::into)
+        });
     }
 
     /// Prints what is written, each line made harmless.
     fn by_line(
         &self,
         harmless: fn(&str) -> Cow<'_, str>,
+        width: usize,
         write: impl FnOnce(&mut dyn Write) -> io::Result<()>,
     ) {
         let out = BufWriter::with_capacity(1 << 16, io::stdout().lock());
-        let mut lines = ByLine { out, line: Vec::new(), harmless };
+        let mut lines = ByLine { out, line: Vec::new(), harmless, width };
         let written = write(&mut lines).and_then(|()| lines.finish());
         self.note_loss(&written);
     }
@@ -143,19 +186,20 @@ impl Output {
             Format::Github => self.own(&github::render(&shown)),
             Format::Plain => self.raw(&plain::render(&shown)),
             Format::Human => {
-                let style = graphical::Style {
-                    color: matches!(self.color, ColorChoice::Always | ColorChoice::AlwaysAnsi),
-                    unicode: true,
-                    width: terminal_width(),
-                };
-                self.raw(&graphical::render(&shown, style));
+                let color = matches!(self.color, ColorChoice::Always | ColorChoice::AlwaysAnsi);
+                self.raw(&drawn(&shown, color, self.error_width()));
             }
         }
     }
 
+    /// Findings as they are drawn on the screen.
+    pub(super) fn drawn(&self, findings: &[Finding]) -> String {
+        drawn(findings, self.has_color(), self.width())
+    }
+
     /// Says something in one line, on standard error.
     pub(super) fn say(&self, line: &str) {
-        self.raw(&text::inert(&text::visible(line)));
+        self.raw(&fit::wrapped(&text::inert(&text::visible(line)), self.error_width().max(40)));
     }
 
     fn raw(&self, text: &str) {
@@ -173,12 +217,13 @@ struct ByLine<W> {
     /// What was written of a line so far.
     line: Vec<u8>,
     harmless: fn(&str) -> Cow<'_, str>,
+    width: usize,
 }
 
 impl<W: Write> ByLine<W> {
     fn end_line(&mut self) -> io::Result<()> {
         let text = String::from_utf8_lossy(&self.line);
-        self.out.write_all((self.harmless)(&text).as_bytes())?;
+        self.out.write_all(fit::wrapped(&(self.harmless)(&text), self.width).as_bytes())?;
         self.line.clear();
         self.out.write_all(b"\n")
     }
@@ -244,7 +289,12 @@ pub(super) fn panicked(info: &std::panic::PanicHookInfo<'_>) {
     let _ = std::io::stderr().lock().write_all(text::lines(&text).as_bytes());
 }
 
-/// Columns of the terminal, within what reads well.
-fn terminal_width() -> usize {
-    std::env::var("COLUMNS").ok().and_then(|text| text.parse().ok()).unwrap_or(100).clamp(60, 140)
+fn drawn(findings: &[Finding], color: bool, width: usize) -> String {
+    graphical::render(findings, graphical::Style { color, unicode: true, width: width.clamp(40, 140) })
+}
+
+/// The columns of a terminal; else what the environment says.
+fn columns(terminal: Option<(terminal_size::Width, terminal_size::Height)>) -> Option<usize> {
+    let measured = terminal.map(|(width, _)| usize::from(width.0)).filter(|width| *width > 0);
+    measured.or_else(|| std::env::var("COLUMNS").ok()?.parse().ok().filter(|width| *width > 0))
 }

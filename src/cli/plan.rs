@@ -13,7 +13,7 @@ pub(super) fn plan(args: &RecipeArgs, json: bool, output: &Output) -> Result<Exi
         output.json(&plan::json(&plan)?);
     } else {
         output.findings(&plan.warnings);
-        output.result(&plan::text(&plan));
+        output.result(&plan::text_at(&plan, output.width(), output.is_verbose()));
     }
     crate::run::preflight(&plan)?;
     Ok(Exit::Done)

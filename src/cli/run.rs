@@ -1,5 +1,7 @@
 //! `monoquant run`.
 
+use std::time::Instant;
+
 use super::output::Output;
 use super::recipe_args::{Trust, instruction_set, limits, loaded, tell_failed_reports};
 use super::signals::Signals;
@@ -8,21 +10,22 @@ use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::report::GateOutcome;
 use crate::run::{Listener, Options, Silent};
-use crate::show::progress::{Bar, Lines};
-use crate::show::summary::summary;
+use crate::show::progress::{Bar, Lines, Noted};
+use crate::show::summary::{Told, summary};
 
 /// What shows the progress of a command.
 pub(super) fn listener(output: &Output) -> Box<dyn Listener> {
     if output.is_quiet() || output.format() != Format::Human {
         Box::new(Silent)
     } else if output.is_interactive() {
-        Box::new(Bar::new())
+        Box::new(Bar::new(output.error_width()))
     } else {
         Box::new(Lines::new(output.is_verbose()))
     }
 }
 
 pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<Exit, Failure> {
+    let start = Instant::now();
     let loaded = loaded(&args.recipe)?;
     crate::run::restore(&loaded)?;
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
@@ -45,7 +48,9 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     if !is_json {
         output.findings(&plan.warnings[warnings..]);
     }
-    let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
+    let noted = Noted::new(listener.as_ref());
+    let outcome = crate::run::run(&plan, &options, &noted)?;
+    let read = noted.read();
     drop(listener);
     drop(running);
     if is_json {
@@ -58,7 +63,9 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     output.findings_if(has_failed || !output.is_quiet(), &outcome.findings);
     tell_failed_reports(&plan, &outcome, output);
     if !output.is_quiet() {
-        output.result(&summary(&plan, &outcome));
+        let (width, all) = (output.width(), output.is_verbose());
+        let told = Told { width, all, took: start.elapsed(), read };
+        output.summary(&summary(&plan, &outcome, &told));
     }
     Ok(outcome.exit)
 }

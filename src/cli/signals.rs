@@ -150,6 +150,9 @@ fn say_that_it_was_ended(output: &Arc<Output>) {
 }
 
 fn exit() -> ! {
+    // A bar that is broken off leaves its line to whoever writes next.
+    crate::show::progress::clear_line();
+    super::keys::restore();
     #[expect(clippy::exit, reason = "a person waits; the next run clears up or goes on from what is there")]
     std::process::exit(Exit::Interrupted.code().into())
 }

@@ -4,37 +4,45 @@ use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use super::RunArgs;
+use super::keys::{Keys, Pressed};
 use super::output::Output;
-use super::recipe_args::{Trust, instruction_set, limits, loaded, tell_failed_reports};
+use super::recipe_args::{Trust, instruction_set, limits, loaded};
 use super::signals::Signals;
-use super::{Format, RunArgs};
 use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::format::source;
+use crate::model::folder::arriving::{Arriving, arriving};
 use crate::plan::Plan;
 use crate::publish::lock::Lock;
 use crate::publish::staging;
 use crate::recipe::{self, Loaded};
 use crate::run::{Cancel, Listener, Options, Outcome, Silent};
 use crate::show::progress::Bar;
-use crate::show::summary::summary;
 use crate::stage::Stage;
-use crate::watch::changes::{Inputs, Watch};
-use crate::watch::cycle::{Cycle, Cycles};
+use crate::watch::changes::{Asked, Inputs, Remote, Told, Watch};
+use crate::watch::cycle::Cycles;
+
+use screen::Screen;
+
+mod screen;
 
 /// The result of a cycle.
 struct Ended {
     /// The recipe's text, if it could be read.
     text: Option<String>,
     result: Result<(Plan, Outcome), Failure>,
+    /// What is still to come of a model that is being copied.
+    arriving: Option<Arriving>,
 }
 
 pub(super) fn watch(args: &RunArgs, output: &Output, signals: &Signals) -> Result<Exit, Failure> {
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let poll = args.poll.map(|seconds| Duration::from_secs(seconds.into()));
     let watch = Watch::new(poll);
-    let interrupt = watch.interrupt();
-    signals.tell(move || interrupt.interrupt());
+    let remote = watch.remote();
+    signals.tell(move || remote.interrupt());
+    let keys = listen(output, watch.remote());
     let is_first = AtomicBool::new(true);
     let cycle = |inputs: &Inputs, cancel: &Cancel| {
         let text = recipe::text_of(&args.recipe.recipe);
@@ -42,25 +50,44 @@ pub(super) fn watch(args: &RunArgs, output: &Output, signals: &Signals) -> Resul
         let _running = signals.running(cancel);
         let options = Options { isa, cancel: cancel.clone(), durable: args.durable, ..Options::default() };
         let result = carry_out(args, output, inputs, options, is_first);
-        Ended { text, result }
+        let is_bad = result.as_ref().is_err_and(|failure| failure.exit == Exit::BadModel);
+        let arriving = is_bad.then(|| still_arriving(args)).flatten();
+        Ended { text, result, arriving }
     };
+    let mut screen = Screen::new(output, keys.is_some());
     let mut cycles = Cycles::default();
-    let mut last_good: Option<String> = None;
     let mut unpublished: Vec<PathBuf> = Vec::new();
-    let done = watch.run(&args.recipe.recipe, cycle, |ended: Ended, took| {
-        let of = match &ended.result {
-            Ok((_, outcome)) => Ok(outcome),
-            Err(failure) => Err((failure.findings.as_slice(), failure.exit)),
-        };
-        let Some(cycle) = cycles.next(ended.text, of, took) else { return };
-        if let Ok((plan, outcome)) = &ended.result {
-            unpublished = match outcome.exit {
-                Exit::Done => Vec::new(),
-                _ => plan.exports.iter().map(|export| export.path.clone()).collect(),
-            };
+    let done = watch.run(&args.recipe.recipe, cycle, |told| match told {
+        Told::Asked(Asked::Again) => cycles.want(),
+        Told::Asked(Asked::Redraw) => screen.draw(&cycles),
+        Told::Asked(Asked::Pin) => {
+            if screen.cycle.as_ref().is_some_and(|cycle| cycles.pin(cycle)) {
+                screen.draw(&cycles);
+            }
         }
-        show(output, &cycle, &ended.result, &mut last_good);
+        Told::Ended(Ended { arriving: Some(arriving), .. }, _) => {
+            cycles.want();
+            screen.wait(&arriving);
+        }
+        Told::Ended(ended, took) => {
+            let of = match &ended.result {
+                Ok((_, outcome)) => Ok(outcome),
+                Err(failure) => Err((failure.findings.as_slice(), failure.exit)),
+            };
+            let cycle = cycles.next(ended.text, of, took);
+            if let Ok((plan, outcome)) = &ended.result {
+                unpublished = match outcome.exit {
+                    Exit::Done => Vec::new(),
+                    _ => plan.exports.iter().map(|export| export.path.clone()).collect(),
+                };
+            }
+            match cycle {
+                Some(cycle) => screen.show(cycle, ended.result, &cycles),
+                None => screen.waited(&cycles),
+            }
+        }
     });
+    drop(keys);
     // An output that a failed gate held back was kept for the next cycle only.
     for path in unpublished {
         if let Ok(lock) = Lock::take(&path) {
@@ -69,6 +96,31 @@ pub(super) fn watch(args: &RunArgs, output: &Output, signals: &Signals) -> Resul
         }
     }
     done.map(|()| Exit::Interrupted)
+}
+
+/// Listens to the keys of a screen.
+fn listen<T: Send + 'static>(output: &Output, remote: Remote<T>) -> Option<Keys> {
+    if !output.is_screen() {
+        return None;
+    }
+    Keys::listen(move |pressed| match pressed {
+        Pressed::Key(b'q' | b'Q') => remote.interrupt(),
+        Pressed::Key(b'r' | b'R') => remote.ask(Asked::Again),
+        Pressed::Key(b'b' | b'B') => remote.ask(Asked::Pin),
+        Pressed::Resized => remote.ask(Asked::Redraw),
+        Pressed::Key(_) => {}
+    })
+}
+
+/// What is missing of the model of a recipe that cannot be read, because it is being copied.
+fn still_arriving(args: &RunArgs) -> Option<Arriving> {
+    let loaded = loaded(&args.recipe).ok()?;
+    let load = loaded.recipe.stages.iter().find_map(|stage| match stage {
+        Stage::Load(load) => Some(load),
+        _ => None,
+    })?;
+    let model = source::open(&load.model, &loaded.base_of(&load.model), &loaded.follow_links).ok()?;
+    arriving(&*model)
 }
 
 fn carry_out(
@@ -83,7 +135,7 @@ fn carry_out(
     crate::run::restore(&loaded)?;
     let mut plan = crate::plan::plan(loaded, limits(&args.recipe))?;
     let listener: Box<dyn Listener> =
-        if output.is_interactive() { Box::new(Bar::new()) } else { Box::new(Silent) };
+        if output.is_interactive() { Box::new(Bar::new(output.error_width())) } else { Box::new(Silent) };
     let trust = Trust::of(args);
     if let Some(note) = trust.note(&plan).filter(|_| !output.is_quiet() && is_first) {
         output.say(note);
@@ -117,45 +169,4 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
     if let Some(folder) = folder {
         inputs.set(folder, others, outputs);
     }
-}
-
-/// Shows a cycle: on a screen the whole result, elsewhere one line or one JSON object.
-fn show(
-    output: &Output,
-    cycle: &Cycle,
-    result: &Result<(Plan, Outcome), Failure>,
-    last_good: &mut Option<String>,
-) {
-    if output.format() == Format::Json {
-        output.json_line(&cycle.json());
-        return;
-    }
-    if !output.is_screen() {
-        if let Err(failure) = result {
-            output.findings(&failure.findings);
-        }
-        if let Ok((plan, outcome)) = result {
-            tell_failed_reports(plan, outcome, output);
-        }
-        output.result(&cycle.line());
-        return;
-    }
-    output.clear();
-    match result {
-        Ok((plan, outcome)) => {
-            output.findings(&plan.warnings);
-            output.findings(&outcome.findings);
-            let text = summary(plan, outcome);
-            output.result(&text);
-            *last_good = (outcome.exit == Exit::Done).then_some(text).or_else(|| last_good.take());
-        }
-        Err(failure) => {
-            output.findings(&failure.findings);
-            if let Some(good) = last_good {
-                output.result(&format!("── the last good result, which stays published ──\n{good}"));
-            }
-        }
-    }
-    output.result(&cycle.text());
-    output.result("waiting for a change of the recipe or the model; Ctrl-C ends");
 }

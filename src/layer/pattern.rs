@@ -194,12 +194,12 @@ impl JsonSchema for Pattern {
     fn json_schema(_: &mut SchemaGenerator) -> Schema {
         json_schema!({
             "description": "A pattern over module names: a plain name (whole segments, anywhere in the name: `lm_head`, \
-                `layers.1`), a glob (`*` and `?` within a segment, `**` across, `[…]`, `{a,b}`), or `re:` and a regular \
+                `layers.1`), a glob (`*` and `?` within a segment, `**` across, `[…]`, `{a,b}`, `{4..27}`), or `re:` and a regular \
                 expression anchored at the start. A pattern that names a module names everything below it.",
             "type": "string",
             "minLength": 1,
             "format": "layer-pattern",
-            "examples": ["lm_head", "model.layers.{0,1}.**", "re:.*\\.down_proj$"]
+            "examples": ["lm_head", "model.layers.*.mlp", "re:.*\\.down_proj$"]
         })
     }
 }
@@ -283,6 +283,26 @@ fn compile(expression: &str) -> Result<Regex, PatternError> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn ranges_of_layers_are_numbers() {
+        let matched = |pattern: &str| -> Vec<u32> {
+            let pattern = Pattern::parse(pattern).unwrap_or_else(|error| panic!("{error}"));
+            (0..120).filter(|n| pattern.matches(&format!("model.layers.{n}.mlp.up_proj"))).collect()
+        };
+        assert_eq!(matched("model.layers.{4..11}"), (4..=11).collect::<Vec<_>>());
+        assert_eq!(matched("model.layers.{0..2,9,20..21}.**"), [0, 1, 2, 9, 20, 21]);
+        assert_eq!(matched("**.layers.{99..101}.mlp"), [99, 100, 101]);
+        assert_eq!(matched("model.layers.{7..7}"), [7]);
+        assert!(Pattern::parse("a.{x..y}").unwrap().matches("a.x..y"), "no range of numbers is what it was");
+        for (bad, why) in
+            [("l.{9..4}", "the range `9..4` is empty"), ("l.{0..5000}", "more than 1000 numbers")]
+        {
+            let error = Pattern::parse(bad).unwrap_err();
+            assert!(error.message.contains(why), "{error}");
+        }
+        Pattern::parse("l.{0..").unwrap_err();
+    }
 
     fn matches(pattern: &str, module: &str) -> bool {
         Pattern::parse(pattern).unwrap().matches(module)

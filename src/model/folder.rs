@@ -22,6 +22,8 @@ use elsewhere::no_weights;
 use files::{Listing, is_pointer};
 use weights::Choice;
 
+#[cfg(feature = "cli")]
+pub(crate) mod arriving;
 mod checks;
 mod complaints;
 mod elsewhere;

@@ -67,6 +67,12 @@ impl QuantSpec {
         };
         self.scheme.expected_sqnr(&self.observer, usize::try_from(together).ok()?)
     }
+
+    /// The same as if the observer were `minmax`.
+    #[must_use]
+    pub fn expected_sqnr_of_minmax(&self, rows: u64, columns: u64) -> Option<f64> {
+        Self { observer: Observer::Minmax, ..self.clone() }.expected_sqnr(rows, columns)
+    }
 }
 
 /// The action on a tensor.

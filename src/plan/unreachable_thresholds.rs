@@ -20,13 +20,10 @@ pub(crate) fn check(content: Content<'_>, weighing: &Weighing) -> Vec<Finding> {
             continue;
         }
         let Some((scheme, reach)) = least_reach(content, weighing, index) else { continue };
-        for (key, threshold) in [
-            ("sqnr_error_threshold", stage.sqnr_error_threshold),
-            ("sqnr_warning_threshold", stage.sqnr_warning_threshold),
-        ] {
-            if threshold <= reach {
-                continue;
-            }
+        for bound in [stage.error(), stage.warning()] {
+            // A default is asked only of schemes that can meet it.
+            let Some(threshold) = bound.written().filter(|threshold| *threshold > reach) else { continue };
+            let key = bound.threshold_key;
             let place = crate::recipe::places::said_or_stage(loaded, index, key);
             findings.push(
                 Finding::warning(

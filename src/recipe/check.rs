@@ -15,6 +15,7 @@ use crate::layer::file_glob::FileGlob;
 use crate::layer::pattern::{Pattern, PatternError};
 
 mod aliases;
+mod translations;
 mod wording;
 
 use aliases::{labelled, merge};
@@ -27,6 +28,9 @@ const MAX_FINDINGS: usize = 200;
 
 /// All violations of the schema by `value`, which is the JSON of `tree`.
 pub(super) fn violations(tree: &Node, value: &Value) -> Vec<Finding> {
+    if let Some(finding) = translations::of_recipe(tree, value) {
+        return vec![finding];
+    }
     let mut check = Check { tree, root: value, findings: Vec::new() };
     for error in schema::validator().iter_errors(value) {
         check.error(&error);
@@ -194,7 +198,11 @@ impl Check<'_> {
         let elsewhere = schema::stages()
             .find(|(name, schema)| Some(*name) != owner && schema::property_names(schema).contains(&key))
             .map(|(name, _)| name);
+        let at = format!("{pointer}{}", segment(key));
+        let value = self.root.pointer(&at).unwrap_or(&Value::Null);
+        let translation = translations::of_key(owner, key, value);
         let label = match (near, elsewhere) {
+            _ if translation.is_some() => "a word of other tools".to_owned(),
             (_, Some(other)) => format!("`{other}` has a parameter of this name"),
             (Some(near), _) => format!("did you mean `{near}`?"),
             (None, None) => "not known here".to_owned(),
@@ -211,8 +219,7 @@ impl Check<'_> {
             ),
         };
         let near = near.filter(|_| elsewhere.is_none()).map(str::to_owned);
-        let finding = Finding::error("recipe::unknown-key", message).help(help);
-        let at = format!("{pointer}{}", segment(key));
+        let finding = Finding::error("recipe::unknown-key", message).help_lines(translation).help(help);
         let finding = self.label_key(finding, &at, &label);
         self.push(&at, Keyword::UnknownKey(near), finding);
     }
@@ -401,11 +408,11 @@ impl Check<'_> {
         let text = description(schema, &name)?;
         let examples = schema.pointer(&format!("/properties/{name}/examples")).and_then(Value::as_array);
         Some(match examples {
-            Some(values) => {
+            Some(values) if values.len() > 1 => {
                 let values: Vec<String> = values.iter().map(ToString::to_string).collect();
                 format!("{text} Usual: {}.", values.join(", "))
             }
-            None => text.to_owned(),
+            _ => text.to_owned(),
         })
     }
 

@@ -28,6 +28,81 @@ pub(super) fn interpolate(
     }
 }
 
+/// Keys of stages whose values are paths, or hold some.
+const PATHS: [&str; 5] = ["model", "path", "file", "text", "calibration"];
+
+/// Replaces `~` and `$HOME` at the beginning of paths, as a shell does, and refuses what else a shell would replace there: no
+/// folder is ever called so.
+pub(super) fn expand_home(
+    root: &mut Node,
+    env: &dyn Fn(&str) -> Option<String>,
+    findings: &mut Vec<Finding>,
+) {
+    let Content::Map(entries) = &mut root.content else { return };
+    for entry in entries.iter_mut().filter(|entry| entry.key == "stages") {
+        let Content::List(stages) = &mut entry.value.content else { continue };
+        stages.iter_mut().for_each(|stage| expand_paths(stage, env, findings));
+    }
+}
+
+fn expand_paths(node: &mut Node, env: &dyn Fn(&str) -> Option<String>, findings: &mut Vec<Finding>) {
+    let Content::Map(entries) = &mut node.content else { return };
+    for entry in entries.iter_mut().filter(|entry| PATHS.contains(&entry.key.as_str())) {
+        match &mut entry.value.content {
+            Content::Text(_) => expand_path(&mut entry.value, env, findings),
+            Content::List(items) => items.iter_mut().for_each(|item| expand_path(item, env, findings)),
+            _ => expand_paths(&mut entry.value, env, findings),
+        }
+    }
+}
+
+fn expand_path(node: &mut Node, env: &dyn Fn(&str) -> Option<String>, findings: &mut Vec<Finding>) {
+    let Content::Text(text) = &mut node.content else { return };
+    let place = node.defined.as_ref().unwrap_or(&node.used);
+    match with_home(text, env) {
+        None => {}
+        Some(Ok(expanded)) => {
+            let before = std::mem::replace(text, expanded);
+            node.written.get_or_insert(before);
+        }
+        Some(Err(help)) => findings.push(
+            Finding::error(
+                "recipe::shell-word",
+                format!("`{text}` begins with a word that only a shell replaces"),
+            )
+            .at(place.clone(), "would be a folder of this name")
+            .help(help),
+        ),
+    }
+}
+
+/// A path with the home folder in place of `~` or `$HOME`; what to write instead, if a shell would replace something else. None if
+/// it would replace nothing.
+pub(super) fn with_home(path: &str, env: &dyn Fn(&str) -> Option<String>) -> Option<Result<String, String>> {
+    let (first, rest) = path.split_at(path.find(['/', '\\']).unwrap_or(path.len()));
+    let home = || env("HOME").or_else(|| env("USERPROFILE")).filter(|home| !home.is_empty());
+    match first {
+        "~" | "$HOME" => Some(
+            home()
+                .map(|home| format!("{home}{rest}"))
+                .ok_or_else(|| "`HOME` is not set. Set it, or write the path from the root.".to_owned()),
+        ),
+        _ if first.starts_with('~') => Some(Err(format!(
+            "Write the folder that `{first}` stands for; or `./{first}`, if it is called so."
+        ))),
+        _ => {
+            let name = first.strip_prefix('$')?;
+            let is_name = name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+                && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_');
+            is_name.then(|| {
+                Err(format!(
+                    "Write `${{{name}}}` for the variable; or `./{first}`, if a folder is called so."
+                ))
+            })
+        }
+    }
+}
+
 /// The text that [`interpolate`] turns into `text`.
 pub(super) fn escape(text: &str) -> String {
     text.replace("${", "$${")

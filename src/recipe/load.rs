@@ -181,6 +181,7 @@ fn from_source(
     environment::interpolate(&mut tree, env, &mut findings);
     let mut refused = Vec::new();
     overrides::apply(&mut tree, overrides, base, env, &mut refused);
+    environment::expand_home(&mut tree, env, &mut findings);
     // A value that was overridden needs no variables.
     findings.retain(|finding| is_about_a_value(finding, &tree));
     findings.extend(refused);

@@ -47,9 +47,11 @@ pub(super) fn apply(
 
 /// A path that is relative to the working directory, made relative to the recipe's folder. The folder's links are resolved first,
 /// since `..` of the result is applied to the folder that they lead to.
-fn seen_from(base: &Path, path: &str) -> String {
+pub(crate) fn seen_from(base: &Path, path: &str) -> String {
     let target = Path::new(path);
-    if path.is_empty() || target.is_absolute() {
+    // The shell replaces `~` only where a word begins with it, which the value of a flag may not.
+    let is_home = path.starts_with(['~', '$']);
+    if path.is_empty() || target.is_absolute() || is_home {
         return path.to_owned();
     }
     let (Ok(here), Ok(base)) = (std::env::current_dir(), paths::real(base)) else { return path.to_owned() };

@@ -9,7 +9,7 @@ use serde_json::{Map, Value, json};
 
 use crate::layer::file_glob::FileGlob;
 use crate::layer::pattern::Pattern;
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, editor};
 use crate::stage::export::shards::Shards;
 
 /// The name by which schemas refer to this one.
@@ -60,7 +60,9 @@ fn generate() -> Value {
         }
     }
     root.insert("title".to_owned(), json!("monoquant recipe"));
-    Value::Object(root)
+    let mut root = Value::Object(root);
+    editor::prepare(&mut root);
+    root
 }
 
 /// Additions to the derived schema for editors and validators.

@@ -8,7 +8,7 @@ use crate::finding::{Finding, Place, SourceText, nearest};
 use crate::fs::{exclusive, paths, regular};
 
 /// Largest recipe in bytes. A recipe of 500 stages has about 40 KiB.
-pub(super) const MAX_BYTES: usize = 1 << 20;
+pub(crate) const MAX_BYTES: usize = 1 << 20;
 
 /// Reads the file.
 ///
@@ -31,6 +31,10 @@ pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
     })?;
     if paths::is_folder(path) {
         let finding = Finding::error("recipe::not-a-file", format!("{name} is a directory, not a recipe"));
+        let names = paths::names_in(path, 10_000);
+        if names.iter().any(|name| name == "config.json" || name.ends_with(".safetensors")) {
+            return Err(Box::new(finding.help(begin(&format!("'{name}'"), &name)).help(NAMED)));
+        }
         return Err(Box::new(match recipes_in(path).first() {
             Some(first) => {
                 finding.help(format!("Name a file in it, such as {}.", path.join(first).display()))
@@ -51,6 +55,17 @@ pub(super) fn read(path: &Path) -> Result<Arc<SourceText>, Box<Finding>> {
         Ok(text) => Ok(Arc::new(SourceText { name, text })),
         Err(error) => Err(Box::new(not_utf8(&name, &error))),
     }
+}
+
+/// What a recipe has to do with the model.
+const NAMED: &str = "`load` in a recipe names the model; `--model` names another one.";
+
+/// How to begin with a model that was given as the recipe.
+fn begin(quoted: &str, plain: &str) -> String {
+    let is_plain =
+        |c: char| c.is_ascii_alphanumeric() || matches!(c, '/' | '.' | '-' | '_' | ':' | '@' | '\\');
+    let model = if plain.chars().all(is_plain) { plain } else { quoted };
+    format!("It looks like a model. `monoquant init {model} -o recipe.yaml` writes a recipe that fits it.")
 }
 
 /// The text of a recipe. None if it cannot be read as one.
@@ -86,6 +101,11 @@ fn missing(path: &Path, name: &str) -> Finding {
             .help("Make the link anew, or name the file itself.");
     }
     let finding = Finding::error("recipe::no-such-file", format!("there is no recipe {name}"));
+    if name.starts_with("hf:/") {
+        // As a path it has lost a slash on some systems.
+        let word = name.replacen("hf:/", "hf://", 1).replacen("hf:///", "hf://", 1);
+        return finding.help(begin(&word, &word)).help(NAMED);
+    }
     let folder = match path.parent() {
         Some(parent) if parent.as_os_str().is_empty() => Path::new("."),
         Some(parent) => parent,

@@ -118,7 +118,10 @@ pub(crate) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
                 .help("Use `quantize-int8`, which is more accurate at the same size, or drop `activations`.");
                 findings.push(finding);
             }
-            Stage::CheckWarnings(stage) => thresholds(stage, node, &mut findings),
+            Stage::CheckWarnings(stage) => {
+                thresholds(stage, node, &mut findings);
+                never_fails(stage, recipe.on_failure, node, &mut findings);
+            }
             Stage::ResolveSkips(stage) => contradictions(stage, node, &mut findings),
             _ => {}
         }
@@ -131,16 +134,13 @@ fn value_place(node: &Node, key: &str) -> Option<crate::finding::Place> {
 }
 
 fn thresholds(stage: &CheckWarnings, node: &Node, findings: &mut Vec<Finding>) {
-    if stage.sqnr_warning_threshold < stage.sqnr_error_threshold {
-        let message = format!(
-            "the warning threshold ({} dB) is below the error threshold ({} dB)",
-            stage.sqnr_warning_threshold, stage.sqnr_error_threshold
-        );
-        let key = if node.entry("sqnr_warning_threshold").is_some() {
-            "sqnr_warning_threshold"
-        } else {
-            "sqnr_error_threshold"
-        };
+    let key = "sqnr_warning_threshold";
+    let error = stage.error().or_default();
+    // 0 switches a threshold off.
+    if let Some(warning) = stage.sqnr_warning_threshold.filter(|warning| *warning != 0.0 && *warning < error)
+    {
+        let message =
+            format!("the warning threshold ({warning} dB) is below the error threshold ({error} dB)");
         let finding = Finding::warning("recipe::no-effect", message)
             .at_opt(value_place(node, key), "whatever is below it is critical already")
             .help("Set `sqnr_warning_threshold` above `sqnr_error_threshold`.");
@@ -154,6 +154,41 @@ fn thresholds(stage: &CheckWarnings, node: &Node, findings: &mut Vec<Finding>) {
             .at_opt(value_place(node, "gap_warning"), "whatever is beyond it is critical already")
             .help("Set `gap_warning` below `gap_error`.");
         findings.push(finding);
+    }
+}
+
+/// Reports written error thresholds that cannot fail the run.
+fn never_fails(
+    stage: &CheckWarnings,
+    recipe_wide: Option<OnFailure>,
+    node: &Node,
+    findings: &mut Vec<Finding>,
+) {
+    let on_failure = stage.on_failure.or(recipe_wide);
+    let why = match on_failure {
+        Some(OnFailure::Error) => None,
+        Some(OnFailure::Warn) => Some("`on_failure` is `warn`"),
+        Some(OnFailure::Ignore) => Some("`on_failure` is `ignore`"),
+        None => Some("`on_failure` of `check-warnings` is `warn` if nothing else is written"),
+    };
+    let written = [("sqnr_error_threshold", stage.sqnr_error_threshold), ("gap_error", stage.gap_error)];
+    for (key, value) in written {
+        let Some(value) = value.filter(|value| *value != 0.0 || key == "gap_error") else { continue };
+        let finding = |label: &str| {
+            Finding::warning("recipe::never-fails", format!("`{key}` of {value} dB never fails the run"))
+                .at_opt(value_place(node, key), label)
+        };
+        if value < 0.0 {
+            let help = "Set a positive threshold, or 0 to switch it off.";
+            findings.push(finding("no layer has an SQNR below 0 dB").help(help));
+        } else if let Some(why) = why {
+            let help = format!(
+                "Set `on_failure: error` in this stage, so that nothing is published below it. If a warning is all that is wanted, \
+                 write `{}`.",
+                key.replace("error", "warning")
+            );
+            findings.push(finding(why).help(help));
+        }
     }
 }
 

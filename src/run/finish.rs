@@ -207,6 +207,7 @@ impl Job<'_> {
                 let tensors = Tensors::Each(self.reuse.tensors.count(), &mut taken);
                 self.record(index, ready, tensors)?;
                 staging::clear(&export.path);
+                remove_failed_report(&export.path);
                 done.report_paths.push(export.path.join(report::FILE_NAME));
             }
             return Ok(done);
@@ -299,10 +300,7 @@ impl Job<'_> {
             }
             let path = published.path;
             self.record(index, ready, Tensors::Of(&journal))?;
-            // The report of an earlier, failed run says nothing about this output.
-            if occupant::read_report(&failed_report).is_ok() {
-                let _ = exclusive::remove_file(&failed_report);
-            }
+            remove_failed_report(&export.path);
             done.report_paths.push(path.join(report::FILE_NAME));
             let told = plan.told_path(&path);
             done.events.push(Event::Published { path: path.clone(), told });
@@ -428,6 +426,14 @@ fn identities(paths: &[PathBuf]) -> Vec<Option<FileIdentity>> {
         now.filter(|now| first == Some(*now) && now.tick_left().is_zero())
     };
     first.into_iter().zip(look()).map(settled).collect()
+}
+
+/// Removes the report of an earlier run that failed: it says nothing about the output that is there now.
+fn remove_failed_report(target: &Path) {
+    let path = hidden::failed_report(target);
+    if occupant::read_report(&path).is_ok() {
+        let _ = exclusive::remove_file(&path);
+    }
 }
 
 fn summary(plan: &Plan, judgement: &Judgement) -> String {

@@ -5,22 +5,30 @@ use serde_json::{Value, json};
 use crate::plan::copies::carried_weights;
 use crate::plan::layout::Left;
 use crate::plan::{ExportPlan, Plan};
-use crate::show::table::table;
+use crate::show::table::{Columns, table};
 use crate::text::units::{bytes, counted};
 
 /// Names in one line.
 const NAMED: usize = 3;
 
 /// Tables of the files of one export: weights that are carried over as they are, and files left behind. Empty if
-/// there are neither.
+/// there are neither. If all are asked for, also the weight files that are written, and every file that is carried over.
 #[must_use]
-pub(crate) fn tables(plan: &Plan, export: &ExportPlan) -> String {
+pub(crate) fn tables(plan: &Plan, export: &ExportPlan, all: bool, width: usize) -> String {
     let mut out = String::new();
-    let carried: Vec<Vec<String>> =
-        carried_weights(plan, export).into_iter().map(|(name, size)| vec![name, bytes(size)]).collect();
-    if !carried.is_empty() {
-        out.push('\n');
-        out.push_str(&table(&["carried over as it is", "size"], &[1], carried));
+    let mut add = |name: &'static str, files: Vec<(String, u64)>| {
+        let rows: Vec<Vec<String>> = files.into_iter().map(|(name, size)| vec![name, bytes(size)]).collect();
+        if !rows.is_empty() {
+            out.push('\n');
+            out.push_str(&table(Columns::all(&[name, "size"], &[1]), width, &rows));
+        }
+    };
+    if all {
+        add("weights written", export.files.iter().map(|file| (file.name.clone(), file.bytes)).collect());
+        let files = export.copies.iter().map(|&index| &plan.model.others[index]);
+        add("carried over as it is", files.map(|file| (file.path.clone(), file.len)).collect());
+    } else {
+        add("carried over as it is", carried_weights(plan, export));
     }
     let left: Vec<Vec<String>> = export
         .left
@@ -29,7 +37,9 @@ pub(crate) fn tables(plan: &Plan, export: &ExportPlan) -> String {
         .collect();
     if !left.is_empty() {
         out.push('\n');
-        out.push_str(&table(&["left behind", "size", "because"], &[1], left));
+        let columns =
+            Columns { headings: &["left behind", "size", "because"], numeric: &[1], optional: &[1] };
+        out.push_str(&table(columns, width, &left));
     }
     out
 }

@@ -83,6 +83,8 @@ fn handler(style: Style) -> GraphicalReportHandler {
         .with_context_lines(1)
         .without_cause_chain()
         .with_break_words(false)
+        // `check-warnings` is one word.
+        .with_word_splitter(textwrap::WordSplitter::NoHyphenation)
 }
 
 /// One finding, or its labels in a further text.

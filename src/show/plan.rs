@@ -19,13 +19,26 @@ use crate::report::SchemeRecord;
 use crate::report::ledger::{bytes_out, format_name, written_path};
 use crate::show::each::Each;
 use crate::show::files;
-use crate::show::table::table;
+use crate::show::table::{Columns, table};
 use crate::stage::Stage;
+use crate::text::fit::{UNBOUNDED, wrapped};
 use crate::text::units::{bytes, counted, grouped};
 use crate::text::visible;
 
 /// The version of the plan's format for programs.
 pub const PLAN_VERSION: u32 = 2;
+
+const QUANTIZED: Columns<'static> = Columns {
+    headings: &["quantized by", "line", "tensors", "scheme", "from", "to"],
+    numeric: &[1, 2, 4, 5],
+    optional: &[1, 4],
+};
+
+const SKIPPED: Columns<'static> = Columns {
+    headings: &["skipped", "line", "tensors", "size", "first of them"],
+    numeric: &[1, 2, 3],
+    optional: &[1, 4],
+};
 
 /// Tensors that one rule treats alike.
 struct Row<'p> {
@@ -98,6 +111,11 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
 /// The plan for a person.
 #[must_use]
 pub fn text(plan: &Plan) -> String {
+    text_at(plan, UNBOUNDED, false)
+}
+
+/// The plan for a person, in lines of at most so many columns; with every file if all are asked for.
+pub(crate) fn text_at(plan: &Plan, width: usize, all: bool) -> String {
     let mut out = String::new();
     let name = visible(plan.loaded.name().unwrap_or("recipe"));
     let model = &plan.model;
@@ -112,7 +130,7 @@ pub fn text(plan: &Plan) -> String {
     let first = |row: &Row<'_>| row.bytes_out.first().copied().unwrap_or(0);
     let line =
         |row: &Row<'_>| plan.line(&row.decision.rule).map_or_else(|| "–".to_owned(), |line| line.to_string());
-    let lines = quantized
+    let lines: Vec<_> = quantized
         .iter()
         .map(|row| {
             vec![
@@ -125,12 +143,8 @@ pub fn text(plan: &Plan) -> String {
             ]
         })
         .collect();
-    let _ = write!(
-        out,
-        "{}",
-        table(&["quantized by", "line", "tensors", "scheme", "from", "to"], &[1, 2, 4, 5], lines)
-    );
-    let lines = kept
+    let _ = write!(out, "{}", table(QUANTIZED, width, &lines));
+    let lines: Vec<_> = kept
         .iter()
         .map(|row| {
             vec![
@@ -142,11 +156,7 @@ pub fn text(plan: &Plan) -> String {
             ]
         })
         .collect();
-    let _ = write!(
-        out,
-        "\n{}",
-        table(&["skipped", "line", "tensors", "size", "first of them"], &[1, 2, 3], lines)
-    );
+    let _ = write!(out, "\n{}", table(SKIPPED, width, &lines));
     let mut rows = vec![vec![
         "reads".to_owned(),
         format!("{} bytes", grouped(plan.source_bytes())),
@@ -195,14 +205,14 @@ pub fn text(plan: &Plan) -> String {
         bytes(budget.bound),
         format!("at most, with {}", counted(budget.workers, "thread")),
     ]);
-    let _ = write!(out, "\n{}", table(&["", "", "", ""], &[1, 2], rows));
+    let _ = write!(out, "\n{}", table(Columns::all(&["", "", "", ""], &[1, 2]), width, &rows));
     for export in &plan.exports {
-        out.push_str(&files::tables(plan, export));
+        out.push_str(&files::tables(plan, export, all, width));
     }
     for note in &plan.notes {
         let _ = writeln!(out, "\n  note: {}", visible(note));
     }
-    out
+    wrapped(&out, width).into_owned()
 }
 
 /// The plan for a program: everything that the text says, and every tensor. Tensors are written as they come: as a tree of values

@@ -3,49 +3,114 @@
 
 use std::io::Write;
 use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::run::{Event, Listener};
+use crate::sync::lock;
 use crate::text;
 use crate::text::units;
 
 /// The interval between two lines if there is no terminal.
 const HEARTBEAT: Duration = Duration::from_secs(10);
 
-/// The bar while tiles are read.
-const TILES: &str =
-    "{bar:32} {binary_bytes:>11} of {binary_total_bytes}  {binary_bytes_per_sec:>13}  {eta} left  {wide_msg}";
+/// The bar while tiles are read, for terminals of at least so many columns: the most that fits.
+const TILES: [(usize, &str); 3] = [
+    (
+        90,
+        "{bar:32} {binary_bytes:>11} of {binary_total_bytes}  {binary_bytes_per_sec:>13}  {eta} left  {wide_msg}",
+    ),
+    (60, "{wide_bar} {binary_bytes} of {binary_total_bytes}  {binary_bytes_per_sec}  {eta} left"),
+    (0, "{wide_bar} {percent:>3} %  {eta}"),
+];
 
 /// The bar while a model runs: the unit is a token in a layer.
-const PASS: &str = "{bar:32} {msg}  {per_sec:>13} (tokens × layers)  {eta} left";
+const PASS: [(usize, &str); 3] = [
+    (90, "{bar:32} {msg}  {per_sec:>13} (tokens × layers)  {eta} left"),
+    (60, "{wide_bar} {msg}  {eta} left"),
+    (0, "{wide_bar} {percent:>3} %  {eta}"),
+];
+
+/// The weights that a run has read, and in which time.
+#[derive(Debug, Clone, Copy, Default)]
+pub(crate) struct Read {
+    bytes: u64,
+    took: Duration,
+}
+
+impl Read {
+    /// What is said of it behind the time of the run; nothing if nothing was read.
+    #[must_use]
+    pub(crate) fn rate(&self) -> String {
+        if self.bytes == 0 || self.took.is_zero() {
+            return String::new();
+        }
+        let rate = self.bytes as f64 / self.took.as_secs_f64() / 1e9;
+        format!(", {} of weights read at {rate:.2} GB/s", units::bytes(self.bytes))
+    }
+}
+
+/// A listener that notes what is read and hands all events on.
+pub(crate) struct Noted<'l> {
+    inner: &'l dyn Listener,
+    read: Mutex<(Read, Option<Instant>)>,
+}
+
+impl<'l> Noted<'l> {
+    /// Notes what goes to a listener.
+    #[must_use]
+    pub(crate) fn new(inner: &'l dyn Listener) -> Self {
+        Self { inner, read: Mutex::new((Read::default(), None)) }
+    }
+
+    /// What was read so far.
+    #[must_use]
+    pub(crate) fn read(&self) -> Read {
+        lock(&self.read).0
+    }
+}
+
+impl Listener for Noted<'_> {
+    fn on_event(&self, event: &Event) {
+        match event {
+            Event::Started { bytes, .. } => {
+                *lock(&self.read) = (Read { bytes: *bytes, took: Duration::ZERO }, Some(Instant::now()));
+            }
+            Event::Written { .. } => {
+                let mut read = lock(&self.read);
+                read.0.took = read.1.map_or(Duration::ZERO, |since| since.elapsed());
+            }
+            _ => {}
+        }
+        self.inner.on_event(event);
+    }
+}
 
 /// A bar with bytes, rate and time left, on standard error.
 #[derive(Debug)]
 pub(crate) struct Bar {
     bar: ProgressBar,
+    /// Columns of the terminal.
+    width: usize,
 }
 
 impl Bar {
     /// A bar that is not drawn until the run starts.
     #[must_use]
-    pub(crate) fn new() -> Self {
+    pub(crate) fn new(width: usize) -> Self {
         let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        Self { bar }
+        Self { bar, width }
     }
 
-    fn style(&self, template: &str) {
+    fn style(&self, templates: [(usize, &str); 3]) {
+        let template =
+            templates.iter().find(|(least, _)| self.width >= *least).map_or("{wide_bar}", |(_, t)| t);
         if let Ok(style) = ProgressStyle::with_template(template) {
             self.bar.set_style(style.progress_chars("━╸─"));
         }
-    }
-}
-
-impl Default for Bar {
-    fn default() -> Self {
-        Self::new()
+        IS_DRAWN.store(!self.bar.is_hidden(), Ordering::Relaxed);
     }
 }
 
@@ -71,15 +136,32 @@ impl Listener for Bar {
                 self.bar.set_message(format!("{name}: layer {layer} of {layers}"));
             }
             Event::Tile { bytes, .. } => self.bar.inc(*bytes),
-            Event::Written { .. } => self.bar.finish_and_clear(),
+            Event::Written { .. } => self.clear(),
             _ => {}
         }
     }
 }
 
+impl Bar {
+    fn clear(&self) {
+        self.bar.finish_and_clear();
+        IS_DRAWN.store(false, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Bar {
     fn drop(&mut self) {
-        self.bar.finish_and_clear();
+        self.clear();
+    }
+}
+
+/// Whether a bar is on the screen.
+static IS_DRAWN: AtomicBool = AtomicBool::new(false);
+
+/// Clears the line of a bar that nobody will finish, because the process ends on the spot.
+pub(crate) fn clear_line() {
+    if IS_DRAWN.swap(false, Ordering::Relaxed) {
+        let _ = write!(std::io::stderr(), "\r\u{1b}[2K");
     }
 }
 
@@ -146,10 +228,7 @@ impl Listener for Lines {
             }
             Event::Layer { name, layer, layers, done, total, tokens } => {
                 if *done == 0 {
-                    self.passes
-                        .lock()
-                        .unwrap_or_else(std::sync::PoisonError::into_inner)
-                        .replace(Instant::now());
+                    lock(&self.passes).replace(Instant::now());
                     say(&format!(
                         "{name}: {} through {}",
                         units::counted(*tokens as usize, "token"),
@@ -160,7 +239,7 @@ impl Listener for Lines {
                 let Ok(mut last) = self.last.try_lock() else { return };
                 if last.elapsed() >= HEARTBEAT {
                     *last = Instant::now();
-                    let since = *self.passes.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+                    let since = *lock(&self.passes);
                     say(&pass_line(name, (*layer, *layers), (*done, *total), since));
                 }
             }

@@ -5,7 +5,8 @@ use std::fmt::Write;
 use serde_json::{Value, json};
 
 use crate::calibration::{ModuleStatistics, Statistics};
-use crate::show::table::table;
+use crate::show::table::{Columns, table};
+use crate::text::fit::UNBOUNDED;
 use crate::text::units::counted;
 use crate::text::visible;
 
@@ -59,6 +60,11 @@ fn number(found: Option<u64>) -> String {
 /// The statistics as a table.
 #[must_use]
 pub fn text(path: &str, statistics: &Statistics) -> String {
+    text_at(path, statistics, UNBOUNDED)
+}
+
+/// The statistics as a table in lines of at most so many columns.
+pub(crate) fn text_at(path: &str, statistics: &Statistics, width: usize) -> String {
     let mut out = format!(
         "{}: {}, {} with activation statistics\n  samples {}, tokens {}\n",
         visible(path),
@@ -82,8 +88,10 @@ pub fn text(path: &str, statistics: &Statistics) -> String {
             shown.half.to_string(),
         ]
     });
-    let headings = ["module", "columns", "count", "mean", "largest columns (times the mean)", "make half"];
-    let _ = write!(out, "\n{}", table(&headings, &[1, 2, 3, 5], rows.collect()));
+    let headings = &["module", "columns", "count", "mean", "largest columns (times the mean)", "make half"];
+    let columns = Columns { headings, numeric: &[1, 2, 3, 5], optional: &[5, 3] };
+    let rows: Vec<_> = rows.collect();
+    let _ = write!(out, "\n{}", table(columns, width, &rows));
     out
 }
 

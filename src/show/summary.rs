@@ -2,48 +2,76 @@
 //! place of the output.
 
 use std::fmt::Write;
+use std::time::Duration;
 
 use crate::finding::Severity;
 use crate::plan::Plan;
 use crate::report::Report;
 use crate::run::Outcome;
-use crate::show::table::table;
-use crate::text::units::{bytes, counted, decibels};
+use crate::show::files;
+use crate::show::progress::Read;
+use crate::show::table::{Columns, table};
+use crate::text::fit::wrapped;
+use crate::text::units::{bytes, counted, decibels, seconds};
 use crate::text::visible;
 
 /// Layers that are listed as the worst.
 const WORST: usize = 5;
 
-/// The summary of a run. Every line comes from something in the report.
+const WORST_LAYERS: Columns<'static> = Columns {
+    headings: &["worst layers", "SQNR", "Gaussian", "scheme", "rule"],
+    numeric: &[1, 2],
+    optional: &[4, 3],
+};
+
+const SKIPPED: Columns<'static> =
+    Columns { headings: &["skipped", "tensors", "size", "first of them"], numeric: &[1, 2], optional: &[3] };
+
+/// How a summary is shown, and what the report does not say.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Told {
+    /// Columns of the terminal.
+    pub width: usize,
+    /// Whether every file is listed.
+    pub all: bool,
+    /// How long the run took.
+    pub took: Duration,
+    /// The weights that were read.
+    pub read: Read,
+}
+
+/// The summary of a run. Every line comes from something in the report, but the last, which says how long it took.
 #[must_use]
-pub(crate) fn summary(plan: &Plan, outcome: &Outcome) -> String {
-    let (report, paths) = (&outcome.report, &outcome.report_paths);
+pub(crate) fn summary(plan: &Plan, outcome: &Outcome, told: &Told) -> String {
+    let (report, paths, width) = (&outcome.report, &outcome.report_paths, told.width);
     let mut out = String::new();
     let mark = if report.verdict.passed { "✓" } else { "✗" };
     let name = visible(plan.loaded.name().unwrap_or("recipe"));
     let _ = writeln!(out, "{mark} {name}: {}", visible(&report.verdict.summary));
     let _ = writeln!(out, "{}", work(outcome));
-    let _ = write!(out, "{}", table(&["", "", ""], &[], overview(report)));
+    let _ = write!(out, "{}", table(Columns::all(&["", "", ""], &[]), width, &overview(report)));
     let worst = worst_layers(report);
     if !worst.is_empty() {
-        let headings = ["worst layers", "SQNR", "Gaussian", "scheme", "rule"];
-        let _ = write!(out, "\n{}", table(&headings, &[1, 2], worst));
+        let _ = write!(out, "\n{}", table(WORST_LAYERS, width, &worst));
     }
-    let _ =
-        write!(out, "\n{}", table(&["skipped", "tensors", "size", "first of them"], &[1, 2], kept(report)));
-    let _ = write!(out, "\n{}", table(&["stage", "", ""], &[], gates(report)));
+    let _ = write!(out, "\n{}", table(SKIPPED, width, &kept(report)));
+    let _ = write!(out, "\n{}", table(Columns::all(&["stage", "", ""], &[]), width, &gates(report)));
+    for export in plan.exports.iter().filter(|_| told.all) {
+        out.push_str(&files::tables(plan, export, true, width));
+    }
     let _ = writeln!(out);
     for output in &report.outputs {
         let state = if output.published { "output" } else { "not published" };
         let _ = writeln!(out, "  {state}  {}", visible(&plan.told_path(plan.export_path(output.stage))));
-        if let Some(text) = crate::show::files::left_line(&output.left) {
+        if let Some(text) = files::left_line(&output.left).filter(|_| !told.all) {
             let _ = writeln!(out, "  left behind  {text}");
         }
     }
     for path in paths {
         let _ = writeln!(out, "  report  {}", visible(&plan.told_path(path)));
     }
-    out
+    let _ = writeln!(out, "  took  {}{}", seconds(told.took), told.read.rate());
+    wrapped(&out, width).into_owned()
 }
 
 /// The work that the run had to do; empty if nothing could be reused.

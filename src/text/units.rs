@@ -1,5 +1,7 @@
 //! Numbers formatted for people.
 
+use std::time::Duration;
+
 /// Bytes with a binary unit and three significant digits, such as `3.56 MiB`.
 #[must_use]
 pub(crate) fn bytes(count: u64) -> String {
@@ -39,6 +41,25 @@ pub(crate) fn counted(count: usize, noun: &str) -> String {
     if count == 1 { format!("{number} {noun}") } else { format!("{number} {noun}s") }
 }
 
+/// A duration in one unit that fits it: `0.41 s`, `12.3 s`, `4 min 5 s`.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command shows it"))]
+#[must_use]
+pub(crate) fn seconds(took: Duration) -> String {
+    let seconds = took.as_secs_f64();
+    match seconds {
+        _ if seconds < 9.995 => format!("{seconds:.2} s"),
+        _ if seconds < 99.95 => format!("{seconds:.1} s"),
+        _ if seconds < 3600.0 => format!("{} min {} s", took.as_secs() / 60, took.as_secs() % 60),
+        _ => format!("{} h {} min", took.as_secs() / 3600, took.as_secs() % 3600 / 60),
+    }
+}
+
+/// A value of JSON; of a number without a fraction of zero, as in 50 for 50.0.
+#[must_use]
+pub(crate) fn number(value: &serde_json::Value) -> String {
+    value.as_f64().map_or_else(|| value.to_string(), |number| number.to_string())
+}
+
 /// Decibels with one digit, or why there are none.
 #[must_use]
 pub(crate) fn decibels(value: Option<f64>) -> String {
@@ -60,5 +81,8 @@ mod tests {
         assert_eq!(grouped(12), "12");
         assert_eq!(counted(1, "tensor"), "1 tensor");
         assert_eq!(counted(2, "tensor"), "2 tensors");
+        let took = |millis| seconds(Duration::from_millis(millis));
+        assert_eq!([took(414), took(12_345), took(245_000)], ["0.41 s", "12.3 s", "4 min 5 s"]);
+        assert_eq!(took(7_500_000), "2 h 5 min");
     }
 }

@@ -120,6 +120,8 @@ impl Inputs {
             out.extend(files.filter_map(|path| Some(paths::real(path).ok()?.parent()?.to_owned())));
         }
         for path in &mut out {
+            // Of a folder that is not there, the nearest one in which it can appear.
+            while !path.as_os_str().is_empty() && !paths::is_folder(path) && path.pop() {}
             if path.as_os_str().is_empty() {
                 *path = PathBuf::from(".");
             }
@@ -150,17 +152,43 @@ enum Message<T> {
     Done(T),
     /// The person has had enough.
     Interrupt,
+    /// The person asks for something else.
+    Asked(Asked),
 }
 
-/// Ends a watch, from a signal handler for one.
-#[derive(Debug, Clone)]
-pub(crate) struct Interrupt<T>(Sender<Message<T>>);
+/// A request to a watch that goes on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Asked {
+    /// To run again, although nothing has changed.
+    Again,
+    /// To compare with the last result from now on.
+    Pin,
+    /// To show the last result again: the terminal has another size.
+    Redraw,
+}
 
-impl<T> Interrupt<T> {
+/// What a watch has to tell.
+pub(crate) enum Told<T> {
+    /// A cycle has ended, and took so long.
+    Ended(T, Duration),
+    /// The person asks for something.
+    Asked(Asked),
+}
+
+/// Steers a watch from elsewhere: a signal handler, or keys.
+#[derive(Debug, Clone)]
+pub(crate) struct Remote<T>(Sender<Message<T>>);
+
+impl<T> Remote<T> {
     /// Asks the watch to end.
     pub(crate) fn interrupt(&self) {
         // A watch that is over needs no interruption.
         let _ = self.0.send(Message::Interrupt);
+    }
+
+    /// Asks the watch for something else.
+    pub(crate) fn ask(&self, asked: Asked) {
+        let _ = self.0.send(Message::Asked(asked));
     }
 }
 
@@ -179,14 +207,14 @@ impl<T: Send + 'static> Watch<T> {
         Self { sender, receiver, poll }
     }
 
-    /// The handle that ends the watch.
+    /// The handle that steers the watch.
     #[must_use]
-    pub(crate) fn interrupt(&self) -> Interrupt<T> {
-        Interrupt(self.sender.clone())
+    pub(crate) fn remote(&self) -> Remote<T> {
+        Remote(self.sender.clone())
     }
 
-    /// Runs `cycle` now and after every change, and shows each result, until it is interrupted. A change during a
-    /// cycle cancels that cycle and begins the next. The result of the cancelled cycle is not shown.
+    /// Runs `cycle` now and after every change, and tells each result, until it is interrupted. A change during a
+    /// cycle cancels that cycle and begins the next. The result of the cancelled cycle is not told.
     ///
     /// # Errors
     /// If files cannot be watched.
@@ -194,7 +222,7 @@ impl<T: Send + 'static> Watch<T> {
         self,
         recipe: &Path,
         cycle: impl Fn(&Inputs, &Cancel) -> T + Sync,
-        mut show: impl FnMut(T, Duration),
+        mut tell: impl FnMut(Told<T>),
     ) -> Result<(), Failure> {
         let inputs = Inputs::new(recipe);
         let mut watcher = match self.poll {
@@ -225,15 +253,15 @@ impl<T: Send + 'static> Watch<T> {
                     };
                 };
                 std::thread::Builder::new().spawn_scoped(scope, cycle).map_err(|error| no_thread(&error))?;
-                Ok(self.wait_for_the_cycle(&inputs, &cancel))
+                Ok(self.wait_for_the_cycle(&inputs, &cancel, &mut tell))
             })?;
             follow(&inputs);
             match ended {
                 Ended::Interrupted => return Ok(()),
                 Ended::Changed => continue,
-                Ended::Done(done) => show(done, start.elapsed()),
+                Ended::Done(done) => tell(Told::Ended(done, start.elapsed())),
             }
-            if !self.wait_for_a_change(&inputs) {
+            if !self.wait_for_a_change(&inputs, &mut tell) {
                 return Ok(());
             }
         }
@@ -252,7 +280,12 @@ impl<T: Send + 'static> Watch<T> {
         }
     }
 
-    fn wait_for_the_cycle(&self, inputs: &Inputs, cancel: &Cancel) -> Ended<T> {
+    fn wait_for_the_cycle(
+        &self,
+        inputs: &Inputs,
+        cancel: &Cancel,
+        tell: &mut impl FnMut(Told<T>),
+    ) -> Ended<T> {
         let mut has_changed = false;
         loop {
             match self.receive() {
@@ -262,6 +295,9 @@ impl<T: Send + 'static> Watch<T> {
                     cancel.cancel();
                     return Ended::Interrupted;
                 }
+                // A cycle goes on, and what is drawn now would be drawn into its progress.
+                Message::Asked(Asked::Pin) => tell(Told::Asked(Asked::Pin)),
+                Message::Asked(_) => {}
                 Message::Event if has_changed => {}
                 Message::Event => match self.settle() {
                     Settled::Quiet => {
@@ -281,7 +317,7 @@ impl<T: Send + 'static> Watch<T> {
     }
 
     /// Waits for a change. False if the watch is to end.
-    fn wait_for_a_change(&self, inputs: &Inputs) -> bool {
+    fn wait_for_a_change(&self, inputs: &Inputs, tell: &mut impl FnMut(Told<T>)) -> bool {
         loop {
             // A change between the end of a cycle and now needs no event.
             if inputs.has_changed() {
@@ -297,6 +333,12 @@ impl<T: Send + 'static> Watch<T> {
                     }
                 }
                 Message::Interrupt => return false,
+                Message::Asked(asked) => {
+                    tell(Told::Asked(asked));
+                    if asked == Asked::Again {
+                        return true;
+                    }
+                }
             }
         }
     }
@@ -309,6 +351,11 @@ impl<T: Send + 'static> Watch<T> {
                 Ok(Message::Event) => {}
                 Ok(Message::Done(done)) => return Settled::Done(done),
                 Ok(Message::Interrupt) => return Settled::Interrupted,
+                Ok(asked @ Message::Asked(_)) => {
+                    // It is for whoever waits next.
+                    let _ = self.sender.send(asked);
+                    break;
+                }
                 Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => break,
             }
         }

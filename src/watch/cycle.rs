@@ -52,8 +52,10 @@ pub(crate) struct Cycle {
     /// Lines of the recipe that differ from those of the cycle before, with `-` and `+` in front.
     changed: Vec<String>,
     figures: Option<Figures>,
-    /// Those of the last cycle that came to an end.
+    /// Those that it is compared with: of the pinned cycle, or of the last one that came to an end.
     before: Option<Figures>,
+    /// The number of the pinned cycle.
+    pinned: Option<usize>,
     findings: Vec<Finding>,
     exit: Exit,
 }
@@ -64,7 +66,10 @@ pub(crate) struct Cycles {
     number: usize,
     text: Option<String>,
     figures: Option<Figures>,
-    was_broken: bool,
+    /// The cycle that others are compared with, and its figures.
+    pinned: Option<(usize, Figures)>,
+    /// Whether the next cycle is told even if it changed nothing: the one before failed, or somebody has asked for it.
+    is_wanted: bool,
 }
 
 impl Cycles {
@@ -80,11 +85,11 @@ impl Cycles {
         let is_silent = self.number > 0
             && text == self.text
             && figures.as_ref().is_some_and(|figures| figures.is_up_to_date)
-            && !self.was_broken;
+            && !self.is_wanted;
         if is_silent {
             return None;
         }
-        self.was_broken = figures.is_none();
+        self.is_wanted = figures.as_ref().is_none_or(|figures| figures.exit != Exit::Done);
         self.number += 1;
         let changed = match (&self.text, &text) {
             (Some(old), Some(new)) => changed_lines(old, new),
@@ -94,12 +99,35 @@ impl Cycles {
             Ok(outcome) => (outcome.findings.clone(), outcome.exit),
             Err((findings, exit)) => (findings.to_vec(), exit),
         };
-        let before = self.figures.clone();
+        let pinned = self.pinned.as_ref().map(|(number, _)| *number);
+        let before = self.pinned.as_ref().map(|(_, figures)| figures).or(self.figures.as_ref()).cloned();
         if figures.is_some() {
             self.figures.clone_from(&figures);
         }
         self.text = text.or_else(|| self.text.take());
-        Some(Cycle { number: self.number, took, changed, figures, before, findings, exit })
+        Some(Cycle { number: self.number, took, changed, figures, before, pinned, findings, exit })
+    }
+
+    /// Has the next cycle told, whatever it finds.
+    pub(crate) fn want(&mut self) {
+        self.is_wanted = true;
+    }
+
+    /// Pins a cycle, with which those after it are compared; if it is the pinned one, it is so no longer. False if it has no
+    /// figures.
+    pub(crate) fn pin(&mut self, cycle: &Cycle) -> bool {
+        let Some(figures) = cycle.figures.clone() else { return false };
+        self.pinned = match &self.pinned {
+            Some((number, _)) if *number == cycle.number => None,
+            _ => Some((cycle.number, figures)),
+        };
+        true
+    }
+
+    /// The number of the pinned cycle.
+    #[must_use]
+    pub(crate) fn pinned(&self) -> Option<usize> {
+        self.pinned.as_ref().map(|(number, _)| *number)
     }
 }
 
@@ -142,6 +170,9 @@ impl Cycle {
                 if self.before.is_some() && !self.changed.is_empty() && figures.redone == 0 {
                     out.push_str(", no weight touched");
                 }
+                if let Some(pinned) = self.pinned {
+                    let _ = write!(out, ", compared with cycle {pinned}");
+                }
             }
             None => {
                 if let Some(first) = self.findings.iter().find(|finding| finding.is_error()) {
@@ -162,6 +193,24 @@ impl Cycle {
         }
         let _ = write!(out, ", {:.2} s", self.took.as_secs_f64());
         out
+    }
+
+    /// Whether it has passed, so that its output is published.
+    #[must_use]
+    pub(crate) fn is_good(&self) -> bool {
+        self.figures.is_some() && self.exit == Exit::Done
+    }
+
+    /// A good cycle in one line, for later ones that are not.
+    #[must_use]
+    pub(crate) fn as_last_good(&self) -> Option<String> {
+        let figures = self.figures.as_ref().filter(|_| self.is_good())?;
+        let (sqnr, least) = (decibels(figures.sqnr_db), decibels(figures.min_sqnr_db));
+        let size = bytes(figures.bytes);
+        Some(format!(
+            "last good result, still published: cycle {}, SQNR {sqnr}, worst layer {least}, {size}",
+            self.number
+        ))
     }
 
     /// Quality, size and work, with their earlier values if they differ.

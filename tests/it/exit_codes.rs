@@ -36,7 +36,7 @@ fn a_wrong_recipe_or_command_line_is_2() {
     workspace.run(&workspace.path("none.yaml")).exits(2);
     let said = workspace.monoquant(["rnu", "recipe.yaml"]).exits(2);
     assert!(
-        said.stderr.contains("the commands are: run, calibrate, plan, evaluate, explain,"),
+        said.stderr.contains("the commands are: init, run, calibrate, plan, evaluate, explain,"),
         "{}",
         said.stderr
     );

@@ -294,6 +294,7 @@ fn commands_and_formats(workspace: &Workspace) -> (Vec<String>, Vec<String>) {
 fn command_lines(command: &str, hostile: &str) -> Vec<Vec<String>> {
     let lines: &[&[&str]] = match command {
         "run" => &[&["run", "recipe.yaml", "--threads", "2", "-v"], &["run", "recipe.yaml", "--dry-run"]],
+        "init" => &[&["init", "MODEL"], &["init", "MODEL", "--scheme", "w8a8", "--gate"]],
         "plan" => &[&["plan", "recipe.yaml"], &["plan", "recipe.yaml", "--json"]],
         "calibrate" => &[&["calibrate", "recipe.yaml", "-o", "statistics.safetensors"]],
         "evaluate" => &[&["evaluate", "out", "--source", "MODEL", "--text", "recipe.yaml"]],

@@ -49,7 +49,7 @@ fn a_recipe_can_be_run_in_process() {
 #[test]
 fn the_warnings_of_a_report_can_be_read() {
     let workspace = Workspace::with(&Model::llama());
-    let gate = "  - stage: check-warnings\n    sqnr_warning_threshold: 25\n    sqnr_error_threshold: 5\n    scope: layer\n";
+    let gate = "  - stage: check-warnings\n    sqnr_warning_threshold: 25\n    scope: layer\n";
     workspace.run(&workspace.recipe(&format!("  - stage: quantize-int4\n{gate}"))).exits(0);
     let (status, stdout, stderr) = run(&workspace, "report_warnings", &["out"]);
     assert_eq!(status, Some(0), "{stderr}");

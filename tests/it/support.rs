@@ -215,6 +215,8 @@ impl Workspace {
         }
         text = text.replace(&root().display().to_string(), "[repo]");
         text = text.replace(concat!("monoquant ", env!("CARGO_PKG_VERSION")), "monoquant [version]");
+        let took = regex::Regex::new(r"(?m)^  took  .*$").expect("a pattern");
+        text = took.replace_all(&text, "  took  [time]").into_owned();
         let free = regex::Regex::new(r"of [0-9.]+ [KMGT]?i?B free").expect("a pattern");
         free.replace_all(&text, "of [size] free").into_owned()
     }

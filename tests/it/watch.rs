@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+#[cfg(target_os = "linux")]
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::{Child, Stdio};
@@ -42,22 +43,29 @@ impl Watching {
         Self::follow(child, output)
     }
 
-    /// Starts a watch on a pseudo-terminal.
-    fn start_on_a_terminal(workspace: &Workspace) -> Self {
+    /// Starts a watch on a pseudo-terminal of this size, whose foreground it has.
+    #[cfg(target_os = "linux")]
+    fn spawn_on_a_terminal(workspace: &Workspace, columns: u16, rows: u16) -> (Child, File) {
         use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
+        use rustix::termios::{Winsize, tcsetwinsize};
         let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
         grantpt(&master).and_then(|()| unlockpt(&master)).expect("a pseudo-terminal");
+        tcsetwinsize(&master, Winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 })
+            .expect("a size");
         let name = ptsname(&master, Vec::new()).expect("its name").into_string().expect("text");
         let open =
             || OwnedFd::from(File::options().read(true).write(true).open(&name).expect("its other end"));
-        let child = workspace
-            .command(["run", "recipe.yaml", "--watch", "--threads", "2"])
+        // `setsid --ctty` of Linux gives it a session with this terminal.
+        let mut command = workspace.program("setsid");
+        command.args(["--ctty", "--wait", env!("CARGO_BIN_EXE_monoquant")]);
+        let child = command
+            .args(["run", "recipe.yaml", "--watch", "--threads", "2"])
             .stdin(Stdio::from(open()))
             .stdout(Stdio::from(open()))
             .stderr(Stdio::from(open()))
             .spawn()
             .expect("the binary runs");
-        Self::follow(child, File::from(master))
+        (child, File::from(master))
     }
 
     fn follow(child: Child, output: impl Read + Send + 'static) -> Self {
@@ -327,22 +335,153 @@ fn files_can_be_looked_at_instead_of_waiting_for_events() {
     watching.interrupt();
 }
 
+/// A terminal of so many columns and lines, on which a watch goes on.
+#[cfg(target_os = "linux")]
+fn on_a_terminal(workspace: &Workspace, columns: u16, rows: u16) -> (Watching, File) {
+    let (child, master) = Watching::spawn_on_a_terminal(workspace, columns, rows);
+    let keys = master.try_clone().expect("a handle");
+    (Watching::follow(child, master), keys)
+}
+
+#[cfg(target_os = "linux")]
 #[test]
-fn a_terminal_shows_what_is_wrong_above_the_last_good_result() {
+fn a_terminal_shows_what_is_wrong_alone_with_the_last_good_result_in_a_line() {
     let workspace = Workspace::with(&Model::llama());
     workspace.recipe(INT4);
-    let mut watching = Watching::start_on_a_terminal(&workspace);
+    let (mut watching, _keys) = on_a_terminal(&workspace, 100, 50);
     watching.wait_for("14 of 21 tensors quantized");
-    watching.wait_for("waiting for a change of the recipe or the model");
+    watching.wait_for("waiting for a change · q quit");
     edit(&workspace, "quantize-int4", "quantize-int4\n    group_size: 64");
     watching.wait_for("cycle 2: ✓ passed");
     watching.wait_for("+     group_size: 64");
     watching.wait_for("waiting for a change");
+    let before = watching.said.len();
     edit(&workspace, "group_size", "grup_size");
     watching.wait_for("has no parameter `grup_size`");
-    watching.wait_for("the last good result, which stays published");
-    watching.wait_for("14 of 21 tensors quantized");
     watching.wait_for("cycle 3: ✗ broken");
+    watching.wait_for("last good result, still published: cycle 2, SQNR");
+    let shown = watching.said[before..].join("\n");
+    assert!(!shown.contains("worst layers"), "{shown}");
+    watching.interrupt();
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn the_screen_is_as_large_as_the_terminal_and_what_was_on_it_stays() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.recipe(INT4);
+    let escapes = regex::Regex::new("\u{1b}\\[[0-9;]*[A-Za-z]").expect("a pattern");
+    for (columns, rows) in [(60, 12), (80, 24), (120, 60)] {
+        let (mut watching, _keys) = on_a_terminal(&workspace, columns, rows);
+        watching.wait_for("waiting for a change");
+        let said = watching.said.join("\n");
+        // Home, and only from there on is anything cleared: neither the screen before nor what can be scrolled back to.
+        let (before, drawn) = said.rsplit_once("\u{1b}[H").expect("the cursor goes home");
+        assert!(before.matches('\n').count() >= usize::from(rows), "it moves up: {before:?}");
+        assert!(!said.contains("[3J") && !said.contains("[2J"), "{said}");
+        let plain = escapes.replace_all(drawn, "").into_owned();
+        let lines: Vec<&str> = plain.lines().map(|line| line.trim_end_matches('\r')).collect();
+        assert!(lines.len() < usize::from(rows), "{columns}x{rows}: {plain}");
+        let widest = lines.iter().map(|line| unicode_width::UnicodeWidthStr::width(*line)).max();
+        assert!(widest.is_some_and(|widest| widest <= usize::from(columns)), "{columns}x{rows}: {plain}");
+        assert_eq!(lines.iter().any(|line| line.contains("more lines")), rows < 60, "{plain}");
+        watching.interrupt();
+    }
+}
+
+#[cfg(target_os = "linux")]
+#[test]
+fn keys_run_again_pin_a_result_and_quit() {
+    use std::io::Write;
+    let workspace = Workspace::with(&Model::llama());
+    workspace.recipe(INT4);
+    let (mut watching, mut keys) = on_a_terminal(&workspace, 200, 50);
+    watching.wait_for("waiting for a change");
+    keys.write_all(b"r").expect("a key");
+    watching.wait_for("cycle 2: ✓ up to date");
+    watching.wait_for("pin this result");
+    keys.write_all(b"b").expect("a key");
+    watching.wait_for("pin this result instead of cycle 2");
+    edit(&workspace, "quantize-int4", "quantize-int4\n    group_size: 64");
+    watching.wait_for("cycle 3: ✓ passed");
+    edit(&workspace, "group_size: 64", "group_size: 32");
+    let said = watching.wait_for("cycle 4: ✓ passed");
+    // Against cycle 3 it would be less than half a decibel.
+    let gain = said.split_once("dB (+").and_then(|(_, rest)| rest.split_once(')')).expect("a gain").0;
+    assert!(gain.parse::<f64>().is_ok_and(|gain| gain > 1.0), "{said}");
+    assert!(said.contains("compared with cycle 2"), "{said}");
+    watching.wait_for("waiting for a change");
+    keys.write_all(b"q").expect("a key");
+    assert_eq!(watching.child.wait().expect("a child").code(), Some(130), "{:#?}", watching.said);
+}
+
+#[test]
+fn a_repaired_model_is_seen_whatever_failed_before() {
+    let good = Model::llama();
+    let workspace = Workspace::with(&good);
+    workspace.recipe(INT4);
+    let mut watching = Watching::start(&workspace, &[]);
+    assert!(watching.wait_for("cycle 1").contains("✓ passed"));
+    // A gate fails: the output of before stays, and the model as it was is up to date.
+    let name = "model.layers.1.mlp.up_proj.weight";
+    let replace = |model: &Model| {
+        model.write(&workspace.path("new"));
+        for file in files(&workspace.path("new")).keys() {
+            fs::rename(workspace.path("new").join(file), workspace.path("model").join(file)).expect("a file");
+        }
+    };
+    replace(&good.clone().with_value(name, 3, 1e6));
+    while !watching.wait_for("cycle").contains("✗ failed") {}
+    assert!(workspace.path("out.failed-report.json").exists());
+    replace(&good);
+    while !watching.wait_for("cycle").contains("✓ up to date") {}
+    assert!(!workspace.path("out.failed-report.json").exists(), "it is about nothing that is there");
+    watching.interrupt();
+}
+
+#[test]
+fn a_model_that_is_being_copied_is_waited_for() {
+    let workspace = Workspace::with(&Model::llama());
+    workspace.recipe(INT4);
+    let (first, second) = (
+        workspace.path("model/model-00001-of-00002.safetensors"),
+        workspace.path("model/model-00002-of-00002.safetensors"),
+    );
+    let whole = fs::read(&second).expect("a file");
+    fs::remove_file(&second).expect("a file");
+    let mut watching = Watching::start(&workspace, &[]);
+    let said = watching.wait_for("waiting");
+    assert!(said.contains("`model-00002-of-00002.safetensors` is not complete"), "{said}");
+    // As `cp` does it: piece by piece.
+    for end in [whole.len() / 3, whole.len() / 2, whole.len() - 1] {
+        fs::write(&second, &whole[..end]).expect("a file");
+    }
+    fs::write(&second, &whole).expect("a file");
+    let said = watching.wait_for("cycle");
+    assert!(said.contains("cycle 1: ✓ passed"), "{said}");
+    // In place over the old one.
+    let whole = fs::read(&first).expect("a file");
+    fs::write(&first, &whole[..whole.len() / 2]).expect("a file");
+    let said = watching.wait_for("waiting");
+    assert!(
+        said.contains("`model-00001-of-00002.safetensors` is not complete") && said.contains(" %) of"),
+        "{said}"
+    );
+    assert!(workspace.path("out").exists());
+    fs::write(&first, &whole).expect("a file");
+    assert!(watching.wait_for("cycle").contains("cycle 2: ✓ up to date"));
+    watching.interrupt();
+    // Damage is none of that.
+    fs::write(&first, vec![0xff; whole.len()]).expect("a file");
+    let mut watching = Watching::start(&workspace, &["--format", "json"]);
+    let said: serde_json::Value = serde_json::from_str(&watching.wait_for("outcome")).expect("JSON");
+    assert_eq!(said["outcome"], "broken");
+    fs::remove_file(&first).expect("a file");
+    let said: serde_json::Value = serde_json::from_str(&watching.wait_for("outcome")).expect("JSON");
+    assert_eq!(
+        (&said["outcome"], &said["files"][0]),
+        (&"waiting".into(), &"model-00001-of-00002.safetensors".into())
+    );
     watching.interrupt();
 }
 

@@ -22,8 +22,43 @@ mod listing;
 pub(super) const SCHEME: Scheme = Scheme {
     prefix: "",
     path: |word, base| Ok(Some(base.join(word))),
-    open: |word, base, follow| open(&base.join(word), follow),
+    open: |word, base, follow| {
+        open(&base.join(word), follow).map_err(|failure| match hub_name(word, base) {
+            Some(name) if failure.findings.iter().any(|finding| finding.code == code::NOT_FOUND) => {
+                let help = format!("If it is a model of the Hub, write `hf://{name}`.");
+                Failure { exit: failure.exit, findings: with_help(failure.findings, &help) }
+            }
+            _ => failure,
+        })
+    },
 };
+
+/// The name on the Hub that a word may stand for: `org/name`, or the address of its page.
+/// What begins with a folder that is there stands for a path.
+fn hub_name<'w>(word: &'w str, base: &Path) -> Option<&'w str> {
+    let page = ["https://huggingface.co/", "http://huggingface.co/", "huggingface.co/", "hf.co/"];
+    let name = page.iter().find_map(|page| word.strip_prefix(page)).unwrap_or(word).trim_end_matches('/');
+    // `--model` is made relative to the recipe's folder.
+    let (name, way) = (name.trim_start_matches("../"), word.len() - word.trim_start_matches("../").len());
+    let is_part = |part: &str| {
+        part.starts_with(|c: char| c.is_ascii_alphanumeric())
+            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+    };
+    let (org, model) = name.split_once('/')?;
+    if base.join(&word[..way]).join(org).is_dir() {
+        return None;
+    }
+    (is_part(org) && is_part(model)).then_some(name)
+}
+
+/// Findings of which each begins its help with this.
+fn with_help(findings: Vec<Finding>, help: &str) -> Vec<Finding> {
+    let with = |mut finding: Finding| {
+        finding.help.insert(0, help.to_owned());
+        finding
+    };
+    findings.into_iter().map(with).collect()
+}
 
 /// A folder whose files are read only if they lie in an allowed place.
 #[derive(Debug)]
@@ -179,6 +214,11 @@ fn absent(path: &Path, error: &io::Error) -> Finding {
         entries.flatten().map(|entry| entry.file_name().to_string_lossy().into_owned()).collect();
     names.sort();
     let name = path.file_name().unwrap_or_default().to_string_lossy();
+    if names.iter().any(|name| name == "config.json")
+        && names.iter().any(|name| name.ends_with(".safetensors"))
+    {
+        return finding.help(format!("`{}` is itself the folder of a model: give that.", parent.display()));
+    }
     match nearest(&name, names.iter().map(String::as_str)) {
         Some(name) => finding.help(format!("Did you mean `{}`?", parent.join(name).display())),
         None => finding.help(GIVE),

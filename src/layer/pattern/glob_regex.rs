@@ -35,12 +35,16 @@ pub(super) fn translate(glob: &str) -> Result<String, PatternError> {
             '{' => {
                 braces += 1;
                 regex.push_str("(?:");
+                at = range(&chars, at, &mut regex)?;
             }
             '}' if braces > 0 => {
                 braces -= 1;
                 regex.push(')');
             }
-            ',' if braces > 0 => regex.push('|'),
+            ',' if braces > 0 => {
+                regex.push('|');
+                at = range(&chars, at, &mut regex)?;
+            }
             '}' => {
                 return Err(PatternError::new(
                     "this `}` closes nothing",
@@ -66,6 +70,38 @@ pub(super) fn translate(glob: &str) -> Result<String, PatternError> {
         return Err(PatternError::new("this glob has a `{` that is not closed", help));
     }
     Ok(regex)
+}
+
+/// Numbers that one range may stand for. No model has so many layers.
+const MAX_RANGE: u64 = 1000;
+
+/// Translates a range of numbers, as in `{4..27}`, which begins an alternative; returns the position after it. If there is none,
+/// nothing is done.
+fn range(chars: &[char], at: usize, regex: &mut String) -> Result<usize, PatternError> {
+    let number = |from: usize| {
+        let digits: String = chars[from..].iter().take_while(|c| c.is_ascii_digit()).take(9).collect();
+        Some((digits.parse::<u64>().ok()?, from + digits.len()))
+    };
+    let found = || {
+        let (first, dots) = number(at)?;
+        let (last, end) = number(dots + 2).filter(|_| chars[dots..].starts_with(&['.', '.']))?;
+        matches!(chars.get(end), Some(',' | '}')).then_some((first, last, end))
+    };
+    if at >= chars.len() {
+        return Ok(at);
+    }
+    let Some((first, last, end)) = found() else { return Ok(at) };
+    if first > last {
+        let help = format!("Write the smaller number first: `{{{last}..{first}}}`.");
+        return Err(PatternError::new(format!("the range `{first}..{last}` is empty"), help));
+    }
+    if last - first >= MAX_RANGE {
+        let help = "Write `*` for any number.";
+        return Err(PatternError::new(format!("this range has more than {MAX_RANGE} numbers"), help));
+    }
+    let numbers: Vec<String> = (first..=last).map(|number| number.to_string()).collect();
+    regex.push_str(&numbers.join("|"));
+    Ok(end)
 }
 
 /// Translates what follows a `[`; returns the position after its `]`.

@@ -8,6 +8,7 @@ use super::names;
 use super::weights::header_of;
 use crate::finding::Finding;
 use crate::format::source::{GIVE, Source};
+use crate::fs::paths;
 use crate::fs::regular::limit;
 use crate::model::code;
 
@@ -107,16 +108,29 @@ fn below(source: &dyn Source, listing: &Listing) -> Option<Finding> {
     }
 }
 
+/// The folder that the given one lies in, if it is the folder of a model.
+fn above(source: &dyn Source) -> Option<String> {
+    let parent = paths::real(source.folder()?).ok()?.parent()?.to_owned();
+    let names = paths::names_in(&parent, 10_000);
+    let is_model = names.iter().any(|name| name == "config.json")
+        && names.iter().any(|name| name.ends_with(".safetensors"));
+    is_model.then(|| parent.display().to_string())
+}
+
 /// A folder without weights to read: says what it holds instead.
 pub(super) fn no_weights(source: &dyn Source, listing: &Listing) -> Finding {
     let folder = source.name();
     let found = |end: &[&str]| listing.files.iter().find(|file| end.iter().any(|e| file.path.ends_with(e)));
     let error = |message| Finding::error(code::NOT_A_MODEL, message);
-    if listing.files.is_empty() && listing.folders.is_empty() {
+    if listing.files.is_empty() && listing.folders.is_empty() && above(source).is_none() {
         return error(format!("the folder `{folder}` is empty")).help(GIVE);
     }
     if let Some(finding) = below(source, listing) {
         return finding;
+    }
+    if let Some(above) = above(source) {
+        return error(format!("`{folder}` has no weight file of its own"))
+            .help(format!("Give the folder above, which has: `{above}`."));
     }
     if let Some(file) = found(&[".safetensors"]) {
         return error(format!("`{folder}` has no weight file of a model")).help(format!(

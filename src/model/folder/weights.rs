@@ -86,7 +86,7 @@ fn rank(index: &str) -> usize {
     }
 }
 
-fn read_index(source: &dyn Source, file: &OtherFile) -> Result<Index, Vec<Finding>> {
+pub(super) fn read_index(source: &dyn Source, file: &OtherFile) -> Result<Index, Vec<Finding>> {
     if is_pointer(source, file) {
         return Err(vec![pointer(&file.path)]);
     }

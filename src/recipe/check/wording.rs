@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use crate::finding::nearest;
 use crate::recipe::tree::segments;
+pub(super) use crate::text::units::number;
 
 /// Longest value that is quoted in full.
 const MAX_SHOWN: usize = 60;
@@ -91,11 +92,6 @@ pub(super) fn variable_help(wanted: &str) -> Option<&'static str> {
         ),
         _ => None,
     }
-}
-
-/// A number without a fraction of zero, as in 50 for 50.0.
-pub(super) fn number(value: &Value) -> String {
-    value.as_f64().map_or_else(|| value.to_string(), |number| number.to_string())
 }
 
 /// The multiples on both sides of a number.

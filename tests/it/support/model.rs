@@ -91,6 +91,33 @@ impl Model {
         model
     }
 
+    /// A Llama whose weights have the tails of many trained layers: a double exponential, made of four Gaussian numbers.
+    pub fn laplace() -> Self {
+        let mut model = Self::llama();
+        for tensor in model.tensors.iter_mut().filter(|tensor| tensor.shape.len() == 2) {
+            let numbers = gaussian(&tensor.name, 4 * tensor.shape.iter().product::<usize>());
+            let value = |x: &[f32]| (x[0] * x[1] + x[2] * x[3]) * 50.0;
+            tensor.bytes = numbers.chunks(4).flat_map(|x| bf16::from_f32(value(x)).to_le_bytes()).collect();
+        }
+        model
+    }
+
+    /// A Llama in which single weights, up and down, stretch the ranges of their groups: 4 bits round most others to zero.
+    pub fn stretched() -> Self {
+        let mut model = Self::llama();
+        for tensor in model.tensors.iter_mut().filter(|tensor| tensor.shape.len() == 2) {
+            let values = gaussian(&tensor.name, tensor.shape.iter().product());
+            let value = |(at, v): (usize, &f32)| match at % 64 {
+                3 => 0.4,
+                17 => -0.4,
+                _ => *v,
+            };
+            let bytes = |it: (usize, &f32)| bf16::from_f32(value(it)).to_le_bytes();
+            tensor.bytes = values.iter().enumerate().flat_map(bytes).collect();
+        }
+        model
+    }
+
     /// Adds a BF16 tensor of Gaussian weights; the same name gives the same weights.
     pub fn add(&mut self, name: &str, shape: &[usize]) {
         let values = gaussian(name, shape.iter().product());
