@@ -2,13 +2,15 @@
 //!
 //! `config.json` and the tensors' names and shapes become a [`Description`]: what is looked up, one [`Program`] a layer, and the
 //! head. A program is a list of small steps over named rows, so that a pass can stop before any product of matrices (rounding
-//! needs it there), be listened to at each of them, and one day be walked backwards. Windows of tokens are the unit of parallel work;
+//! needs it there), be listened to at each of them, and be walked backwards. Windows of tokens are the unit of parallel work;
 //! of the weights, those of one layer are in memory at a time, whatever is asked of a pass ([`Pass`]).
 //!
 //! A config key or a tensor that is not understood is an error and never passed over: the model is then not admitted.
 
 mod activation;
 mod attention;
+mod backward;
+mod batches;
 mod build;
 mod checkpoint;
 mod code;
@@ -24,20 +26,24 @@ mod moments;
 mod moments_file;
 mod names;
 mod op;
+mod outputs;
 mod parts;
 mod pass;
 mod product;
 mod quantized;
 mod recurrent;
 mod rope;
+mod rounding;
 mod routing;
 mod rules;
+mod sequence;
 mod shape;
 mod statistics;
 pub mod tokens;
 mod weights;
 
 pub use activation::{Engine, round_per_token};
+pub use backward::can_go_back;
 pub use checkpoint::Checkpoint;
 pub use compare::{Divergence, compare_logits, layer_error, logits, pooled_cosine};
 pub use description::Description;
@@ -46,11 +52,14 @@ pub use families::{FAMILIES, Family};
 pub use moments::Moments;
 pub use moments_file::{MomentsFile, MomentsLayout, MomentsWriter};
 pub use op::{Op, Program, Slot};
+pub use outputs::{OutputMoments, OutputSum};
 pub use parts::{
     Activation, Attention, Embedding, Head, Join, Layout, Linear, Norm, NormKind, Part, Rope, Router, Scores,
 };
 pub use pass::{Hidden, Listener, Pass, Silent};
 pub use quantized::Quantized;
+pub use rounding::{RoundedMatrix, Rounding, StageSize, Unusable, round_stage};
 pub use routing::Routing;
+pub use sequence::{Round, Sequence, StageMoments, stage_parts};
 pub use statistics::MeanSquares;
 pub use weights::Weights;

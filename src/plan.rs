@@ -35,6 +35,7 @@ pub(crate) mod model_runs;
 pub(crate) mod output_tensor;
 mod outputs;
 mod phases;
+pub mod rounding;
 pub(crate) mod select;
 mod source_model;
 pub(crate) mod statistics;
@@ -46,7 +47,7 @@ pub(crate) mod unreachable_thresholds;
 pub use crate::plan::fused_modules::FusedModules;
 pub use budget::Budget;
 pub use checks::Checks;
-pub use decision::{Action, Decision, QuantSpec, Rule};
+pub use decision::{Action, Decision, QuantSpec, Rounding, Rule};
 pub use draft::{Draft, draft, draft_from};
 pub use engines::parallel::{Limit, Parallel};
 pub use engines::served::{KernelUse, Served, Server};
@@ -55,6 +56,7 @@ pub(crate) use export_paths::normalized;
 pub use layout::{ExportPlan, OutputFile, TaskOutput};
 pub use model_runs::{ModelRun, ModelRuns};
 pub use output_tensor::{Content, OutputTensor};
+pub use rounding::Roundings;
 pub use statistics::{StageStatistics, Weighing};
 pub use task::Task;
 
@@ -90,6 +92,8 @@ pub struct Plan {
     pub weighing: Weighing,
     /// What the stages run the model on that run it.
     pub runs: Option<ModelRuns>,
+    /// The matrices that are rounded with calibration, if there are some.
+    pub roundings: Option<Roundings>,
     /// What it may use, from the command line.
     pub limits: Limits,
     /// The memory bound.
@@ -221,6 +225,12 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     findings.extend(runs.iter().flat_map(|runs| runs.short(&draft.loaded)));
 
     let content = draft.content();
+    let threads = limits
+        .threads
+        .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
+        .unwrap_or(1);
+    let (roundings, problems) = rounding::prepare(content, runs.as_ref(), threads);
+    findings.extend(problems);
     let exports = exports(content);
     findings.extend(export_paths::export_paths(content, &exports));
     findings.extend(outputs::check(content, &exports));
@@ -234,14 +244,13 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     findings.extend(unreachable_thresholds::check(content, &weighing));
     stop_on_errors(&findings)?;
 
-    let threads = limits
-        .threads
-        .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
-        .unwrap_or(1);
     let budget = budget::budget(content, &exports, &weighing, threads, limits.memory)
         .map_err(|memory| Failure::new(Exit::BadRecipe, memory.into()))?;
     if let Some(runs) = &runs {
         runs.check_memory(&draft.loaded, limits.memory, budget.workers)?;
+        if let Some(roundings) = &roundings {
+            roundings.check_memory(&draft.loaded, limits.memory, runs, budget.workers)?;
+        }
     }
     let mut notes = engines::notes(content, &exports);
     notes.extend(copies::stale_declarations(&draft.model));
@@ -260,6 +269,7 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         served: outlook.served,
         weighing,
         runs,
+        roundings,
         limits,
         budget,
         warnings: findings,

@@ -1,7 +1,7 @@
 //! Quantization numerics: weights to integer codes, scales and zero points, back again, and the resulting error.
 //!
 //! Pure functions on slices of bytes, exactly as they lie in the files. This module knows no file, no recipe and no
-//! thread, and names no other module of the crate. The unit of work is a *tile*: some whole rows of one matrix
+//! thread of its own, and names no other module of the crate. The unit of work is a *tile*: some whole rows of one matrix
 //! `[out, in]`. A [`Quantizer`] is made once per tensor and turns tiles of source weights into the bytes of the
 //! output tensors ([`Quantized`]); [`Quantizer::measure`] compares the two ([`Distortion`]). One scale for a whole
 //! tensor needs a look at all tiles first, which is a [`Survey`].
@@ -12,6 +12,8 @@
 //!
 //! Results are the same bytes on every instruction set: kernels are one source, compiled for each ([`Isa`]), and sums
 //! have a fixed order of 16 virtual lanes.
+//! Rounding with second moments ([`Gptq`]) is the exception: it multiplies matrices by a library, whose sums depend on the
+//! instruction set.
 
 mod bad_weight;
 mod distortion;
@@ -28,6 +30,7 @@ mod pack;
 mod params;
 mod percentile;
 pub(crate) mod powf;
+pub(crate) mod product;
 mod quantizer;
 pub mod reference;
 mod scheme;
@@ -51,5 +54,5 @@ pub use importance::{BadStatistics, Importance};
 pub use observer::{Mse, Observer};
 pub use quantizer::{Quantized, QuantizedView, Quantizer, Role, Scratch};
 pub use scheme::{Bits, CodeType, Granularity, Scheme, Storage};
-pub use solver::Solver;
+pub use solver::{BadMoments, Chosen, Correction, Gptq, Guided, Metric, OutputMetric, Rounded, Solver};
 pub use tensor_params::TensorParams;

@@ -13,12 +13,14 @@ use crate::finding::{Diagnostic, Failure, Finding};
 use crate::fs::regular::{self, limit};
 use crate::ids::StageId;
 pub use crate::plan::layout::{Left, REPORT_FILE_NAME as FILE_NAME};
+pub use rounding::{NearestRecord, RoundingRecord};
 pub use scheme::{ObserverRecord, SchemeRecord};
 
 pub(crate) mod engines;
 pub mod evaluation;
 pub(crate) mod ledger;
 pub(crate) mod measured;
+mod rounding;
 mod scheme;
 
 /// The version of the report's format.
@@ -205,6 +207,9 @@ pub struct TensorRecord {
     /// The scheme, if it is quantized.
     #[serde(default, deserialize_with = "scheme::or_words")]
     pub scheme: Option<SchemeRecord>,
+    /// What `rounding: gptq` has made of it, if its stage asks for that.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<RoundingRecord>,
     /// Index of the deciding stage, if a stage decided.
     pub stage: Option<StageId>,
     /// The deciding rule.

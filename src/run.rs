@@ -4,6 +4,7 @@
 
 pub mod calibrate;
 mod carried;
+mod chosen_codes;
 mod context;
 pub mod evaluate;
 pub(crate) mod event;
@@ -14,6 +15,7 @@ mod kept;
 mod made;
 mod model_pass;
 mod outcome;
+pub mod rounding;
 pub(crate) mod stream;
 pub mod verify;
 mod workers;

@@ -28,7 +28,8 @@ pub use evaluate::Evaluate;
 pub use export::Export;
 pub use load::Load;
 pub use quantize::{
-    ActivationScheme, GranularityChoice, Indivisible, ObserverChoice, Quantize, ScaleDtype, SiblingPolicy,
+    ActivationScheme, GranularityChoice, Indivisible, ObserverChoice, Quantize, RoundingChoice, ScaleDtype,
+    SiblingPolicy,
 };
 pub use quantize_int4::QuantizeInt4;
 pub use quantize_int8::QuantizeInt8;

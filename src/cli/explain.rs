@@ -7,21 +7,26 @@ use super::recipe_args::{limits, loaded};
 use super::{ExplainArgs, Format};
 use crate::exit::Exit;
 use crate::finding::Failure;
+use crate::ids::TensorId;
 use crate::model::Because;
-use crate::plan::{self, Draft, Explanation, Rule, Weighing};
+use crate::plan::{self, Draft, Explanation, Roundings, Rule, Weighing};
+use crate::report::{self, Report, RoundingRecord};
+use crate::stage::Stage;
 use crate::text::visible;
 
 pub(super) fn explain(args: &ExplainArgs, output: &Output) -> Result<Exit, Failure> {
     let draft = plan::draft(loaded(&args.recipe)?)?;
     let explanations = plan::explain(&draft, &args.tensor)?;
     let weighing = draft.weigh().map(|(weighing, _)| weighing).unwrap_or_default();
+    let rounded = Rounded::of(&draft);
     if output.format() == Format::Json {
-        let all: Vec<_> = explanations.iter().map(|explanation| json(&draft, explanation)).collect();
+        let all: Vec<_> =
+            explanations.iter().map(|explanation| json(&draft, &rounded, explanation)).collect();
         output.json(&all);
         return Ok(Exit::Done);
     }
     let all: Vec<String> =
-        explanations.iter().map(|explanation| text(&draft, &weighing, explanation)).collect();
+        explanations.iter().map(|explanation| text(&draft, &weighing, &rounded, explanation)).collect();
     output.result(&all.join("\n"));
     // A failure of the plan is reported, but it does not prevent an answer.
     if let Err(failure) = plan::compile(draft, limits(&args.recipe)) {
@@ -39,7 +44,69 @@ fn at(draft: &Draft, rule: &Rule) -> String {
     line(draft, rule).map_or_else(|| "built in".to_owned(), |line| format!("line {line}"))
 }
 
-fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String {
+/// What is known of rounding with calibration: by the plan, and by the last output.
+struct Rounded {
+    roundings: Option<Roundings>,
+    report: Option<Report>,
+}
+
+impl Rounded {
+    fn of(draft: &Draft) -> Self {
+        let roundings = draft.roundings();
+        let report = roundings.as_ref().and_then(|_| {
+            let export = draft.loaded.recipe.stages.iter().find_map(|stage| match stage {
+                Stage::Export(export) => Some(export),
+                _ => None,
+            })?;
+            let folder = plan::normalized(&draft.loaded.resolve_path(&export.path));
+            report::read(&folder.join(report::FILE_NAME)).ok()
+        });
+        Self { roundings, report }
+    }
+
+    /// Why a tensor's matrices are rounded to nearest, and how many of them.
+    fn nearest(&self, draft: &Draft, tensor: TensorId) -> Option<(usize, String)> {
+        let roundings = self.roundings.as_ref()?;
+        let mut reasons = draft.content().tasks_of(tensor).filter_map(|task| match roundings.of(task)? {
+            plan::rounding::Rounded::Nearest(reason) => Some(reason.clone()),
+            plan::rounding::Rounded::Chosen(_) => None,
+        });
+        let first = reasons.next()?;
+        Some((1 + reasons.count(), first))
+    }
+
+    /// What the last output says of a tensor.
+    fn last(&self, draft: &Draft, tensor: TensorId) -> Option<&RoundingRecord> {
+        let name = &*draft.model.tensors[tensor].name;
+        let mut tensors = self.report.as_ref()?.tensors.iter();
+        tensors.find(|tensor| tensor.name == name)?.rounding.as_ref()
+    }
+
+    fn lines(&self, draft: &Draft, tensor: TensorId) -> String {
+        let mut out = String::new();
+        if let Some((count, reason)) = self.nearest(draft, tensor) {
+            let of = if count == 1 { String::new() } else { format!(" ({count} matrices)") };
+            let _ = writeln!(out, "  rounded to nearest{of}: {reason}");
+        }
+        if let Some(record) = self.last(draft, tensor) {
+            if record.matrices > 0 && record.error_of_nearest > 0.0 {
+                let share = 100.0 * record.error / record.error_of_nearest;
+                let (error, nearest) = (record.error, record.error_of_nearest);
+                let _ = writeln!(
+                    out,
+                    "  in the last output: error of its outputs {error:.3e}, {share:.0} % of the {nearest:.3e} of rounding to nearest"
+                );
+            }
+            for nearest in &record.nearest {
+                let (module, reason) = (visible(&nearest.module), visible(&nearest.reason));
+                let _ = writeln!(out, "  in the last output: {module} was rounded to nearest: {reason}");
+            }
+        }
+        out
+    }
+}
+
+fn text(draft: &Draft, weighing: &Weighing, rounded: &Rounded, explanation: &Explanation) -> String {
     let tensor = &draft.model.tensors[explanation.tensor];
     let class = &draft.classes[explanation.tensor];
     let mut out = String::new();
@@ -60,7 +127,7 @@ fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String
     }
     let decision = &explanation.decision;
     let what = match decision.spec() {
-        Some(spec) => format!("quantized: {}, {}", spec.scheme, spec.observer),
+        Some(spec) => format!("quantized: {}, {}", spec.scheme, spec.method()),
         None => format!("skipped: {}", visible(&decision.rule.reason)),
     };
     let _ = writeln!(out, "\n  {what}");
@@ -69,7 +136,7 @@ fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String
         let weighed = tasks
             .filter(|(at, task)| task.tensor() == explanation.tensor && weighing.of(*at).is_some())
             .count();
-        let searches = decision.spec().is_some_and(|t| t.observer.searches());
+        let searches = decision.spec().is_some_and(|t| t.observer.searches() && !t.is_calibrated());
         let how = match (weighed, searches) {
             (0, _) => "says nothing of it: its columns count the same",
             (_, true) => "weighs its columns",
@@ -77,16 +144,19 @@ fn text(draft: &Draft, weighing: &Weighing, explanation: &Explanation) -> String
         };
         let _ = writeln!(out, "  {} ({}) {how}", visible(&used.file), used.format.name());
     }
+    if decision.spec().is_some_and(plan::QuantSpec::is_calibrated) {
+        out.push_str(&rounded.lines(draft, explanation.tensor));
+    }
     let _ = writeln!(out, "  decided by {} ({})", visible(&decision.rule.text), at(draft, &decision.rule));
     out
 }
 
-fn json(draft: &Draft, explanation: &Explanation) -> serde_json::Value {
+fn json(draft: &Draft, rounded: &Rounded, explanation: &Explanation) -> serde_json::Value {
     let tensor = &draft.model.tensors[explanation.tensor];
     let class = &draft.classes[explanation.tensor];
     let decision = &explanation.decision;
     let rule = |rule: &Rule| serde_json::json!({"text": &*rule.text, "line": line(draft, rule), "reason": &*rule.reason});
-    serde_json::json!({
+    let mut out = serde_json::json!({
         "tensor": tensor.name,
         "dtype": tensor.stored.name(),
         "shape": tensor.shape,
@@ -101,5 +171,14 @@ fn json(draft: &Draft, explanation: &Explanation) -> serde_json::Value {
         "quantized": decision.spec().is_some(),
         "scheme": decision.spec().map(|spec| spec.scheme.to_string()),
         "decided_by": rule(&decision.rule),
-    })
+    });
+    if decision.spec().is_some_and(plan::QuantSpec::is_calibrated) {
+        let nearest = rounded.nearest(draft, explanation.tensor);
+        out["rounding"] = serde_json::json!({
+            "method": "gptq",
+            "nearest": nearest.map(|(matrices, reason)| serde_json::json!({"matrices": matrices, "reason": reason})),
+            "last": rounded.last(draft, explanation.tensor),
+        });
+    }
+    out
 }

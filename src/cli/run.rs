@@ -45,6 +45,7 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     let running = signals.running(&options.cancel);
     let warnings = plan.warnings.len();
     crate::run::calibrate::calibrate(&mut plan, &options, listener.as_ref())?;
+    crate::run::rounding::round(&mut plan, &options, listener.as_ref())?;
     if !is_json {
         output.findings(&plan.warnings[warnings..]);
     }

@@ -11,3 +11,4 @@ pub(super) const BAD_TOKEN: &str = "network::token-out-of-range";
 pub(super) const NOT_FINITE: &str = "network::not-finite";
 pub(super) const MOMENTS: &str = "network::bad-moments";
 pub(super) const SPILL: &str = "network::spill";
+pub(super) const NO_GRADIENTS: &str = "network::no-gradients";

@@ -11,7 +11,7 @@ use super::weights::Weights;
 use crate::finding::Finding;
 
 /// Rows of the vocabulary whose logits are made at a time.
-const CHUNK: usize = 8192;
+pub(super) const CHUNK: usize = 8192;
 
 /// How far the answers of two models are apart.
 #[derive(Debug, Clone, PartialEq)]
@@ -101,15 +101,15 @@ impl Online {
 }
 
 /// What a head needs in memory beside its matrix, and the rows that its matrix works on.
-struct Side<'a> {
-    head: &'a Head,
-    weights: &'a dyn Weights,
+pub(super) struct Side<'a> {
+    pub(super) head: &'a Head,
+    pub(super) weights: &'a dyn Weights,
     small: LayerWeights,
     bias: Option<Vec<f32>>,
 }
 
 impl<'a> Side<'a> {
-    fn new(head: &'a Head, weights: &'a dyn Weights) -> Result<Self, Finding> {
+    pub(super) fn new(head: &'a Head, weights: &'a dyn Weights) -> Result<Self, Finding> {
         let mut small = LayerWeights::default();
         if let Some((dense, _, norm)) = &head.transform {
             small.read_matrix(dense, weights)?;
@@ -130,7 +130,7 @@ impl<'a> Side<'a> {
         rows
     }
 
-    fn logits(&self, rows: &[f32], matrix: &[f32], range: std::ops::Range<usize>) -> Vec<f32> {
+    pub(super) fn logits(&self, rows: &[f32], matrix: &[f32], range: std::ops::Range<usize>) -> Vec<f32> {
         let columns = self.head.matrix.columns;
         let bias = self.bias.as_ref().map(|bias| &bias[range.clone()]);
         let mut out = product::linear(rows, (range.len(), columns), matrix, self.head.matrix.layout, bias);
@@ -183,7 +183,7 @@ pub fn compare_logits(
         windows.iter().map(|window| vec![Online::NEW; window.len().saturating_sub(1)]).collect();
     let vocabulary = head.matrix.rows.min(description.vocabulary.max(1));
     let is_shared = std::ptr::addr_eq(first.0, second.0);
-    for range in super::pass::blocks(vocabulary, CHUNK) {
+    for range in super::batches::blocks(vocabulary, CHUNK) {
         let a = sides[0].weights.read(&head.matrix.tensor, range.clone())?;
         let b =
             if is_shared { None } else { Some(sides[1].weights.read(&head.matrix.tensor, range.clone())?) };

@@ -21,7 +21,7 @@ use crate::finding::Finding;
 pub type Hear<'a> = dyn FnMut(usize, &Linear, &mut Cow<'_, [f32]>) + 'a;
 
 /// The tensors of one layer, in memory.
-#[derive(Debug, Default)]
+#[derive(Debug, Clone, Default)]
 pub struct LayerWeights {
     matrices: HashMap<(String, Part), Vec<f32>>,
     small: HashMap<String, Vec<f32>>,
@@ -72,7 +72,7 @@ impl LayerWeights {
         self.matrices.get(&(matrix.tensor.clone(), matrix.part)).map_or(&[], Vec::as_slice)
     }
 
-    fn small(&self, name: &str) -> &[f32] {
+    pub(super) fn small(&self, name: &str) -> &[f32] {
         self.small.get(name).map_or(&[], Vec::as_slice)
     }
 
@@ -85,6 +85,11 @@ impl LayerWeights {
             }
         });
         product::linear(inputs, (matrix.rows, matrix.columns), self.matrix(matrix), matrix.layout, bias)
+    }
+
+    /// Gradients of inputs from those of outputs.
+    pub(super) fn product_back(&self, matrix: &Linear, gradients: &[f32]) -> Vec<f32> {
+        product::linear_back(gradients, (matrix.rows, matrix.columns), self.matrix(matrix), matrix.layout)
     }
 
     pub(super) fn norm(&self, rows: &mut [f32], norm: &Norm) {
@@ -157,7 +162,17 @@ impl Window {
         }
     }
 
-    fn width(&self, slot: Slot) -> usize {
+    /// What a slot holds.
+    pub(super) fn values(&self, slot: Slot) -> &Values {
+        &self.slots[slot]
+    }
+
+    /// How many tokens it has.
+    pub(super) fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    pub(super) fn width(&self, slot: Slot) -> usize {
         match &self.slots[slot] {
             Values::Rows { width, .. } => *width,
             _ => 0,
@@ -280,11 +295,7 @@ impl Window {
             }
             Op::Temper { slot, scale, floor } => {
                 let (width, mut data) = self.take(*slot);
-                for (position, row) in data.chunks_exact_mut(width).enumerate() {
-                    #[expect(clippy::cast_precision_loss, reason = "positions are far below 2²⁴")]
-                    let factor = 1.0 + scale * ((position as f32 + 1.0) / floor).floor().ln_1p();
-                    row.iter_mut().for_each(|x| *x *= factor);
-                }
+                math::temper(&mut data, width, *scale, *floor);
                 self.put(*slot, width, data);
             }
             Op::Attend { queries, keys, values, to, attention } => {

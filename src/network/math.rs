@@ -36,12 +36,12 @@ fn power_of_two(exponent: i32) -> f32 {
 }
 
 #[inline]
-fn sigmoid(x: f32) -> f32 {
+pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
 
 /// The error function, in F64 by its series and its continued fraction.
-fn erf(x: f64) -> f64 {
+pub(super) fn erf(x: f64) -> f64 {
     let size = x.abs();
     if size < 2.5 {
         let (mut term, mut sum, square) = (size, size, size * size);
@@ -160,6 +160,15 @@ pub(super) fn norm(
     }
     if let Some(bias) = bias {
         row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+    }
+}
+
+/// Multiplies each row by a number that depends on its position ([`super::Op::Temper`]).
+pub(super) fn temper(rows: &mut [f32], width: usize, scale: f32, floor: f32) {
+    for (position, row) in rows.chunks_exact_mut(width).enumerate() {
+        #[expect(clippy::cast_precision_loss, reason = "positions are far below 2²⁴")]
+        let factor = 1.0 + scale * ((position as f32 + 1.0) / floor).floor().ln_1p();
+        row.iter_mut().for_each(|x| *x *= factor);
     }
 }
 

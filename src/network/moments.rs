@@ -18,7 +18,7 @@ const STRIP: usize = 128;
 const BLOCK: usize = 8;
 
 /// A matrix's place in a pass: its module and, in a stack, its expert.
-type Place = (String, Option<usize>);
+pub(super) type Place = (String, Option<usize>);
 
 /// Σ x xᵀ of the inputs of chosen matrices, and how many rows were summed.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -28,13 +28,13 @@ pub struct Moments {
 
 /// One matrix's sum; the lower triangle and the diagonal are kept up to date while it grows.
 #[derive(Debug, Clone, PartialEq, Default)]
-struct Sum {
+pub(super) struct Sum {
     columns: usize,
     rows: u64,
     sum: Vec<f64>,
 }
 
-fn place(matrix: &Linear) -> Place {
+pub(super) fn place(matrix: &Linear) -> Place {
     let expert = if let Part::Expert(expert) = matrix.part { Some(expert) } else { None };
     (matrix.module().to_owned(), expert)
 }
@@ -43,22 +43,15 @@ impl Moments {
     /// For these matrices. Of matrices with the same inputs one is enough.
     #[must_use]
     pub fn of<'a>(matrices: impl Iterator<Item = &'a Linear>) -> Self {
-        let one = |matrix: &Linear| {
-            let sum = vec![0.0; matrix.columns * matrix.columns];
-            (place(matrix), Sum { columns: matrix.columns, rows: 0, sum })
-        };
+        let one = |matrix: &Linear| (place(matrix), Sum::new(matrix.columns));
         Self { chosen: matrices.map(one).collect() }
     }
 
     /// The mean of x xᵀ, whole, and how many rows it is of.
     #[must_use]
     pub fn mean(&self, matrix: &Linear) -> Option<(Vec<f64>, u64)> {
-        let Sum { columns, rows, sum } = self.chosen.get(&place(matrix))?;
-        #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2⁵²")]
-        let factor = 1.0 / (*rows).max(1) as f64;
-        let at = |i: usize, j: usize| sum[i.max(j) * columns + i.min(j)] * factor;
-        let whole = (0..columns * columns).map(|index| at(index / columns, index % columns)).collect();
-        Some((whole, *rows))
+        let sum = self.chosen.get(&place(matrix))?;
+        Some((sum.mean(), sum.rows))
     }
 
     /// How many rows the sum of a matrix is of. None if it was not chosen.
@@ -93,7 +86,35 @@ impl Moments {
 }
 
 impl Sum {
-    fn add(&mut self, inputs: &[f32]) {
+    pub(super) fn new(columns: usize) -> Self {
+        Self { columns, rows: 0, sum: vec![0.0; columns * columns] }
+    }
+
+    /// How many rows were summed.
+    pub(super) fn rows(&self) -> u64 {
+        self.rows
+    }
+
+    /// The mean of x xᵀ, whole.
+    pub(super) fn mean(&self) -> Vec<f64> {
+        let columns = self.columns;
+        #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2⁵²")]
+        let factor = 1.0 / self.rows.max(1) as f64;
+        let at = |i: usize, j: usize| self.sum[i.max(j) * columns + i.min(j)] * factor;
+        (0..columns * columns).map(|index| at(index / columns, index % columns)).collect()
+    }
+
+    /// The same in F32, as rounding takes it.
+    pub(super) fn mean_single(&self) -> Vec<f32> {
+        let columns = self.columns;
+        #[expect(clippy::cast_precision_loss, reason = "tokens are far below 2⁵²")]
+        let factor = 1.0 / self.rows.max(1) as f64;
+        #[expect(clippy::cast_possible_truncation, reason = "rounding to F32 is the purpose")]
+        let at = |i: usize, j: usize| (self.sum[i.max(j) * columns + i.min(j)] * factor) as f32;
+        (0..columns * columns).map(|index| at(index / columns, index % columns)).collect()
+    }
+
+    pub(super) fn add(&mut self, inputs: &[f32]) {
         let columns = self.columns;
         let rows = inputs.len() / columns;
         self.rows += rows as u64;

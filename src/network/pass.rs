@@ -9,6 +9,7 @@ use std::sync::Mutex;
 
 use rayon::prelude::*;
 
+use super::batches::{batches, blocks};
 use super::code;
 use super::description::Description;
 use super::execute::{Hear, LayerWeights, Window, first_not_finite, not_finite};
@@ -191,7 +192,20 @@ impl Hidden {
         }
     }
 
-    fn put(&mut self, window: usize, stream: Vec<f32>) -> Result<(), Finding> {
+    /// Keeps what a layer has made of a window, if it is finite.
+    pub(super) fn put_finite(
+        &mut self,
+        layer: usize,
+        window: usize,
+        stream: Vec<f32>,
+    ) -> Result<(), Finding> {
+        match first_not_finite(&stream, self.hidden) {
+            Some(token) => Err(not_finite(layer, window, token, None)),
+            None => self.put(window, stream),
+        }
+    }
+
+    pub(super) fn put(&mut self, window: usize, stream: Vec<f32>) -> Result<(), Finding> {
         match &mut self.place {
             Place::Memory(streams) => streams[window] = stream,
             Place::File { file, starts } => {
@@ -256,6 +270,16 @@ impl<'a> Pass<'a> {
         self.windows
     }
 
+    /// The model.
+    pub(super) fn description(&self) -> &'a Description {
+        self.description
+    }
+
+    /// The angles of a window's positions.
+    pub(super) fn angles(&self, window: usize) -> &[Angles] {
+        &self.angles[&self.windows[window].len()]
+    }
+
     /// Looks all tokens up: the streams before the first layer, in `file` if there is one.
     ///
     /// # Errors
@@ -290,7 +314,7 @@ impl<'a> Pass<'a> {
         for name in embedding.norm.iter().flat_map(|norm| norm.weight.iter().chain(&norm.bias)) {
             small.read_small(name, weights)?;
         }
-        let mut hidden = Hidden::new(width, self.windows.iter().map(Vec::len).collect(), file);
+        let mut hidden = self.room(file);
         for (index, window) in self.windows.iter().enumerate() {
             let mut stream = Vec::with_capacity(window.len() * width);
             for token in window {
@@ -395,6 +419,39 @@ impl<'a> Pass<'a> {
         Ok(after)
     }
 
+    /// Room for the streams of all windows, in `file` if there is one.
+    #[must_use]
+    pub fn room(&self, file: Option<File>) -> Hidden {
+        Hidden::new(self.description.hidden, self.windows.iter().map(Vec::len).collect(), file)
+    }
+
+    /// Runs all windows through a layer, as [`Pass::layer`] does, and keeps the streams before it: those after it go `to`
+    /// another place.
+    ///
+    /// # Errors
+    /// Activations stop being finite, or a file cannot be read or written.
+    pub fn layer_to(
+        &self,
+        layer: usize,
+        weights: &LayerWeights,
+        from: &Hidden,
+        to: &mut Hidden,
+    ) -> Result<(), Finding> {
+        let steps = self.description.layers[layer].ops.len();
+        for range in batches(self.windows) {
+            let one = |index: usize| -> Result<Vec<f32>, Finding> {
+                let mut window = self.window(layer, from, index)?;
+                self.run(layer, weights, (index, &mut window), steps, &mut |_, _, _| {});
+                Ok(window.stream())
+            };
+            let done: Result<Vec<_>, Finding> = range.clone().into_par_iter().map(one).collect();
+            for (index, stream) in range.zip(done?) {
+                to.put_finite(layer, index, stream)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Makes a window at the start of a layer, for callers that stop between its steps.
     ///
     /// # Errors
@@ -412,7 +469,7 @@ impl<'a> Pass<'a> {
         until: usize,
         hear: &mut Hear<'_>,
     ) {
-        let angles = &self.angles[&self.windows[window.0].len()];
+        let angles = self.angles(window.0);
         window.1.run(&self.description.layers[layer], weights, angles, until, hear);
     }
 
@@ -433,9 +490,4 @@ impl<'a> Pass<'a> {
         }
         Ok(())
     }
-}
-
-/// Numbers up to `count` in runs of `size`.
-pub(super) fn blocks(count: usize, size: usize) -> impl Iterator<Item = Range<usize>> {
-    (0..count).step_by(size).map(move |start| start..count.min(start + size))
 }

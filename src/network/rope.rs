@@ -201,6 +201,15 @@ impl Angles {
 
     /// Turns all heads of all rows.
     pub(super) fn turn(&self, rows: &mut [f32], width: usize, size: usize, is_interleaved: bool) {
+        self.turn_by(1.0, rows, width, size, is_interleaved);
+    }
+
+    /// Turns gradients of turned rows into those of the rows: the other way round.
+    pub(super) fn turn_back(&self, rows: &mut [f32], width: usize, size: usize, is_interleaved: bool) {
+        self.turn_by(-1.0, rows, width, size, is_interleaved);
+    }
+
+    fn turn_by(&self, sign: f32, rows: &mut [f32], width: usize, size: usize, is_interleaved: bool) {
         let pairs = self.pairs;
         for (position, row) in rows.chunks_exact_mut(width).enumerate() {
             let at = position * pairs..(position + 1) * pairs;
@@ -208,11 +217,13 @@ impl Angles {
             for head in row.chunks_exact_mut(size) {
                 if is_interleaved {
                     for (pair, (c, s)) in head.chunks_exact_mut(2).zip(cosines.iter().zip(sines)) {
+                        let s = sign * s;
                         (pair[0], pair[1]) = (pair[0] * c - pair[1] * s, pair[1] * c + pair[0] * s);
                     }
                 } else {
                     let (first, second) = head[..2 * pairs].split_at_mut(pairs);
                     for ((a, b), (c, s)) in first.iter_mut().zip(second).zip(cosines.iter().zip(sines)) {
+                        let s = sign * s;
                         (*a, *b) = (*a * c - *b * s, *b * c + *a * s);
                     }
                 }

@@ -51,15 +51,48 @@ pub struct QuantSpec {
     pub scheme: Scheme,
     /// How ranges are chosen.
     pub observer: Observer,
+    /// How codes are chosen.
+    pub rounding: Rounding,
     /// How engines are told to quantize activations.
     pub activations: ActivationScheme,
 }
 
+/// The rule that chooses codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rounding {
+    /// Each weight goes to the nearest code.
+    Nearest,
+    /// With second moments of the inputs.
+    Gptq {
+        /// Whether a layer's inputs are those of the model whose earlier layers are rounded.
+        is_sequential: bool,
+    },
+}
+
 impl QuantSpec {
+    /// Whether codes are chosen before the weights are streamed, with the model's activations.
+    #[must_use]
+    pub fn is_calibrated(&self) -> bool {
+        self.rounding != Rounding::Nearest
+    }
+
+    /// How ranges and codes are chosen, in words.
+    #[must_use]
+    pub fn method(&self) -> String {
+        match self.rounding {
+            Rounding::Nearest => self.observer.to_string(),
+            Rounding::Gptq { is_sequential: true } => "gptq".to_owned(),
+            Rounding::Gptq { is_sequential: false } => "gptq, each layer for itself".to_owned(),
+        }
+    }
+
     /// The SQNR in dB that the scheme reaches on Gaussian weights of a matrix [rows, columns]. None if it is not
-    /// known.
+    /// known, as with rounding that is about the outputs.
     #[must_use]
     pub fn expected_sqnr(&self, rows: u64, columns: u64) -> Option<f64> {
+        if self.is_calibrated() {
+            return None;
+        }
         // With one scale per tensor, all weights share it. Otherwise it covers at most a row of this many weights.
         let together = match self.scheme.granularity {
             Granularity::Tensor => rows.checked_mul(columns)?,

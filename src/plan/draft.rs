@@ -8,8 +8,8 @@ use super::doubts::{idle_stages, split_findings, undivided_findings};
 use super::phases::{Classified, Decided, Deciding};
 use super::source_model::{correct_classes, open_model};
 use super::{
-    Content, Decision, FusedModules, ModelRuns, Task, Weighing, engines, matrices, select, statistics,
-    unmatched,
+    Content, Decision, FusedModules, ModelRuns, QuantSpec, Roundings, Task, Weighing, engines, matrices,
+    model_runs, rounding, select, statistics, unmatched,
 };
 use crate::calibration::Statistics;
 use crate::finding::{Failure, Finding};
@@ -55,6 +55,16 @@ impl Draft {
         measured: &BTreeMap<StageId, Statistics>,
     ) -> Result<(Weighing, Vec<Finding>), Failure> {
         statistics::weigh(self.content(), runs, measured)
+    }
+
+    /// What is known of rounding with calibration; none if no stage asks for it, or the model cannot run.
+    #[must_use]
+    pub fn roundings(&self) -> Option<Roundings> {
+        if !self.decisions.iter().any(|decision| decision.spec().is_some_and(QuantSpec::is_calibrated)) {
+            return None;
+        }
+        let runs = model_runs::prepare(&self.loaded, &self.model).ok().flatten();
+        rounding::prepare(self.content(), runs.as_ref(), 1).0
     }
 
     /// What the tensors of the exports will be made of.

@@ -126,6 +126,9 @@ fn numbers(plan: &Plan, tensor: TensorId) -> blake3::Hasher {
             }
             add(&mut hasher, format_args!(" {}", columns.finalize().to_hex()));
         }
+        if let Some(codes) = plan.roundings.as_ref().and_then(|roundings| roundings.chosen(index)) {
+            add(&mut hasher, format_args!(" {}", codes.hash));
+        }
     }
     hasher
 }

@@ -80,7 +80,13 @@ impl ModelRuns {
     pub fn least_memory(&self, threads: usize) -> u64 {
         // Two models side by side, if they are compared.
         let is_compared = self.runs.iter().any(|run| run.models == 2);
-        BASE_BYTES + self.layer_bytes() * (1 + u64::from(is_compared)) + self.thread_bytes() * threads as u64
+        self.process_bytes(threads) + self.layer_bytes() * (1 + u64::from(is_compared))
+    }
+
+    /// What the process and so many threads take of memory while the model runs, without weights.
+    #[must_use]
+    pub fn process_bytes(&self, threads: usize) -> u64 {
+        BASE_BYTES + self.thread_bytes() * threads as u64
     }
 
     /// Bytes of the activations between two layers, of the stage that has most of them.

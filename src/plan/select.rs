@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 pub(super) use super::decision::Decisions;
-pub(crate) use super::decision::{Action, Decision, Origin, QuantSpec, Rule};
+pub(crate) use super::decision::{Action, Decision, Origin, QuantSpec, Rounding, Rule};
 use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
@@ -17,7 +17,8 @@ use crate::quant::{Bits, FloatType, Granularity, Mse, Observer, Scheme, Storage}
 use crate::recipe::Recipe;
 use crate::stage::resolve_skips::SkipDefaults;
 use crate::stage::{
-    ActivationScheme, GranularityChoice, ObserverChoice, Quantize, ResolveSkips, ScaleDtype, Stage,
+    ActivationScheme, GranularityChoice, ObserverChoice, Quantize, ResolveSkips, RoundingChoice, ScaleDtype,
+    Stage,
 };
 
 /// Layer types that the built-in lists skip, with the reason in words.
@@ -405,6 +406,10 @@ fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
                 last: imatrix.last,
             }),
             ObserverChoice::Percentile => Observer::Percentile(parameters.percentile().unwrap_or(99.9)),
+        },
+        rounding: match parameters.rounding() {
+            RoundingChoice::Nearest => Rounding::Nearest,
+            RoundingChoice::Gptq => Rounding::Gptq { is_sequential: parameters.sequential().unwrap_or(true) },
         },
         activations,
     }

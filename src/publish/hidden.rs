@@ -76,6 +76,12 @@ pub fn evaluation(target: &Path) -> PathBuf {
     beside(target, "evaluation")
 }
 
+/// The folder of codes that rounding with calibration has chosen, one file per layer.
+#[must_use]
+pub fn rounding(target: &Path) -> PathBuf {
+    beside(target, "rounding")
+}
+
 /// A file of activations, of one of the models that run, while they have no room in memory.
 #[must_use]
 pub fn activations(target: &Path, model: usize) -> PathBuf {
@@ -129,6 +135,7 @@ pub fn check(target: &Path) -> Result<(), Failure> {
         (staging(target), "the output is built in a folder of this name"),
         (interrupted(target), "a folder of an interrupted run is moved there"),
         (old(target), "the output that is replaced is moved there"),
+        (rounding(target), "codes that rounding has chosen are kept there"),
     ];
     let files = [
         (journal(target), "the journal of a run is written there"),
@@ -213,6 +220,7 @@ mod tests {
                 lock_of_lock(&target),
                 statistics(&target),
                 evaluation(&target),
+                rounding(&target),
                 activations(&target, 0),
                 activations(&target, 1),
                 failed_report(&target),

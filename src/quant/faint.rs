@@ -43,6 +43,7 @@ impl Quantizer {
         }
         let mut lost = 0.0;
         for (scale, group) in scales.into_iter().zip(tile.chunks(group_bytes)) {
+            let scale = scale.abs();
             if scale >= below && scale != epsilon {
                 continue;
             }

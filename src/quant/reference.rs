@@ -163,6 +163,19 @@ impl Reference {
 }
 
 impl Unpacked {
+    /// What the codes of rows with so many columns stand for, as engines see them: rounded to the scales' type.
+    #[must_use]
+    pub fn values(&self, scheme: &Scheme, cols: usize) -> Vec<f32> {
+        let size = scheme.group_cols(cols).max(1);
+        let groups = self.codes.chunks(size).zip(self.scales.iter().zip(&self.zero_points));
+        let mut values = Vec::with_capacity(self.codes.len());
+        for (codes, (scale, zero)) in groups {
+            let value = |code: &i8| f32::from(i16::from(*code) - i16::from(*zero)) * scale;
+            values.extend(codes.iter().map(|code| scheme.scale_type.round(value(code))));
+        }
+        values
+    }
+
     /// The bytes of the codes' tensor.
     #[must_use]
     pub fn code_bytes(&self, scheme: &Scheme, cols: usize) -> Vec<u8> {

@@ -5,13 +5,19 @@
 //! threads.
 
 use std::fmt;
+use std::ops::Range;
 
 use super::{
     BadValue, BadWeight, Distortion, Importance, Quantized, QuantizedView, Scheme, Scratch, Survey,
     SurveyPart, TensorParams,
 };
 
+mod chosen;
+mod gptq;
 mod nearest;
+
+pub use chosen::Chosen;
+pub use gptq::{BadMoments, Correction, Gptq, Guided, Metric, OutputMetric, Rounded};
 
 /// Chooses the codes of matrices of one scheme, tile by tile. A tile is a number of whole rows, little-endian.
 pub trait Solver: fmt::Debug + Send + Sync {
@@ -46,8 +52,8 @@ pub trait Solver: fmt::Debug + Send + Sync {
     /// [`BadValue::ScaleOverflow`] if the scale is not finite.
     fn tensor_params(&self, survey: &Survey) -> Result<TensorParams, BadValue>;
 
-    /// Replaces the content of `out` with the bytes of a tile of `rows` rows. `tensor` is the result of the survey,
-    /// if there is one.
+    /// Replaces the content of `out` with the bytes of a tile, which has these rows of its matrix. `tensor` is the
+    /// result of the survey, if there is one.
     ///
     /// # Errors
     /// The first weight that cannot be quantized; the content of `out` is then of no use.
@@ -55,7 +61,7 @@ pub trait Solver: fmt::Debug + Send + Sync {
         &self,
         tensor: Option<&TensorParams>,
         tile: &[u8],
-        rows: usize,
+        rows: Range<usize>,
         out: &mut Quantized,
         scratch: &mut Scratch,
     ) -> Result<(), BadWeight>;
@@ -68,7 +74,7 @@ pub trait Solver: fmt::Debug + Send + Sync {
         &self,
         tensor: Option<&TensorParams>,
         tile: &[u8],
-        rows: usize,
+        rows: Range<usize>,
         out: &mut Quantized,
         scratch: &mut Scratch,
     ) -> Result<Distortion, BadWeight>;

@@ -1,11 +1,12 @@
-//! Checks of activation statistics: the stages that need them, and the stages that name a file of them.
+//! Checks of activation statistics: the stages that need them, and the stages that name a file of them; and of rounding, which
+//! runs the model on text.
 
 use super::Recipe;
 use super::tree::Node;
 use crate::finding::Finding;
 use crate::ids::{IdVec, StageId};
 use crate::stage::check_warnings::SqnrOf;
-use crate::stage::{ObserverChoice, Stage, statistics_of};
+use crate::stage::{GranularityChoice, ObserverChoice, Stage, statistics_of};
 
 /// Errors if statistics are needed and none are named, and a warning if they are named and choose nothing.
 pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
@@ -25,6 +26,7 @@ pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
             findings.push(missing(node, "observer", "`observer: imatrix-mse`"));
         }
     }
+    rounding(recipe, nodes, &mut findings);
     for ((index, stage), node) in recipe.stages.numbered().zip(nodes) {
         let (word, place) = match stage {
             Stage::Calibrate(_) => ("calibrate", Some(node.word().clone())),
@@ -43,6 +45,64 @@ pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Errors of stages that round with calibration: they need the model to run, rows that are independent of each other, and a place
+/// for what they choose; and they go through the layers together.
+fn rounding(recipe: &Recipe, nodes: &[Node], findings: &mut Vec<Finding>) {
+    let mut first: Option<(Option<StageId>, bool, &Node)> = None;
+    for ((index, stage), node) in recipe.stages.numbered().zip(nodes) {
+        let Some(quantize) = stage.quantize().filter(|stage| !stage.rounding().is_nearest()) else {
+            continue;
+        };
+        let at = |key: &str| node.entry(key).map(|entry| entry.value.used.clone());
+        let owner = statistics_of(&recipe.stages, index);
+        if owner.is_none_or(|owner| !matches!(recipe.stages[owner], Stage::Calibrate(_))) {
+            let mut finding =
+                Finding::error("recipe::rounding", "`rounding: gptq` needs a `calibrate` stage")
+                    .at_opt(at("rounding"), "runs the model on text");
+            finding = match stage.calibration() {
+                Some(_) => finding
+                    .at_opt(node.entry("calibration").map(|entry| entry.key_place.clone()), "a file")
+                    .help("A file of statistics does not say enough. Remove `calibration`, and put `- stage: calibrate` before it."),
+                None => finding.help("Put `- stage: calibrate` before it."),
+            };
+            findings.push(finding);
+        }
+        if quantize.granularity() == GranularityChoice::Tensor {
+            findings.push(
+                Finding::error(
+                    "recipe::rounding",
+                    "`rounding: gptq` cannot share one scale between all rows",
+                )
+                .at_opt(at("granularity"), "one scale for the whole tensor")
+                .help("Use `granularity: channel` or `group`, or `rounding: nearest`."),
+            );
+        }
+        if !recipe.stages.iter().any(|stage| matches!(stage, Stage::Export(_))) {
+            findings.push(
+                Finding::error("recipe::rounding", "`rounding: gptq` needs an `export` stage")
+                    .at_opt(at("rounding"), "codes that are chosen are kept beside the output")
+                    .help("Add `- stage: export` and a `path`."),
+            );
+        }
+        let is_sequential = quantize.sequential().unwrap_or(true);
+        let Some((of_first, was_sequential, first_node)) = first else {
+            first = Some((owner, is_sequential, node));
+            continue;
+        };
+        let (key, what) = match (of_first == owner, was_sequential == is_sequential) {
+            (true, true) => continue,
+            (false, _) => ("rounding", "the text of one `calibrate` stage"),
+            (_, false) => ("sequential", "the same `sequential`"),
+        };
+        findings.push(
+            Finding::error("recipe::rounding", format!("stages with `rounding: gptq` need {what}"))
+                .at_opt(at(key).or_else(|| at("rounding")), "rounded with the stage below or above")
+                .at_opt(first_node.entry("rounding").map(|entry| entry.value.used.clone()), "the first")
+                .help("They go through the layers of the model together."),
+        );
+    }
 }
 
 /// The reason why the statistics that a stage names are of no use: no search uses them, and no gate asks for the
@@ -64,7 +124,9 @@ fn idle(stages: &IdVec<StageId, Stage>, named: StageId) -> Option<&'static str> 
         .numbered()
         .skip_while(|(index, _)| *index < first)
         .any(|(_, stage)| matches!(stage, Stage::CheckWarnings(check) if check.sqnr == SqnrOf::Outputs));
-    let searches = users().any(|(_, user)| user.quantize().is_some_and(|user| user.observer().searches()));
+    let searches = users().any(|(_, user)| {
+        user.quantize().is_some_and(|user| user.observer().searches() || !user.rounding().is_nearest())
+    });
     (!is_asked_for && !searches).then_some("only measured with, and no gate asks for that")
 }
 

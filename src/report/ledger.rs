@@ -216,6 +216,7 @@ fn tensors(
                 file: plan.model.shards[tensor.shard].name.clone(),
                 action: action.to_owned(),
                 scheme: decision.spec().map(SchemeRecord::of),
+                rounding: super::rounding::of(plan, index),
                 stage: decision.spec().map(|spec| spec.stage),
                 rule: decision.rule.text.to_string(),
                 line: plan.line(&decision.rule),

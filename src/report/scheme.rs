@@ -23,6 +23,9 @@ pub struct SchemeRecord {
     pub group_size: Option<usize>,
     /// The observer that chose the ranges.
     pub observer: ObserverRecord,
+    /// `gptq` if codes were chosen with the model's activations.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rounding: Option<String>,
     /// The type of the scales, such as `BF16`.
     pub scale_dtype: String,
     /// How codes lie in the file: the name of the format in compressed-tensors, such as `pack-quantized`.
@@ -66,6 +69,7 @@ impl SchemeRecord {
             granularity: granularity.to_owned(),
             group_size,
             observer: ObserverRecord::of(&spec.observer),
+            rounding: spec.is_calibrated().then(|| "gptq".to_owned()),
             scale_dtype: scheme.scale_type.name().to_owned(),
             storage: encoding::of(scheme).name().to_owned(),
             activations: match spec.activations {
@@ -119,11 +123,11 @@ pub(super) fn or_words<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Sche
     #[derive(Deserialize)]
     #[serde(untagged)]
     enum Written {
-        Data(SchemeRecord),
+        Data(Box<SchemeRecord>),
         Words(#[expect(dead_code, reason = "the words of an older report")] String),
     }
     Ok(match Option::<Written>::deserialize(from)? {
-        Some(Written::Data(scheme)) => Some(scheme),
+        Some(Written::Data(scheme)) => Some(*scheme),
         Some(Written::Words(_)) | None => None,
     })
 }

@@ -46,6 +46,12 @@ pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Ou
 }
 
 fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
+    if plan.awaits_rounding() {
+        let finding =
+            Finding::error("run::not-rounded", "codes are to be chosen before weights are streamed")
+                .help("Programs call `run::rounding::round` before `run::run`.");
+        return Err(Failure::new(Exit::Internal, finding));
+    }
     preflight(plan)?;
     // The locks are held until everything is in its place and recorded. The values that use them are dropped first.
     let mut locks = Vec::with_capacity(plan.exports.len());

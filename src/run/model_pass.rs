@@ -36,10 +36,10 @@ impl<L: Listener> Listener for Watched<'_, L> {
     }
 
     fn keep(&mut self, heard: Vec<L::Heard>) -> Result<(), Finding> {
-        if let Some(progress) = self.progress {
-            progress.add(heard.len());
+        match self.progress {
+            Some(progress) => progress.through(heard.len(), self.cancel)?,
+            None => self.cancel.check().map_err(first)?,
         }
-        self.cancel.check().map_err(first)?;
         self.inner.keep(heard)
     }
 
@@ -49,7 +49,7 @@ impl<L: Listener> Listener for Watched<'_, L> {
 }
 
 /// The first finding of a failure.
-fn first(failure: Failure) -> Finding {
+pub(super) fn first(failure: Failure) -> Finding {
     let none = || Finding::error("run::interrupted", "interrupted");
     failure.findings.into_iter().next().unwrap_or_else(none)
 }
@@ -68,9 +68,9 @@ pub(super) struct Progress<'a> {
     name: &'static str,
     layers: usize,
     window: usize,
-    /// Tokens of one layer.
+    /// Tokens of one layer, and of all passes through all layers.
     total: usize,
-    models: usize,
+    all: usize,
     state: std::sync::Mutex<(usize, usize)>,
 }
 
@@ -88,9 +88,20 @@ impl<'a> Progress<'a> {
             layers: runs.description.layers.len(),
             window: run.windows.first().map_or(0, Vec::len),
             total: run.tokens(),
-            models: run.models,
+            all: runs.description.layers.len() * run.tokens() * run.models,
             state: std::sync::Mutex::default(),
         }
+    }
+
+    /// The same for another number of tokens over all passes through all layers.
+    pub(super) fn of_tokens(self, all: usize) -> Self {
+        Self { all, ..self }
+    }
+
+    /// Some windows are through a layer, or a part of it. An error if the run is cancelled.
+    pub(super) fn through(&self, windows: usize, cancel: &Cancel) -> Result<(), Finding> {
+        self.add(windows);
+        cancel.check().map_err(first)
     }
 
     /// The next layer begins.
@@ -111,7 +122,7 @@ impl<'a> Progress<'a> {
             layer: layer + 1,
             layers: self.layers,
             done: done as u64,
-            total: (self.layers * self.total * self.models) as u64,
+            total: self.all as u64,
             tokens: self.total as u64,
         });
     }
@@ -151,9 +162,17 @@ impl Places {
     ) -> Result<Self, Failure> {
         let bytes = (run.tokens() * runs.description.hidden * 4 * run.models) as u64;
         let fits = memory.is_none_or(|memory| runs.least_memory(threads).saturating_add(bytes) <= memory);
+        Self::with(run.models, fits, target)
+    }
+
+    /// For so many models: in memory if they fit there.
+    ///
+    /// # Errors
+    /// If a file cannot be made.
+    pub(super) fn with(models: usize, fits: bool, target: Option<&Path>) -> Result<Self, Failure> {
         let mut places = Self::default();
         let Some(target) = target.filter(|_| !fits) else { return Ok(places) };
-        for model in 0..run.models {
+        for model in 0..models {
             let path = hidden::activations(target, model);
             places.files.push(created(&path)?);
             places.spills.push(Spill { path });

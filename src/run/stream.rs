@@ -159,7 +159,11 @@ impl Pass<'_> {
     fn tile(&self, tile: Tile, buffers: &mut Buffers) -> Result<(), Failure> {
         let task = &self.plan.tasks[tile.task];
         self.source.read(&tile, &mut buffers.source, Some(self.collector))?;
-        match (self.solvers.of(tile.task), &tile.span) {
+        let of_matrix = match &tile.span {
+            Span::Rows(rows) => rows.range.start as usize..rows.range.end as usize,
+            Span::Bytes(_) => 0..0,
+        };
+        match (self.solvers.of_rows(tile.task, of_matrix)?, &tile.span) {
             (Some(solver), Span::Rows(rows)) => self.quantize(&tile, rows, &*solver, buffers)?,
             _ => self.keep(&tile, buffers)?,
         }
@@ -271,13 +275,15 @@ impl Pass<'_> {
         let Buffers { source, quantized, scratch, .. } = buffers;
         let weights = &source.weights;
         let (count, params) = (rows.count() as usize, self.params[tile.task].as_ref());
+        let of_matrix = rows.range.start as usize..rows.range.end as usize;
         let task = &self.plan.tasks[tile.task];
         let bad = |bad| bad_weight(self.plan, task, rows.range.start, bad);
         if !self.checks.measure {
-            solver.solve(params, weights, count, quantized, scratch).map_err(bad)?;
+            solver.solve(params, weights, of_matrix, quantized, scratch).map_err(bad)?;
             return Ok(None);
         }
-        let measured = solver.solve_and_measure(params, weights, count, quantized, scratch).map_err(bad)?;
+        let measured =
+            solver.solve_and_measure(params, weights, of_matrix, quantized, scratch).map_err(bad)?;
         if tile.number == 0 && self.solvers.is_first(tile.task) {
             // The measurement of codes in registers must agree with the meaning of the bytes. One tile of each kind
             // is enough to see that kernels which agree on other machines also agree on this one.

@@ -13,6 +13,7 @@ use crate::ids::{StageId, TensorId};
 use crate::model::Shape;
 use crate::plan::layout::Left;
 use crate::plan::output_tensor::logical_bytes;
+use crate::plan::rounding::Rounded;
 use crate::plan::task_list::task_list;
 use crate::plan::{Decision, ExportPlan, ModelRun, Plan};
 use crate::report::SchemeRecord;
@@ -67,11 +68,13 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
                     crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
                 };
                 let weighed = match plan.weighing.of_stage(t.stage) {
-                    Some(used) if t.observer.searches() => format!(", weighed by {}", used.file),
+                    Some(used) if t.observer.searches() && !t.is_calibrated() => {
+                        format!(", weighed by {}", used.file)
+                    }
                     Some(used) => format!(", measured with {}", used.file),
                     None => String::new(),
                 };
-                format!("{}, {}{weighed}{activations}", t.scheme, t.observer)
+                format!("{}, {}{weighed}{activations}", t.scheme, t.method())
             })
         };
         let same = |row: &Row<'_>| {
@@ -198,6 +201,7 @@ pub(crate) fn text_at(plan: &Plan, width: usize, all: bool) -> String {
             format!("and {} of activations, in memory or in a file", bytes(activations)),
         ]);
     }
+    rows.extend(rounding_row(plan));
     let budget = plan.budget;
     rows.push(vec![
         "memory".to_owned(),
@@ -213,6 +217,44 @@ pub(crate) fn text_at(plan: &Plan, width: usize, all: bool) -> String {
         let _ = writeln!(out, "\n  note: {}", visible(note));
     }
     wrapped(&out, width).into_owned()
+}
+
+/// What rounding with calibration costs.
+fn rounding_row(plan: &Plan) -> Option<Vec<String>> {
+    let (roundings, runs) = (plan.roundings.as_ref()?, plan.runs.as_ref()?);
+    let least = roundings.least_memory(runs, plan.budget.workers);
+    let how = if roundings.is_sequential { "one layer after another" } else { "each layer for itself" };
+    Some(vec![
+        "rounds in".to_owned(),
+        format!("{} bytes", grouped(least)),
+        bytes(least),
+        format!(
+            "{} {} by gptq, {how}, {:.1e} operations; and {} of activations, in memory or in a file",
+            grouped(roundings.matrices as u64),
+            if roundings.matrices == 1 { "matrix" } else { "matrices" },
+            roundings.cost.operations,
+            bytes(roundings.cost.stream_bytes)
+        ),
+    ])
+}
+
+fn rounding_json(plan: &Plan) -> Option<Value> {
+    let (roundings, runs) = (plan.roundings.as_ref()?, plan.runs.as_ref()?);
+    let nearest = plan.tasks.numbered().filter_map(|(number, task)| match roundings.of(number)? {
+        Rounded::Nearest(reason) => Some(json!({"module": task.module(&plan.model), "reason": reason})),
+        Rounded::Chosen(_) => None,
+    });
+    Some(json!({
+        "method": "gptq",
+        "calibrate": roundings.calibrate,
+        "sequential": roundings.is_sequential,
+        "matrices": roundings.matrices,
+        "nearest": nearest.collect::<Vec<_>>(),
+        "tokens": roundings.cost.tokens,
+        "operations": roundings.cost.operations,
+        "memory": roundings.least_memory(runs, plan.budget.workers),
+        "activations": roundings.cost.stream_bytes,
+    }))
 }
 
 /// The plan for a program: everything that the text says, and every tensor. Tensors are written as they come: as a tree of values
@@ -244,6 +286,7 @@ pub fn json(plan: &Plan) -> Result<impl Serialize, Failure> {
         quantized: quantized.iter().map(group).collect(),
         kept: kept.iter().map(group).collect(),
         model_runs: plan.runs.iter().flat_map(|runs| &runs.runs).map(model_run_json).collect(),
+        rounding: rounding_json(plan),
         exports: plan.exports.iter().map(|export| export_json(plan, export)).collect(),
         memory_bound: plan.budget.bound,
         threads: plan.budget.workers,
@@ -265,6 +308,8 @@ struct AsJson<'p, E, T, K> {
     kept: Vec<Value>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     model_runs: Vec<Value>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    rounding: Option<Value>,
     exports: Vec<E>,
     memory_bound: u64,
     threads: usize,

@@ -12,7 +12,7 @@ use crate::show::files;
 use crate::show::progress::Read;
 use crate::show::table::{Columns, table};
 use crate::text::fit::wrapped;
-use crate::text::units::{bytes, counted, decibels, seconds};
+use crate::text::units::{bytes, counted, decibels, grouped, seconds};
 use crate::text::visible;
 
 /// Layers that are listed as the worst.
@@ -113,6 +113,7 @@ fn overview(report: &Report) -> Vec<Vec<String>> {
             ),
         ]);
     }
+    rows.extend(rounding(report));
     let warnings = report.warnings.iter().filter(|warning| warning.severity != Severity::Note).count();
     let text = if warnings == 0 { "none".to_owned() } else { warnings.to_string() };
     rows.push(vec!["warnings".to_owned(), text, String::new()]);
@@ -120,6 +121,34 @@ fn overview(report: &Report) -> Vec<Vec<String>> {
         rows.push(vec!["note".to_owned(), note.message.clone(), String::new()]);
     }
     rows
+}
+
+/// What rounding with calibration has done to the errors of the outputs.
+fn rounding(report: &Report) -> Option<Vec<String>> {
+    let records = || report.tensors.iter().filter_map(|tensor| tensor.rounding.as_ref());
+    let matrices: usize = records().map(|record| record.matrices).sum();
+    let nearest: usize = records().map(|record| record.nearest.len()).sum();
+    if matrices + nearest == 0 {
+        return None;
+    }
+    let mut shares: Vec<f64> = records()
+        .filter(|record| record.error_of_nearest > 0.0)
+        .map(|record| record.error / record.error_of_nearest)
+        .collect();
+    shares.sort_by(f64::total_cmp);
+    let of_matrices = |count: usize| match count {
+        1 => "1 matrix".to_owned(),
+        _ => format!("{} matrices", grouped(count as u64)),
+    };
+    let fell_back =
+        if nearest > 0 { format!(", {} rounded to nearest", of_matrices(nearest)) } else { String::new() };
+    let text = match shares.get(shares.len() / 2) {
+        Some(median) => {
+            format!("errors of outputs {:.0} % of those of rounding to nearest (median)", 100.0 * median)
+        }
+        None => String::new(),
+    };
+    Some(vec!["gptq".to_owned(), of_matrices(matrices), text + &fell_back])
 }
 
 fn worst_layers(report: &Report) -> Vec<Vec<String>> {

@@ -41,6 +41,27 @@ impl ObserverChoice {
     }
 }
 
+/// The rule that chooses the codes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RoundingChoice {
+    /// Each weight goes to the nearest code of the range that the observer chose.
+    #[default]
+    Nearest,
+    /// Codes and scales that lessen the error of each layer's outputs on the text of `calibrate`, as GPTQ and its successors
+    /// do. The stored format is the same. Needs a `calibrate` stage before it. Matrices that the text does not reach are
+    /// rounded to nearest.
+    Gptq,
+}
+
+impl RoundingChoice {
+    /// Whether each weight goes to its nearest code.
+    #[must_use]
+    pub fn is_nearest(&self) -> bool {
+        *self == Self::Nearest
+    }
+}
+
 /// The floating-point type of the scales.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
@@ -118,6 +139,10 @@ pub trait Quantize {
     fn norm(&self) -> Option<f64>;
     /// Of `percentile`: the share of values kept unclipped, in percent.
     fn percentile(&self) -> Option<f64>;
+    /// The rule that chooses the codes.
+    fn rounding(&self) -> RoundingChoice;
+    /// Of `rounding: gptq`: whether later layers see what earlier ones have become.
+    fn sequential(&self) -> Option<bool>;
     /// The floating-point type of the scales.
     fn scale_dtype(&self) -> ScaleDtype;
     /// How engines quantize activations.
@@ -183,6 +208,15 @@ macro_rules! quantize_stage {
             #[serde(default, skip_serializing_if = "Option::is_none")]
             #[schemars(with = "f64", range(min = 50.0, max = 100.0))]
             pub percentile: Option<f64>,
+            /// The rule that chooses the codes. Default: `nearest`.
+            #[serde(default, skip_serializing_if = "super::RoundingChoice::is_nearest")]
+            pub rounding: super::RoundingChoice,
+            /// Of `rounding: gptq`: whether the matrices of a layer make good what the rounding of earlier ones has done to
+            /// their inputs. Without it each layer is rounded for itself: an edit of one layer's rule redoes one layer, and
+            /// the result is a little worse. Default: true.
+            #[serde(default, skip_serializing_if = "Option::is_none")]
+            #[schemars(with = "bool")]
+            pub sequential: Option<bool>,
             /// Activation statistics that weigh the columns in the search of `mse` and in what is measured. Default: those of
             /// `load`.
             #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -217,6 +251,8 @@ macro_rules! quantize_stage {
             fn grid(&self) -> Option<f64> { self.grid }
             fn norm(&self) -> Option<f64> { self.norm }
             fn percentile(&self) -> Option<f64> { self.percentile }
+            fn rounding(&self) -> super::RoundingChoice { self.rounding }
+            fn sequential(&self) -> Option<bool> { self.sequential }
             fn scale_dtype(&self) -> super::ScaleDtype { self.scale_dtype }
             fn activations(&self) -> super::ActivationScheme { self.activations }
             fn indivisible(&self) -> super::Indivisible { self.indivisible }

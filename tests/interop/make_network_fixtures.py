@@ -148,7 +148,8 @@ def layers_of(model):
     return lists[0][1]
 
 
-def build(name, out):
+def opened(name):
+    """The model with computed weights, its configuration as it is saved, and the shapes of its tensors."""
     cls, cfg, arguments = MODELS[name]
     kind = getattr(transformers, cls)
     with tempfile.TemporaryDirectory() as folder:
@@ -175,7 +176,16 @@ def build(name, out):
         model.eval()
         with open(os.path.join(folder, "kept"), encoding="utf-8") as f:
             config = json.load(f)
-    tokens = torch.from_numpy(np.random.default_rng(len(name)).integers(3, 80, TOKENS))[None]
+    return model, config, shapes
+
+
+def tokens_of(name):
+    return torch.from_numpy(np.random.default_rng(len(name)).integers(3, 80, TOKENS))[None]
+
+
+def build(name, out):
+    model, config, shapes = opened(name)
+    tokens = tokens_of(name)
     states, layers = {}, layers_of(model)
     layers[0].register_forward_pre_hook(lambda _, args, kwargs: states.__setitem__("hidden.0", args[0] if args else kwargs["hidden_states"]), with_kwargs=True)
     for i, layer in enumerate(layers):

@@ -262,7 +262,11 @@ fn a_bare_gate_complains_of_no_healthy_model_and_of_every_damaged_one() {
             );
             let run = |workspace: &Workspace| {
                 let recipe = workspace.recipe(&stages);
-                assert_eq!(workspace.plan_findings(&recipe), "", "{stages}");
+                // What engines do with one scale per tensor is another matter.
+                let told = workspace.plan_findings(&recipe);
+                let of_engines =
+                    scheme.contains("granularity: tensor") && told.starts_with("plan::vllm-tensor-scale");
+                assert!(told.is_empty() || of_engines && !told.contains("sqnr"), "{stages}: {told}");
                 workspace.run_in_process(&recipe).unwrap_or_else(|failure| panic!("{failure}"))
             };
             for workspace in [&gauss, &laplace] {

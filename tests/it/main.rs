@@ -31,6 +31,7 @@ mod plan_errors;
 mod publish;
 mod reading;
 mod readme;
+mod rounding;
 mod run;
 mod schema;
 mod screen;

@@ -17,6 +17,9 @@ use serde_json::{Value, json};
 
 use crate::support::root;
 
+mod gradients;
+mod rounding;
+
 /// Weights that are computed from their names, as `tests/interop/make_network_fixtures.py` computes them.
 struct Computed(BTreeMap<String, Vec<usize>>);
 

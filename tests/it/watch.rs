@@ -524,3 +524,33 @@ fn an_edit_of_a_threshold_needs_no_pass_and_one_of_the_text_does() {
     assert!(last[0] == again[0] && last[1] != again[1]);
     watching.interrupt();
 }
+
+#[test]
+fn an_edit_chooses_the_codes_of_later_layers_anew_and_a_threshold_none() {
+    let workspace = Workspace::new();
+    let example = crate::support::root().join("examples/tiny-llama");
+    for entry in fs::read_dir(example).expect("the example") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        workspace.write(&format!("model/{name}"), fs::read(&path).expect("a file"));
+    }
+    std::thread::sleep(Duration::from_millis(2100));
+    let stages = "  - stage: resolve-skips\n    modules_to_not_convert: [lm_head]\n  - stage: calibrate\n    samples: 4\n    \
+                  sequence_length: 128\n  - stage: quantize-int4\n    targets: ['model.layers.3']\n    group_size: 64\n    \
+                  rounding: gptq\n  - stage: quantize-int4\n    rounding: gptq\n  - stage: check-warnings\n    \
+                  sqnr_error_threshold: 1\n    sqnr_warning_threshold: 2\n";
+    workspace.recipe(stages);
+    let layer = |number: usize| fs::read(workspace.path(&format!(".out.monoquant-rounding/layer-{number}")));
+    let mut watching = Watching::start(&workspace, &[]);
+    assert!(watching.wait_for("cycle 1").contains("✓ passed"));
+    let before: Vec<Vec<u8>> = (0..4).map(|number| layer(number).expect("codes")).collect();
+    edit(&workspace, "sqnr_warning_threshold: 2", "sqnr_warning_threshold: 3");
+    let line = watching.wait_for("cycle 2");
+    assert!(line.contains("no weight touched"), "{line}");
+    assert!((0..4).all(|number| layer(number).expect("codes") == before[number]));
+    edit(&workspace, "group_size: 64", "group_size: 32");
+    let line = watching.wait_for("cycle 3");
+    assert!(line.contains("7 of 39 tensors redone"), "{line}");
+    assert!((0..4).all(|number| (layer(number).expect("codes") == before[number]) == (number < 3)));
+    watching.interrupt();
+}

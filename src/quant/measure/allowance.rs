@@ -59,8 +59,10 @@ impl<'a> Allowances<'a> {
         for (((reach, limit), (&bottom, &top)), (&scale, &zero)) in
             reaches.iter_mut().zip(limits).zip(ends.clone()).zip(grids.clone())
         {
-            let below = bottom - (qmin - zero - allowance) * scale;
-            let above = (qmax - zero + allowance) * scale - top;
+            // With a negative scale, the lower end of the grid is the upper one of the weights.
+            let turned = 1f32.copysign(scale);
+            let below = turned * (bottom - (qmin - zero - allowance) * scale);
+            let above = turned * ((qmax - zero + allowance) * scale - top);
             *reach = if below < above { below } else { above };
             *limit = if *reach < most { *reach } else { most };
         }
@@ -74,11 +76,12 @@ impl<'a> Allowances<'a> {
     /// The least and the greatest weight of a group that are not clipped.
     #[inline(always)]
     pub(super) fn limits(&self, scale: f32, zero: f32) -> (f32, f32) {
-        let allowance = if scale >= USUAL { self.usual } else { self.quantizer.clip_allowance(scale) };
+        let size = scale.abs();
+        let allowance = if size >= USUAL { self.usual } else { self.quantizer.clip_allowance(size) };
         let (zero, scale) = (f64::from(zero), f64::from(scale));
-        let low = (f64::from(self.qmin) - zero - allowance) * scale;
-        let high = (f64::from(self.qmax) - zero + allowance) * scale;
-        (low as f32, high as f32)
+        let low = ((f64::from(self.qmin) - zero - allowance) * scale) as f32;
+        let high = ((f64::from(self.qmax) - zero + allowance) * scale) as f32;
+        if scale < 0.0 { (high, low) } else { (low, high) }
     }
 }
 

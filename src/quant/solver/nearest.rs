@@ -1,5 +1,7 @@
 //! Rounding to nearest: each weight independently, within the range that an observer chose.
 
+use std::ops::Range;
+
 use super::Solver;
 use crate::quant::{
     BadValue, BadWeight, Distortion, Importance, Quantized, QuantizedView, Quantizer, Scheme, Scratch,
@@ -43,22 +45,22 @@ impl Solver for Quantizer {
         &self,
         tensor: Option<&TensorParams>,
         tile: &[u8],
-        rows: usize,
+        rows: Range<usize>,
         out: &mut Quantized,
         scratch: &mut Scratch,
     ) -> Result<(), BadWeight> {
-        self.quantize(tensor, tile, rows, out, scratch)
+        self.quantize(tensor, tile, rows.len(), out, scratch)
     }
 
     fn solve_and_measure(
         &self,
         tensor: Option<&TensorParams>,
         tile: &[u8],
-        rows: usize,
+        rows: Range<usize>,
         out: &mut Quantized,
         scratch: &mut Scratch,
     ) -> Result<Distortion, BadWeight> {
-        self.quantize_and_measure(tensor, tile, rows, out, scratch)
+        self.quantize_and_measure(tensor, tile, rows.len(), out, scratch)
     }
 
     fn measure(

@@ -1,15 +1,19 @@
 //! The solvers of a run: one for all tasks that are quantized alike.
 
-use std::ops::Deref;
+use std::ops::{Deref, Range};
+use std::sync::Arc;
 
+use crate::finding::Failure;
 use crate::ids::{IdVec, TaskId};
 use crate::plan::Plan;
 use crate::plan::select::float_type;
-use crate::quant::{FloatType, Isa, Observer, Quantizer, Scheme, Solver};
+use crate::quant::{Chosen, FloatType, Isa, Observer, Quantizer, Scheme, Solver};
+use crate::run::chosen_codes::read_rows;
 
 /// Solvers, made once: preparing a search for ranges takes too long to do it for each tile.
 pub(crate) struct Solvers<'p> {
     plan: &'p Plan,
+    isa: Isa,
     kinds: Vec<OfKind>,
     /// The kind of each task of the plan; none if the task is kept, or does not belong to this run.
     of: IdVec<TaskId, Option<u32>>,
@@ -24,7 +28,7 @@ struct OfKind {
 }
 
 /// The properties in which solvers differ: scheme, observer, type of the weights, columns.
-type Kind = (Scheme, Observer, FloatType, usize);
+pub(crate) type Kind = (Scheme, Observer, FloatType, usize);
 
 impl<'p> Solvers<'p> {
     /// Of some of a plan's tasks.
@@ -41,7 +45,7 @@ impl<'p> Solvers<'p> {
             });
             of[index] = Some(at as u32);
         }
-        Self { plan, kinds, of }
+        Self { plan, isa, kinds, of }
     }
 
     /// The solver of a task; none if it is kept.
@@ -51,6 +55,28 @@ impl<'p> Solvers<'p> {
             Some(importance) => Shared::Own(solver.weighted(importance.clone())),
             None => Shared::OfKind(solver.as_ref()),
         })
+    }
+
+    /// The solver of some rows of a task; none if it is kept. If its codes were chosen before, they are read now.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub(crate) fn of_rows(&self, task: TaskId, rows: Range<usize>) -> Result<Option<Shared<'_>>, Failure> {
+        let (Some(codes), Some((scheme, _, source, columns))) =
+            (self.plan.roundings.as_ref().and_then(|of| of.chosen(task)), kind(self.plan, task))
+        else {
+            return Ok(self.of(task));
+        };
+        let count = self.plan.tasks[task].matrix(&self.plan.model).map_or(0, |view| view.rows as usize);
+        let first = rows.start;
+        let matrix = Arc::new(read_rows(codes, &scheme, (count, columns), rows)?);
+        // The observer chooses nothing here.
+        let nearest = Quantizer::new(scheme, Observer::Minmax, source, columns, self.isa);
+        let chosen = Chosen::of_rows(nearest, first, matrix);
+        Ok(Some(Shared::Own(match self.plan.weighing.of(task) {
+            Some(importance) => chosen.weighted(importance.clone()),
+            None => Box::new(chosen),
+        })))
     }
 
     /// Whether a task is the first of its kind.
@@ -76,7 +102,8 @@ impl<'q> Deref for Shared<'q> {
     }
 }
 
-fn kind(plan: &Plan, index: TaskId) -> Option<Kind> {
+/// The properties of a task; none if it is kept.
+pub(crate) fn kind(plan: &Plan, index: TaskId) -> Option<Kind> {
     let task = &plan.tasks[index];
     let spec = plan.decisions[task.tensor()].spec()?;
     let source = float_type(&plan.model.tensors[task.tensor()])?;

@@ -1,0 +1,183 @@
+//! Second moments of gradients of outputs, Σ g gᵀ: how errors of a matrix's outputs work together.
+
+use std::collections::BTreeMap;
+
+use rayon::prelude::*;
+
+use super::batches::blocks;
+use super::moments::{Place, place};
+use super::parts::Linear;
+use super::product::{View, multiply};
+
+/// Rows of a sum that one product makes: the unit of parallel work.
+const STRIP: usize = 128;
+
+/// Σ g gᵀ of the gradients g of the outputs of chosen matrices of one layer.
+#[derive(Debug, Clone, PartialEq, Default)]
+pub struct OutputMoments {
+    chosen: BTreeMap<Place, OutputSum>,
+}
+
+/// One matrix's sum, in F32: whole, or only its blocks of neighbouring outputs along the diagonal.
+#[derive(Debug, Clone, PartialEq)]
+pub struct OutputSum {
+    /// Outputs.
+    pub rows: usize,
+    /// Outputs of a block; the last may have fewer.
+    pub block: usize,
+    /// How many tokens' gradients were summed.
+    pub tokens: u64,
+    /// The blocks one after another, each a square, row by row.
+    pub sums: Vec<f32>,
+}
+
+impl OutputMoments {
+    /// For these matrices, with blocks of so many outputs.
+    pub fn of<'a>(matrices: impl Iterator<Item = (&'a Linear, usize)>) -> Self {
+        let one = |(matrix, block): (&Linear, usize)| (place(matrix), OutputSum::new(matrix.rows, block));
+        Self { chosen: matrices.map(one).collect() }
+    }
+
+    /// The sum of a matrix, if it was chosen.
+    #[must_use]
+    pub fn get(&self, matrix: &Linear) -> Option<&OutputSum> {
+        self.chosen.get(&place(matrix))
+    }
+
+    /// Bytes of the sums.
+    #[must_use]
+    pub fn bytes(&self) -> usize {
+        self.chosen.values().map(|sum| sum.sums.len() * 4).sum()
+    }
+
+    /// The place of a matrix, if it was chosen.
+    pub(super) fn place(&self, matrix: &Linear) -> Option<Place> {
+        Some(place(matrix)).filter(|place| self.chosen.contains_key(place))
+    }
+
+    /// Adds rows of gradients, those of one matrix in their order.
+    pub(super) fn add(&mut self, heard: Vec<(Place, Vec<f32>)>) {
+        let mut together: BTreeMap<Place, Vec<f32>> = BTreeMap::new();
+        for (place, rows) in heard {
+            together.entry(place).or_default().extend(rows);
+        }
+        for (place, rows) in together {
+            if let Some(sum) = self.chosen.get_mut(&place) {
+                sum.add(&rows);
+            }
+        }
+    }
+}
+
+impl OutputSum {
+    fn new(rows: usize, block: usize) -> Self {
+        let block = block.clamp(1, rows.max(1));
+        let size = blocks(rows, block).map(|range| range.len() * range.len()).sum();
+        Self { rows, block, tokens: 0, sums: vec![0.0; size] }
+    }
+
+    /// Bytes of the sum of a matrix with so many outputs, in blocks of so many.
+    #[must_use]
+    pub fn bytes_of(rows: usize, block: usize) -> u64 {
+        blocks(rows, block.clamp(1, rows.max(1))).map(|range| (range.len() * range.len() * 4) as u64).sum()
+    }
+
+    /// The largest blocks of so many outputs whose sum has at most so many bytes: all in one if that fits, and never less than
+    /// single outputs.
+    #[must_use]
+    pub fn block_within(rows: usize, bytes: u64) -> usize {
+        if Self::bytes_of(rows, rows) <= bytes {
+            return rows.max(1);
+        }
+        usize::try_from(bytes / (4 * rows.max(1) as u64)).unwrap_or(usize::MAX).clamp(1, rows.max(1))
+    }
+
+    /// The mean of g gᵀ, block by block.
+    #[must_use]
+    pub fn mean(&self) -> Vec<f32> {
+        #[expect(clippy::cast_precision_loss, reason = "a mean in F32")]
+        let share = 1.0 / self.tokens.max(1) as f32;
+        self.sums.iter().map(|sum| sum * share).collect()
+    }
+
+    fn add(&mut self, gradients: &[f32]) {
+        let (rows, block) = (self.rows, self.block);
+        let tokens = gradients.len() / rows.max(1);
+        if tokens == 0 {
+            return;
+        }
+        self.tokens += tokens as u64;
+        let mut rest = self.sums.as_mut_slice();
+        for range in blocks(rows, block) {
+            let size = range.len();
+            let (sums, after) = rest.split_at_mut(size * size);
+            rest = after;
+            let right = View { data: &gradients[range.start..], ..View::rows(gradients, rows) };
+            sums.par_chunks_mut(STRIP * size).enumerate().for_each(|(strip, sums)| {
+                let left = View { data: &right.data[strip * STRIP..], ..right }.turned();
+                multiply((sums.len() / size, tokens, size), left, right, (sums, size), 1.0, true);
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::network::{Layout, Part};
+    use crate::quant::test_weights::gaussian;
+
+    #[test]
+    fn blocks_fit_into_their_bytes() {
+        for (rows, bytes) in [(100, 40_000), (100, 39_999), (100, 1600), (14336, 64 << 20), (7, 0), (0, 9)] {
+            let block = OutputSum::block_within(rows, bytes);
+            let least = OutputSum::bytes_of(rows, 1);
+            assert!((1..=rows.max(1)).contains(&block), "{rows}");
+            assert!(OutputSum::bytes_of(rows, block) <= bytes.max(least), "{rows} in blocks of {block}");
+        }
+        assert_eq!(OutputSum::block_within(100, 40_000), 100);
+        assert_eq!(OutputSum::block_within(100, 1600), 4);
+    }
+
+    #[test]
+    fn blocks_are_those_of_the_whole_sum() {
+        let rows = 150;
+        let matrix = Linear {
+            tensor: "a.weight".to_owned(),
+            part: Part::Whole,
+            layout: Layout::OutIn,
+            columns: 3,
+            rows,
+            bias: None,
+        };
+        let gradients = gaussian(rows * 20, 1);
+        let sum = |block: usize| {
+            let mut moments = OutputMoments::of([(&matrix, block)].into_iter());
+            let place = moments.place(&matrix).expect("chosen");
+            moments.add(vec![(place.clone(), gradients[..rows * 7].to_vec())]);
+            moments.add(vec![(place, gradients[rows * 7..].to_vec())]);
+            assert_eq!(moments.bytes() as u64, OutputSum::bytes_of(rows, block));
+            moments.get(&matrix).expect("chosen").clone()
+        };
+        let whole = sum(1000);
+        assert_eq!((whole.block, whole.tokens), (rows, 20));
+        let exact = |i: usize, j: usize| -> f32 {
+            gradients.chunks_exact(rows).map(|row| row[i] * row[j]).sum::<f32>() / 20.0
+        };
+        let mean = whole.mean();
+        for (i, j) in [(0, 0), (3, 140), (149, 149), (130, 2)] {
+            assert!((mean[i * rows + j] - exact(i, j)).abs() < 1e-5);
+        }
+        let parts = sum(64).mean();
+        let mut at = 0;
+        for range in blocks(rows, 64) {
+            for i in range.clone() {
+                for j in range.clone() {
+                    assert!((parts[at] - mean[i * rows + j]).abs() < 1e-5, "{i}, {j}");
+                    at += 1;
+                }
+            }
+        }
+        assert_eq!(at, parts.len());
+    }
+}

@@ -1,0 +1,70 @@
+//! Memory that rounding takes, for plans that are made before it.
+
+use super::TILE;
+use crate::network::outputs::OutputSum;
+use crate::quant::Guided;
+
+/// What a thread holds while it multiplies: the library packs a part of the right side, in F64 at most so much.
+const PACKED: u64 = 9 << 18;
+
+/// Matrices with the same inputs, as far as memory depends on them.
+#[derive(Debug, Clone)]
+pub struct StageSize<'a> {
+    /// Inputs.
+    pub columns: usize,
+    /// Outputs of each matrix.
+    pub rows: &'a [usize],
+    /// Whether the inputs of the unquantized model are compared: not of experts.
+    pub has_cross: bool,
+    /// Whether the products are added to the stream.
+    pub has_residual: bool,
+    /// Columns that share a scale.
+    pub group: usize,
+    /// Outputs of a block of the gradients' moments, if there are any.
+    pub block: Option<usize>,
+    /// Threads that round.
+    pub threads: usize,
+}
+
+impl StageSize<'_> {
+    /// Bytes of the sums over the windows, beside the windows at work.
+    #[must_use]
+    pub fn bytes_of_sums(&self) -> u64 {
+        let square = (self.columns * self.columns) as u64;
+        8 * square + self.bytes_of_differences()
+    }
+
+    /// Bytes that [`super::round_stage`] holds at most, its moments and its results among them.
+    ///
+    /// The target needs a factor in F64 beside all moments, the metric then one beside the squares and its own in F32;
+    /// after that each matrix is rounded beside the metric and what was made of those before.
+    #[must_use]
+    pub fn bytes_of_rounding(&self) -> u64 {
+        let square = (self.columns * self.columns) as u64;
+        let weights = |rows: usize| (rows * self.columns) as u64;
+        let targets = 4 * self.rows.iter().map(|rows| weights(*rows)).sum::<u64>();
+        let threads = self.threads.max(1) as u64;
+        let tile = weights(TILE) * threads;
+        let correcting =
+            if self.has_cross { 12 * square + self.bytes_of_differences() + 28 * tile } else { 0 };
+        let factoring = 16 * square;
+        // Codes, and weights as engines see them.
+        let results = 5 * self.rows.iter().map(|rows| weights(*rows)).sum::<u64>();
+        let solving = self.rows.iter().map(|rows| match self.block {
+            None => 28 * tile + 2 * weights(*rows),
+            Some(block) => {
+                let (block, own) = (block.min(*rows), OutputSum::bytes_of(*rows, block));
+                // The mean of the moments, once more damped, and the block at work.
+                2 * own + Guided::bytes(self.columns, self.group, block)
+            }
+        });
+        let solving = 8 * square + results + solving.max().unwrap_or(0);
+        targets + correcting.max(factoring).max(solving) + threads * PACKED
+    }
+
+    fn bytes_of_differences(&self) -> u64 {
+        let square = (self.columns * self.columns) as u64;
+        let residual = self.rows.iter().map(|rows| rows * self.columns).sum::<usize>() as u64;
+        4 * (if self.has_cross { square } else { 0 } + if self.has_residual { residual } else { 0 })
+    }
+}

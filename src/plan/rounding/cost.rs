@@ -1,0 +1,140 @@
+//! What rounding with calibration costs: operations and memory, from the shapes of the layers.
+
+use crate::network::{Linear, Op, Program, StageSize, stage_parts};
+use crate::plan::{ModelRun, ModelRuns};
+
+/// Windows, and tokens of them, whose inputs are summed together.
+const BATCH: u64 = 8;
+const BATCH_TOKENS: u64 = 4096;
+
+/// Windows wait in memory between the matrices of a layer if they take no more than this.
+const MOST_WAITING: u64 = 1 << 30;
+
+/// Passes over a row's columns that the choice of its codes takes: targets, scales, feedback, fits, descent, errors.
+const ROUNDS: f64 = 10.0;
+
+/// Operations and bytes.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Cost {
+    /// Tokens of the text.
+    pub tokens: usize,
+    /// Additions and multiplications, roughly.
+    pub operations: f64,
+    /// Bytes at once of weights and moments of the layer that needs most, without activations.
+    pub layer_bytes: u64,
+    /// Bytes of the windows that are at work at once, with their inputs side by side.
+    pub batch_bytes: u64,
+    /// Bytes of all windows that wait within a layer.
+    pub waiting_bytes: u64,
+    /// Bytes of the streams between two layers.
+    pub stream_bytes: u64,
+}
+
+/// How it is done.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Way {
+    pub is_sequential: bool,
+    pub threads: usize,
+}
+
+impl Cost {
+    /// Of a model that runs on the tokens of `run`. `wanted` says which matrices are rounded.
+    pub(super) fn of(runs: &ModelRuns, run: &ModelRun, way: Way, wanted: &dyn Fn(&Linear) -> bool) -> Self {
+        let tokens = run.tokens() as u64;
+        let longest = run.windows.iter().map(Vec::len).max().unwrap_or(0) as u64;
+        let batch = (BATCH * longest).min(BATCH_TOKENS).max(longest).min(tokens);
+        let streams = if way.is_sequential { 2 } else { 1 };
+        let mut cost = Self {
+            tokens: run.tokens(),
+            operations: 0.0,
+            layer_bytes: 0,
+            batch_bytes: 0,
+            waiting_bytes: 0,
+            stream_bytes: tokens * runs.description.hidden as u64 * 4 * streams,
+        };
+        for program in &runs.description.layers {
+            let weights: u64 = program.matrices().map(|matrix| (matrix.rows * matrix.columns) as u64).sum();
+            cost.operations += (2 * streams * tokens * weights) as f64;
+            let moments = cost.moments(program, way, wanted);
+            cost.layer_bytes = cost.layer_bytes.max(weights * 4 * streams + moments);
+            let inputs = widest_inputs(program);
+            let held = streams * (runs.description.hidden as u64 + inputs) * 4;
+            cost.waiting_bytes = cost.waiting_bytes.max(tokens * held);
+            cost.batch_bytes = cost.batch_bytes.max(batch * (held + 3 * inputs * 4));
+        }
+        cost
+    }
+
+    /// Bytes of the moments of a layer while its matrices are rounded; counts the operations.
+    fn moments(&mut self, program: &Program, way: Way, wanted: &dyn Fn(&Linear) -> bool) -> u64 {
+        let (mut most, mut all) = (0, 0);
+        for stage in stage_parts(program) {
+            let mut sizes = Vec::new();
+            for part in &stage {
+                let rows: Vec<usize> =
+                    part.iter().filter(|matrix| wanted(matrix)).map(|matrix| matrix.rows).collect();
+                let Some(columns) = part.first().map(|matrix| matrix.columns).filter(|_| !rows.is_empty())
+                else {
+                    continue;
+                };
+                let tokens = self.tokens as f64;
+                self.operations +=
+                    operations(tokens, columns as f64, rows.iter().sum::<usize>() as f64, way.is_sequential);
+                let has_cross = way.is_sequential && stage.len() == 1;
+                let size = StageSize {
+                    columns,
+                    rows: &rows,
+                    has_cross,
+                    has_residual: has_cross && part.len() == 1,
+                    // It counts with blocks of gradients alone.
+                    group: columns,
+                    block: None,
+                    threads: way.threads,
+                };
+                // Sums in F64 become means in F32 beside them.
+                let square = (columns * columns) as u64;
+                sizes.push((size.bytes_of_sums(), 4 * square, size.bytes_of_rounding()));
+            }
+            let sums: u64 = sizes.iter().map(|(sums, ..)| sums).sum();
+            all += sums;
+            let at_once =
+                sizes.iter().map(|(own, mean, rounding)| sums - own + (own + mean).max(*rounding)).max();
+            most = most.max(at_once.unwrap_or(0));
+        }
+        // Without a sequence the sums of all stages are made in one pass.
+        if way.is_sequential { most } else { all + most }
+    }
+
+    /// The least memory in which a layer is rounded, beside what the process and its threads take.
+    #[must_use]
+    pub fn least_bytes(&self) -> u64 {
+        self.layer_bytes + self.batch_bytes
+    }
+
+    /// Whether windows wait in memory within a layer, and do not run from its start again.
+    #[must_use]
+    pub fn holds(&self, room: Option<u64>) -> bool {
+        self.waiting_bytes <= room.map_or(MOST_WAITING, |room| room.min(MOST_WAITING))
+    }
+}
+
+/// Numbers that come to the matrices of a stage for each token: more than its columns where a token goes to several experts.
+fn widest_inputs(program: &Program) -> u64 {
+    let chosen = program.ops.iter().filter_map(|op| match op {
+        Op::Route { router, .. } => Some(router.chosen),
+        _ => None,
+    });
+    let chosen = chosen.max().unwrap_or(1);
+    let inputs = program.ops.iter().filter_map(|op| match op {
+        Op::Linear { matrix, .. } => Some(matrix.columns),
+        Op::Experts { matrices, .. } => Some(matrices.first()?.columns * chosen),
+        _ => None,
+    });
+    inputs.max().unwrap_or(0) as u64
+}
+
+/// Operations of moments, factors and rows.
+fn operations(tokens: f64, columns: f64, rows: f64, is_sequential: bool) -> f64 {
+    let (sums, factors) = if is_sequential { (3.0, 2.0) } else { (1.0, 1.0) };
+    sums * tokens * columns * columns + factors * columns.powi(3) + ROUNDS * rows * columns * columns
+}

@@ -1,0 +1,187 @@
+//! Triangular factors of symmetric matrices in F64: Cholesky, and the inverse of its factor.
+//!
+//! Both work in blocks of columns or rows; all but the blocks on the diagonal are products of the linked library. Of the
+//! crates that factor matrices, `faer` brings a second library of products and a crate without a maintainer; `nalgebra`
+//! brings ten more crates and works column by column, which for thousands of columns waits for memory; others need LAPACK.
+
+use rayon::prelude::*;
+
+use crate::quant::product::{View, multiply_shared};
+
+/// Rows and columns of a block on the diagonal.
+const BLOCK: usize = 64;
+
+/// Columns of a strip of the inverse, whose zeros are not multiplied.
+const STRIP: usize = 512;
+
+/// The first row whose pivot is not positive: the matrix is not positive definite, as far as F64 can tell.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) struct NotPositive(pub(super) usize);
+
+/// Replaces a symmetric matrix [n, n], of which the lower triangle is read, with its lower factor L: matrix = L·Lᵀ.
+pub(super) fn cholesky(matrix: &mut [f64], n: usize) -> Result<(), NotPositive> {
+    let mut panel = Vec::new();
+    for start in (0..n).step_by(BLOCK) {
+        let end = n.min(start + BLOCK);
+        let width = end - start;
+        // The block's columns, from the diagonal down, without what the factors before them account for.
+        panel.clear();
+        for row in start..n {
+            panel.extend_from_slice(&matrix[row * n + start..row * n + end]);
+        }
+        if start > 0 {
+            let done = View::rows(&matrix[start * n..], n);
+            multiply_shared((n - start, start, width), done, done.turned(), (&mut panel, width), -1.0, true);
+        }
+        let (diagonal, below) = panel.split_at_mut(width * width);
+        pivots(diagonal, width).map_err(|NotPositive(row)| NotPositive(start + row))?;
+        let diagonal = &*diagonal;
+        below.par_chunks_exact_mut(width).for_each(|row| forward(diagonal, row));
+        for (row, columns) in (start..n).zip(panel.chunks_exact(width)) {
+            matrix[row * n + start..row * n + end].copy_from_slice(columns);
+        }
+        for row in start..end {
+            matrix[row * n + row + 1..(row + 1) * n].fill(0.0);
+        }
+    }
+    Ok(())
+}
+
+/// Cholesky of a block on the diagonal, one row after another.
+fn pivots(block: &mut [f64], n: usize) -> Result<(), NotPositive> {
+    for row in 0..n {
+        let (above, rest) = block.split_at_mut(row * n);
+        let own = &mut rest[..n];
+        forward_of(above, n, &mut own[..row]);
+        let pivot = own[row] - own[..row].iter().map(|x| x * x).sum::<f64>();
+        // A NaN is no pivot either.
+        if !(pivot > 0.0 && pivot.is_finite()) {
+            return Err(NotPositive(row));
+        }
+        own[row] = pivot.sqrt();
+    }
+    Ok(())
+}
+
+/// Solves x·Lᵀ = row in place, L being a lower block as wide as the row.
+fn forward(lower: &[f64], row: &mut [f64]) {
+    forward_of(lower, row.len(), row);
+}
+
+/// The same for the first rows of a block `width` wide.
+fn forward_of(lower: &[f64], width: usize, row: &mut [f64]) {
+    for column in 0..row.len() {
+        let (known, rest) = row.split_at_mut(column);
+        let factors = &lower[column * width..];
+        let sum: f64 = known.iter().zip(factors).map(|(x, factor)| x * factor).sum();
+        rest[0] = (rest[0] - sum) / factors[column];
+    }
+}
+
+/// Replaces a lower triangle [n, n] with a positive diagonal by its inverse, which is one as well. What is above the
+/// diagonal must be 0.
+pub(super) fn invert(lower: &mut [f64], n: usize) {
+    let mut rows = Vec::new();
+    for start in (0..n).step_by(BLOCK) {
+        let end = n.min(start + BLOCK);
+        // −L[block, before] · inverse[before, before] beside the unit matrix.
+        rows.clear();
+        rows.resize((end - start) * end, 0.0);
+        for strip in (0..start).step_by(STRIP) {
+            let width = STRIP.min(start - strip);
+            let left = View::rows(&lower[start * n + strip..], n);
+            let right = View::rows(&lower[strip * n + strip..], n);
+            let to = (&mut rows[strip..], end);
+            multiply_shared((end - start, start - strip, width), left, right, to, -1.0, false);
+        }
+        for row in 0..end - start {
+            rows[row * end + start + row] = 1.0;
+        }
+        for row in 0..end - start {
+            let (above, own) = rows.split_at_mut(row * end);
+            let (own, factors) = (&mut own[..end], &lower[(start + row) * n + start..]);
+            for (above, factor) in above.chunks_exact(end).zip(factors) {
+                own.iter_mut().zip(above).for_each(|(own, above)| *own -= factor * above);
+            }
+            let pivot = factors[row];
+            own.iter_mut().for_each(|own| *own /= pivot);
+        }
+        for (row, inverse) in (start..end).zip(rows.chunks_exact(end)) {
+            lower[row * n..row * n + end].copy_from_slice(inverse);
+        }
+    }
+}
+
+/// The upper factor U of the inverse of a symmetric positive definite matrix whose rows and columns are put into an order:
+/// inverse = Uᵀ·U. None if it is not positive definite.
+pub(super) fn upper_of_inverse(matrix: &[f32], order: &[usize]) -> Option<Vec<f32>> {
+    let n = order.len();
+    // With rows and columns reversed, the upper factor of the inverse is the inverse of the lower factor, reversed.
+    let mut factor = Vec::with_capacity(n * n);
+    for &row in order.iter().rev() {
+        factor.extend(order.iter().rev().map(|&column| f64::from(matrix[row * n + column])));
+    }
+    cholesky(&mut factor, n).ok()?;
+    invert(&mut factor, n);
+    let factor: Vec<f32> = factor.iter().rev().map(|x| *x as f32).collect();
+    factor.iter().all(|x| x.is_finite()).then_some(factor)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::quant::product::multiply;
+    use crate::quant::test_weights::gaussian;
+
+    /// A positive definite matrix.
+    fn positive(n: usize) -> Vec<f64> {
+        let x: Vec<f64> = gaussian(n * (n + 3), 5).into_iter().map(f64::from).collect();
+        let mut out = vec![0.0; n * n];
+        let view = View::rows(&x, n + 3);
+        multiply((n, n + 3, n), view, view.turned(), (&mut out, n), 1.0, false);
+        (0..n).for_each(|i| out[i * n + i] += 0.5);
+        out
+    }
+
+    fn product(left: &[f64], right: &[f64], n: usize, turned: bool) -> Vec<f64> {
+        let mut out = vec![0.0; n * n];
+        let right = View::rows(right, n);
+        let right = if turned { right.turned() } else { right };
+        multiply((n, n, n), View::rows(left, n), right, (&mut out, n), 1.0, false);
+        out
+    }
+
+    #[test]
+    fn factors_multiply_to_the_matrix_and_inverses_to_one() {
+        for n in [1, 2, 63, 64, 65, 200, 700] {
+            let matrix = positive(n);
+            let mut lower = matrix.clone();
+            assert_eq!(cholesky(&mut lower, n), Ok(()));
+            let again = product(&lower, &lower, n, true);
+            let size = matrix.iter().fold(0.0, |most: f64, x| most.max(x.abs()));
+            for (a, b) in matrix.iter().zip(&again) {
+                assert!((a - b).abs() < 1e-12 * size, "{n}: {a} and {b}");
+            }
+            let mut inverse = lower.clone();
+            invert(&mut inverse, n);
+            let unit = product(&inverse, &lower, n, false);
+            for (i, x) in unit.iter().enumerate() {
+                let expected = f64::from(u8::from(i / n == i % n));
+                assert!((x - expected).abs() < 1e-9, "{n}: {x} at {}, {}", i / n, i % n);
+                assert!(i / n >= i % n || inverse[i] == 0.0);
+            }
+        }
+    }
+
+    #[test]
+    fn a_matrix_that_is_not_positive_is_told_with_its_row() {
+        let n = 130;
+        for row in [0, 70, 129] {
+            for bad in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+                let mut matrix = vec![0.0; n * n];
+                (0..n).for_each(|i| matrix[i * n + i] = if i == row { bad } else { 2.0 });
+                assert_eq!(cholesky(&mut matrix, n), Err(NotPositive(row)));
+            }
+        }
+    }
+}

@@ -1,0 +1,310 @@
+//! Descent of the error of a whole matrix: scales are fitted anew, and codes are chosen anew, each given all others.
+//!
+//! A change is made only if it lessens the error, so that the error never rises and the descent ends.
+
+use rayon::prelude::*;
+
+use super::super::Metric;
+use super::super::grid::Grids;
+use super::outputs::Outputs;
+use crate::quant::Isa;
+use crate::quant::kernel::round_code;
+use crate::quant::product::{View, multiply, multiply_shared};
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::Machine;
+
+/// Times that scales and codes are gone over, at most, and how often codes are each time.
+const ROUNDS: usize = 3;
+const SWEEPS: usize = 4;
+
+/// Rows whose slopes are one product.
+const BAND: usize = 128;
+
+/// Numbers of levels times moments that are held at a time.
+const STORE: usize = 1 << 24;
+
+/// Rows at most whose levels are multiplied at a time.
+const TOGETHER: usize = 16;
+
+/// Columns whose slopes are one product.
+const STRIP: usize = 32;
+
+/// How many of some rows have their levels multiplied at a time.
+pub(super) fn levels_at_once(columns: usize, group: usize, rows: usize) -> usize {
+    let one = columns / group.max(1) * columns;
+    (STORE / one.max(1)).clamp(1, TOGETHER).min(rows)
+}
+
+/// Lessens the error of the codes and scales of all rows.
+pub(super) fn descend(
+    codes: &mut [f32],
+    grids: &mut Grids,
+    target: &[f32],
+    metric: &Metric,
+    outputs: &Outputs,
+    isa: Isa,
+) {
+    for _ in 0..ROUNDS {
+        // Many small changes make products drift, so each round begins with new ones.
+        let mut products = metric.times_shared(&grids.errors(codes, target));
+        let mut has_changed = Fit { codes, metric, outputs, isa }.run(grids, &mut products);
+        for _ in 0..SWEEPS {
+            if !sweep(codes, grids, &mut products, metric, outputs, isa) {
+                break;
+            }
+            has_changed = true;
+        }
+        if !has_changed {
+            break;
+        }
+    }
+}
+
+/// The fit of all scales, one after another.
+struct Fit<'a> {
+    codes: &'a [f32],
+    metric: &'a Metric,
+    outputs: &'a Outputs,
+    isa: Isa,
+}
+
+impl Fit<'_> {
+    /// `products` are errors times moments of inputs, P; slopes are G P.
+    fn run(&self, grids: &mut Grids, products: &mut [f32]) -> bool {
+        let (rows, columns) = (self.outputs.rows, self.metric.columns);
+        let together = levels_at_once(columns, grids.group, rows);
+        let mut slopes = vec![0.0; BAND.min(rows) * columns];
+        let mut has_changed = false;
+        for start in (0..rows).step_by(BAND) {
+            let end = rows.min(start + BAND);
+            let size = (end - start, rows, columns);
+            let gradients = View::rows(&self.outputs.moments[start * rows..], rows);
+            multiply_shared(
+                size,
+                gradients,
+                View::rows(products, columns),
+                (&mut slopes, columns),
+                1.0,
+                false,
+            );
+            for first in (start..end).step_by(together) {
+                let some = first..end.min(first + together);
+                let levels = self.levels(grids, some.clone());
+                let of_levels = self.times_moments(grids.group, &levels, some.len());
+                for row in some.clone() {
+                    let (own, later) = slopes[(row - start) * columns..].split_at_mut(columns);
+                    has_changed |= self.isa.run(Row {
+                        fit: self,
+                        grids,
+                        row,
+                        place: (row - first, some.len()),
+                        levels: &levels[(row - first) * columns..(row - first + 1) * columns],
+                        of_levels: &of_levels,
+                        slopes: own,
+                        later: &mut later[..(end - row - 1) * columns],
+                        products: &mut products[row * columns..(row + 1) * columns],
+                    });
+                }
+            }
+        }
+        has_changed
+    }
+
+    /// Codes less zero points of some rows.
+    fn levels(&self, grids: &Grids, rows: std::ops::Range<usize>) -> Vec<f32> {
+        let columns = self.metric.columns;
+        let codes = self.codes[rows.start * columns..rows.end * columns].chunks(grids.group);
+        let zeros = &grids.zeros[rows.start * columns / grids.group..];
+        codes.zip(zeros).flat_map(|(codes, zero)| codes.iter().map(move |code| code - zero)).collect()
+    }
+
+    /// Each group's levels times the moments of its columns: [groups, rows, columns].
+    fn times_moments(&self, group: usize, levels: &[f32], rows: usize) -> Vec<f32> {
+        let columns = self.metric.columns;
+        let mut out = vec![0.0; columns / group * rows * columns];
+        out.par_chunks_mut(rows * columns).enumerate().for_each(|(index, out)| {
+            let left = View::rows(&levels[index * group..], columns);
+            let right = View::rows(&self.metric.moments[index * group * columns..], columns);
+            multiply((rows, group, columns), left, right, (out, columns), 1.0, false);
+        });
+        out
+    }
+}
+
+/// The fit of one row's scales, compiled for each instruction set.
+struct Row<'a, 'b> {
+    fit: &'a Fit<'b>,
+    grids: &'a mut Grids,
+    row: usize,
+    /// Which of the rows of `of_levels` it is, and of how many.
+    place: (usize, usize),
+    levels: &'a [f32],
+    of_levels: &'a [f32],
+    slopes: &'a mut [f32],
+    /// The slopes of later rows of the band.
+    later: &'a mut [f32],
+    products: &'a mut [f32],
+}
+
+impl Job for Row<'_, '_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) -> bool {
+        let Self { fit, grids, row, place: (place, count), levels, of_levels, slopes, later, products } =
+            self;
+        let (rows, columns, size) = (fit.outputs.rows, fit.metric.columns, grids.group);
+        let groups = columns / size;
+        let strength = fit.outputs.moments[row * (rows + 1)];
+        let mut change: Vec<f32> = Vec::new();
+        for group in 0..groups {
+            let of_levels = &of_levels[(group * count + place) * columns..][..columns];
+            let range = group * size..(group + 1) * size;
+            let levels = &levels[range.clone()];
+            // The error is curvature/2·step² + slope·step, if the scale is changed by step.
+            let curvature = f64::from(strength) * dot(&of_levels[range.clone()], levels);
+            let slope = dot(&slopes[range], levels);
+            let old = grids.scales[row * groups + group];
+            let Some(new) = grids.fitted(old, slope, curvature) else { continue };
+            grids.scales[row * groups + group] = new;
+            let step = new - old;
+            change.resize(columns, 0.0);
+            for ((change, slope), of) in change.iter_mut().zip(slopes.iter_mut()).zip(of_levels) {
+                *change += step * of;
+                *slope += strength * (step * of);
+            }
+        }
+        if change.is_empty() {
+            return false;
+        }
+        products.iter_mut().zip(&change).for_each(|(product, change)| *product += change);
+        for (after, slopes) in later.chunks_exact_mut(columns).enumerate() {
+            let shared = fit.outputs.moments[(row + 1 + after) * rows + row];
+            slopes.iter_mut().zip(&change).for_each(|(slope, change)| *slope += shared * change);
+        }
+        true
+    }
+}
+
+#[inline(always)]
+fn dot(a: &[f32], b: &[f32]) -> f64 {
+    a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum()
+}
+
+/// A code that was chosen anew: its row, its column, and the step of its value.
+type Move = (usize, usize, f32);
+
+/// Chooses each code anew, column after column and in a column row after row.
+fn sweep(
+    codes: &mut [f32],
+    grids: &Grids,
+    products: &mut [f32],
+    metric: &Metric,
+    outputs: &Outputs,
+    isa: Isa,
+) -> bool {
+    let (rows, columns) = (outputs.rows, metric.columns);
+    let mut has_changed = false;
+    let mut slopes = vec![0.0; rows * STRIP.min(columns)];
+    for start in (0..columns).step_by(STRIP) {
+        let width = STRIP.min(columns - start);
+        slopes.truncate(rows * width);
+        let gradients = View::rows(&outputs.moments, rows);
+        let right = View::rows(&products[start..], columns);
+        multiply_shared((rows, rows, width), gradients, right, (&mut slopes, width), 1.0, false);
+        let mut moves = isa.run(Strip { codes, grids, metric, outputs, start, width, slopes: &slopes });
+        if moves.is_empty() {
+            continue;
+        }
+        has_changed = true;
+        // Row by row, in the order of columns.
+        moves.sort_by_key(|(row, ..)| *row);
+        products.par_chunks_mut(columns).enumerate().for_each(|(row, products)| {
+            let first = moves.partition_point(|(other, ..)| *other < row);
+            let own: Vec<Move> =
+                moves[first..].iter().take_while(|(other, ..)| *other == row).copied().collect();
+            if !own.is_empty() {
+                isa.run(Moved { products, metric, moves: &own });
+            }
+        });
+    }
+    has_changed
+}
+
+/// Some columns of all rows, compiled for each instruction set.
+struct Strip<'a> {
+    codes: &'a mut [f32],
+    grids: &'a Grids,
+    metric: &'a Metric,
+    outputs: &'a Outputs,
+    start: usize,
+    width: usize,
+    /// [rows, width].
+    slopes: &'a [f32],
+}
+
+impl Job for Strip<'_> {
+    type Output = Vec<Move>;
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) -> Vec<Move> {
+        let Self { codes, grids, metric, outputs, start, width, slopes } = self;
+        let (rows, columns) = (outputs.rows, metric.columns);
+        let groups = columns / grids.group;
+        // Column by column.
+        let mut by_column = vec![0f32; rows * width];
+        for (row, slopes) in slopes.chunks_exact(width).enumerate() {
+            for (at, slope) in slopes.iter().enumerate() {
+                by_column[at * rows + row] = *slope;
+            }
+        }
+        let mut moves = Vec::new();
+        for at in 0..width {
+            let column = start + at;
+            let own = &mut by_column[at * rows..];
+            for row in 0..rows {
+                let scale = grids.scales[row * groups + column / grids.group];
+                let curvature = outputs.moments[row * (rows + 1)] * metric.diagonal[column];
+                let (old, slope) = (codes[row * columns + column], own[row]);
+                let new = round_code(old - slope / (curvature * scale), grids.codes.0, grids.codes.1);
+                if new == old {
+                    continue;
+                }
+                let step = (new - old) * scale;
+                // Not a number is no less.
+                if step * slope + 0.5 * curvature * step * step < 0.0 {
+                    codes[row * columns + column] = new;
+                    moves.push((row, column, step));
+                    let gradients = &outputs.moments[row * rows..(row + 1) * rows];
+                    let moments =
+                        &metric.moments[column * columns + column..column * columns + start + width];
+                    for (slopes, moment) in own.chunks_exact_mut(rows).zip(moments) {
+                        let factor = step * moment;
+                        slopes.iter_mut().zip(gradients).for_each(|(slope, of)| *slope += factor * of);
+                    }
+                }
+            }
+        }
+        moves
+    }
+}
+
+/// What moves of a row do to its products, compiled for each instruction set.
+struct Moved<'a> {
+    products: &'a mut [f32],
+    metric: &'a Metric,
+    moves: &'a [Move],
+}
+
+impl Job for Moved<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        let Self { products, metric, moves } = self;
+        for (_, column, step) in moves {
+            let moments = &metric.moments[column * metric.columns..(column + 1) * metric.columns];
+            products.iter_mut().zip(moments).for_each(|(product, moment)| *product += step * moment);
+        }
+    }
+}

@@ -1,0 +1,362 @@
+//! Rounding with calibration: the model runs layer by layer, and codes are chosen before the weights are streamed.
+//!
+//! Codes of each layer are kept in a file of a key that holds all that decides them. If an earlier run has some, their layers are
+//! only run: the streams before a layer that is missing are made of the layers before it, with the codes that these have.
+
+use std::collections::{BTreeMap, HashMap};
+use std::path::Path;
+
+use super::chosen_codes::{self, Errors, Layer, NewFile};
+use super::event::{Event, Listener};
+use super::executor::preflight;
+use super::model_pass::{Places, Progress, Watched, failed};
+use super::outcome::Options;
+use crate::cancel::Cancel;
+use crate::finding::{Failure, Finding};
+use crate::ids::TaskId;
+use crate::network::{
+    Checkpoint, Hidden, LayerWeights, Linear, Moments, Part, Pass, Program, Round, Rounding, Sequence,
+    Silent, StageMoments, round_stage, stage_parts,
+};
+use crate::plan::rounding::{LayerMatrix, Rounded, of_layer};
+use crate::plan::{ModelRun, ModelRuns, Plan, Roundings};
+use crate::publish::files;
+use crate::publish::lock::Lock;
+use crate::quant::Isa;
+use crate::text::units::counted;
+use crate::threads::Pool;
+
+mod keys;
+mod values;
+
+use values::Values;
+
+/// Chooses the codes of all matrices that a plan rounds with calibration, or takes them from the last run, and gives them to the
+/// plan. A plan without such matrices stays as it is.
+///
+/// # Errors
+/// If an output cannot be written later, the model cannot be read or its activations stop being finite, or the run is cancelled.
+pub fn round(plan: &mut Plan, options: &Options, listener: &dyn Listener) -> Result<(), Failure> {
+    if !plan.awaits_rounding() {
+        return Ok(());
+    }
+    preflight(plan)?;
+    let layers = {
+        let (Some(runs), Some(roundings)) = (&plan.runs, &plan.roundings) else { return Ok(()) };
+        let (Some(run), Some(export)) = (roundings.run(runs), plan.exports.first()) else { return Ok(()) };
+        files::create_dir_all(export.path.parent().unwrap_or(&export.path))?;
+        let lock = Lock::take(&export.path)?;
+        let work = Work::new(plan, (runs, run, roundings), &export.path, options)?;
+        let layers = work.layers(options, listener)?;
+        drop(lock);
+        layers
+    };
+    let by_name: HashMap<String, Rounded> = layers.into_iter().flat_map(|layer| layer.matrices).collect();
+    let tasks = plan.tasks.numbered();
+    let results = tasks.filter_map(|(number, task)| {
+        // A module of another tensor may have the name, as a bias has.
+        task.matrix(&plan.model)?;
+        Some((number, by_name.get(task.module(&plan.model))?.clone()))
+    });
+    let results: BTreeMap<_, _> = results.collect();
+    plan.round_by(results);
+    Ok(())
+}
+
+/// What all layers share.
+struct Work<'p> {
+    plan: &'p Plan,
+    runs: &'p ModelRuns,
+    roundings: &'p Roundings,
+    /// With the models that run: two if layers are rounded one after another.
+    run: ModelRun,
+    target: &'p Path,
+    values: Values<'p>,
+    cancel: &'p Cancel,
+    checkpoint: Checkpoint<'p>,
+}
+
+/// A matrix by its place in the checkpoint.
+type Place = (String, Part);
+
+fn place(linear: &Linear) -> Place {
+    (linear.tensor.clone(), linear.part)
+}
+
+impl<'p> Work<'p> {
+    fn new(
+        plan: &'p Plan,
+        (runs, run, roundings): (&'p ModelRuns, &'p ModelRun, &'p Roundings),
+        target: &'p Path,
+        options: &'p Options,
+    ) -> Result<Self, Failure> {
+        let models = if roundings.is_sequential { 2 } else { 1 };
+        Ok(Self {
+            plan,
+            runs,
+            roundings,
+            run: ModelRun { models, ..run.clone() },
+            target,
+            values: Values::new(plan, options.isa.unwrap_or_else(Isa::detect)),
+            cancel: &options.cancel,
+            checkpoint: Checkpoint::open(&plan.model)?,
+        })
+    }
+
+    /// Whether a matrix is rounded with moments.
+    fn is_wanted(&self, matrix: &LayerMatrix<'_>) -> bool {
+        let is_open = |task| self.roundings.of(task).is_none();
+        matrix.spec.is_calibrated()
+            && !matrix.tasks.is_empty()
+            && matrix.tasks.iter().all(|rows| is_open(rows.task))
+    }
+
+    /// The codes of all layers.
+    fn layers(&self, options: &Options, listener: &dyn Listener) -> Result<Vec<Layer>, Failure> {
+        let programs = &self.runs.description.layers;
+        let matrices: Vec<Vec<LayerMatrix<'_>>> =
+            programs.iter().map(|program| of_layer(self.plan.content(), program)).collect();
+        let keys = keys::of(self.plan, &self.run, self.roundings, &matrices, options);
+        let mut known: Vec<Option<Layer>> = matrices
+            .iter()
+            .zip(&keys)
+            .enumerate()
+            .map(|(layer, (matrices, key))| {
+                if !matrices.iter().any(|matrix| self.is_wanted(matrix)) {
+                    return Some(Layer::empty());
+                }
+                if options.fresh { None } else { Layer::read(self.target, layer, key) }
+            })
+            .collect();
+        let missing = known.iter().filter(|layer| layer.is_none()).count();
+        if missing < known.len() && known.iter().flatten().any(|layer| !layer.matrices.is_empty()) {
+            let text = match missing {
+                0 => "the codes of all layers are those of the last run".to_owned(),
+                _ => format!(
+                    "the codes of {} are those of the last run",
+                    counted(known.len() - missing, "layer")
+                ),
+            };
+            listener.on_event(&Event::Note { text });
+        }
+        if let Some(last) = known.iter().rposition(Option::is_none) {
+            self.walk(&mut known[..=last], (&matrices, &keys), listener)?;
+            self.checkpoint.check_unchanged()?;
+        }
+        let layers: Vec<Layer> = known.into_iter().flatten().collect();
+        let has_some = |(layer, of): (usize, &Layer)| (!of.matrices.is_empty()).then_some(layer);
+        let kept: Vec<usize> = layers.iter().enumerate().filter_map(has_some).collect();
+        chosen_codes::remove_others(self.target, &kept);
+        Ok(layers)
+    }
+
+    /// Goes through layers and rounds those that are missing.
+    fn walk(
+        &self,
+        known: &mut [Option<Layer>],
+        (matrices, keys): (&[Vec<LayerMatrix<'_>>], &[String]),
+        listener: &dyn Listener,
+    ) -> Result<(), Failure> {
+        let (threads, memory) = (self.plan.budget.workers, self.plan.limits.memory);
+        let least = self.roundings.least_memory(self.runs, threads);
+        let cost = &self.roundings.cost;
+        let fits = memory.is_none_or(|memory| least.saturating_add(cost.stream_bytes) <= memory);
+        let mut places = Places::with(self.run.models, fits, Some(self.target))?;
+        let taken = least + if fits { cost.stream_bytes } else { 0 };
+        let holds = cost.holds(memory.map(|memory| memory.saturating_sub(taken)));
+        let programs = &self.runs.description.layers;
+        let through = |(layer, known): (usize, &Option<Layer>)| match known {
+            None if self.roundings.is_sequential => {
+                let wanted: Vec<&Linear> = matrices[layer]
+                    .iter()
+                    .filter(|matrix| self.is_wanted(matrix))
+                    .map(|matrix| matrix.linear)
+                    .collect();
+                let stages = stage_parts(&programs[layer]);
+                let stops = stages
+                    .iter()
+                    .filter(|stage| stage.iter().flatten().any(|linear| wanted.contains(linear)));
+                1 + stops.count()
+            }
+            _ => self.run.models,
+        };
+        let passes: usize = known.iter().enumerate().map(through).sum();
+        let progress =
+            Progress::new("round", self.runs, &self.run, listener).of_tokens(passes * self.run.tokens());
+        let pool = Pool::start(threads, usize::try_from(self.runs.thread_bytes()).unwrap_or(usize::MAX));
+        let walk = || {
+            let pass = Pass::new(&self.runs.description, &self.run.windows)
+                .map_err(|finding| self.failed(finding))?;
+            let mut embedded =
+                || pass.embed(&self.checkpoint, places.take()).map_err(|finding| self.failed(finding));
+            let mut first = embedded()?;
+            let mut second = if self.roundings.is_sequential { Some(embedded()?) } else { None };
+            for (layer, known) in known.iter_mut().enumerate() {
+                progress.layer(layer);
+                let at = At { layer, program: &programs[layer], matrices: &matrices[layer], pass: &pass };
+                let streams = (&mut first, second.as_mut());
+                match known {
+                    Some(known) => self.pass_by(&at, known, streams, &progress)?,
+                    None => {
+                        let file = self.round(&at, streams, (&progress, holds))?;
+                        *known = Some(file.write(self.target, layer, &keys[layer])?);
+                    }
+                }
+            }
+            Ok(())
+        };
+        pool.install(walk)
+    }
+
+    fn failed(&self, finding: Finding) -> Failure {
+        failed(self.cancel, finding)
+    }
+
+    /// Takes the streams through a layer whose codes are known.
+    fn pass_by(
+        &self,
+        at: &At<'_>,
+        known: &Layer,
+        (first, second): (&mut Hidden, Option<&mut Hidden>),
+        progress: &Progress<'_>,
+    ) -> Result<(), Failure> {
+        let mut weights =
+            LayerWeights::read(at.program, &self.checkpoint).map_err(|finding| self.failed(finding))?;
+        let run = |weights: &LayerWeights, hidden: &mut Hidden| {
+            let mut silent = Watched { inner: Silent, progress: Some(progress), cancel: self.cancel };
+            at.pass.layer(at.layer, weights, hidden, &mut silent).map_err(|finding| self.failed(finding))
+        };
+        run(&weights, first)?;
+        let Some(second) = second else { return Ok(()) };
+        let by_name: HashMap<&str, &Rounded> =
+            known.matrices.iter().map(|(module, rounded)| (module.as_str(), rounded)).collect();
+        for matrix in at.matrices {
+            let of_task = |task: TaskId| match by_name.get(self.plan.tasks[task].module(&self.plan.model)) {
+                Some(Rounded::Chosen(codes)) if self.is_wanted(matrix) => Some(codes),
+                _ => None,
+            };
+            let values = self.values.of(matrix, weights.matrix(matrix.linear), of_task)?;
+            weights.replace(matrix.linear, values);
+        }
+        run(&weights, second)
+    }
+
+    /// Rounds a layer, and takes the streams through it.
+    fn round(
+        &self,
+        at: &At<'_>,
+        (first, second): (&mut Hidden, Option<&mut Hidden>),
+        (progress, holds): (&Progress<'_>, bool),
+    ) -> Result<NewFile, Failure> {
+        let own = LayerWeights::read(at.program, &self.checkpoint).map_err(|finding| self.failed(finding))?;
+        let wanted = at.matrices.iter().filter(|matrix| self.is_wanted(matrix));
+        let by_place: HashMap<Place, &LayerMatrix<'_>> =
+            wanted.map(|matrix| (place(matrix.linear), matrix)).collect();
+        let mut file = NewFile::default();
+        let mut round = |moments: StageMoments<'_>, own: &LayerWeights| {
+            self.round_together(moments, own, &by_place, &mut file)
+        };
+        let done = match second {
+            Some(second) => {
+                let mut rounded = own.clone();
+                for matrix in
+                    at.matrices.iter().filter(|matrix| !by_place.contains_key(&place(matrix.linear)))
+                {
+                    let values = self.values.of(matrix, own.matrix(matrix.linear), |_| None)?;
+                    rounded.replace(matrix.linear, values);
+                }
+                let tell = |windows| progress.through(windows, self.cancel);
+                let layer = (at.layer, at.program);
+                let mut sequence =
+                    Sequence { pass: at.pass, layer, streams: [first, second], holds, tell: &tell };
+                let wants = |linear: &Linear| by_place.contains_key(&place(linear));
+                sequence.run(&own, &mut rounded, &wants, &mut round)
+            }
+            None => {
+                let mut parts: Vec<Vec<&Linear>> = stage_parts(at.program).into_iter().flatten().collect();
+                parts.iter_mut().for_each(|part| part.retain(|linear| by_place.contains_key(&place(linear))));
+                parts.retain(|part| !part.is_empty());
+                self.round_alone(at, (&own, first), parts, (progress, &mut round))
+            }
+        };
+        done.map_err(|finding| self.failed(finding))?;
+        Ok(file)
+    }
+
+    /// Rounds matrices of a layer, in parts with the same inputs, with moments of the unquantized model.
+    fn round_alone(
+        &self,
+        at: &At<'_>,
+        (own, stream): (&LayerWeights, &mut Hidden),
+        parts: Vec<Vec<&Linear>>,
+        (progress, round): (&Progress<'_>, &mut Round<'_>),
+    ) -> Result<(), Finding> {
+        let moments = Moments::of(parts.iter().map(|part| part[0]));
+        let mut watched = Watched { inner: moments, progress: Some(progress), cancel: self.cancel };
+        at.pass.layer(at.layer, own, stream, &mut watched)?;
+        for matrices in parts {
+            let Some((squares, rows)) = watched.inner.mean(matrices[0]) else { continue };
+            let squares = squares.into_iter().map(|x| x as f32).collect();
+            round(StageMoments { matrices, rows, squares, cross: None, residual: None }, own)?;
+            self.cancel.check().map_err(super::model_pass::first)?;
+        }
+        Ok(())
+    }
+
+    /// Rounds matrices with the same inputs: keeps their codes, and gives what they stand for.
+    fn round_together(
+        &self,
+        moments: StageMoments<'_>,
+        own: &LayerWeights,
+        by_place: &HashMap<Place, &LayerMatrix<'_>>,
+        file: &mut NewFile,
+    ) -> Result<Vec<(usize, Vec<f32>)>, Finding> {
+        let how = |linear: &Linear| Rounding {
+            nearest: self.values.quantizer(by_place[&place(linear)]),
+            is_signed: false,
+            outputs: None,
+        };
+        let (matrices, tokens) = (moments.matrices.clone(), moments.rows);
+        let mut rounded = round_stage(moments, own, &how);
+        let mut out = Vec::with_capacity(matrices.len());
+        for (index, linear) in matrices.into_iter().enumerate() {
+            let matrix = by_place[&place(linear)];
+            let found = match &mut rounded {
+                Err(unusable) => Err(unusable.to_string()),
+                // Weights that no integer stands for are told with their place when they are streamed.
+                Ok(all) => all[index].as_mut().map_err(|bad| format!("its target holds {}", bad.what)),
+            };
+            let module = |task: TaskId| self.plan.tasks[task].module(&self.plan.model);
+            match found {
+                Ok(found) => {
+                    let (scheme, columns) = (&matrix.spec.scheme, linear.columns);
+                    for (part, rows) in matrix.tasks.iter().enumerate() {
+                        let codes = values::some_rows(&found.matrix, rows, scheme, columns);
+                        let is_first = part == 0;
+                        let errors = Errors {
+                            tokens,
+                            error: if is_first { found.error } else { 0.0 },
+                            error_of_nearest: if is_first { found.error_of_nearest } else { 0.0 },
+                        };
+                        file.chosen(module(rows.task), &codes, (scheme, columns), errors);
+                    }
+                    out.push((index, std::mem::take(&mut found.values)));
+                }
+                Err(why) => {
+                    matrix.tasks.iter().for_each(|rows| file.nearest(module(rows.task), why.clone()));
+                    let values = self.values.of(matrix, own.matrix(linear), |_| None);
+                    out.push((index, values.map_err(super::model_pass::first)?));
+                }
+            }
+        }
+        Ok(out)
+    }
+}
+
+/// A layer, and how it runs.
+struct At<'a> {
+    layer: usize,
+    program: &'a Program,
+    matrices: &'a [LayerMatrix<'a>],
+    pass: &'a Pass<'a>,
+}

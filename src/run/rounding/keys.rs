@@ -1,0 +1,92 @@
+//! Keys of the codes of layers: hashes of all that decides them.
+
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use crate::ids::TensorId;
+use crate::plan::rounding::{LayerMatrix, Rounded};
+use crate::plan::{ModelRun, Plan, Roundings};
+use crate::quant::Isa;
+use crate::run::kept::key;
+use crate::run::model_pass::facts;
+use crate::run::outcome::Options;
+
+/// The key of each layer: of the tokens, the weights up to it, how its own matrices are quantized, and, in a sequence, the keys of
+/// the layers before it.
+pub(super) fn of(
+    plan: &Plan,
+    run: &ModelRun,
+    roundings: &Roundings,
+    matrices: &[Vec<LayerMatrix<'_>>],
+    options: &Options,
+) -> Vec<String> {
+    let isa = options.isa.unwrap_or_else(Isa::detect);
+    let mut weights = facts(plan, run);
+    weights.push(format!("{isa:?} {}", roundings.is_sequential));
+    // A change of a file that is so new might not show in its identity: such codes are not found again.
+    if !plan.model.shards.iter().all(|shard| shard.identity.is_settled()) {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        weights.push(format!("{} {}", now.as_nanos(), std::process::id()));
+    }
+    let layers = layers_of_tensors(plan, matrices.len());
+    let (mut weights, mut before) = (key(weights), String::new());
+    let mut out = Vec::with_capacity(matrices.len());
+    for (layer, matrices) in matrices.iter().enumerate() {
+        let mut shards: Vec<_> = plan
+            .model
+            .tensors
+            .numbered()
+            .filter(|(tensor, _)| layers[tensor.index()] <= layer)
+            .map(|(_, tensor)| tensor.shard)
+            .collect();
+        shards.sort_unstable();
+        shards.dedup();
+        let shards = shards.into_iter().map(|shard| &plan.model.shards[shard]);
+        let shards = shards.map(|shard| format!("{} {:?}", shard.name, shard.identity));
+        weights = key(std::iter::once(weights).chain(shards));
+        let own = matrices.iter().map(|matrix| of_matrix(plan, roundings, matrix));
+        before = key([weights.clone(), before].into_iter().chain(own));
+        out.push(before.clone());
+        if !roundings.is_sequential {
+            before.clear();
+        }
+    }
+    out
+}
+
+/// How a matrix is quantized.
+fn of_matrix(plan: &Plan, roundings: &Roundings, matrix: &LayerMatrix<'_>) -> String {
+    let spec = matrix.spec;
+    let mut text = format!(
+        "{} {:?} {:?} {:?} {:?}",
+        matrix.linear.tensor, matrix.linear.part, spec.scheme, spec.observer, spec.rounding
+    );
+    for rows in &matrix.tasks {
+        let is_nearest = matches!(roundings.of(rows.task), Some(Rounded::Nearest(_)));
+        text.push_str(&format!(" {} {is_nearest}", plan.tasks[rows.task].module(&plan.model)));
+        // Statistics choose ranges where a search does.
+        if let Some(importance) = plan.weighing.of(rows.task).filter(|_| spec.observer.searches()) {
+            let mut columns = blake3::Hasher::new();
+            for column in importance.columns() {
+                columns.update(&column.to_le_bytes());
+            }
+            text.push_str(&columns.finalize().to_hex());
+        }
+    }
+    text
+}
+
+/// The layer in which each tensor is used first; tensors outside of the layers count as used by the first.
+fn layers_of_tensors(plan: &Plan, layers: usize) -> Vec<usize> {
+    let mut out = vec![0; plan.model.tensors.len()];
+    let Some(runs) = &plan.runs else { return out };
+    for (layer, program) in runs.description.layers.iter().enumerate().take(layers).rev() {
+        let names =
+            program.matrices().flat_map(|matrix| [Some(matrix.tensor.as_str()), matrix.bias.as_deref()]);
+        let names = names.flatten().chain(program.small_tensors());
+        for tensor in names.filter_map(|name| plan.model.find(name)) {
+            let parts: Vec<TensorId> = plan.model.parts_of(tensor).collect();
+            parts.into_iter().chain([tensor]).for_each(|tensor| out[tensor.index()] = layer);
+        }
+    }
+    out
+}
