@@ -39,6 +39,8 @@ mod rules;
 mod sequence;
 mod shape;
 mod statistics;
+#[cfg(test)]
+mod test_weights;
 pub mod tokens;
 mod weights;
 

@@ -1,33 +1,14 @@
 //! Gradients against differences of the loss at streams nearby.
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 
 use serde_json::Value;
 
 use super::super::compare::logits;
 use super::*;
-use crate::network::{Silent, Weights};
+use crate::network::Silent;
+use crate::network::test_weights::Small;
 use crate::quant::test_weights::gaussian;
-
-/// Weights that are made of their names' order.
-struct Small(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
-
-impl Weights for Small {
-    fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.0.get(name)?.0.clone())
-    }
-
-    fn read(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, Finding> {
-        let (shape, values) = &self.0[name];
-        let inner: usize = shape[1..].iter().product();
-        Ok(values[rows.start * inner..rows.end * inner].to_vec())
-    }
-}
 
 /// The model of a fixture of the network, with small weights of its own, and its tokens.
 fn fixture(name: &str) -> (Value, Small) {

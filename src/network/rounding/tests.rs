@@ -1,15 +1,9 @@
-use std::collections::BTreeMap;
-use std::ops::Range;
-
 use super::*;
-use crate::finding::Finding;
-use crate::network::{Description, Hidden, Pass, Sequence, Silent, Weights, layer_error};
+use crate::network::test_weights::Small;
+use crate::network::{Description, Hidden, Pass, Sequence, Silent, layer_error};
 use crate::quant::test_weights::{Numbers, gaussian};
 use crate::quant::{Bits, FloatType, Granularity, Isa, Observer, Scheme, Storage};
 use serde_json::json;
-
-/// A small Llama, or a Mixtral with four experts, of random weights.
-struct Small(BTreeMap<String, (Vec<usize>, Vec<f32>)>);
 
 impl Small {
     fn new(config: &serde_json::Value) -> Self {
@@ -48,22 +42,6 @@ impl Small {
             (name, (shape, values))
         };
         Self(names.into_iter().enumerate().map(tensor).collect())
-    }
-}
-
-impl Weights for Small {
-    fn names(&self) -> Vec<String> {
-        self.0.keys().cloned().collect()
-    }
-
-    fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        Some(self.0.get(name)?.0.clone())
-    }
-
-    fn read(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, Finding> {
-        let (shape, values) = &self.0[name];
-        let inner: usize = shape[1..].iter().product();
-        Ok(values[rows.start * inner..rows.end * inner].to_vec())
     }
 }
 
