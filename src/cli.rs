@@ -21,6 +21,7 @@ mod init;
 mod inspect;
 mod keys;
 mod output;
+mod parts;
 mod plan;
 mod recipe_args;
 mod run;
@@ -38,7 +39,8 @@ use signals::Signals;
     version,
     max_term_width = 100,
     after_help = "Exit statuses: 0 done · 1 a quality gate failed · 2 recipe or command line wrong · 3 model wrong or damaged · \
-                  4 cannot write · 5 the output failed its own check · 70 bug · 130 interrupted"
+                  4 cannot write · 5 the output failed its own check · 70 bug · \
+                  75 not there yet, try again · 130 interrupted"
 )]
 struct Cli {
     #[command(flatten)]
@@ -208,6 +210,16 @@ struct RunArgs {
     /// Reuse results that an earlier run has left, even if CI is set
     #[arg(long, overrides_with = "untrusted")]
     trusted: bool,
+    /// Make only one of several parts of the output's files, on this machine or another one: part I of N, from 0. `auto` takes I
+    /// and N from a Slurm array, `auto/N` only I, also of a Kubernetes indexed job or an AWS Batch array
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["join", "watch", "dry_run"])]
+    part: Option<String>,
+    /// Take the files that all parts have made, judge the gates and publish. Exit status 75 if some are missing
+    #[arg(long, conflicts_with_all = ["watch", "dry_run"])]
+    join: bool,
+    /// With `--join`: wait so long for missing files, such as 90s, 30m or 6h
+    #[arg(long, value_name = "TIME", requires = "join", value_parser = parts::time)]
+    wait: Option<std::time::Duration>,
     /// Run, then wait, and run again whenever the recipe or the model changes. On a terminal, `r` runs again, `b` pins the
     /// result that later ones are compared with, and `q` or Ctrl-C ends it
     #[arg(long, conflicts_with = "dry_run")]
@@ -290,6 +302,9 @@ struct PlanArgs {
     /// Print the plan as JSON, with every tensor.
     #[arg(long)]
     json: bool,
+    /// Also show what each of N parts of the run has to do.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    parts: Option<u32>,
 }
 
 #[derive(Debug, Args)]
@@ -389,12 +404,13 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
     let signals = Signals::listen(Output::new(&cli.terminal));
     let done = match &cli.command {
         Command::Init(args) => init::init(args, &output),
-        Command::Run(args) if args.dry_run => plan::plan(&args.recipe, false, &output),
+        Command::Run(args) if args.dry_run => plan::plan(&args.recipe, (false, None), &output),
+        Command::Run(args) if args.part.is_some() => parts::run(args, &output, &signals),
         Command::Run(args) if args.watch => watch::watch(args, &output, &signals),
         Command::Run(args) => run::run(args, &output, &signals),
         Command::Calibrate(args) => calibrate::calibrate(args, &output, &signals),
         Command::Clean(args) => clean::clean(args, &output),
-        Command::Plan(args) => plan::plan(&args.recipe, args.json, &output),
+        Command::Plan(args) => plan::plan(&args.recipe, (args.json, args.parts), &output),
         Command::Evaluate(args) => evaluate::evaluate(args, &output, &signals),
         Command::Explain(args) => explain::explain(args, &output),
         Command::Check(args) => check::check(args, &output),

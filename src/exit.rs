@@ -18,6 +18,8 @@ pub enum Exit {
     OutputDamaged = 5,
     /// A bug in monoquant.
     Internal = 70,
+    /// Something is not there yet; the same command may succeed later. The number is that of `EX_TEMPFAIL` in sysexits.h.
+    TryAgain = 75,
     /// Interrupted by a signal.
     Interrupted = 130,
 }

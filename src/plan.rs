@@ -34,6 +34,7 @@ mod measured;
 pub(crate) mod model_runs;
 pub(crate) mod output_tensor;
 mod outputs;
+pub mod parts;
 mod phases;
 pub mod rounding;
 pub(crate) mod select;

@@ -15,6 +15,7 @@ mod kept;
 mod made;
 mod model_pass;
 mod outcome;
+pub mod parts;
 pub mod rounding;
 pub(crate) mod stream;
 pub mod verify;

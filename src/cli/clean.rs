@@ -31,10 +31,11 @@ pub(super) fn clean(args: &CleanArgs, output: &Output) -> Result<Exit, Failure> 
                 removed += 1;
             }
         }
-        let codes = hidden::rounding(&path);
-        if exclusive::kind(&codes).is_ok_and(|kind| kind == Kind::Folder) {
-            exclusive::remove_folder(&codes).map_err(|error| cannot_write("remove", &codes, &error))?;
-            removed += 1;
+        for folder in [hidden::rounding(&path), hidden::parts(&path)] {
+            if exclusive::kind(&folder).is_ok_and(|kind| kind == Kind::Folder) {
+                exclusive::remove_folder(&folder).map_err(|error| cannot_write("remove", &folder, &error))?;
+                removed += 1;
+            }
         }
         drop(lock);
     }

@@ -30,6 +30,9 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     crate::run::restore(&loaded)?;
     let isa = args.isa.as_deref().map(instruction_set).transpose()?;
     let mut plan = crate::plan::plan(loaded, limits(&args.recipe))?;
+    if args.join {
+        crate::run::parts::check(&plan)?;
+    }
     // As JSON there is one result, the report, and it holds every warning.
     let is_json = output.format() == Format::Json;
     if !is_json {
@@ -40,7 +43,7 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
         output.say(note);
     }
     let fresh = args.fresh || trust != Trust::Trusted;
-    let options = Options { isa, durable: args.durable, fresh, ..Options::default() };
+    let options = Options { isa, durable: args.durable, fresh, join: args.join, ..Options::default() };
     let listener = listener(output);
     let running = signals.running(&options.cancel);
     let warnings = plan.warnings.len();
@@ -50,7 +53,8 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
         output.findings(&plan.warnings[warnings..]);
     }
     let noted = Noted::new(listener.as_ref());
-    let outcome = crate::run::run(&plan, &options, &noted)?;
+    let join = || crate::run::run(&plan, &options, &noted);
+    let outcome = super::parts::waiting(args.wait, &options.cancel, join)?;
     let read = noted.read();
     drop(listener);
     drop(running);

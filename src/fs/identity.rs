@@ -41,6 +41,12 @@ impl FileIdentity {
         self.settles_in(if is_coarse { COARSE_TICK_NS } else { TICK_NS })
     }
 
+    /// What of it is the same on every machine that sees the file: its length and the time of its last change.
+    #[must_use]
+    pub(crate) fn anywhere(&self) -> (u64, i128) {
+        (self.len, self.mtime_ns)
+    }
+
     fn settles_in(&self, tick_ns: i128) -> Duration {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now = i128::try_from(now.as_nanos()).unwrap_or(0);

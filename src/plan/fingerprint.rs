@@ -6,7 +6,7 @@ use std::io::Write;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{ExportPlan, Plan};
+use super::{Checks, ExportPlan, Plan};
 use crate::ids::{ExportId, IdVec, TensorId};
 
 /// The build of this program: a hash of all that decides what it computes. Another build may give other codes, scales or
@@ -140,6 +140,24 @@ fn outputs(plan: &Plan, export: &ExportPlan, tensor: TensorId, mut hasher: blake
         let written = &export.tensors[output];
         let (role, dtype, shape) = (written.role(content), written.dtype(content), written.shape(content));
         add(&mut hasher, format_args!(" {role:?} {dtype} {shape:?}"));
+    }
+    Fingerprint::of(&hasher)
+}
+
+/// The fingerprint of all that decides the weight files of a run and their records, on whatever machine: the same for all
+/// parts that can be joined. Gates, other files and the places of the outputs are not in it.
+#[must_use]
+pub(crate) fn of_plan(plan: &Plan, prints: &Prints, checks: Checks) -> Fingerprint {
+    let mut hasher = blake3::Hasher::new();
+    add(&mut hasher, format_args!("{BUILD} {checks:?} {}", plan.asks_for_hashes()));
+    for shard in &plan.model.shards {
+        add(&mut hasher, format_args!(" {:?} {:?}", shard.name, shard.identity.anywhere()));
+    }
+    for print in &prints.outputs {
+        hasher.update(&print.0);
+    }
+    for export in &plan.exports {
+        hasher.update(&layout(plan, export).0);
     }
     Fingerprint::of(&hasher)
 }

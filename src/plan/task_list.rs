@@ -2,15 +2,13 @@
 //! that must come first.
 //!
 //! Tasks are independent unless [`TaskRecord::needs`] says otherwise. So any of them can be left out, done elsewhere, or
-//! done first. [`slices`] distributes them.
-
-use std::cmp::Reverse;
+//! done first. [`super::parts`] deals them out to several machines.
 
 use serde::Serialize;
 
 use super::layout::ExportPlan;
 use super::{Plan, Task};
-use crate::ids::{FileId, IdVec, StageId, TaskId, TensorId};
+use crate::ids::{StageId, TaskId, TensorId};
 
 /// A task on one matrix, or on a tensor that is not a matrix.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -105,35 +103,4 @@ fn slots<'p>(plan: &'p Plan, export: &'p ExportPlan, task: TaskId) -> impl Itera
         let encoding = tensor.encoding(content).name();
         Slot { stage: export.stage, file, tensor: tensor.name(content), encoding }
     })
-}
-
-/// Deals the tasks of a plan out to `count` parts, so that no output file of the first export is written by two of them: largest
-/// files first, each to the part that has least to do. The same plan gives the same parts.
-#[must_use]
-pub fn slices(plan: &Plan, count: usize) -> Vec<Vec<TaskId>> {
-    let mut parts: Vec<(u64, Vec<TaskId>)> = vec![(0, Vec::new()); count.max(1)];
-    let Some(export) = plan.exports.first() else {
-        parts[0].1 = plan.tasks.ids().collect();
-        return parts.into_iter().map(|(_, tasks)| tasks).collect();
-    };
-    let mut of_file: IdVec<FileId, Vec<TaskId>> = export.files.map(|_| Vec::new());
-    for (task, output) in export.tasks.numbered() {
-        if let Some(tensor) = output.tensors().next() {
-            of_file[export.tensors[tensor].file()].push(task);
-        }
-    }
-    let mut order: Vec<FileId> = export.files.ids().collect();
-    order.sort_by_key(|&file| (Reverse(export.files[file].bytes), file));
-    for file in order {
-        let Some(least) = parts.iter_mut().min_by_key(|(bytes, _)| *bytes) else { break };
-        least.0 += export.files[file].bytes;
-        least.1.append(&mut of_file[file]);
-    }
-    parts
-        .into_iter()
-        .map(|(_, mut tasks)| {
-            tasks.sort_unstable();
-            tasks
-        })
-        .collect()
 }

@@ -24,7 +24,7 @@ pub(crate) fn while_flushing<T>(
     std::thread::scope(|scope| {
         let flush = || {
             while !is_over.load(Ordering::Relaxed) {
-                for staged in staging.iter().flat_map(|staging| &staging.weights) {
+                for staged in staging.iter().flat_map(Staging::weights) {
                     let synced = staged.file.with(std::fs::File::sync_data);
                     synced.map_err(|error| files::cannot_write("flush", &staged.path, &error))?;
                     if is_over.load(Ordering::Relaxed) {

@@ -88,6 +88,12 @@ pub fn activations(target: &Path, model: usize) -> PathBuf {
     beside(target, &format!("pass-{model}"))
 }
 
+/// The folder of files that parts of a run have made, on whatever machine, until they are joined.
+#[must_use]
+pub fn parts(target: &Path) -> PathBuf {
+    beside(target, "parts")
+}
+
 /// The path to which the staging folder of an interrupted run is moved if its layout differs.
 #[must_use]
 pub fn interrupted(target: &Path) -> PathBuf {
@@ -135,6 +141,7 @@ pub fn check(target: &Path) -> Result<(), Failure> {
         (staging(target), "the output is built in a folder of this name"),
         (interrupted(target), "a folder of an interrupted run is moved there"),
         (old(target), "the output that is replaced is moved there"),
+        (parts(target), "files that parts of a run have made are kept there"),
         (rounding(target), "codes that rounding has chosen are kept there"),
     ];
     let files = [
@@ -221,6 +228,7 @@ mod tests {
                 statistics(&target),
                 evaluation(&target),
                 rounding(&target),
+                parts(&target),
                 activations(&target, 0),
                 activations(&target, 1),
                 failed_report(&target),

@@ -95,7 +95,7 @@ impl Lock {
 
     /// Files that an interrupted run of another user left are not reused: that user could still write to them.
     fn check_owner(&self, target: &Path) -> Result<(), Failure> {
-        for path in [hidden::staging(target), hidden::interrupted(target)] {
+        for path in [hidden::staging(target), hidden::interrupted(target), hidden::parts(target)] {
             let Ok(folder) = Folder::open(&path) else { continue };
             let is_ours = folder.owner().is_none_or(|owner| self.owners().contains(&owner));
             if !is_ours {
@@ -105,7 +105,7 @@ impl Lock {
                     folder.owner().unwrap_or_default()
                 );
                 let finding = Finding::error("export::not-yours", message).help(
-                    "Their interrupted run has left it. Let them finish or remove it, or choose another `path`.",
+                    "Their interrupted run, or parts of a run, have left it. Let them finish or remove it, or choose another `path`.",
                 );
                 return Err(Failure::new(Exit::CannotWrite, finding));
             }

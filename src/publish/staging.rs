@@ -29,8 +29,8 @@ pub struct Staging {
     pub folder: PathBuf,
     /// The path at which it will be published.
     pub target: PathBuf,
-    /// The weight files, as the plan numbers them.
-    pub weights: IdVec<FileId, StagedFile>,
+    /// The weight files, as the plan numbers them; none for one that is not made here.
+    weights: IdVec<FileId, Option<StagedFile>>,
     /// The folder, held open: all that is made in it is made from here.
     root: Arc<Folder>,
     end: End,
@@ -64,20 +64,29 @@ pub enum FileStart {
     Kept,
     /// It is this file, unchanged.
     Linked(PathBuf),
+    /// It is not made here.
+    Elsewhere,
+}
+
+impl FileStart {
+    /// Whether what it lacks is written into it.
+    #[must_use]
+    pub fn is_filled(&self) -> bool {
+        matches!(self, Self::New | Self::Kept)
+    }
 }
 
 impl Staging {
-    /// Creates the folder with every weight file at its full size and with its header.
+    /// Creates a folder with every weight file at its full size and with its header.
     ///
     /// # Errors
     /// If the folder cannot be written.
     pub fn create(
+        folder: PathBuf,
         content: Content<'_>,
-        export: &ExportPlan,
-        starts: &[FileStart],
+        (export, starts): (&ExportPlan, &[FileStart]),
         go_on: GoOn<'_>,
     ) -> Result<Self, Failure> {
-        let folder = hidden::staging(&export.path);
         let failed = |error: io::Error| cannot_write("make", &folder, &error);
         let root = Arc::new(Folder::open_or_create(&folder).map_err(failed)?);
         let mut staging = Self {
@@ -105,7 +114,11 @@ impl Staging {
                     staging.link(from, name, go_on)?;
                     let file = staging.root.open_file(name, false).map_err(failed)?;
                     let staged = staging.held(file, planned, false)?;
-                    staging.weights.push(staged);
+                    staging.weights.push(Some(staged));
+                    continue;
+                }
+                FileStart::Elsewhere => {
+                    staging.weights.push(None);
                     continue;
                 }
             };
@@ -113,9 +126,23 @@ impl Staging {
                 .write_header(content, index, &file)
                 .map_err(|error| cannot_write("write", &path, &error))?;
             let staged = staging.held(file, planned, true)?;
-            staging.weights.push(staged);
+            staging.weights.push(Some(staged));
         }
         Ok(staging)
+    }
+
+    /// The weight files that are made here.
+    pub fn weights(&self) -> impl Iterator<Item = &StagedFile> {
+        self.weights.iter().flatten()
+    }
+
+    /// A weight file.
+    ///
+    /// # Errors
+    /// If it is not made here, which is a bug.
+    pub fn weight(&self, file: FileId) -> Result<&StagedFile, Failure> {
+        let missing = || cannot_write("open", &self.folder, &io::ErrorKind::NotFound.into());
+        self.weights[file].as_ref().ok_or_else(missing)
     }
 
     /// An open weight file. If it has to be opened again, that is from the folder that is held open.
@@ -210,6 +237,7 @@ impl Drop for Staging {
         // The folder that was built, and not what may be at its path by now.
         if let Ok(tree) = self.root.tree()
             && self.root.remove(&self.folder, &tree).is_ok()
+            && self.folder == hidden::staging(&self.target)
         {
             clear(&self.target);
         }

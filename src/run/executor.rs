@@ -9,6 +9,7 @@ use super::evaluate;
 use super::event::{Event, Listener};
 use super::finish::{Job, header};
 use super::outcome::{Options, Outcome, Work};
+use super::parts;
 use super::stream;
 use super::workers::Workers;
 use crate::exit::Exit;
@@ -19,6 +20,7 @@ use crate::fs::limits;
 use crate::gates;
 use crate::ids::{ExportId, IdVec, StageId};
 use crate::plan::Checks;
+use crate::plan::fingerprint::{self, Prints};
 use crate::plan::{ExportPlan, Plan};
 use crate::publish::lock::Lock;
 use crate::publish::{Staging, exchange, files, flush, hidden, occupant, staging};
@@ -27,7 +29,7 @@ use crate::recipe::Loaded;
 use crate::report::ledger;
 use crate::run::incremental::previous;
 use crate::run::incremental::previous::Stores;
-use crate::run::incremental::reuse::Reuse;
+use crate::run::incremental::reuse::{Reuse, Search};
 use crate::run::incremental::{hashes, take_over};
 use crate::run::stream::collector::Collector;
 use crate::run::stream::weights::Weights;
@@ -52,7 +54,8 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
                 .help("Programs call `run::rounding::round` before `run::run`.");
         return Err(Failure::new(Exit::Internal, finding));
     }
-    preflight(plan)?;
+    check_places(plan)?;
+    check_space(plan, options.join)?;
     // The locks are held until everything is in its place and recorded. The values that use them are dropped first.
     let mut locks = Vec::with_capacity(plan.exports.len());
     let mut occupants = IdVec::with_capacity(plan.exports.len());
@@ -69,19 +72,28 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes(), cancel.clone())?;
     let source = Weights::open(plan)?;
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
+    let prints = Prints::of(plan);
+    let parts = options.join.then(|| fingerprint::of_plan(plan, &prints, checks));
     let mut stores = IdVec::with_capacity(plan.exports.len());
     for export in &plan.exports {
+        let mut found = Stores::default();
         if options.fresh {
             staging::clear(&export.path);
-            stores.push(Stores::default());
         } else {
-            stores.push(previous::stores(plan, export)?);
+            found = previous::stores(plan, export)?;
         }
+        let parts = parts.and_then(|id| previous::of_parts(plan, export, &parts::folder(&export.path, id)));
+        found.stores.extend(parts);
+        stores.push(found);
     }
     for note in stores.iter().flat_map(|stores| &stores.notes) {
         listener.on_event(&Event::Note { text: plan.loaded.told(note) });
     }
-    let reuse = Reuse::find(plan, &source, &stores, checks, &workers)?;
+    let search = Search { plan, source: &source, checks, workers: &workers, is_wanted: &|_| true };
+    let reuse = Reuse::find(&search, prints, &stores)?;
+    if options.join {
+        parts::check_all_there(plan, &reuse)?;
+    }
     let tasks = reuse.tasks_left(plan);
     let (taken_over, redone) = reuse.counts(plan);
     let bytes = stream::total_bytes(plan, &tasks);
@@ -89,7 +101,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let collector = Collector::new(plan);
     collector.output_headers();
     take_over::remember(plan, &reuse, checks, &collector);
-    let source_headers = source.sum_up_the_rest(&tasks, &collector, cancel)?;
+    let source_headers = source.sum_up_the_rest((&tasks, &|_| true), &collector, cancel)?;
     let work = Work { taken_over, redone };
     let job = Job { plan, options, listener, headers, occupants, reuse: &reuse, work };
     let mut built = None;
@@ -156,6 +168,9 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     }
     let mut outcome = job.finish(measured, &carried, judgement, built)?;
     outcome.findings.extend(workers.warning());
+    if let Some(id) = parts.filter(|_| outcome.exit == Exit::Done) {
+        parts::sweep(plan, id);
+    }
     Ok(outcome)
 }
 
@@ -164,7 +179,13 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
 /// # Errors
 /// [`Exit::CannotWrite`] with the first output that cannot.
 pub fn preflight(plan: &Plan) -> Result<(), Failure> {
-    let looked_at = plan.exports.iter().try_for_each(|export| {
+    let looked_at = check_places(plan).and_then(|()| check_space(plan, false));
+    looked_at.map_err(|failure| plan.loaded.tell_failure(failure))
+}
+
+/// Looks whether nothing is in the places of a plan's outputs that must stay.
+pub(super) fn check_places(plan: &Plan) -> Result<(), Failure> {
+    plan.exports.iter().try_for_each(|export| {
         let checked = hidden::check(&export.path)
             .and_then(|()| occupant::check(&export.path, export.overwrite).map(drop))
             .and_then(|()| check_failed_report(&export.path))
@@ -178,8 +199,7 @@ pub fn preflight(plan: &Plan) -> Result<(), Failure> {
             }
             failure
         })
-    });
-    looked_at.and_then(|()| check_space(plan)).map_err(|failure| plan.loaded.tell_failure(failure))
+    })
 }
 
 /// Puts back outputs that a run had moved aside when it was killed, even if this run achieves nothing.
@@ -199,18 +219,28 @@ pub fn restore(loaded: &Loaded) -> Result<(), Failure> {
     Ok(())
 }
 
-fn check_space(plan: &Plan) -> Result<(), Failure> {
+/// Looks whether the disks have room for the outputs. Files that parts have made are there already.
+fn check_space(plan: &Plan, is_join: bool) -> Result<(), Failure> {
+    let needed = plan.exports.map(|export| {
+        // The remains of an interrupted run are cleared before anything is written.
+        let there = disk::folder_bytes(&hidden::staging(&export.path));
+        let parts = if is_join { disk::folder_bytes(&hidden::parts(&export.path)) } else { 0 };
+        export.disk_needed(&plan.model).saturating_sub(there + parts)
+    });
+    check_room(plan, &needed)
+}
+
+/// Looks whether the disks have so much room for each export.
+pub(super) fn check_room(plan: &Plan, needed: &IdVec<ExportId, u64>) -> Result<(), Failure> {
     // Exports on one disk need their space together.
     let mut disks: BTreeMap<u64, (u64, &ExportPlan)> = BTreeMap::new();
-    for export in &plan.exports {
+    for (export, needed) in plan.exports.iter().zip(needed) {
         let disk = disks.entry(disk::disk_of(&export.path)).or_insert((0, export));
-        disk.0 += export.disk_needed(&plan.model);
+        disk.0 += needed;
     }
     for (needed, export) in disks.into_values() {
-        // The remains of an interrupted run are cleared before anything is written.
-        let cleared = disk::folder_bytes(&hidden::staging(&export.path));
         if let Some(free) = disk::free_space(&export.path)
-            && free.saturating_add(cleared) < needed
+            && free < needed
         {
             let message = format!(
                 "{} needs {} and the disk has {} free",

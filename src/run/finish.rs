@@ -103,7 +103,9 @@ impl Job<'_> {
         let (mut folders, mut journals) = (IdVec::new(), IdVec::new());
         for ((export, starts), header) in self.plan.exports.iter().zip(&self.reuse.starts).zip(&self.headers)
         {
-            folders.push(Staging::create(self.plan.content(), export, starts, &go_on)?);
+            let folder = hidden::staging(&export.path);
+            let staging = Staging::create(folder, self.plan.content(), (export, starts), &go_on)?;
+            folders.push(staging);
             journals.push(Journal::begin(&export.path, header)?);
         }
         Ok((folders, journals))
@@ -416,7 +418,7 @@ impl Job<'_> {
 }
 
 /// The identities of files that are complete; none for a file in which a later change might not show.
-fn identities(paths: &[PathBuf]) -> Vec<Option<FileIdentity>> {
+pub(super) fn identities(paths: &[PathBuf]) -> Vec<Option<FileIdentity>> {
     let look = || -> Vec<Option<FileIdentity>> { paths.iter().map(|path| FileIdentity::at(path)).collect() };
     let first = look();
     let left = first.iter().flatten().map(FileIdentity::tick_left);

@@ -19,6 +19,8 @@ pub struct Options {
     pub durable: bool,
     /// Take nothing over from earlier runs.
     pub fresh: bool,
+    /// Take the weight files that parts of the run have made, and make none.
+    pub join: bool,
     /// Keep what a failed gate does not let out, so that the next run need not make it again.
     pub keep_unpublished: bool,
 }

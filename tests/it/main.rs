@@ -26,6 +26,7 @@ mod library;
 mod limits;
 mod model_runs;
 mod network;
+mod parts;
 mod peer;
 mod plan_errors;
 mod publish;

@@ -31,6 +31,18 @@ impl Identity {
         Self(Kind::Version(version.into()))
     }
 
+    /// What of it is the same on every machine that reads the blob, as a text.
+    #[must_use]
+    pub fn anywhere(&self) -> String {
+        match &self.0 {
+            Kind::File(file) => {
+                let (len, mtime_ns) = file.anywhere();
+                format!("{len} {mtime_ns}")
+            }
+            Kind::Version(version) => version.clone(),
+        }
+    }
+
     /// Whether any change after it was looked at shows in the identity. That of a file that has just been written may
     /// stay the same.
     #[must_use]

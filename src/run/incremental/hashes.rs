@@ -54,7 +54,7 @@ pub(crate) fn complete(
                     FileStart::Linked(path) => {
                         reuse.stores[index].stores.iter().find_map(|store| store.hash_of(path))
                     }
-                    FileStart::New | FileStart::Kept => None,
+                    _ => None,
                 };
                 digest.blake3 = match known {
                     Some(hash) => Some(hash),

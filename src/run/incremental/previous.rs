@@ -33,11 +33,43 @@ pub(crate) struct Store {
     pub header: Header,
     /// Whether it is the staging folder of a run that did not publish it, in the layout that the plan wants.
     pub is_staging: bool,
-    /// Whether the system is the one that the record was written in: after another start, what was not flushed may be lost.
-    is_of_this_boot: bool,
+    known: Known,
     /// Of each tensor of the model what the record says, if it was finished and its bytes can be there.
     finished: IdVec<TensorId, Option<Box<Finished>>>,
     pub files: IdVec<FileId, StoredFile>,
+}
+
+/// How it is known that files are as they were when the record was written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Known {
+    /// By their identities: the system has not been started since.
+    Here,
+    /// By what of their identities is the same on every machine: they were on the disk before the record was.
+    Anywhere,
+    /// Not at all: what was not flushed when the system ended may be lost.
+    No,
+}
+
+impl Known {
+    fn of(header: &Header) -> Self {
+        if header.is_of_this_boot() { Self::Here } else { Self::No }
+    }
+
+    fn is_file(self, then: Option<FileIdentity>, now: FileIdentity) -> bool {
+        match self {
+            Self::Here => then == Some(now),
+            Self::Anywhere => then.is_some_and(|then| then.anywhere() == now.anywhere()),
+            Self::No => false,
+        }
+    }
+
+    fn is_source(self, then: &Identity, now: &Identity) -> bool {
+        match self {
+            Self::Here => then == now,
+            Self::Anywhere => then.anywhere() == now.anywhere(),
+            Self::No => false,
+        }
+    }
 }
 
 /// A weight file of a store.
@@ -58,7 +90,7 @@ type Places = HashMap<Name, (u64, u64)>;
 
 impl StoredFile {
     /// Looks at a file in a folder and where its tensors are; one without tensors if it cannot be understood.
-    fn look(root: &Path, folder: &Arc<Folder>, file: &WrittenFile, is_of_this_boot: bool) -> (Self, Places) {
+    fn look(root: &Path, folder: &Arc<Folder>, file: &WrittenFile, known: Known) -> (Self, Places) {
         let path = root.join(&file.name);
         let (folder, name) = (Arc::clone(folder), PathBuf::from(&file.name));
         let open = move || folder.open_file(&name, false);
@@ -76,7 +108,7 @@ impl StoredFile {
             path,
             len: found.len,
             file: Handle::new(opened, open).ok(),
-            is_trusted: is_of_this_boot && file.identity == Some(found),
+            is_trusted: known.is_file(file.identity, found),
             is_shared: is_shared(&metadata),
         };
         (file, places)
@@ -89,15 +121,13 @@ impl Store {
         export: &ExportPlan,
         root: &Path,
         (header, finished): (Header, Vec<Finished>),
-        is_staging: bool,
+        (is_staging, known): (bool, Known),
     ) -> Option<Self> {
-        let is_of_this_boot = header.is_of_this_boot();
         let folder = Arc::new(Folder::open(root).ok()?);
-        let look = |file: &WrittenFile| StoredFile::look(root, &folder, file, is_of_this_boot);
+        let look = |file: &WrittenFile| StoredFile::look(root, &folder, file, known);
         let (files, places): (Vec<_>, Vec<_>) = header.files.iter().map(look).unzip();
         let (files, places) = (files.into(), places.into());
-        let mut store =
-            Self { header, is_staging, is_of_this_boot, finished: plan.model.tensors.map(|_| None), files };
+        let mut store = Self { header, is_staging, known, finished: plan.model.tensors.map(|_| None), files };
         for one in finished {
             if let Some(tensor) = store.tensor_of(plan, export, &one, &places) {
                 store.finished[tensor] = Some(Box::new(one));
@@ -146,8 +176,9 @@ impl Store {
     /// Whether a source file is the one that was read for this store.
     pub(crate) fn knows_source(&self, shard: &crate::model::Shard) -> bool {
         let known = self.header.sources.iter().find(|source| source.name == shard.name);
-        self.is_of_this_boot
-            && known.is_some_and(|source| source.is_settled && source.identity == shard.identity)
+        known.is_some_and(|source| {
+            source.is_settled && self.known.is_source(&source.identity, &shard.identity)
+        })
     }
 
     /// The hash of a file that is unchanged since it was written.
@@ -159,9 +190,10 @@ impl Store {
     /// The record of a file that is carried over, if the source is the file that was looked at then.
     pub(crate) fn carried(&self, name: &str, source: &Identity, bytes: u64) -> Option<&FileRecord> {
         let is_it = |carried: &&CarriedFile| {
-            carried.file.name == name && carried.source == *source && carried.is_settled
+            let is_source = self.known.is_source(&carried.source, source);
+            carried.file.name == name && is_source && carried.is_settled
         };
-        let known = self.header.carried.iter().find(is_it).filter(|_| self.is_of_this_boot)?;
+        let known = self.header.carried.iter().find(is_it)?;
         (known.file.bytes == bytes).then_some(&known.file)
     }
 
@@ -169,9 +201,9 @@ impl Store {
     pub(crate) fn has_carried(&self, file: &FileRecord, found: &FileIdentity) -> bool {
         let is_it = |carried: &CarriedFile| {
             (&carried.file.name, &carried.file.crc64nvme) == (&file.name, &file.crc64nvme)
-                && carried.written == Some(*found)
+                && self.known.is_file(carried.written, *found)
         };
-        self.is_of_this_boot && !self.is_staging && self.header.carried.iter().any(is_it)
+        !self.is_staging && self.header.carried.iter().any(is_it)
     }
 
     /// The tensor, if its record matches the plan and its bytes can be there.
@@ -236,6 +268,56 @@ pub(crate) struct Stores {
     pub notes: Vec<String>,
 }
 
+/// The finished tensors that parts of a run have left in a folder of their own, whichever machines they ran on: what all of their
+/// records say together. None if there is none.
+pub(crate) fn of_parts(plan: &Plan, export: &ExportPlan, folder: &Path) -> Option<Store> {
+    let mut all: Option<(Header, Vec<Finished>)> = None;
+    let names = Folder::open(folder).ok()?.tree().ok()?;
+    let records = names.iter().filter(|entry| {
+        entry.is_file() && entry.name.extension().is_some_and(|extension| extension == PART_RECORD)
+    });
+    for entry in records {
+        let Found::Record(header, finished) = record::read(&folder.join(&entry.name), known(plan)) else {
+            continue;
+        };
+        match &mut all {
+            None => all = Some((header, finished)),
+            Some((so_far, all)) => {
+                if so_far.add_part(&header) {
+                    all.extend(finished);
+                }
+            }
+        }
+    }
+    Store::open(plan, export, folder, all?, (false, Known::Anywhere))
+}
+
+/// The ending of the records of parts.
+pub(crate) const PART_RECORD: &str = "record";
+
+/// Names are those of the model, of which there is one text; what is not of the model is of no use.
+fn known(plan: &Plan) -> impl FnMut(Finished) -> Option<Finished> + '_ {
+    |mut finished: Finished| {
+        finished.name = plan.model.by_name(&finished.name)?.name.clone();
+        Some(finished)
+    }
+}
+
+/// The finished tensors of the published output.
+///
+/// # Errors
+/// The version or build that it is of, if that is another one.
+pub(crate) fn published(plan: &Plan, export: &ExportPlan) -> Result<Option<Store>, String> {
+    match record::read(&hidden::record(&export.path), known(plan)) {
+        Found::Record(header, finished) if paths::is_folder(&export.path) => {
+            let known = Known::of(&header);
+            Ok(Store::open(plan, export, &export.path, (header, finished), (false, known)))
+        }
+        Found::OfAnother(which) if paths::is_folder(&export.path) => Err(which),
+        _ => Ok(None),
+    }
+}
+
 /// Looks for finished tensors of an export. The staging folder of an interrupted run with another layout is moved
 /// aside. The lock of the output must be held.
 ///
@@ -243,22 +325,12 @@ pub(crate) struct Stores {
 /// If that folder cannot be moved.
 pub(crate) fn stores(plan: &Plan, export: &ExportPlan) -> Result<Stores, Failure> {
     let mut out = Stores::default();
-    // Names are those of the model, of which there is one text; what is not of the model is of no use.
-    let known = |mut finished: Finished| {
-        finished.name = plan.model.by_name(&finished.name)?.name.clone();
-        Some(finished)
-    };
-    match record::read(&hidden::record(&export.path), known) {
-        Found::Record(header, finished) if paths::is_folder(&export.path) => {
-            out.stores.extend(Store::open(plan, export, &export.path, (header, finished), false));
-        }
-        Found::OfAnother(which) if paths::is_folder(&export.path) => {
-            out.notes.push(format!("everything is made anew: the last output is of {which}"));
-        }
-        _ => {}
+    match published(plan, export) {
+        Ok(store) => out.stores.extend(store),
+        Err(which) => out.notes.push(format!("everything is made anew: the last output is of {which}")),
     }
     let folder = hidden::staging(&export.path);
-    match record::read(&hidden::journal(&export.path), known) {
+    match record::read(&hidden::journal(&export.path), known(plan)) {
         Found::Record(header, finished) if paths::is_folder(&folder) => {
             let is_staging = header.layout == fingerprint::layout(plan, export);
             let root = if is_staging {
@@ -270,7 +342,8 @@ pub(crate) fn stores(plan: &Plan, export: &ExportPlan) -> Result<Stores, Failure
                     .map_err(|error| files::cannot_write("move", &folder, &error))?;
                 aside
             };
-            out.stores.extend(Store::open(plan, export, &root, (header, finished), is_staging));
+            let known = Known::of(&header);
+            out.stores.extend(Store::open(plan, export, &root, (header, finished), (is_staging, known)));
         }
         Found::OfAnother(which) if paths::is_folder(&folder) => {
             out.notes.push(format!("an interrupted run cannot be taken up: it was of {which}"));

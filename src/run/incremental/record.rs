@@ -172,6 +172,29 @@ impl Header {
         }
     }
 
+    /// Takes what the record of another part of the same run says of files. False if it is none: then nothing is taken.
+    pub(crate) fn add_part(&mut self, other: &Self) -> bool {
+        let is_same = (self.checks, self.layout) == (other.checks, other.layout)
+            && self.files.len() == other.files.len()
+            && self.sources.len() == other.sources.len()
+            && self.sources.iter().zip(&other.sources).all(|(one, other)| {
+                (&one.name, one.identity.anywhere()) == (&other.name, other.identity.anywhere())
+            });
+        if !is_same {
+            return false;
+        }
+        for (file, other) in
+            self.files.iter_mut().zip(&other.files).filter(|(_, other)| other.identity.is_some())
+        {
+            file.clone_from(other);
+        }
+        for (source, other) in self.sources.iter_mut().zip(&other.sources) {
+            source.is_settled &= other.is_settled;
+            source.blake3 = source.blake3.take().or_else(|| other.blake3.clone());
+        }
+        true
+    }
+
     /// Whether files that have not changed since are as they were written.
     pub(crate) fn is_of_this_boot(&self) -> bool {
         !self.boot.is_empty() && self.boot == boot()

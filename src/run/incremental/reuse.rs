@@ -81,19 +81,27 @@ pub(crate) struct Reuse<'s> {
     pub starts: IdVec<ExportId, IdVec<FileId, FileStart>>,
 }
 
+/// What is looked for.
+pub(crate) struct Search<'a> {
+    pub plan: &'a Plan,
+    pub source: &'a Weights<'a>,
+    pub checks: Checks,
+    pub workers: &'a Workers,
+    /// Whether a tensor is wanted.
+    pub is_wanted: &'a dyn Fn(TensorId) -> bool,
+}
+
 impl<'s> Reuse<'s> {
     /// Looks for everything that can be reused.
     ///
     /// # Errors
     /// If the model cannot be read, or the run is cancelled.
     pub(crate) fn find(
-        plan: &Plan,
-        source: &Weights<'_>,
+        search: &Search<'_>,
+        prints: Prints,
         stores: &'s IdVec<ExportId, Stores>,
-        checks: Checks,
-        workers: &Workers,
     ) -> Result<Self, Failure> {
-        let prints = Prints::of(plan);
+        let Search { plan, source, checks, workers, is_wanted } = *search;
         let mut tensors = Tensors { exports: stores.len(), is_taken: IdVec::new(), taken: Vec::new() };
         for tensor in plan.model.tensors.ids() {
             let wanted = Wanted { plan, tensor, prints: &prints };
@@ -103,7 +111,8 @@ impl<'s> Reuse<'s> {
             // All exports have it, made of the same source bytes.
             let source = |taken: &Option<Taken<'s>>| taken.map(|taken| &taken.finished.source);
             let first = taken.first().and_then(source);
-            let is_taken = taken.iter().all(|taken| taken.is_some() && source(taken) == first);
+            let is_taken =
+                is_wanted(tensor) && taken.iter().all(|taken| taken.is_some() && source(taken) == first);
             tensors.is_taken.push(is_taken);
         }
         check_sources(plan, source, stores, &mut tensors, workers)?;

@@ -6,7 +6,6 @@ use crate::ids::{ExportId, FileId, OutputTensorId};
 use crate::plan::Checks;
 use crate::plan::Plan;
 use crate::publish::files;
-use crate::publish::staging::FileStart;
 use crate::run::context::Context;
 use crate::run::incremental::previous::Store;
 use crate::run::incremental::record::{Finished, WrittenPart};
@@ -61,7 +60,7 @@ pub(crate) fn take_over(run: &Context<'_>, reuse: &Reuse<'_>) -> Result<(), Fail
     let plan = run.plan;
     let stretches = stretches(plan, reuse);
     run.workers.each_of(&stretches, |stretch, (): &mut ()| {
-        let to = &run.staging[stretch.export].weights[stretch.file];
+        let to = run.staging[stretch.export].weight(stretch.file)?;
         let from = stretch.store.file(stretch.from);
         let from =
             from.map_err(|error| files::cannot_write("open", stretch.store.path(stretch.from), &error))?;
@@ -99,7 +98,7 @@ fn stretches<'a>(plan: &Plan, reuse: &Reuse<'a>) -> Vec<Stretch<'a>> {
     for (export, planned) in plan.exports.numbered() {
         for (index, tensor) in planned.tensors.numbered() {
             let (file, bytes) = (tensor.file(), tensor.bytes(plan.content()));
-            if bytes == 0 || matches!(reuse.starts[export][file], FileStart::Linked(_)) {
+            if bytes == 0 || !reuse.starts[export][file].is_filled() {
                 continue;
             }
             let Some((taken, part)) = reuse.part(plan, export, index) else { continue };
@@ -140,7 +139,7 @@ fn read_back(run: &Context<'_>, reuse: &Reuse<'_>) -> Result<(), Failure> {
         for (index, tensor) in planned.tensors.numbered() {
             if let Some((taken, part)) = reuse.part(plan, export, index)
                 && !reuse.stores[export].stores[taken.store].is_staging
-                && !matches!(reuse.starts[export][tensor.file()], FileStart::Linked(_))
+                && reuse.starts[export][tensor.file()].is_filled()
             {
                 copied.push((export, index, part.checksum));
             }
@@ -154,7 +153,7 @@ fn read_back(run: &Context<'_>, reuse: &Reuse<'_>) -> Result<(), Failure> {
             run.workers.cancel().check()?;
             let count = (bytes - start).min(1 << 20);
             buffer.resize(count as usize, 0);
-            files::read_at(&run.staging[export].weights[tensor.file()], tensor.offset + start, buffer)?;
+            files::read_at(run.staging[export].weight(tensor.file())?, tensor.offset + start, buffer)?;
             crc = checksum::joined(crc, checksum::of(buffer), count);
             start += count;
         }

@@ -17,7 +17,7 @@ impl Sink<'_> {
     /// Writes bytes, from `start` of the tensor on.
     fn write(&self, start: u64, bytes: &[u8]) -> Result<(), Failure> {
         let planned = &self.run.plan.exports[self.export].tensors[self.tensor];
-        let staged = &self.run.staging[self.export].weights[planned.file()];
+        let staged = self.run.staging[self.export].weight(planned.file())?;
         files::write_at(staged, planned.offset + start, bytes)?;
         self.run.collector.output(self.export, self.tensor, start, bytes);
         Ok(())
@@ -35,7 +35,7 @@ impl Sink<'_> {
             return Ok(());
         }
         let planned = &self.run.plan.exports[self.export].tensors[self.tensor];
-        let staged = &self.run.staging[self.export].weights[planned.file()];
+        let staged = self.run.staging[self.export].weight(planned.file())?;
         if !files::holds(staged, planned.offset + start, bytes, read_back)? {
             self.run.collector.mismatch(self.export, self.tensor);
         }

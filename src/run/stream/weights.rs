@@ -76,13 +76,13 @@ impl<'p> Weights<'p> {
     }
 
     /// Computes the checksums of the bytes that no tile reads: parts of encoded weights beside their codes,
-    /// and the headers, whose checksums it returns.
+    /// and the headers, whose checksums it returns. Of weights that are not wanted, nothing is read.
     ///
     /// # Errors
     /// If they cannot be read.
     pub(crate) fn sum_up_the_rest(
         &self,
-        tasks: &[TaskId],
+        (tasks, is_wanted): (&[TaskId], &dyn Fn(TensorId) -> bool),
         collector: &Collector<'_>,
         cancel: &Cancel,
     ) -> Result<IdVec<ShardId, u64>, Failure> {
@@ -94,7 +94,7 @@ impl<'p> Weights<'p> {
             collector.source_header(index, &header);
         }
         for (index, tensor) in self.plan.model.tensors.numbered() {
-            if tensor.part_of.is_some() {
+            if tensor.part_of.is_some_and(is_wanted) {
                 self.sum_up(index, collector, cancel)?;
             }
         }
