@@ -62,11 +62,10 @@ fn parts_in_any_number_and_order_give_the_bytes_of_one_run() {
 fn whatever_decides_about_the_files_is_in_the_parts_too() {
     let mut stacked = Model::llama().in_shards(4);
     stacked.add("model.layers.0.extra.weight", &[7]);
-    let per_tensor =
-        "  - stage: quantize-int8\n    group_size: null\n    granularity: tensor\n  - stage: validate\n";
+    let per_tensor = "  - stage: quantize-int8\n    granularity: tensor\n  - stage: validate\n";
     let two =
         format!("{GATED}  - stage: export\n    path: also\n    format: dequantized\n    digest: blake3\n");
-    let first = "  - stage: quantize-int4\n    observer: mse\n    symmetric: false\n  - stage: validate\n    checks: [finite, round_trip, sqnr]\n";
+    let first = "  - stage: quantize-int4\n    observer: mse\n    symmetric: false\n  - stage: validate\n    checks: [finite, round-trip, size]\n";
     for stages in [per_tensor, two.as_str(), first] {
         let workspace = Workspace::with(&stacked);
         let recipe = workspace.recipe(stages);
@@ -186,7 +185,7 @@ fn parts_of_another_plan_are_never_taken() {
 #[test]
 fn a_failed_gate_keeps_the_parts_and_a_mended_one_touches_no_weight() {
     let (workspace, _) = workspace(&Model::llama().in_shards(3), GATED);
-    let strict = "  - stage: quantize-int4\n  - stage: check-warnings\n    sqnr_error_below: 90\n    on_failure: error\n";
+    let strict = "  - stage: quantize-int4\n  - stage: check-warnings\n    sqnr_error_threshold: 90\n    sqnr_warning_threshold: 90\n    on_failure: error\n";
     workspace.recipe(strict);
     part(&workspace, "0/2").exits(0);
     part(&workspace, "1/2").exits(0);

@@ -67,6 +67,8 @@ pub struct Folder {
     given: PathBuf,
     path: PathBuf,
     within: Arc<Within>,
+    /// The blobs of the Hub's cache that its files are links to.
+    blobs: Option<PathBuf>,
     single: Option<String>,
 }
 
@@ -96,8 +98,8 @@ impl Folder {
     pub fn at(path: &Path, follow: &[PathBuf]) -> Self {
         let within = Within::of(std::iter::once(path.to_owned()).chain(follow.iter().cloned()));
         let blobs = path.canonicalize().ok().and_then(|real| hub_layout::blobs(&real));
-        let within = blobs.into_iter().fold(within, Within::and);
-        Self { given: path.to_owned(), path: path.to_owned(), within: Arc::new(within), single: None }
+        let within = blobs.iter().cloned().fold(within, Within::and);
+        Self { given: path.to_owned(), path: path.to_owned(), within: Arc::new(within), blobs, single: None }
     }
 
     /// The folder that one file was named in. This file may be a link to anywhere.
@@ -141,11 +143,12 @@ impl Source for Folder {
                 false => error,
             }
         })?;
-        let (bytes, identity) = (metadata.len(), Identity::of_file(&metadata));
+        let hash = self.blobs.as_deref().and_then(|blobs| hub_layout::hash_of(&path, blobs));
+        let (bytes, identity) = (metadata.len(), Identity::of_file(&metadata).with_content(hash));
         let (within, same) = (Arc::clone(&self.within), identity.clone());
         let again = move || {
             let (file, metadata) = within.open(&path)?;
-            if Identity::of_file(&metadata) == same { Ok(file) } else { Err(Replaced.into()) }
+            if same.by(&metadata) == same { Ok(file) } else { Err(Replaced.into()) }
         };
         Ok(Box::new(LocalFile { file: Handle::new(file, again)?, bytes, identity }))
     }
@@ -179,7 +182,7 @@ impl Blob for LocalFile {
     // A new name or permission counts as a change as well, because the time of the last change is the only one that
     // cannot be set back.
     fn identity_now(&self) -> io::Result<Identity> {
-        self.file.with(|file| file.metadata().map(|metadata| Identity::of_file(&metadata)))
+        self.file.with(|file| file.metadata().map(|metadata| self.identity.by(&metadata)))
     }
 
     fn read_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<usize> {

@@ -22,6 +22,14 @@ pub(super) fn blobs(real: &Path) -> Option<PathBuf> {
     })
 }
 
+/// The SHA-256 of a file of a snapshot, if the cache names its blob by it, as it does for large files.
+pub(super) fn hash_of(path: &Path, blobs: &Path) -> Option<String> {
+    let real = fs::canonicalize(path).ok()?;
+    let name = real.file_name()?.to_str()?;
+    let is_hash = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+    (is_hash && real.parent() == fs::canonicalize(blobs).ok().as_deref()).then(|| name.to_owned())
+}
+
 /// The finding for a folder of the Hub's cache that is no snapshot: the cache itself, a model's entry in it, or a part of that.
 pub(super) fn no_snapshot(root: &Path) -> Option<Finding> {
     let real = fs::canonicalize(root).unwrap_or_else(|_| root.to_owned());
