@@ -9,15 +9,11 @@ use super::recipe_args::{Trust, instruction_set, limits, loaded};
 use super::run::listener;
 use super::signals::Signals;
 use super::{Format, RunArgs};
-use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::plan::parts::Part;
 use crate::run::Options;
 use crate::text::units::{bytes, counted, seconds};
-
-/// The pause between two looks for missing files.
-const PAUSE: Duration = Duration::from_secs(2);
 
 /// Where a scheduler says which part of an array a process is.
 struct Array {
@@ -130,29 +126,6 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
         output.result(&text);
     }
     Ok(Exit::Done)
-}
-
-/// Tries a join again as long as files are missing, until the time is over.
-pub(super) fn waiting<T>(
-    wait: Option<Duration>,
-    cancel: &Cancel,
-    mut join: impl FnMut() -> Result<T, Failure>,
-) -> Result<T, Failure> {
-    let start = Instant::now();
-    loop {
-        match join() {
-            Err(failure)
-                if failure.exit == Exit::TryAgain && wait.is_some_and(|wait| start.elapsed() < wait) =>
-            {
-                let until = Instant::now() + PAUSE;
-                while Instant::now() < until {
-                    cancel.check()?;
-                    std::thread::sleep(Duration::from_millis(50));
-                }
-            }
-            ended => return ended,
-        }
-    }
 }
 
 #[cfg(test)]

@@ -1,17 +1,21 @@
 //! `monoquant run`.
 
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::output::Output;
 use super::recipe_args::{Trust, instruction_set, limits, loaded, tell_failed_reports};
 use super::signals::Signals;
 use super::{Format, RunArgs};
+use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::report::GateOutcome;
 use crate::run::{Listener, Options, Silent};
 use crate::show::progress::{Bar, Lines, Noted};
 use crate::show::summary::{Told, summary};
+
+/// The pause between two looks for missing files.
+const PAUSE: Duration = Duration::from_secs(2);
 
 /// What shows the progress of a command.
 pub(super) fn listener(output: &Output) -> Box<dyn Listener> {
@@ -54,7 +58,7 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     }
     let noted = Noted::new(listener.as_ref());
     let join = || crate::run::run(&plan, &options, &noted);
-    let outcome = super::parts::waiting(args.wait, &options.cancel, join)?;
+    let outcome = waiting(args.wait, &options.cancel, join)?;
     let read = noted.read();
     drop(listener);
     drop(running);
@@ -73,4 +77,27 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
         output.summary(&summary(&plan, &outcome, &told));
     }
     Ok(outcome.exit)
+}
+
+/// Tries a join again as long as files are missing, until the time is over.
+fn waiting<T>(
+    wait: Option<Duration>,
+    cancel: &Cancel,
+    mut join: impl FnMut() -> Result<T, Failure>,
+) -> Result<T, Failure> {
+    let start = Instant::now();
+    loop {
+        match join() {
+            Err(failure)
+                if failure.exit == Exit::TryAgain && wait.is_some_and(|wait| start.elapsed() < wait) =>
+            {
+                let until = Instant::now() + PAUSE;
+                while Instant::now() < until {
+                    cancel.check()?;
+                    std::thread::sleep(Duration::from_millis(50));
+                }
+            }
+            ended => return ended,
+        }
+    }
 }

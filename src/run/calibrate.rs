@@ -4,10 +4,10 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use super::event::{Event, Listener};
-use super::executor::preflight;
 use super::kept;
 use super::model_pass::{Places, Progress, Watched, facts, failed};
 use super::outcome::Options;
+use super::preflight::preflight;
 use crate::calibration::{self, Statistics};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};

@@ -8,9 +8,9 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::context::Context;
 use super::event::{Event, Listener};
-use super::executor::{check_places, check_room};
 use super::finish::{header, identities};
 use super::outcome::Options;
+use super::preflight::{check_places, check_room};
 use super::stream;
 use super::workers::Workers;
 use crate::exit::Exit;

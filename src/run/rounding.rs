@@ -8,9 +8,9 @@ use std::path::Path;
 
 use super::chosen_codes::{self, Errors, Layer, NewFile};
 use super::event::{Event, Listener};
-use super::executor::preflight;
 use super::model_pass::{Places, Progress, Watched, failed};
 use super::outcome::Options;
+use super::preflight::preflight;
 use crate::cancel::Cancel;
 use crate::finding::{Failure, Finding};
 use crate::ids::TaskId;
