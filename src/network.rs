@@ -45,7 +45,7 @@ pub mod tokens;
 mod weights;
 
 pub use activation::{Engine, round_per_token};
-pub use backward::can_go_back;
+pub use backward::{Backwards, can_go_back};
 pub use checkpoint::Checkpoint;
 pub use compare::{Divergence, compare_logits, layer_error, logits, pooled_cosine};
 pub use description::Description;
@@ -58,7 +58,7 @@ pub use outputs::{OutputMoments, OutputSum};
 pub use parts::{
     Activation, Attention, Embedding, Head, Join, Layout, Linear, Norm, NormKind, Part, Rope, Router, Scores,
 };
-pub use pass::{Hidden, Listener, Pass, Silent};
+pub use pass::{Hidden, Listener, Pass, Silent, Tell};
 pub use quantized::Quantized;
 pub use rounding::{RoundedMatrix, Rounding, StageSize, Unusable, round_stage};
 pub use routing::Routing;

@@ -230,7 +230,7 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
         .threads
         .or_else(|| std::thread::available_parallelism().ok().map(std::num::NonZero::get))
         .unwrap_or(1);
-    let (roundings, problems) = rounding::prepare(content, runs.as_ref(), threads);
+    let (roundings, problems) = rounding::prepare(content, runs.as_ref(), threads, limits.memory);
     findings.extend(problems);
     let exports = exports(content);
     findings.extend(export_paths::export_paths(content, &exports));

@@ -92,9 +92,10 @@ impl Rounded {
             if record.matrices > 0 && record.error_of_nearest > 0.0 {
                 let share = 100.0 * record.error / record.error_of_nearest;
                 let (error, nearest) = (record.error, record.error_of_nearest);
+                let of_what = if record.guided > 0 { "the model's answers" } else { "its outputs" };
                 let _ = writeln!(
                     out,
-                    "  in the last output: error of its outputs {error:.3e}, {share:.0} % of the {nearest:.3e} of rounding to nearest"
+                    "  in the last output: error of {of_what} {error:.3e}, {share:.0} % of the {nearest:.3e} of rounding to nearest"
                 );
             }
             for nearest in &record.nearest {
@@ -175,7 +176,7 @@ fn json(draft: &Draft, rounded: &Rounded, explanation: &Explanation) -> serde_js
     if decision.spec().is_some_and(plan::QuantSpec::is_calibrated) {
         let nearest = rounded.nearest(draft, explanation.tensor);
         out["rounding"] = serde_json::json!({
-            "method": "gptq",
+            "method": decision.spec().map(|spec| spec.rounding.name()),
             "nearest": nearest.map(|(matrices, reason)| serde_json::json!({"matrices": matrices, "reason": reason})),
             "last": rounded.last(draft, explanation.tensor),
         });

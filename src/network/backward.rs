@@ -15,7 +15,7 @@ use super::execute::{LayerWeights, Values, Window};
 use super::op::{Op, Program, Slot};
 use super::outputs::OutputMoments;
 use super::parts::Linear;
-use super::pass::{Hidden, Pass};
+use super::pass::{Hidden, Pass, Tell};
 use super::rope::Angles;
 use super::weights::Weights;
 use crate::finding::Finding;
@@ -56,42 +56,56 @@ pub fn can_go_back(description: &Description) -> Result<(), Finding> {
     }
 }
 
+/// How a model is walked backwards.
+pub struct Backwards<'a> {
+    /// The model's weights.
+    pub weights: &'a dyn Weights,
+    /// Draws the answers.
+    pub seed: u64,
+    /// The matrices of each layer, by its number, whose outputs' gradients are summed, and the outputs of a block of each.
+    pub blocks: &'a dyn Fn(usize, &Linear) -> Option<usize>,
+    /// Is told of windows that are through a layer, by its number: each is told of once on the way forwards, and once on the
+    /// way back.
+    pub tell: &'a (dyn Fn(usize, usize) -> Result<(), Finding> + Sync),
+}
+
 impl Pass<'_> {
     /// Moments of the gradients of outputs over all windows: forwards with the streams before all layers kept, and from
-    /// answers that the model itself would give backwards. `seed` draws these.
+    /// answers that the model itself would give backwards.
     ///
-    /// `blocks` chooses the matrices of each layer, by its number, and the outputs of a block of each. `file` gives room for
-    /// the streams of one layer, none if that is memory. `keep` is given what was summed, the last layer first.
+    /// `file` gives room for the streams of one layer, none if that is memory. `keep` is given what was summed, the last
+    /// layer first.
     ///
     /// # Errors
-    /// As [`can_go_back`] and [`Pass::layer`], or `file` or `keep` say so.
+    /// As [`can_go_back`] and [`Pass::layer`], or `file`, `keep` or `tell` say so.
     pub fn output_moments(
         &self,
-        weights: &dyn Weights,
-        seed: u64,
-        blocks: &dyn Fn(usize, &Linear) -> Option<usize>,
+        how: &Backwards<'_>,
         file: &mut dyn FnMut() -> Result<Option<File>, Finding>,
         keep: &mut dyn FnMut(usize, OutputMoments) -> Result<(), Finding>,
     ) -> Result<(), Finding> {
         can_go_back(self.description())?;
+        let Backwards { weights, seed, blocks, tell } = *how;
         let programs = &self.description().layers;
         let mut streams = vec![self.embed(weights, file()?)?];
         for (layer, program) in programs.iter().enumerate() {
             let own = LayerWeights::read(program, weights)?;
             let mut next = self.room(file()?);
-            self.layer_to(layer, &own, &streams[layer], &mut next)?;
+            self.layer_to(layer, &own, &streams[layer], &mut next, &|windows| tell(layer, windows))?;
             streams.push(next);
         }
         let mut gradients = self.room(file()?);
         if let Some(last) = streams.pop() {
-            self.answers_back(weights, &last, seed, &mut gradients)?;
+            let end = programs.len().saturating_sub(1);
+            self.answers_back(weights, &last, seed, &mut gradients, &|_| tell(end, 0))?;
         }
         for (layer, program) in programs.iter().enumerate().rev() {
             let Some(inputs) = streams.pop() else { continue };
             let own = LayerWeights::read(program, weights)?;
             let chosen = program.matrices().filter_map(|matrix| Some((matrix, blocks(layer, matrix)?)));
             let mut outputs = OutputMoments::of(chosen);
-            self.layer_back(layer, &own, &inputs, &mut gradients, &mut outputs)?;
+            let tell = |windows| tell(layer, windows);
+            self.layer_back((layer, &own), &inputs, &mut gradients, &mut outputs, &tell)?;
             keep(layer, outputs)?;
         }
         Ok(())
@@ -101,14 +115,14 @@ impl Pass<'_> {
     /// matrices to `outputs`. `inputs` is the stream before the layer.
     ///
     /// # Errors
-    /// Gradients are not finite, or a file cannot be read or written.
+    /// Gradients are not finite, a file cannot be read or written, or `tell` says so.
     pub fn layer_back(
         &self,
-        layer: usize,
-        weights: &LayerWeights,
+        (layer, weights): (usize, &LayerWeights),
         inputs: &Hidden,
         gradients: &mut Hidden,
         outputs: &mut OutputMoments,
+        tell: Tell<'_>,
     ) -> Result<(), Finding> {
         let program = &self.description().layers[layer];
         for range in batches(self.windows()) {
@@ -127,7 +141,7 @@ impl Pass<'_> {
             };
             let done: Result<Vec<_>, Finding> = range.clone().into_par_iter().map(one).collect();
             let mut all_heard = Vec::new();
-            for (index, (gradient, heard)) in range.zip(done?) {
+            for (index, (gradient, heard)) in range.clone().zip(done?) {
                 if gradient.iter().any(|x| !x.is_finite()) {
                     return Err(not_finite(layer, index));
                 }
@@ -135,6 +149,7 @@ impl Pass<'_> {
                 all_heard.extend(heard);
             }
             outputs.add(all_heard);
+            tell(range.len())?;
         }
         Ok(())
     }

@@ -82,14 +82,10 @@ impl OutputSum {
         blocks(rows, block.clamp(1, rows.max(1))).map(|range| (range.len() * range.len() * 4) as u64).sum()
     }
 
-    /// The largest blocks of so many outputs whose sum has at most so many bytes: all in one if that fits, and never less than
-    /// single outputs.
+    /// Blocks that are as large as each other, of no more than so many outputs.
     #[must_use]
-    pub fn block_within(rows: usize, bytes: u64) -> usize {
-        if Self::bytes_of(rows, rows) <= bytes {
-            return rows.max(1);
-        }
-        usize::try_from(bytes / (4 * rows.max(1) as u64)).unwrap_or(usize::MAX).clamp(1, rows.max(1))
+    pub fn block_of_at_most(rows: usize, most: usize) -> usize {
+        rows.div_ceil(rows.div_ceil(most.max(1)).max(1)).max(1)
     }
 
     /// The mean of g gᵀ, block by block.
@@ -128,15 +124,16 @@ mod tests {
     use crate::quant::test_weights::gaussian;
 
     #[test]
-    fn blocks_fit_into_their_bytes() {
-        for (rows, bytes) in [(100, 40_000), (100, 39_999), (100, 1600), (14336, 64 << 20), (7, 0), (0, 9)] {
-            let block = OutputSum::block_within(rows, bytes);
-            let least = OutputSum::bytes_of(rows, 1);
-            assert!((1..=rows.max(1)).contains(&block), "{rows}");
-            assert!(OutputSum::bytes_of(rows, block) <= bytes.max(least), "{rows} in blocks of {block}");
+    fn blocks_are_about_as_large_as_each_other() {
+        for (rows, most, expected) in
+            [(100, 100, 100), (100, 1 << 30, 100), (100, 99, 50), (100, 33, 25), (7, 0, 1), (0, 9, 1)]
+        {
+            assert_eq!(OutputSum::block_of_at_most(rows, most), expected, "{rows} in blocks of {most}");
         }
-        assert_eq!(OutputSum::block_within(100, 40_000), 100);
-        assert_eq!(OutputSum::block_within(100, 1600), 4);
+        assert_eq!(OutputSum::bytes_of(100, 33), 4 * (3 * 33 * 33 + 1));
+        assert!(
+            OutputSum::bytes_of(100, OutputSum::block_of_at_most(100, 33)) < OutputSum::bytes_of(100, 33)
+        );
     }
 
     #[test]

@@ -91,6 +91,9 @@ impl<A: Listener, B: Listener> Listener for (A, B) {
     }
 }
 
+/// Is told how many windows are through with something. An error ends the work.
+pub type Tell<'a> = &'a (dyn Fn(usize) -> Result<(), Finding> + Sync);
+
 /// Hears nothing.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Silent;
@@ -429,13 +432,14 @@ impl<'a> Pass<'a> {
     /// another place.
     ///
     /// # Errors
-    /// Activations stop being finite, or a file cannot be read or written.
+    /// Activations stop being finite, a file cannot be read or written, or `tell` says so.
     pub fn layer_to(
         &self,
         layer: usize,
         weights: &LayerWeights,
         from: &Hidden,
         to: &mut Hidden,
+        tell: Tell<'_>,
     ) -> Result<(), Finding> {
         let steps = self.description.layers[layer].ops.len();
         for range in batches(self.windows) {
@@ -445,9 +449,10 @@ impl<'a> Pass<'a> {
                 Ok(window.stream())
             };
             let done: Result<Vec<_>, Finding> = range.clone().into_par_iter().map(one).collect();
-            for (index, stream) in range.zip(done?) {
+            for (index, stream) in range.clone().zip(done?) {
                 to.put_finite(layer, index, stream)?;
             }
+            tell(range.len())?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::execute::{LayerWeights, Window};
 use super::moments::Sum;
 use super::op::{Op, Program, Slot};
 use super::parts::Linear;
-use super::pass::{Hidden, Pass};
+use super::pass::{Hidden, Pass, Tell};
 use super::product::{View, multiply};
 use crate::finding::Finding;
 
@@ -48,7 +48,7 @@ pub struct Sequence<'a> {
     /// Whether windows wait in memory between two stages. If not, they run from the start of the layer again.
     pub holds: bool,
     /// Is told how many windows have come to a stage, or to the end. An error ends the work.
-    pub tell: &'a (dyn Fn(usize) -> Result<(), Finding> + Sync),
+    pub tell: Tell<'a>,
 }
 
 /// The matrices of each stage of a layer, together if their inputs are the same: one list, or one of each expert.

@@ -63,10 +63,24 @@ pub enum Rounding {
     /// Each weight goes to the nearest code.
     Nearest,
     /// With second moments of the inputs.
-    Gptq {
+    Calibrated {
+        /// Whether those of the gradients of the outputs are used as well.
+        is_guided: bool,
         /// Whether a layer's inputs are those of the model whose earlier layers are rounded.
         is_sequential: bool,
     },
+}
+
+impl Rounding {
+    /// Its name in recipes.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Nearest => "nearest",
+            Self::Calibrated { is_guided: false, .. } => "gptq",
+            Self::Calibrated { is_guided: true, .. } => "guided",
+        }
+    }
 }
 
 impl QuantSpec {
@@ -76,13 +90,21 @@ impl QuantSpec {
         self.rounding != Rounding::Nearest
     }
 
+    /// Whether they are chosen with gradients of the model's answers.
+    #[must_use]
+    pub fn is_guided(&self) -> bool {
+        matches!(self.rounding, Rounding::Calibrated { is_guided: true, .. })
+    }
+
     /// How ranges and codes are chosen, in words.
     #[must_use]
     pub fn method(&self) -> String {
         match self.rounding {
             Rounding::Nearest => self.observer.to_string(),
-            Rounding::Gptq { is_sequential: true } => "gptq".to_owned(),
-            Rounding::Gptq { is_sequential: false } => "gptq, each layer for itself".to_owned(),
+            Rounding::Calibrated { is_sequential: true, .. } => self.rounding.name().to_owned(),
+            Rounding::Calibrated { is_sequential: false, .. } => {
+                format!("{}, each layer for itself", self.rounding.name())
+            }
         }
     }
 

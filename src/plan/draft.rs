@@ -64,7 +64,7 @@ impl Draft {
             return None;
         }
         let runs = model_runs::prepare(&self.loaded, &self.model).ok().flatten();
-        rounding::prepare(self.content(), runs.as_ref(), 1).0
+        rounding::prepare(self.content(), runs.as_ref(), 1, None).0
     }
 
     /// What the tensors of the exports will be made of.

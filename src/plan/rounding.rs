@@ -11,16 +11,19 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::ids::{IdVec, StageId, TaskId, TensorId};
 use crate::model::MatrixView;
-use crate::network::{Layout, Linear, Part, Program};
+use crate::network::{Layout, Linear, Part, Program, can_go_back};
 use crate::recipe::{Loaded, places};
 use crate::stage::{OnMissing, Stage, statistics_of};
 use crate::text::units;
 
 mod cost;
+mod gradients;
 
 pub use cost::Cost;
+pub use gradients::Gradients;
 
 use cost::Way;
+use gradients::Asked;
 
 /// Names that a message lists.
 const NAMED: usize = 5;
@@ -38,8 +41,12 @@ pub struct Roundings {
     pub is_sequential: bool,
     /// Matrices that are rounded with moments.
     pub matrices: usize,
+    /// Matrices of layers that ask for it, as they run: fused ones are one.
+    asked: usize,
     /// What it costs.
     pub cost: Cost,
+    /// The gradients that guide it, if some matrix is guided.
+    pub gradients: Option<Gradients>,
     /// Whether that has been done.
     is_done: bool,
     /// What has come of the matrices that it is asked for.
@@ -70,6 +77,8 @@ pub struct ChosenCodes {
     pub error: f64,
     /// The same if each weight is rounded to nearest.
     pub error_of_nearest: f64,
+    /// Whether gradients have guided it. The errors are then those of the model's answers, in units of their own.
+    pub is_guided: bool,
 }
 
 /// A file of chosen codes.
@@ -184,6 +193,7 @@ pub(super) fn prepare(
     content: Content<'_>,
     runs: Option<&ModelRuns>,
     threads: usize,
+    memory: Option<u64>,
 ) -> (Option<Roundings>, Vec<Finding>) {
     let Content { loaded, tasks, decisions, .. } = content;
     let stages = loaded.recipe.stages.numbered();
@@ -212,13 +222,23 @@ pub(super) fn prepare(
         }
     }
     let matrices = reached.iter().filter(|task| results[**task].is_none()).count();
-    let wanted = |linear: &Linear| {
+    let asked = |linear: &Linear| {
         let spec = content.model.find(&linear.tensor).and_then(|tensor| decisions[tensor].spec());
-        spec.is_some_and(QuantSpec::is_calibrated)
+        let spec = spec.filter(|spec| spec.is_calibrated())?;
+        Some(Asked { group: spec.scheme.group_cols(linear.columns), is_guided: spec.is_guided() })
     };
-    let cost = Cost::of(runs, run, Way { is_sequential, threads }, &wanted);
-    let roundings = Roundings { calibrate, is_sequential, matrices, cost, is_done: false, results };
-    let findings = fallbacks(content, &roundings, true, |_| true);
+    let gradients = match &loaded.recipe.stages[calibrate] {
+        Stage::Calibrate(stage) => Gradients::new(stage, (runs, run), &asked, (threads, memory)),
+        _ => None,
+    };
+    let cost = Cost::of(runs, run, Way { is_sequential, threads, gradients }, &asked);
+    let linears = runs.description.layers.iter().flat_map(Program::matrices);
+    let asked = linears.filter(|linear| asked(linear).is_some()).count();
+    let is_done = false;
+    let roundings =
+        Roundings { calibrate, is_sequential, matrices, asked, cost, gradients, is_done, results };
+    let mut findings = fallbacks(content, &roundings, true, |_| true);
+    findings.extend(roundings.gradient_findings(content, runs));
     (Some(roundings), findings)
 }
 
@@ -313,10 +333,57 @@ impl Roundings {
         runs.of(self.calibrate)
     }
 
+    /// The values of `rounding` that matrices are rounded with.
+    #[must_use]
+    pub fn methods(&self) -> &'static str {
+        match self.gradients.map(|gradients| gradients.matrices == self.asked) {
+            None => "gptq",
+            Some(true) => "guided",
+            Some(false) => "gptq and guided",
+        }
+    }
+
     /// The least memory in which layers are rounded, with so many threads.
     #[must_use]
     pub fn least_memory(&self, runs: &ModelRuns, threads: usize) -> u64 {
-        runs.process_bytes(threads) + self.cost.least_bytes()
+        let rounding = runs.process_bytes(threads) + self.cost.least_bytes();
+        rounding.max(self.least_memory_of_gradients(runs, threads))
+    }
+
+    /// The least memory in which gradients are taken, with so many threads; 0 if there are none.
+    #[must_use]
+    pub fn least_memory_of_gradients(&self, runs: &ModelRuns, threads: usize) -> u64 {
+        self.gradients.map_or(0, |gradients| runs.process_bytes(threads) + gradients.layer_bytes)
+    }
+
+    /// Findings about gradients: a model that has none, and fewer samples or smaller blocks of their moments than asked for.
+    fn gradient_findings(&self, content: Content<'_>, runs: &ModelRuns) -> Vec<Finding> {
+        let loaded = content.loaded;
+        let guided = content.decisions.iter().filter_map(|decision| decision.spec());
+        let guided = guided.filter(|spec| spec.is_guided()).map(|spec| spec.stage).min();
+        let (Some(stage), Some(gradients)) = (guided, self.gradients) else { return Vec::new() };
+        let mut findings = Vec::new();
+        if let Err(finding) = can_go_back(&runs.description) {
+            findings
+                .push(finding.at_opt(places::said_or_stage(loaded, stage, "rounding"), "needs gradients"));
+        }
+        if let Stage::Calibrate(calibrate) = &loaded.recipe.stages[self.calibrate]
+            && let Some(asked) =
+                calibrate.gradient_samples.filter(|asked| *asked as usize > gradients.samples)
+        {
+            let message = format!(
+                "the text has {}, and gradients are asked for on {}",
+                units::counted(gradients.samples, "sample"),
+                units::grouped(u64::from(asked))
+            );
+            let place = loaded.place(&format!("/stages/{}/gradient_samples", self.calibrate));
+            findings.push(
+                Finding::warning("tokens::fewer-samples", message)
+                    .at_opt(place, "asked for here")
+                    .help("They are taken on all samples. Give more text, or remove `gradient_samples`."),
+            );
+        }
+        findings
     }
 
     /// Checks that a layer can be rounded in memory.
@@ -339,8 +406,9 @@ impl Roundings {
         let finding = Finding::error("plan::memory", message)
             .at_opt(loaded.stage_place(self.calibrate), "runs the model for it")
             .help(format!(
-                "The layer's weights and the moments of its widest matrix need {} here. `rounding: nearest` needs less.",
-                units::bytes(least)
+                "The layer's weights and the moments of its widest matrix need {} here. `rounding: {}` needs less.",
+                units::bytes(least),
+                if self.gradients.is_some() { "gptq" } else { "nearest" }
             ));
         Err(Failure::new(Exit::BadRecipe, finding))
     }

@@ -409,7 +409,10 @@ fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
         },
         rounding: match parameters.rounding() {
             RoundingChoice::Nearest => Rounding::Nearest,
-            RoundingChoice::Gptq => Rounding::Gptq { is_sequential: parameters.sequential().unwrap_or(true) },
+            choice => Rounding::Calibrated {
+                is_guided: choice == RoundingChoice::Guided,
+                is_sequential: parameters.sequential().unwrap_or(true),
+            },
         },
         activations,
     }

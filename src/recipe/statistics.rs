@@ -6,7 +6,7 @@ use super::tree::Node;
 use crate::finding::Finding;
 use crate::ids::{IdVec, StageId};
 use crate::stage::check_warnings::SqnrOf;
-use crate::stage::{GranularityChoice, ObserverChoice, Stage, statistics_of};
+use crate::stage::{GranularityChoice, ObserverChoice, RoundingChoice, Stage, statistics_of};
 
 /// Errors if statistics are needed and none are named, and a warning if they are named and choose nothing.
 pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
@@ -27,6 +27,7 @@ pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
         }
     }
     rounding(recipe, nodes, &mut findings);
+    unguided(recipe, nodes, &mut findings);
     for ((index, stage), node) in recipe.stages.numbered().zip(nodes) {
         let (word, place) = match stage {
             Stage::Calibrate(_) => ("calibrate", Some(node.word().clone())),
@@ -56,11 +57,11 @@ fn rounding(recipe: &Recipe, nodes: &[Node], findings: &mut Vec<Finding>) {
             continue;
         };
         let at = |key: &str| node.entry(key).map(|entry| entry.value.used.clone());
+        let word = format!("`rounding: {}`", quantize.rounding().name());
         let owner = statistics_of(&recipe.stages, index);
         if owner.is_none_or(|owner| !matches!(recipe.stages[owner], Stage::Calibrate(_))) {
-            let mut finding =
-                Finding::error("recipe::rounding", "`rounding: gptq` needs a `calibrate` stage")
-                    .at_opt(at("rounding"), "runs the model on text");
+            let mut finding = Finding::error("recipe::rounding", format!("{word} needs a `calibrate` stage"))
+                .at_opt(at("rounding"), "runs the model on text");
             finding = match stage.calibration() {
                 Some(_) => finding
                     .at_opt(node.entry("calibration").map(|entry| entry.key_place.clone()), "a file")
@@ -71,17 +72,14 @@ fn rounding(recipe: &Recipe, nodes: &[Node], findings: &mut Vec<Finding>) {
         }
         if quantize.granularity() == GranularityChoice::Tensor {
             findings.push(
-                Finding::error(
-                    "recipe::rounding",
-                    "`rounding: gptq` cannot share one scale between all rows",
-                )
-                .at_opt(at("granularity"), "one scale for the whole tensor")
-                .help("Use `granularity: channel` or `group`, or `rounding: nearest`."),
+                Finding::error("recipe::rounding", format!("{word} cannot share one scale between all rows"))
+                    .at_opt(at("granularity"), "one scale for the whole tensor")
+                    .help("Use `granularity: channel` or `group`, or `rounding: nearest`."),
             );
         }
         if !recipe.stages.iter().any(|stage| matches!(stage, Stage::Export(_))) {
             findings.push(
-                Finding::error("recipe::rounding", "`rounding: gptq` needs an `export` stage")
+                Finding::error("recipe::rounding", format!("{word} needs an `export` stage"))
                     .at_opt(at("rounding"), "codes that are chosen are kept beside the output")
                     .help("Add `- stage: export` and a `path`."),
             );
@@ -97,11 +95,34 @@ fn rounding(recipe: &Recipe, nodes: &[Node], findings: &mut Vec<Finding>) {
             (_, false) => ("sequential", "the same `sequential`"),
         };
         findings.push(
-            Finding::error("recipe::rounding", format!("stages with `rounding: gptq` need {what}"))
+            Finding::error("recipe::rounding", format!("stages with {word} need {what}"))
                 .at_opt(at(key).or_else(|| at("rounding")), "rounded with the stage below or above")
                 .at_opt(first_node.entry("rounding").map(|entry| entry.value.used.clone()), "the first")
                 .help("They go through the layers of the model together."),
         );
+    }
+}
+
+/// Warnings for what `calibrate` says of gradients that no stage after it takes.
+fn unguided(recipe: &Recipe, nodes: &[Node], findings: &mut Vec<Finding>) {
+    let takes = |calibrate: StageId| {
+        recipe.stages.numbered().any(|(index, stage)| {
+            stage.quantize().is_some_and(|stage| stage.rounding() == RoundingChoice::Guided)
+                && statistics_of(&recipe.stages, index) == Some(calibrate)
+        })
+    };
+    for ((index, stage), node) in recipe.stages.numbered().zip(nodes) {
+        if !matches!(stage, Stage::Calibrate(_)) || takes(index) {
+            continue;
+        }
+        for entry in ["gradient_samples", "seed"].into_iter().filter_map(|key| node.entry(key)) {
+            let message = format!("`{}` has no effect in this `calibrate`", entry.key);
+            findings.push(
+                Finding::warning("recipe::no-effect", message)
+                    .at(entry.key_place.clone(), "only `rounding: guided` takes gradients")
+                    .help("Remove it, or set `rounding: guided` in a quantize stage after it."),
+            );
+        }
     }
 }
 

@@ -69,7 +69,7 @@ fn idle_of_quantize(stage: &dyn Quantize) -> Vec<Idle> {
         idle.push(Idle { key: "percentile", why, is_default: stage.percentile().is_none() });
     }
     if stage.rounding().is_nearest() {
-        let why = "only `rounding: gptq` goes layer by layer";
+        let why = "only `rounding: gptq` and `guided` go layer by layer";
         idle.push(Idle { key: "sequential", why, is_default: stage.sequential().is_none() });
     }
     idle

@@ -18,9 +18,17 @@ pub struct RoundingRecord {
     pub error: f64,
     /// The same if each weight is rounded to nearest, with scales that were searched for the outputs' sake.
     pub error_of_nearest: f64,
+    /// How many of them gradients of the model's answers have guided. Errors are then those of the answers, in units of their
+    /// own, and not squared errors of outputs.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub guided: usize,
     /// Matrices that were rounded to nearest.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub nearest: Vec<NearestRecord>,
+}
+
+fn is_zero(count: &usize) -> bool {
+    *count == 0
 }
 
 /// A matrix that was rounded to nearest although the recipe asks for more.
@@ -36,12 +44,19 @@ pub struct NearestRecord {
 #[must_use]
 pub(crate) fn of(plan: &Plan, tensor: TensorId) -> Option<RoundingRecord> {
     let roundings = plan.roundings.as_ref()?;
-    let mut record =
-        RoundingRecord { matrices: 0, tokens: None, error: 0.0, error_of_nearest: 0.0, nearest: Vec::new() };
+    let mut record = RoundingRecord {
+        matrices: 0,
+        tokens: None,
+        error: 0.0,
+        error_of_nearest: 0.0,
+        guided: 0,
+        nearest: Vec::new(),
+    };
     for task in plan.tasks_of(tensor) {
         match roundings.of(task) {
             Some(Rounded::Chosen(codes)) => {
                 record.matrices += 1;
+                record.guided += usize::from(codes.is_guided);
                 record.tokens = Some(record.tokens.map_or(codes.tokens, |tokens| tokens.min(codes.tokens)));
                 record.error += codes.error;
                 record.error_of_nearest += codes.error_of_nearest;

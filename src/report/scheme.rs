@@ -23,7 +23,7 @@ pub struct SchemeRecord {
     pub group_size: Option<usize>,
     /// The observer that chose the ranges.
     pub observer: ObserverRecord,
-    /// `gptq` if codes were chosen with the model's activations.
+    /// `gptq` or `guided` if codes were chosen with the model's activations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounding: Option<String>,
     /// The type of the scales, such as `BF16`.
@@ -69,7 +69,7 @@ impl SchemeRecord {
             granularity: granularity.to_owned(),
             group_size,
             observer: ObserverRecord::of(&spec.observer),
-            rounding: spec.is_calibrated().then(|| "gptq".to_owned()),
+            rounding: spec.is_calibrated().then(|| spec.rounding.name().to_owned()),
             scale_dtype: scheme.scale_type.name().to_owned(),
             storage: encoding::of(scheme).name().to_owned(),
             activations: match spec.activations {

@@ -52,7 +52,7 @@ struct Entry {
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(tag = "is", rename_all = "kebab-case")]
 enum Kept {
-    Chosen { start: u64, hash: String, tokens: u64, error: f64, error_of_nearest: f64 },
+    Chosen { start: u64, hash: String, tokens: u64, error: f64, error_of_nearest: f64, is_guided: bool },
     Nearest { why: String },
 }
 
@@ -69,6 +69,7 @@ pub(super) struct Errors {
     pub tokens: u64,
     pub error: f64,
     pub error_of_nearest: f64,
+    pub is_guided: bool,
 }
 
 impl NewFile {
@@ -87,8 +88,8 @@ impl NewFile {
         self.data.extend(matrix.scales.iter().flat_map(|scale| scale.to_le_bytes()));
         self.data.extend(matrix.zero_points.iter().map(|zero| *zero as u8));
         let hash = blake3::hash(&self.data[start..]).to_hex().to_string();
-        let Errors { tokens, error, error_of_nearest } = of;
-        let result = Kept::Chosen { start: start as u64, hash, tokens, error, error_of_nearest };
+        let Errors { tokens, error, error_of_nearest, is_guided } = of;
+        let result = Kept::Chosen { start: start as u64, hash, tokens, error, error_of_nearest, is_guided };
         self.index.matrices.push(Entry { module: module.to_owned(), result });
     }
 
@@ -139,7 +140,7 @@ impl Layer {
         let matrix = |entry: Entry| {
             let result = match entry.result {
                 Kept::Nearest { why } => Rounded::Nearest(why),
-                Kept::Chosen { start, hash, tokens, error, error_of_nearest } => {
+                Kept::Chosen { start, hash, tokens, error, error_of_nearest, is_guided } => {
                     Rounded::Chosen(ChosenCodes {
                         file: Arc::clone(&file),
                         start: data.saturating_add(start),
@@ -147,6 +148,7 @@ impl Layer {
                         tokens,
                         error,
                         error_of_nearest,
+                        is_guided,
                     })
                 }
             };
@@ -190,12 +192,19 @@ impl Layer {
     }
 }
 
-/// Removes the files of layers but for these.
+/// Removes the files of layers but for these, and what was kept to make them: gradients and streams.
 pub(super) fn remove_others(target: &Path, kept: &[usize]) {
     let Ok(folder) = Folder::open(&hidden::rounding(target)) else { return };
     let Ok(mut tree) = folder.tree() else { return };
-    let number = |name: &Path| name.to_str()?.strip_prefix("layer-")?.parse::<usize>().ok();
-    tree.retain(|entry| entry.is_file() && number(&entry.name).is_some_and(|number| !kept.contains(&number)));
+    let is_over = |name: &Path| {
+        let (what, number) = name.to_str()?.split_once('-')?;
+        let number: usize = number.parse().ok()?;
+        Some(match what {
+            "layer" => !kept.contains(&number),
+            _ => matches!(what, "gradients" | "stream"),
+        })
+    };
+    tree.retain(|entry| entry.is_file() && is_over(&entry.name).unwrap_or(false));
     // What cannot be removed is in nobody's way.
     let _ = folder.remove_listed(&tree);
 }

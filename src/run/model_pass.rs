@@ -104,6 +104,12 @@ impl<'a> Progress<'a> {
         cancel.check().map_err(first)
     }
 
+    /// The same, in this layer.
+    pub(super) fn through_layer(&self, layer: usize, windows: usize, cancel: &Cancel) -> Result<(), Finding> {
+        crate::sync::lock(&self.state).0 = layer;
+        self.through(windows, cancel)
+    }
+
     /// The next layer begins.
     pub(super) fn layer(&self, layer: usize) {
         crate::sync::lock(&self.state).0 = layer;
@@ -173,11 +179,20 @@ impl Places {
         let mut places = Self::default();
         let Some(target) = target.filter(|_| !fits) else { return Ok(places) };
         for model in 0..models {
-            let path = hidden::activations(target, model);
-            places.files.push(created(&path)?);
-            places.spills.push(Spill { path });
+            let file = places.another(&hidden::activations(target, model))?;
+            places.files.push(file);
         }
         Ok(places)
+    }
+
+    /// One more file, which goes when this does.
+    ///
+    /// # Errors
+    /// If it cannot be made.
+    pub(super) fn another(&mut self, path: &Path) -> Result<File, Failure> {
+        let file = created(path)?;
+        self.spills.push(Spill { path: path.to_owned() });
+        Ok(file)
     }
 
     /// The place of the next model; memory if it is none.

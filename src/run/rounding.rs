@@ -26,9 +26,12 @@ use crate::quant::Isa;
 use crate::text::units::counted;
 use crate::threads::Pool;
 
+mod gradients;
 mod keys;
 mod values;
 
+use gradients::{GradientFiles, Walk};
+use keys::Keys;
 use values::Values;
 
 /// Chooses the codes of all matrices that a plan rounds with calibration, or takes them from the last run, and gives them to the
@@ -116,7 +119,11 @@ impl<'p> Work<'p> {
         let programs = &self.runs.description.layers;
         let matrices: Vec<Vec<LayerMatrix<'_>>> =
             programs.iter().map(|program| of_layer(self.plan.content(), program)).collect();
-        let keys = keys::of(self.plan, &self.run, self.roundings, &matrices, options);
+        let Keys { layers: keys, gradients } =
+            keys::of(self.plan, &self.run, self.roundings, &matrices, options);
+        let guides = self.roundings.gradients.zip(gradients).map(|(gradients, facts)| {
+            GradientFiles::new(self.target, gradients, &facts, &matrices, |matrix| self.is_wanted(matrix))
+        });
         let mut known: Vec<Option<Layer>> = matrices
             .iter()
             .zip(&keys)
@@ -140,7 +147,8 @@ impl<'p> Work<'p> {
             listener.on_event(&Event::Note { text });
         }
         if let Some(last) = known.iter().rposition(Option::is_none) {
-            self.walk(&mut known[..=last], (&matrices, &keys), listener)?;
+            let all = All { matrices: &matrices, keys: &keys, guides: guides.as_ref() };
+            self.walk(&mut known[..=last], &all, options.fresh, listener)?;
             self.checkpoint.check_unchanged()?;
         }
         let layers: Vec<Layer> = known.into_iter().flatten().collect();
@@ -154,9 +162,11 @@ impl<'p> Work<'p> {
     fn walk(
         &self,
         known: &mut [Option<Layer>],
-        (matrices, keys): (&[Vec<LayerMatrix<'_>>], &[String]),
+        all: &All<'_>,
+        is_fresh: bool,
         listener: &dyn Listener,
     ) -> Result<(), Failure> {
+        let All { matrices, keys, guides } = *all;
         let (threads, memory) = (self.plan.budget.workers, self.plan.limits.memory);
         let least = self.roundings.least_memory(self.runs, threads);
         let cost = &self.roundings.cost;
@@ -184,7 +194,21 @@ impl<'p> Work<'p> {
         let progress =
             Progress::new("round", self.runs, &self.run, listener).of_tokens(passes * self.run.tokens());
         let pool = Pool::start(threads, usize::try_from(self.runs.thread_bytes()).unwrap_or(usize::MAX));
+        let missing: Vec<usize> =
+            known.iter().enumerate().filter_map(|(layer, known)| known.is_none().then_some(layer)).collect();
         let walk = || {
+            if let (Some(guides), Some(gradients)) = (guides, self.roundings.gradients) {
+                let least = self.roundings.least_memory_of_gradients(self.runs, threads);
+                let backwards = Walk {
+                    runs: self.runs,
+                    run: &self.run,
+                    checkpoint: &self.checkpoint,
+                    holds: gradients.hold_streams(least, memory),
+                    cancel: self.cancel,
+                    listener,
+                };
+                guides.take(&missing, &backwards, is_fresh)?;
+            }
             let pass = Pass::new(&self.runs.description, &self.run.windows)
                 .map_err(|finding| self.failed(finding))?;
             let mut embedded =
@@ -193,7 +217,8 @@ impl<'p> Work<'p> {
             let mut second = if self.roundings.is_sequential { Some(embedded()?) } else { None };
             for (layer, known) in known.iter_mut().enumerate() {
                 progress.layer(layer);
-                let at = At { layer, program: &programs[layer], matrices: &matrices[layer], pass: &pass };
+                let at =
+                    At { layer, program: &programs[layer], matrices: &matrices[layer], pass: &pass, guides };
                 let streams = (&mut first, second.as_mut());
                 match known {
                     Some(known) => self.pass_by(&at, known, streams, &progress)?,
@@ -254,7 +279,7 @@ impl<'p> Work<'p> {
             wanted.map(|matrix| (place(matrix.linear), matrix)).collect();
         let mut file = NewFile::default();
         let mut round = |moments: StageMoments<'_>, own: &LayerWeights| {
-            self.round_together(moments, own, &by_place, &mut file)
+            self.round_together(at, moments, own, (&by_place, &mut file))
         };
         let done = match second {
             Some(second) => {
@@ -306,15 +331,19 @@ impl<'p> Work<'p> {
     /// Rounds matrices with the same inputs: keeps their codes, and gives what they stand for.
     fn round_together(
         &self,
+        at: &At<'_>,
         moments: StageMoments<'_>,
         own: &LayerWeights,
-        by_place: &HashMap<Place, &LayerMatrix<'_>>,
-        file: &mut NewFile,
+        (by_place, file): (&HashMap<Place, &LayerMatrix<'_>>, &mut NewFile),
     ) -> Result<Vec<(usize, Vec<f32>)>, Finding> {
+        let outputs = match at.guides {
+            Some(guides) => guides.read(at.layer, &moments.matrices).map_err(super::model_pass::first)?,
+            None => HashMap::new(),
+        };
         let how = |linear: &Linear| Rounding {
             nearest: self.values.quantizer(by_place[&place(linear)]),
             is_signed: false,
-            outputs: None,
+            outputs: outputs.get(&place(linear)),
         };
         let (matrices, tokens) = (moments.matrices.clone(), moments.rows);
         let mut rounded = round_stage(moments, own, &how);
@@ -337,6 +366,7 @@ impl<'p> Work<'p> {
                             tokens,
                             error: if is_first { found.error } else { 0.0 },
                             error_of_nearest: if is_first { found.error_of_nearest } else { 0.0 },
+                            is_guided: found.is_guided,
                         };
                         file.chosen(module(rows.task), &codes, (scheme, columns), errors);
                     }
@@ -353,10 +383,19 @@ impl<'p> Work<'p> {
     }
 }
 
+/// What is known of all layers.
+#[derive(Clone, Copy)]
+struct All<'a> {
+    matrices: &'a [Vec<LayerMatrix<'a>>],
+    keys: &'a [String],
+    guides: Option<&'a GradientFiles<'a>>,
+}
+
 /// A layer, and how it runs.
 struct At<'a> {
     layer: usize,
     program: &'a Program,
     matrices: &'a [LayerMatrix<'a>],
     pass: &'a Pass<'a>,
+    guides: Option<&'a GradientFiles<'a>>,
 }

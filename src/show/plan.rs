@@ -13,7 +13,7 @@ use crate::ids::{StageId, TensorId};
 use crate::model::Shape;
 use crate::plan::layout::Left;
 use crate::plan::output_tensor::logical_bytes;
-use crate::plan::rounding::Rounded;
+use crate::plan::rounding::{Gradients, Rounded};
 use crate::plan::task_list::task_list;
 use crate::plan::{Decision, ExportPlan, ModelRun, Plan};
 use crate::report::SchemeRecord;
@@ -246,13 +246,29 @@ fn rounding_row(plan: &Plan) -> Option<Vec<String>> {
         format!("{} bytes", grouped(least)),
         bytes(least),
         format!(
-            "{} {} by gptq, {how}, {:.1e} operations; and {} of activations, in memory or in a file",
+            "{} {} by {}, {how}, {:.1e} operations; and {} of activations, in memory or in a file{}",
             grouped(roundings.matrices as u64),
             if roundings.matrices == 1 { "matrix" } else { "matrices" },
+            roundings.methods(),
             roundings.cost.operations,
-            bytes(roundings.cost.stream_bytes)
+            bytes(roundings.cost.stream_bytes),
+            roundings.gradients.map_or_else(String::new, |gradients| gradients_text(&gradients))
         ),
     ])
+}
+
+/// What gradients are taken, and where they are kept.
+fn gradients_text(gradients: &Gradients) -> String {
+    let blocks = match gradients.are_whole() {
+        true => String::new(),
+        false => format!(" in blocks of at most {} outputs", grouped(gradients.most as u64)),
+    };
+    format!(
+        "; gradients on {} with {} of activations, and {} of their moments{blocks} in files until layers are rounded",
+        counted(gradients.samples, "sample"),
+        bytes(gradients.stream_bytes),
+        bytes(gradients.kept_bytes)
+    )
 }
 
 fn rounding_json(plan: &Plan) -> Option<Value> {
@@ -262,7 +278,7 @@ fn rounding_json(plan: &Plan) -> Option<Value> {
         Rounded::Chosen(_) => None,
     });
     Some(json!({
-        "method": "gptq",
+        "method": roundings.methods(),
         "calibrate": roundings.calibrate,
         "sequential": roundings.is_sequential,
         "matrices": roundings.matrices,
@@ -271,6 +287,16 @@ fn rounding_json(plan: &Plan) -> Option<Value> {
         "operations": roundings.cost.operations,
         "memory": roundings.least_memory(runs, plan.budget.workers),
         "activations": roundings.cost.stream_bytes,
+        "gradients": roundings.gradients.map(|gradients| json!({
+            "matrices": gradients.matrices,
+            "samples": gradients.samples,
+            "tokens": gradients.tokens,
+            "seed": gradients.seed,
+            "block": gradients.most,
+            "whole": gradients.are_whole(),
+            "activations": gradients.stream_bytes,
+            "kept": gradients.kept_bytes,
+        })),
     }))
 }
 

@@ -142,13 +142,22 @@ fn rounding(report: &Report) -> Option<Vec<String>> {
     };
     let fell_back =
         if nearest > 0 { format!(", {} rounded to nearest", of_matrices(nearest)) } else { String::new() };
+    let mut methods: Vec<&str> = report
+        .tensors
+        .iter()
+        .filter(|tensor| tensor.rounding.is_some())
+        .filter_map(|tensor| tensor.scheme.as_ref()?.rounding.as_deref())
+        .collect();
+    methods.sort_unstable();
+    methods.dedup();
+    let of_what = if methods == ["guided"] { "answers" } else { "outputs" };
     let text = match shares.get(shares.len() / 2) {
         Some(median) => {
-            format!("errors of outputs {:.0} % of those of rounding to nearest (median)", 100.0 * median)
+            format!("errors of {of_what} {:.0} % of those of rounding to nearest (median)", 100.0 * median)
         }
         None => String::new(),
     };
-    Some(vec!["gptq".to_owned(), of_matrices(matrices), text + &fell_back])
+    Some(vec![methods.join(", "), of_matrices(matrices), text + &fell_back])
 }
 
 fn worst_layers(report: &Report) -> Vec<Vec<String>> {

@@ -25,6 +25,15 @@ pub struct Calibrate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "bool")]
     pub begin_with_bos: Option<bool>,
+    /// Of `rounding: guided`: gradients are taken on the first so many samples. 24 of 256 tokens are a fair beginning, and
+    /// save most of the time of the pass backwards. Default: all samples.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32", range(min = 1))]
+    pub gradient_samples: Option<u32>,
+    /// Of `rounding: guided`: draws the tokens that the model says, whose gradients are taken. Default: 0.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "u32")]
+    pub seed: Option<u32>,
     /// The reaction to a module that was not measured: the model's forward pass does not reach it, or no token was routed to it.
     #[serde(default)]
     pub on_missing: OnMissing,

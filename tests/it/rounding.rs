@@ -1,4 +1,4 @@
-//! `rounding: gptq`, from the recipe to the output.
+//! Rounding with calibration, from the recipe to the output.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -20,6 +20,9 @@ use serde_json::{Value, json};
 
 use crate::support::{Workspace, files, plan_with, report, root};
 
+mod guided;
+
+const HELD_OUT: &str = "examples/calibration/held-out.txt";
 const CALIBRATE: &str = "  - stage: calibrate\n    samples: 12\n    sequence_length: 128\n";
 const SKIPS: &str = "  - stage: resolve-skips\n    modules_to_not_convert: [lm_head]\n";
 
@@ -244,6 +247,11 @@ fn every_scheme_can_be_rounded() {
 
 /// A small model of a family, as `tests/interop/make_network_fixtures.py` makes it but for its vocabulary, which is the example's.
 fn family(name: &str) -> Workspace {
+    family_with(name, |_, _| {})
+}
+
+/// The same with another configuration and other shapes.
+fn family_with(name: &str, change: impl Fn(&mut Value, &mut BTreeMap<String, Vec<usize>>)) -> Workspace {
     let workspace = Workspace::new();
     let bytes =
         fs::read(root().join(format!("tests/fixtures/network/{name}.safetensors"))).expect("a fixture");
@@ -251,7 +259,9 @@ fn family(name: &str) -> Workspace {
     let metadata = metadata.metadata().clone().expect("metadata");
     let mut config: Value = serde_json::from_str(&metadata["config"]).expect("config");
     config["vocab_size"] = json!(2048);
-    let shapes: BTreeMap<String, Vec<usize>> = serde_json::from_str(&metadata["tensors"]).expect("shapes");
+    let mut shapes: BTreeMap<String, Vec<usize>> =
+        serde_json::from_str(&metadata["tensors"]).expect("shapes");
+    change(&mut config, &mut shapes);
     let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
         .into_iter()
         .map(|(name, mut shape)| {

@@ -10,7 +10,7 @@ use super::super::compare::{CHUNK, Side};
 use super::super::description::Description;
 use super::super::execute::LayerWeights;
 use super::super::math::exp;
-use super::super::pass::{Hidden, Pass};
+use super::super::pass::{Hidden, Pass, Tell};
 use super::super::product::{View, multiply};
 use super::super::weights::Weights;
 use super::rows::norm_back;
@@ -84,15 +84,16 @@ impl Pass<'_> {
     /// [`Hidden::new`].
     ///
     /// # Errors
-    /// As [`super::can_go_back`]; or a tensor or a file cannot be read or written.
+    /// As [`super::can_go_back`]; a tensor or a file cannot be read or written, or `tell` says so.
     pub fn answers_back(
         &self,
         weights: &dyn Weights,
         last: &Hidden,
         seed: u64,
         to: &mut Hidden,
+        tell: Tell<'_>,
     ) -> Result<(), Finding> {
-        self.back_from(weights, last, &Labels::Drawn(seed), to)
+        self.back_from(weights, last, &Labels::Drawn(seed), to, tell)
     }
 
     /// The same of labels that are given, one for each token of each window.
@@ -109,7 +110,7 @@ impl Pass<'_> {
         labels: &[Vec<usize>],
         to: &mut Hidden,
     ) -> Result<(), Finding> {
-        self.back_from(weights, last, &Labels::Given(labels), to)
+        self.back_from(weights, last, &Labels::Given(labels), to, &|_| Ok(()))
     }
 
     fn back_from(
@@ -118,6 +119,7 @@ impl Pass<'_> {
         last: &Hidden,
         labels: &Labels<'_>,
         to: &mut Hidden,
+        tell: Tell<'_>,
     ) -> Result<(), Finding> {
         super::can_go_back(self.description())?;
         let description = self.description();
@@ -149,6 +151,7 @@ impl Pass<'_> {
                 }
                 to.put(window, gradient)?;
             }
+            tell(range.len())?;
         }
         Ok(())
     }

@@ -97,7 +97,7 @@ fn gradients_are_the_slopes_of_the_loss_for_every_family() {
         for (layer, program) in description.layers.iter().enumerate() {
             let own = LayerWeights::read(program, &weights).expect("weights");
             let mut next = pass.room(None);
-            pass.layer_to(layer, &own, &streams[layer], &mut next).expect("a layer");
+            pass.layer_to(layer, &own, &streams[layer], &mut next, &|_| Ok(())).expect("a layer");
             streams.push(next);
         }
         let (mut slopes, mut gradients) = (0, pass.room(None));
@@ -106,7 +106,8 @@ fn gradients_are_the_slopes_of_the_loss_for_every_family() {
         for (layer, program) in description.layers.iter().enumerate().rev() {
             let own = LayerWeights::read(program, &weights).expect("weights");
             let mut outputs = OutputMoments::default();
-            pass.layer_back(layer, &own, &streams[layer], &mut gradients, &mut outputs).expect("a layer");
+            pass.layer_back((layer, &own), &streams[layer], &mut gradients, &mut outputs, &|_| Ok(()))
+                .expect("a layer");
             let (stream, gradient) =
                 (streams[layer].get(0).expect("a stream"), gradients.get(0).expect("a gradient"));
             let norm = gradient.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
@@ -171,11 +172,11 @@ fn drawn_labels_depend_on_the_seed_alone() {
             let inputs = pass.embed(&weights, None).expect("embedded");
             let own = LayerWeights::read(&description.layers[0], &weights).expect("weights");
             let (mut last, mut gradients) = (pass.room(None), pass.room(None));
-            pass.layer_to(0, &own, &inputs, &mut last).expect("a layer");
-            pass.answers_back(&weights, &last, seed, &mut gradients).expect("gradients");
+            pass.layer_to(0, &own, &inputs, &mut last, &|_| Ok(())).expect("a layer");
+            pass.answers_back(&weights, &last, seed, &mut gradients, &|_| Ok(())).expect("gradients");
             let matrices = || description.layers[0].matrices();
             let mut outputs = OutputMoments::of(matrices().map(|matrix| (matrix, matrix.rows)));
-            pass.layer_back(0, &own, &inputs, &mut gradients, &mut outputs).expect("a layer");
+            pass.layer_back((0, &own), &inputs, &mut gradients, &mut outputs, &|_| Ok(())).expect("a layer");
             for matrix in matrices() {
                 let sum = outputs.get(matrix).expect("chosen");
                 assert_eq!(sum.tokens, windows.iter().map(|window| window.len() as u64).sum::<u64>());

@@ -1,5 +1,6 @@
 //! What rounding with calibration costs: operations and memory, from the shapes of the layers.
 
+use super::gradients::{Asked, Gradients};
 use crate::network::{Linear, Op, Program, StageSize, stage_parts};
 use crate::plan::{ModelRun, ModelRuns};
 
@@ -12,6 +13,9 @@ const MOST_WAITING: u64 = 1 << 30;
 
 /// Passes over a row's columns that the choice of its codes takes: targets, scales, feedback, fits, descent, errors.
 const ROUNDS: f64 = 10.0;
+
+/// The same over rows, with the metric of the outputs: feedback, and three rounds of fits and descent.
+const GUIDED_ROUNDS: f64 = 20.0;
 
 /// Operations and bytes.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -35,11 +39,18 @@ pub struct Cost {
 pub(super) struct Way {
     pub is_sequential: bool,
     pub threads: usize,
+    /// The gradients, if a matrix is guided by them.
+    pub gradients: Option<Gradients>,
 }
 
 impl Cost {
-    /// Of a model that runs on the tokens of `run`. `wanted` says which matrices are rounded.
-    pub(super) fn of(runs: &ModelRuns, run: &ModelRun, way: Way, wanted: &dyn Fn(&Linear) -> bool) -> Self {
+    /// Of a model that runs on the tokens of `run`. `wanted` says which matrices are rounded, and how.
+    pub(super) fn of(
+        runs: &ModelRuns,
+        run: &ModelRun,
+        way: Way,
+        wanted: &dyn Fn(&Linear) -> Option<Asked>,
+    ) -> Self {
         let tokens = run.tokens() as u64;
         let longest = run.windows.iter().map(Vec::len).max().unwrap_or(0) as u64;
         let batch = (BATCH * longest).min(BATCH_TOKENS).max(longest).min(tokens);
@@ -52,6 +63,9 @@ impl Cost {
             waiting_bytes: 0,
             stream_bytes: tokens * runs.description.hidden as u64 * 4 * streams,
         };
+        if let Some(gradients) = way.gradients {
+            cost.operations += (6 * gradients.tokens as u64 * passed(runs)) as f64;
+        }
         for program in &runs.description.layers {
             let weights: u64 = program.matrices().map(|matrix| (matrix.rows * matrix.columns) as u64).sum();
             cost.operations += (2 * streams * tokens * weights) as f64;
@@ -66,17 +80,20 @@ impl Cost {
     }
 
     /// Bytes of the moments of a layer while its matrices are rounded; counts the operations.
-    fn moments(&mut self, program: &Program, way: Way, wanted: &dyn Fn(&Linear) -> bool) -> u64 {
+    fn moments(&mut self, program: &Program, way: Way, wanted: &dyn Fn(&Linear) -> Option<Asked>) -> u64 {
         let (mut most, mut all) = (0, 0);
         for stage in stage_parts(program) {
             let mut sizes = Vec::new();
             for part in &stage {
-                let rows: Vec<usize> =
-                    part.iter().filter(|matrix| wanted(matrix)).map(|matrix| matrix.rows).collect();
+                let asked: Vec<(usize, Asked)> =
+                    part.iter().filter_map(|matrix| Some((matrix.rows, wanted(matrix)?))).collect();
+                let rows: Vec<usize> = asked.iter().map(|(rows, _)| *rows).collect();
                 let Some(columns) = part.first().map(|matrix| matrix.columns).filter(|_| !rows.is_empty())
                 else {
                     continue;
                 };
+                let guided: Vec<_> = asked.iter().filter(|(_, asked)| asked.is_guided).collect();
+                let gradients = way.gradients.filter(|_| !guided.is_empty());
                 let tokens = self.tokens as f64;
                 self.operations +=
                     operations(tokens, columns as f64, rows.iter().sum::<usize>() as f64, way.is_sequential);
@@ -86,14 +103,23 @@ impl Cost {
                     rows: &rows,
                     has_cross,
                     has_residual: has_cross && part.len() == 1,
-                    // It counts with blocks of gradients alone.
-                    group: columns,
-                    block: None,
+                    group: asked.iter().map(|(_, asked)| asked.group).min().unwrap_or(columns),
+                    block: gradients.map(|gradients| gradients.most),
                     threads: way.threads,
                 };
+                // The moments of the outputs are read while these matrices are rounded.
+                let outputs = |(rows, _): &&(usize, Asked)| gradients.map_or(0, |of| of.bytes(*rows));
+                let read: u64 = guided.iter().map(outputs).sum();
+                if let Some(gradients) = gradients {
+                    for (rows, _) in guided {
+                        let (own, block) = (*rows as f64, gradients.block(*rows) as f64);
+                        self.operations += 2.0 * own * block * (gradients.tokens as f64 + block)
+                            + GUIDED_ROUNDS * own * block * columns as f64;
+                    }
+                }
                 // Sums in F64 become means in F32 beside them.
                 let square = (columns * columns) as u64;
-                sizes.push((size.bytes_of_sums(), 4 * square, size.bytes_of_rounding()));
+                sizes.push((size.bytes_of_sums(), 4 * square, size.bytes_of_rounding() + read));
             }
             let sums: u64 = sizes.iter().map(|(sums, ..)| sums).sum();
             all += sums;
@@ -116,6 +142,13 @@ impl Cost {
     pub fn holds(&self, room: Option<u64>) -> bool {
         self.waiting_bytes <= room.map_or(MOST_WAITING, |room| room.min(MOST_WAITING))
     }
+}
+
+/// Weights that each token passes on its way to an answer.
+fn passed(runs: &ModelRuns) -> u64 {
+    let head = runs.description.head.as_ref().map(|head| &head.matrix);
+    let layers = runs.description.layers.iter().flat_map(Program::matrices);
+    layers.chain(head).map(|matrix| (matrix.rows * matrix.columns) as u64).sum()
 }
 
 /// Numbers that come to the matrices of a stage for each token: more than its columns where a token goes to several experts.

@@ -91,10 +91,11 @@ fn llama_3_8b() -> ModelRuns {
 #[test]
 fn the_cost_of_eight_billion_parameters_follows_from_their_shapes() {
     let runs = llama_3_8b();
-    let of = |is_sequential, wanted: &dyn Fn(&Linear) -> bool| {
-        Cost::of(&runs, &runs.runs[0], Way { is_sequential, threads: 4 }, wanted)
+    let of = |is_sequential, wanted: &dyn Fn(&Linear) -> Option<Asked>| {
+        Cost::of(&runs, &runs.runs[0], Way { is_sequential, threads: 4, gradients: None }, wanted)
     };
-    let (sequential, alone) = (of(true, &|_| true), of(false, &|_| true));
+    let all = |_: &Linear| Some(Asked { group: 128, is_guided: false });
+    let (sequential, alone) = (of(true, &all), of(false, &all));
     assert_eq!(sequential.tokens, 65_536);
     assert_eq!(sequential.stream_bytes, 2 * 65_536 * 4096 * 4);
     assert_eq!(alone.stream_bytes * 2, sequential.stream_bytes);
@@ -110,6 +111,6 @@ fn the_cost_of_eight_billion_parameters_follows_from_their_shapes() {
     assert!((1.2 * passes..4.0 * passes).contains(&sequential.operations), "{sequential:?}");
     assert!(alone.operations < sequential.operations);
     // Nothing is rounded: nothing is summed.
-    let none = of(true, &|_| false);
+    let none = of(true, &|_| None);
     assert_eq!((none.layer_bytes, none.operations), (2 * weights, passes));
 }

@@ -3,30 +3,44 @@
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::ids::TensorId;
-use crate::plan::rounding::{LayerMatrix, Rounded};
+use crate::plan::rounding::{Gradients, LayerMatrix, Rounded};
 use crate::plan::{ModelRun, Plan, Roundings};
 use crate::quant::Isa;
 use crate::run::kept::key;
 use crate::run::model_pass::facts;
 use crate::run::outcome::Options;
 
-/// The key of each layer: of the tokens, the weights up to it, how its own matrices are quantized, and, in a sequence, the keys of
-/// the layers before it.
+/// What decides codes.
+pub(super) struct Keys {
+    /// Of each layer: of the tokens, the weights up to it, how its own matrices are quantized, and, in a sequence, the keys of
+    /// the layers before it.
+    pub layers: Vec<String>,
+    /// Of the gradients of all layers: of the samples, all weights, and the blocks; none if there are none.
+    pub gradients: Option<String>,
+}
+
+/// The keys of a plan's layers.
 pub(super) fn of(
     plan: &Plan,
     run: &ModelRun,
     roundings: &Roundings,
     matrices: &[Vec<LayerMatrix<'_>>],
     options: &Options,
-) -> Vec<String> {
+) -> Keys {
     let isa = options.isa.unwrap_or_else(Isa::detect);
     let mut weights = facts(plan, run);
-    weights.push(format!("{isa:?} {}", roundings.is_sequential));
+    weights.push(format!("{isa:?}"));
     // A change of a file that is so new might not show in its identity: such codes are not found again.
     if !plan.model.shards.iter().all(|shard| shard.identity.is_settled()) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         weights.push(format!("{} {}", now.as_nanos(), std::process::id()));
     }
+    let gradients = roundings.gradients.map(|gradients| {
+        let Gradients { samples, seed, most, .. } = gradients;
+        let shards = plan.model.shards.iter().map(|shard| format!("{} {:?}", shard.name, shard.identity));
+        key(weights.iter().cloned().chain([format!("{samples} {seed} {most}")]).chain(shards))
+    });
+    weights.push(roundings.is_sequential.to_string());
     let layers = layers_of_tensors(plan, matrices.len());
     let (mut weights, mut before) = (key(weights), String::new());
     let mut out = Vec::with_capacity(matrices.len());
@@ -43,14 +57,17 @@ pub(super) fn of(
         let shards = shards.into_iter().map(|shard| &plan.model.shards[shard]);
         let shards = shards.map(|shard| format!("{} {:?}", shard.name, shard.identity));
         weights = key(std::iter::once(weights).chain(shards));
-        let own = matrices.iter().map(|matrix| of_matrix(plan, roundings, matrix));
+        let guide = |matrix: &LayerMatrix<'_>| gradients.as_deref().filter(|_| matrix.spec.is_guided());
+        let own = matrices
+            .iter()
+            .map(|matrix| format!("{} {:?}", of_matrix(plan, roundings, matrix), guide(matrix)));
         before = key([weights.clone(), before].into_iter().chain(own));
         out.push(before.clone());
         if !roundings.is_sequential {
             before.clear();
         }
     }
-    out
+    Keys { layers: out, gradients }
 }
 
 /// How a matrix is quantized.

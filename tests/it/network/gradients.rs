@@ -19,7 +19,7 @@ fn hold(name: &str, fixture: &Fixture, expected: &std::collections::BTreeMap<Str
         |layer: usize| LayerWeights::read(&description.layers[layer], &fixture.weights).expect("weights");
     for layer in 0..description.layers.len() {
         let mut next = pass.room(None);
-        pass.layer_to(layer, &read(layer), &streams[layer], &mut next).expect("a layer");
+        pass.layer_to(layer, &read(layer), &streams[layer], &mut next, &|_| Ok(())).expect("a layer");
         streams.push(next);
     }
     let last = streams.pop().expect("the last");
@@ -38,7 +38,8 @@ fn hold(name: &str, fixture: &Fixture, expected: &std::collections::BTreeMap<Str
         let last = gradients.get(0).expect("a gradient");
         assert!(compare(format!("gradient.{}", layer + 1), &last));
         let mut outputs = OutputMoments::of(program.matrices().map(|matrix| (matrix, 1)));
-        pass.layer_back(layer, &read(layer), &streams[layer], &mut gradients, &mut outputs).expect("a layer");
+        pass.layer_back((layer, &read(layer)), &streams[layer], &mut gradients, &mut outputs, &|_| Ok(()))
+            .expect("a layer");
         for matrix in program.matrices() {
             let squares = &outputs.get(matrix).expect("chosen").sums;
             matrices += u32::from(compare(format!("squares.{}", matrix.module()), squares));

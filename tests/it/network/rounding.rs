@@ -4,8 +4,8 @@ use super::{Files, run};
 use crate::support::root;
 use monoquant::network::tokens::{Tokenizer, documents, windows};
 use monoquant::network::{
-    Description, LayerWeights, Linear, OutputMoments, Pass, Rounding, Sequence, Silent, StageMoments,
-    compare_logits, round_stage,
+    Backwards, Description, LayerWeights, Linear, OutputMoments, Pass, Rounding, Sequence, Silent,
+    StageMoments, compare_logits, round_stage,
 };
 use monoquant::quant::{Bits, FloatType, Granularity, Isa, Observer, Quantizer, Scheme, Storage};
 
@@ -55,7 +55,8 @@ impl Example {
             Ok(())
         };
         let blocks = |_: usize, matrix: &Linear| Some(matrix.rows);
-        pass.output_moments(&self.weights, 0, &blocks, &mut || Ok(None), &mut keep).expect("gradients");
+        let how = Backwards { weights: &self.weights, seed: 0, blocks: &blocks, tell: &|_, _| Ok(()) };
+        pass.output_moments(&how, &mut || Ok(None), &mut keep).expect("gradients");
         out.reverse();
         out
     }
@@ -96,12 +97,7 @@ impl Example {
         let original = run(description, weights, held_out, None, &mut Silent);
         let answers = run(description, &quantized, held_out, None, &mut Silent);
         let found = compare_logits(description, held_out, (weights, &original), (&quantized, &answers));
-        let mean = found.expect("compared").mean;
-        use std::io::Write as _;
-        let mut log =
-            std::fs::OpenOptions::new().append(true).create(true).open("/tmp/s/kl.txt").expect("log");
-        writeln!(log, "guided {} signed {is_signed}: {mean}", outputs.is_some()).expect("log");
-        mean
+        found.expect("compared").mean
     }
 }
 
