@@ -12,22 +12,28 @@ use crate::text;
 
 mod calibrate;
 mod check;
+mod ci;
 mod clean;
+mod compare;
 mod data;
 mod evaluate;
 mod explain;
+mod fix;
 mod generate;
 mod init;
 mod inspect;
 mod keys;
+mod lock;
 mod output;
 mod parts;
 mod plan;
 mod recipe_args;
 mod run;
 mod signals;
+mod sweep;
 mod verify;
 mod watch;
+mod workspace;
 
 use output::Output;
 use signals::Signals;
@@ -125,6 +131,24 @@ enum Command {
     ///
     /// Outputs and their records stay.
     Clean(CleanArgs),
+    /// Compare two quantized models: sizes, the SQNR of the model and of each layer.
+    ///
+    /// By their reports; or by their weights, if one has no report: the output of another tool, a source model.
+    Compare(compare::CompareArgs),
+    /// Measure all combinations of some values of a recipe in one pass over the weights, and rank them by size and quality.
+    ///
+    /// Nothing is exported. The settings that no other one beats in both are marked.
+    Sweep(sweep::SweepArgs),
+    /// Find the smallest change of a recipe that lets its gate pass, and print it as a patch.
+    ///
+    /// Tried and measured on the model: `observer: mse`, smaller groups, eight bits for the layers that need them. The patch keeps
+    /// comments and goes to standard output, for `patch -p1`.
+    Fix(fix::FixArgs),
+    /// Lock what a run has made: write `monoquant.lock` beside the recipe, which `run --locked` holds later runs to.
+    ///
+    /// One entry per recipe: its values, the version of monoquant, the hashes of the source's files and its revision on the Hub, and
+    /// those of the output's files. The files of source and output are read, to be sure of them.
+    Lock(lock::LockArgs),
     /// Check an output directory against its report: sizes and checksums of its files.
     Verify(VerifyArgs),
     /// Print the JSON Schema of recipes, or of reports.
@@ -212,7 +236,7 @@ struct RunArgs {
     trusted: bool,
     /// Make only one of several parts of the output's files, on this machine or another one: part I of N, from 0. `auto` takes I
     /// and N from a Slurm array, `auto/N` only I, also of a Kubernetes indexed job or an AWS Batch array
-    #[arg(long, value_name = "I/N", conflicts_with_all = ["join", "watch", "dry_run"])]
+    #[arg(long, value_name = "I/N", conflicts_with_all = ["join", "watch", "dry_run", "report", "baseline", "locked"])]
     part: Option<String>,
     /// Take the files that all parts have made, judge the gates and publish. Exit status 75 if some are missing
     #[arg(long, conflicts_with_all = ["watch", "dry_run"])]
@@ -232,6 +256,8 @@ struct RunArgs {
     /// Use the kernels of this instruction set (portable, avx2, avx512, neon). Results do not depend on it.
     #[arg(long, value_name = "NAME", env = "MONOQUANT_ISA", hide_env_values = true)]
     isa: Option<String>,
+    #[command(flatten)]
+    ci: ci::CiArgs,
 }
 
 #[derive(Debug, Args)]
@@ -415,6 +441,10 @@ pub fn run_with(args: impl IntoIterator<Item = OsString>) -> Exit {
         Command::Explain(args) => explain::explain(args, &output),
         Command::Check(args) => check::check(args, &output),
         Command::Inspect(args) => inspect::inspect(args, &output),
+        Command::Compare(args) => compare::run(args, &output, &signals),
+        Command::Sweep(args) => sweep::sweep(args, &output, &signals),
+        Command::Fix(args) => fix::fix(args, &output, &signals),
+        Command::Lock(args) => lock::lock(args, &output, &signals),
         Command::Verify(args) => verify::verify(&args.directory, &output),
         Command::Schema(args) => generate::schema(args, &output),
         Command::Completions(args) => generate::completions(args.shell, &mut Cli::command(), &output),

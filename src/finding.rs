@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::exit::Exit;
 
+pub mod codes;
 mod diagnostic;
 
 pub use diagnostic::{Diagnostic, PlaceRecord, all as diagnostics};

@@ -21,6 +21,7 @@ use crate::text::units::{counted, decibels};
 mod calibration;
 mod check_warnings;
 mod evaluation;
+pub(crate) mod outlook;
 mod signal;
 mod written;
 

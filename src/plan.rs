@@ -16,6 +16,7 @@ use crate::stage::Stage;
 use crate::stage::export::DigestChoice;
 
 pub(crate) mod budget;
+pub(crate) mod card;
 pub(crate) mod checks;
 pub mod compressed_tensors;
 pub mod config;
@@ -292,7 +293,8 @@ fn exports(content: Content<'_>) -> IdVec<ExportId, ExportPlan> {
         let Stage::Export(export) = stage else { continue };
         let (files, tensors, outputs) = layout::lay_out(content, index, export.format, export.shards);
         let config = config::config_text(content, index, export.format);
-        let others = copies::sort(model, export.copy);
+        let card = card::plan(loaded, model, export);
+        let others = copies::sort(model, export.copy, card.is_some());
         exports.push(ExportPlan {
             stage: index,
             format: export.format,
@@ -301,6 +303,8 @@ fn exports(content: Content<'_>) -> IdVec<ExportId, ExportPlan> {
             path: normalized(&loaded.resolve_path(&export.path)),
             has_index: files.len() > 1 || model.index.is_some(),
             config,
+            card,
+            sums: export.digest == DigestChoice::Sha256,
             copies: others.carried,
             left: others.left,
             files,

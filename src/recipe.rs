@@ -27,5 +27,6 @@ pub use overrides::Overrides;
 pub use schema::{schema, schema_text};
 pub use text::text_of;
 pub use written::Written;
+pub(crate) use written::public_path;
 #[cfg(feature = "cli")]
 pub(crate) use {overrides::seen_from, text::MAX_BYTES};

@@ -1,25 +1,25 @@
 //! Reports: the report of a run, and how runs, plans and models are shown to people and programs.
 
-use std::fmt::Display;
-use std::io::{self, BufReader, Read, Seek, Write};
-use std::path::Path;
+use std::io::{self, Write};
 
 use schemars::JsonSchema;
-use serde::de::{IgnoredAny, SeqAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Serialize};
 
-use crate::exit::Exit;
-use crate::finding::{Diagnostic, Failure, Finding};
-use crate::fs::regular::{self, limit};
+use crate::finding::Diagnostic;
 use crate::ids::StageId;
 pub use crate::plan::layout::{Left, REPORT_FILE_NAME as FILE_NAME};
+pub use reading::{Ours, ours, parse, read, unreadable};
 pub use rounding::{NearestRecord, RoundingRecord};
 pub use scheme::{ObserverRecord, SchemeRecord};
 
+pub mod comparison;
 pub(crate) mod engines;
 pub mod evaluation;
+mod failed;
 pub(crate) mod ledger;
+mod machine;
 pub(crate) mod measured;
+mod reading;
 mod rounding;
 mod scheme;
 
@@ -57,6 +57,9 @@ pub struct Report {
     pub tensors: Vec<TensorRecord>,
     /// Whether bytes in and out add up.
     pub balance: Balance,
+    /// The comparison with the report of `--baseline`. Never in the report of an output, which does not depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub baseline: Option<comparison::Comparison>,
     /// The BLAKE3 hash in hexadecimal of this file with nothing between these quotes: a report that was edited is known by it, and
     /// one without it is not believed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -93,7 +96,7 @@ pub struct FileRecord {
 pub struct OutputRecord {
     /// Index of the stage in the recipe, from 0.
     pub stage: StageId,
-    /// The path as the recipe has it.
+    /// The path as the recipe has it; the name alone of a path from the root of the machine.
     pub path: String,
     /// `compressed-tensors` or `dequantized`.
     pub format: String,
@@ -107,6 +110,9 @@ pub struct OutputRecord {
     /// reports of earlier versions.
     #[serde(default)]
     pub others: Vec<FileRecord>,
+    /// The file with the SHA-256 hashes of all others, if the recipe asks for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub sums: Option<String>,
     /// Source files that were left behind, and why.
     #[serde(default)]
     pub left: Vec<Left>,
@@ -335,155 +341,6 @@ pub fn edited(text: &str, report: &Report) -> Option<&'static str> {
         })
     });
     (!is_as_written).then_some(EDITED)
-}
-
-/// What is kept of a report to know an output by it.
-#[derive(Debug)]
-pub struct Ours {
-    /// The outputs, in the order of the `export` stages.
-    pub outputs: Vec<OutputRecord>,
-}
-
-/// What a report says of its outputs, where it was written by this monoquant or an older one and not changed since. Of its tensors
-/// none is held.
-///
-/// # Errors
-/// What is wrong with it, to follow the name of its file.
-pub fn ours(mut file: impl Read + Seek) -> Result<Ours, String> {
-    #[derive(Deserialize)]
-    struct Version {
-        report_version: u32,
-    }
-    /// As [`Report`].
-    #[derive(Deserialize)]
-    #[expect(dead_code, reason = "what is not used must be there and right all the same")]
-    struct Skimmed {
-        report_version: u32,
-        monoquant: String,
-        verdict: Verdict,
-        recipe: IgnoredAny,
-        source: Vec<FileRecord>,
-        outputs: Vec<OutputRecord>,
-        sizes: Sizes,
-        quality: Option<Quality>,
-        gates: Vec<GateRecord>,
-        warnings: Vec<Diagnostic>,
-        tensors: Looked,
-        balance: Balance,
-        #[serde(default)]
-        digest: Option<String>,
-    }
-    if let Ok(Version { report_version }) = serde_json::from_reader(BufReader::new(&mut file))
-        && report_version > VERSION
-    {
-        return Err(format!(
-            "was written by a newer monoquant: it has version {report_version}, and this one knows {VERSION}"
-        ));
-    }
-    let misread = |error: &dyn Display| format!("cannot be understood: {error}");
-    file.rewind().map_err(|error| misread(&error))?;
-    let mut text = Digested::new(file);
-    let report: Skimmed =
-        serde_json::from_reader(BufReader::new(&mut text)).map_err(|error| misread(&error))?;
-    if !(1..=VERSION).contains(&report.report_version) {
-        return Err("has no version that there was".to_owned());
-    }
-    match report.digest {
-        None => return Err(NO_DIGEST.to_owned()),
-        Some(digest) if !text.is(&digest) => return Err(EDITED.to_owned()),
-        Some(_) => {}
-    }
-    Ok(Ours { outputs: report.outputs })
-}
-
-/// Tensors of a report that were understood and not kept.
-struct Looked;
-
-impl<'de> Deserialize<'de> for Looked {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(Looked)
-    }
-}
-
-impl<'de> Visitor<'de> for Looked {
-    type Value = Self;
-
-    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("a sequence")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut tensors: A) -> Result<Self, A::Error> {
-        while tensors.next_element::<TensorRecord>()?.is_some() {}
-        Ok(self)
-    }
-}
-
-/// Hashes a report while it is read, but for its end, where its digest is.
-struct Digested<R> {
-    file: R,
-    hasher: blake3::Hasher,
-    end: Vec<u8>,
-}
-
-impl<R: Read> Digested<R> {
-    /// Bytes from the line with the digest to the end, and more.
-    const END: usize = 512;
-
-    fn new(file: R) -> Self {
-        Self { file, hasher: blake3::Hasher::new(), end: Vec::new() }
-    }
-
-    /// Whether this is the hash of what was read without it.
-    fn is(mut self, digest: &str) -> bool {
-        let mut at = self.end.windows(DIGEST.len());
-        let Some(start) = at.rposition(|text| text == DIGEST.as_bytes()).map(|at| at + DIGEST.len()) else {
-            return false;
-        };
-        let Some(rest) = self.end[start..].strip_prefix(digest.as_bytes()) else { return false };
-        self.hasher.update(&self.end[..start]).update(rest);
-        self.hasher.finalize().to_hex().as_str() == digest
-    }
-}
-
-impl<R: Read> Read for Digested<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.file.read(buffer)?;
-        self.end.extend_from_slice(&buffer[..count]);
-        if self.end.len() > 1 << 16 {
-            let hashed = self.end.len() - Self::END;
-            self.hasher.update(&self.end[..hashed]);
-            self.end.drain(..hashed);
-        }
-        Ok(count)
-    }
-}
-
-/// Reads a report.
-///
-/// # Errors
-/// If it cannot be read or is not a report of this version.
-pub fn read(path: &Path) -> Result<Report, Failure> {
-    parse(path, &regular::read_bounded(path, limit::REPORT).map_err(|error| unreadable(path, &error))?)
-}
-
-/// Parses the bytes of the report at a path.
-///
-/// # Errors
-/// If they are not a report of this version.
-pub fn parse(path: &Path, bytes: &[u8]) -> Result<Report, Failure> {
-    serde_json::from_slice(bytes)
-        .map_err(|error| not_a_report(format!("{} is not a report: {error}", path.display())))
-}
-
-/// That the report at a path cannot be read.
-#[must_use]
-pub fn unreadable(path: &Path, error: &std::io::Error) -> Failure {
-    not_a_report(format!("cannot read {}: {error}", path.display()))
-}
-
-fn not_a_report(message: String) -> Failure {
-    let finding = Finding::error("report::unreadable", message);
-    Failure::new(Exit::BadModel, finding.help("A directory that monoquant wrote holds its report."))
 }
 
 /// The JSON Schema of the report.

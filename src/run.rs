@@ -3,15 +3,20 @@
 //! The only module that sees all the others.
 
 pub mod calibrate;
+mod card;
 mod carried;
 mod chosen_codes;
+pub mod compare;
+pub mod conditions;
 mod context;
 pub mod evaluate;
 pub(crate) mod event;
 mod executor;
 mod finish;
+pub mod fix;
 pub(crate) mod incremental;
 mod kept;
+pub mod lockfile;
 mod made;
 mod model_pass;
 mod outcome;
@@ -19,6 +24,8 @@ pub mod parts;
 mod preflight;
 pub mod rounding;
 pub(crate) mod stream;
+mod sums;
+pub mod sweep;
 pub mod verify;
 mod workers;
 

@@ -24,7 +24,7 @@ pub fn check(findings: &[Finding]) {
     }
     let lines = plain::render(findings);
     assert_eq!(lines.matches('\n').count(), findings.len(), "{lines:?}");
-    let commands = github::render(findings);
+    let commands = github::render(findings, &str::to_owned);
     assert_eq!(commands.matches('\n').count(), findings.len(), "{commands:?}");
     assert!(!commands.contains('\r'), "{commands:?}");
     for command in commands.split_terminator('\n') {

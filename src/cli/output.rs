@@ -2,6 +2,7 @@
 
 use std::borrow::Cow;
 use std::io::{self, BufWriter, IsTerminal, Write};
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use anstream::{AutoStream, ColorChoice};
@@ -183,7 +184,7 @@ impl Output {
         match self.format {
             Format::Json => self.json(&diagnostics(&shown)),
             // Commands are intended here. Their content was made harmless.
-            Format::Github => self.own(&github::render(&shown)),
+            Format::Github => self.own(&github::render(&shown, &annotated_path)),
             Format::Plain => self.raw(&plain::render(&shown)),
             Format::Human => {
                 let color = matches!(self.color, ColorChoice::Always | ColorChoice::AlwaysAnsi);
@@ -209,6 +210,12 @@ impl Output {
             let _ = err.write_all(b"\n");
         }
     }
+}
+
+/// The path of a file in an annotation: under GitHub Actions from the root of the workspace.
+fn annotated_path(name: &str) -> String {
+    let is_file = !name.starts_with("--") && std::env::var_os("GITHUB_WORKSPACE").is_some();
+    if is_file { super::workspace::from_root(Path::new(name)) } else { name.to_owned() }
 }
 
 /// Makes the lines of a text harmless as they are written.

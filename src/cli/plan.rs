@@ -38,7 +38,7 @@ pub(super) fn plan(
         output.findings(&plan.warnings);
         let mut text = plan::text_at(&plan, output.width(), output.is_verbose());
         if let Some(shares) = &shares {
-            text.push_str(&plan::parts(shares, output.width()));
+            text.push_str(&crate::show::parts::text(shares, output.width()));
         }
         output.result(&text);
     }

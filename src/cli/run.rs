@@ -2,6 +2,7 @@
 
 use std::time::{Duration, Instant};
 
+use super::ci::Ci;
 use super::output::Output;
 use super::recipe_args::{Trust, instruction_set, limits, loaded, tell_failed_reports};
 use super::signals::Signals;
@@ -28,7 +29,14 @@ pub(super) fn listener(output: &Output) -> Box<dyn Listener> {
     }
 }
 
+/// Runs a recipe, and tells CI of it.
 pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<Exit, Failure> {
+    let mut ci = Ci::of(args)?;
+    let ended = ci.read_conditions().and_then(|()| carry_out(args, &ci, output, signals));
+    ended.or_else(|failure| ci.tell_failure(failure, output))
+}
+
+fn carry_out(args: &RunArgs, ci: &Ci<'_>, output: &Output, signals: &Signals) -> Result<Exit, Failure> {
     let start = Instant::now();
     let loaded = loaded(&args.recipe)?;
     crate::run::restore(&loaded)?;
@@ -37,6 +45,7 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     if args.join {
         crate::run::parts::check(&plan)?;
     }
+    ci.check(&plan)?;
     // As JSON there is one result, the report, and it holds every warning.
     let is_json = output.format() == Format::Json;
     if !is_json {
@@ -47,7 +56,9 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
         output.say(note);
     }
     let fresh = args.fresh || trust != Trust::Trusted;
-    let options = Options { isa, durable: args.durable, fresh, join: args.join, ..Options::default() };
+    let conditions = ci.conditions();
+    let options =
+        Options { isa, durable: args.durable, fresh, join: args.join, conditions, ..Options::default() };
     let listener = listener(output);
     let running = signals.running(&options.cancel);
     let warnings = plan.warnings.len();
@@ -58,10 +69,11 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     }
     let noted = Noted::new(listener.as_ref());
     let join = || crate::run::run(&plan, &options, &noted);
-    let outcome = waiting(args.wait, &options.cancel, join)?;
+    let mut outcome = waiting(args.wait, &options.cancel, join)?;
     let read = noted.read();
     drop(listener);
     drop(running);
+    ci.tell_outcome(&plan, &mut outcome)?;
     if is_json {
         tell_failed_reports(&plan, &outcome, output);
         output.json(&outcome.report);

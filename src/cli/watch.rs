@@ -160,6 +160,9 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
         match stage {
             Stage::Load(load) => {
                 folder = source::path(&load.model, &loaded.base_of(&load.model)).ok().flatten();
+                if folder.is_none() {
+                    others.extend(source::arrives(&load.model));
+                }
             }
             Stage::Calibrate(stage) => others.extend(stage.text.iter().map(|text| loaded.resolve_path(text))),
             Stage::Evaluate(stage) => others.extend(stage.text.iter().map(|text| loaded.resolve_path(text))),
@@ -167,7 +170,5 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
             _ => {}
         }
     }
-    if let Some(folder) = folder {
-        inputs.set(folder, others, outputs);
-    }
+    inputs.set(folder, others, outputs);
 }

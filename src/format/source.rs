@@ -191,6 +191,8 @@ pub struct Scheme {
     pub prefix: &'static str,
     /// The path on this machine that a word stands for, if it stands for one. `base` is the recipe's folder.
     pub path: fn(word: &str, base: &Path) -> Result<Option<PathBuf>, Failure>,
+    /// The folders in which the model will be when it arrives, if that is not the path itself.
+    pub arrives: fn(word: &str) -> Vec<PathBuf>,
     /// Opens the source that a word stands for. Links may also lead into the folders `follow`.
     pub open: fn(word: &str, base: &Path, follow: &[PathBuf]) -> Opened,
 }
@@ -209,6 +211,12 @@ fn scheme(word: &str) -> &'static Scheme {
 /// If the word is wrong, or it names a model that is not there.
 pub fn path(word: &str, base: &Path) -> Result<Option<PathBuf>, Failure> {
     (scheme(word).path)(word, base)
+}
+
+/// The folders in which a model that a recipe names will be when it arrives, if that is not its path itself.
+#[must_use]
+pub fn arrives(word: &str) -> Vec<PathBuf> {
+    (scheme(word).arrives)(word)
 }
 
 /// Opens the source that a recipe's `model` stands for; `base` is the recipe's folder. Links may also lead into the

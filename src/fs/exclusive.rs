@@ -124,6 +124,20 @@ pub(crate) fn replace(
     placed.map(|()| file)
 }
 
+/// Adds bytes to the end of a file, which is made if it is not there.
+///
+/// # Errors
+/// If something else than a file is there, or it cannot be written.
+#[cfg(feature = "cli")]
+pub(crate) fn append(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    match kind(path)? {
+        Kind::Nothing | Kind::File => {
+            io::Write::write_all(&mut File::options().append(true).create(true).open(path)?, bytes)
+        }
+        kind => Err(io::Error::other(format!("it is {}", kind.words()))),
+    }
+}
+
 /// Whether an open file is the one that a path names, links not followed.
 #[must_use]
 pub(crate) fn is_at(file: &File, path: &Path) -> bool {

@@ -94,6 +94,23 @@ pub(crate) fn files_below(
     }
 }
 
+/// Puts a folder and those below it, but for hidden ones and some others, into a list, to a depth. Nothing if it is no folder.
+#[cfg_attr(not(feature = "cli"), allow(dead_code, reason = "only the command uses it"))]
+pub(crate) fn folders_below(path: &Path, depth: usize, except: &[PathBuf], folders: &mut Vec<PathBuf>) {
+    if !is_folder(path) {
+        return;
+    }
+    folders.push(path.to_owned());
+    let Some(depth) = depth.checked_sub(1) else { return };
+    for entry in fs::read_dir(path).into_iter().flatten().flatten() {
+        let path = entry.path();
+        let is_hidden = entry.file_name().to_string_lossy().starts_with('.');
+        if !is_hidden && !except.contains(&path) {
+            folders_below(&path, depth, except, folders);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

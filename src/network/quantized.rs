@@ -68,6 +68,15 @@ impl<'m> Quantized<'m> {
         self.matrices.get(&format!("{module}.weight")).is_some_and(|matrix| matrix.rounds_inputs)
     }
 
+    /// The matrices of codes by the name of the weight that they stand for, each with its scheme and the bytes of its parts.
+    pub fn matrices(&self) -> impl Iterator<Item = (&str, &Scheme, u64)> {
+        self.matrices.iter().map(|(name, matrix)| {
+            let parts = [Some(matrix.codes), Some(matrix.scales), matrix.zero_points];
+            let bytes = parts.into_iter().flatten().map(|part| self.model.tensors[part].bytes).sum();
+            (name.as_str(), &matrix.scheme, bytes)
+        })
+    }
+
     fn decode(&self, name: &str, matrix: &Matrix, rows: &Range<usize>) -> Result<Vec<f32>, Finding> {
         let (scheme, columns) = (&matrix.scheme, matrix.columns);
         // Zero points of some rows may lie in one word.

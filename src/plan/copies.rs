@@ -1,11 +1,15 @@
 //! The model's other files: which are carried over, and which stay behind and why.
 
 use super::Plan;
+use super::card::CARD_FILE_NAME;
 use super::layout::{Left, RECIPE_FILE_NAME, REPORT_FILE_NAME};
 use crate::finding::Finding;
 use crate::ids::StageId;
 use crate::model::{Fate, ModelFolder, OtherFile};
 use crate::recipe::Loaded;
+
+/// The name of the file with hashes of all files.
+pub(crate) const SUMS_FILE_NAME: &str = "SHA256SUMS";
 
 /// The fate of the model's other files in an export.
 pub(super) struct Copies {
@@ -15,12 +19,13 @@ pub(super) struct Copies {
     pub(super) left: Vec<Left>,
 }
 
-/// Sorts the model's other files; `copies` is what the recipe says of them all.
-pub(super) fn sort(model: &ModelFolder, copies: bool) -> Copies {
+/// Sorts the model's other files; `copies` is what the recipe says of them all, and a card that is made anew is not carried over.
+pub(super) fn sort(model: &ModelFolder, copies: bool, has_card: bool) -> Copies {
     let mut out = Copies { carried: Vec::new(), left: Vec::new() };
     for (index, file) in model.others.iter().enumerate() {
         let reason = match &file.fate {
             Fate::Left(reason) => reason,
+            _ if has_card && file.path == CARD_FILE_NAME => continue,
             _ if !copies => "`copy: false`",
             _ if is_ours(file) => "of an earlier output, whose own are written",
             Fate::Broken { .. } => continue,
@@ -36,7 +41,7 @@ pub(super) fn sort(model: &ModelFolder, copies: bool) -> Copies {
 
 /// Whether an export writes a file with this name.
 fn is_ours(file: &OtherFile) -> bool {
-    file.path == REPORT_FILE_NAME || file.path == RECIPE_FILE_NAME
+    [REPORT_FILE_NAME, RECIPE_FILE_NAME, SUMS_FILE_NAME].contains(&file.path.as_str())
 }
 
 /// Files that an export would carry over and cannot.

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
+use super::card::Card;
 use super::output_tensor::{Content, MAX_FILES, OutputTensor, Part};
 use super::select::{Decision, QuantSpec};
 use crate::format::container::{Entry, SAFETENSORS};
@@ -130,6 +131,10 @@ pub struct ExportPlan {
     pub has_index: bool,
     /// The text of config.json. None if the source has none.
     pub config: Option<String>,
+    /// The model card. None if none is made.
+    pub card: Option<Card>,
+    /// Whether there is a file with the SHA-256 hashes of all others.
+    pub sums: bool,
     /// Indices of the model's other files that are carried over.
     pub copies: Vec<usize>,
     /// The files of the source that are left behind.

@@ -160,7 +160,8 @@ fn strangers(folder: &Folder, tree: &[Entry], report: &Ours) -> Vec<String> {
     // A report lists every output of its run: the folder is the one that explains most of it.
     let of = |output: &OutputRecord| {
         let names = output.files.iter().map(|file| file.name.as_str());
-        let copied = output.copied.iter().map(String::as_str);
+        let made = output.others.iter().map(|file| file.name.as_str()).chain(output.sums.as_deref());
+        let copied = output.copied.iter().map(String::as_str).chain(made);
         let fixed = [report::FILE_NAME, crate::plan::layout::RECIPE_FILE_NAME, "config.json"];
         let files: HashSet<&Path> = names.chain(copied).chain(fixed).map(Path::new).collect();
         let folders: HashSet<&Path> = files.iter().flat_map(|file| file.ancestors().skip(1)).collect();

@@ -6,9 +6,10 @@ use serde_json::{Map, Value, json};
 use crate::text::units::number;
 
 /// Values that completion inserts for numbers without a default: without one, editors insert 0.
-const EXAMPLES: [(&str, f64); 16] = [
+const EXAMPLES: [(&str, f64); 18] = [
     ("gap_error", 6.0),
     ("gap_warning", 3.0),
+    ("gradient_samples", 24.0),
     ("grid", 100.0),
     ("max_kl", 0.02),
     ("max_perplexity_ratio", 1.03),
@@ -18,6 +19,7 @@ const EXAMPLES: [(&str, f64); 16] = [
     ("norm", 2.4),
     ("percentile", 99.9),
     ("samples", 128.0),
+    ("seed", 0.0),
     ("skip_param_threshold", 512.0),
     ("sqnr_error_threshold", 12.0),
     ("sqnr_warning_threshold", 16.0),

@@ -95,7 +95,8 @@ impl Loaded {
         self.tree.at(pointer)?.written.as_deref()
     }
 
-    /// The recipe as JSON, with defaults filled in and variables as they were written.
+    /// The recipe as JSON, with defaults filled in and variables as they were written. Paths from the root of the machine are
+    /// variables too: they are no part of what is published.
     ///
     /// # Errors
     /// If it cannot be written as JSON.
@@ -104,8 +105,19 @@ impl Loaded {
             let message = format!("cannot write the recipe as JSON: {error}");
             Failure::new(Exit::Internal, Finding::error("recipe::no-json", message))
         })?;
+        written::hide_paths(&mut value);
         written::put(&mut value, self.written.iter().map(|one| (one.pointer.as_str(), one.text.as_str())));
         Ok(value)
+    }
+
+    /// The text of the recipe without paths from the root of the machine, as it is published.
+    #[must_use]
+    pub fn public_text(&self) -> String {
+        let mut recipe = serde_json::to_value(&self.recipe).unwrap_or_default();
+        let mut hidden = written::hide_paths(&mut recipe);
+        hidden.sort_by_key(|(path, _)| std::cmp::Reverse(path.len()));
+        let text = self.source.text.clone();
+        hidden.iter().fold(text, |text, (path, public)| text.replace(path.as_str(), public))
     }
 
     /// A text that may name paths, with those in which variables were replaced as they were written.

@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::tree::{Content, Node, segment};
 use crate::finding::Finding;
-use crate::fs::paths::canonical;
+use crate::fs::paths::{canonical, is_address};
 use crate::layer::pattern::Pattern;
 use crate::recipe::Recipe;
 use crate::stage::Stage;
@@ -65,6 +65,45 @@ pub(super) fn put<'w>(recipe: &mut Value, written: impl IntoIterator<Item = (&'w
             *value = Value::String(text.to_owned());
         }
     }
+}
+
+/// What stands for a path from the root of the machine in what is published: a variable, or the name of an output. None if the path is
+/// relative or an address.
+pub(crate) fn public_path(key: &str, path: &str) -> Option<String> {
+    if is_address(path) || !Path::new(path).is_absolute() {
+        return None;
+    }
+    let name =
+        || Path::new(path).file_name().map_or("out".to_owned(), |name| name.to_string_lossy().into_owned());
+    Some(match key {
+        "path" => name(),
+        "model" => "${MODEL}".to_owned(),
+        key if key.starts_with("text") => "${TEXT}".to_owned(),
+        _ => "${CALIBRATION}".to_owned(),
+    })
+}
+
+/// Puts variables in the places of paths from the root of the machine. Gives what was replaced by what.
+pub(super) fn hide_paths(recipe: &mut Value) -> Vec<(String, String)> {
+    let mut hidden = Vec::new();
+    let mut hide = |key: &str, value: Option<&mut Value>| {
+        if let Some(value) = value
+            && let Some(path) = value.as_str()
+            && let Some(public) = public_path(key, path)
+        {
+            hidden.push((path.to_owned(), public.clone()));
+            *value = Value::String(public);
+        }
+    };
+    for stage in recipe.get_mut("stages").and_then(Value::as_array_mut).into_iter().flatten() {
+        hide("model", stage.get_mut("model"));
+        hide("path", stage.get_mut("path"));
+        hide("calibration", stage.pointer_mut("/calibration/file"));
+        for text in stage.get_mut("text").and_then(Value::as_array_mut).into_iter().flatten() {
+            hide("text", Some(text));
+        }
+    }
+    hidden
 }
 
 /// Tells the patterns of a recipe how they were written.

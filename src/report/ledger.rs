@@ -1,6 +1,8 @@
 //! Assembly of a run's report: every source tensor exactly once, with the action and its reason, and bytes that must
 //! add up.
 
+use std::path::Path;
+
 use super::{
     Balance, FileRecord, GateRecord, Metrics, OutputRecord, Quality, Report, SchemeRecord, Sizes,
     TensorRecord, Verdict, WorstGroup,
@@ -8,9 +10,11 @@ use super::{
 use crate::digest::Digest;
 use crate::finding::{Diagnostic, Failure, Finding};
 use crate::ids::{ExportId, FileId, IdVec, ShardId, StageId, TaskId, TensorId};
+use crate::plan::copies::SUMS_FILE_NAME;
 use crate::plan::select::matrix_shape;
 use crate::plan::{Action, Plan};
 use crate::quant::{Distortion, Granularity};
+use crate::recipe::public_path;
 use crate::report::evaluation::Evaluation;
 use crate::report::measured::Extremes;
 use crate::stage::Stage;
@@ -78,6 +82,7 @@ pub(crate) fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failur
                 .collect(),
             copied: export.copies.iter().map(|&index| plan.model.others[index].path.clone()).collect(),
             others,
+            sums: export.sums.then(|| SUMS_FILE_NAME.to_owned()),
             left: export.left.clone(),
             engines: super::engines::of(plan, export.stage),
         })
@@ -91,7 +96,7 @@ pub(crate) fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failur
     let mut digests = results.source_files.iter().chain(results.output_files.iter().flatten());
     let is_whole = digests.all(|digest| digest.crc64.is_some());
     let balance = balance(plan, &tensors);
-    Ok(Report {
+    let mut report = Report {
         report_version: super::VERSION,
         monoquant: env!("CARGO_PKG_VERSION").to_owned(),
         verdict: results.verdict,
@@ -105,8 +110,16 @@ pub(crate) fn report(plan: &Plan, results: Results<'_>) -> Result<Report, Failur
         warnings,
         balance: Balance { balanced: balance.balanced && is_whole, ..balance },
         tensors,
+        baseline: None,
         digest: None,
-    })
+    };
+    report.tell_without(
+        [Some(plan.loaded.base.as_path()), plan.model.source.folder()]
+            .into_iter()
+            .flatten()
+            .map(Path::to_owned),
+    );
+    Ok(report)
 }
 
 /// The word for a format in reports.
@@ -118,12 +131,13 @@ pub(crate) fn format_name(format: Format) -> &'static str {
     }
 }
 
-/// The path of an `export` stage as the recipe has it.
+/// The path of an `export` stage as the recipe has it; of a path from the root its last name.
 #[must_use]
 pub(crate) fn written_path(plan: &Plan, stage: StageId) -> String {
     match &plan.recipe().stages[stage] {
         Stage::Export(export) => {
-            plan.loaded.written(&format!("/stages/{stage}/path")).unwrap_or(&export.path).to_owned()
+            let written = plan.loaded.written(&format!("/stages/{stage}/path")).unwrap_or(&export.path);
+            public_path("path", written).unwrap_or_else(|| written.to_owned())
         }
         _ => String::new(),
     }

@@ -6,18 +6,24 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::card;
 use super::carried::Carried;
+use super::conditions;
 use super::event::{Event, Listener};
 use super::made::{MadeFile, made_files};
 use super::outcome::{Options, Outcome, Work};
+use super::sums;
 use super::verify::Digester;
+use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder};
 use crate::fs::identity::FileIdentity;
+use crate::fs::regular::Same;
 use crate::gates::Judgement;
 use crate::ids::{ExportId, IdVec};
 use crate::plan::Checks;
+use crate::plan::copies::SUMS_FILE_NAME;
 use crate::plan::{ExportPlan, Plan, fingerprint};
 use crate::publish::occupant;
 use crate::publish::occupant::Occupant;
@@ -119,21 +125,26 @@ impl Job<'_> {
         mut self,
         mut measured: Measured,
         carried: &IdVec<ExportId, Vec<Carried>>,
-        judgement: Judgement,
+        mut judgement: Judgement,
         built: Option<Built>,
     ) -> Result<Outcome, Failure> {
         let plan = self.plan;
         let distortions = std::mem::take(&mut measured.tensors);
         let measured = &measured;
         let failed = judgement.failed.map(|(stage, _)| stage);
-        let published = plan.exports.map(|export| failed.is_none_or(|failed| export.stage < failed));
-        let exit = judgement.failed.map_or(Exit::Done, |(_, exit)| exit);
+        let mut published = plan.exports.map(|export| failed.is_none_or(|failed| export.stage < failed));
+        let mut exit = judgement.failed.map_or(Exit::Done, |(_, exit)| exit);
         let verdict = Verdict {
             passed: exit == Exit::Done,
             exit_status: exit.code(),
             summary: summary(plan, &judgement),
         };
-        let made = plan.exports.iter().map(|export| made_files(plan, export));
+        let results = card::Measured {
+            distortions: &distortions,
+            files: &measured.output_files,
+            judgement: &judgement,
+        };
+        let made = plan.exports.ids().map(|export| made_files(plan, export, &results));
         let made: IdVec<ExportId, Vec<MadeFile<'_>>> = made.collect::<Result<_, _>>()?;
         let is_hashed = plan.asks_for_hashes();
         let others = carried.iter().zip(&made).map(|(carried, made)| {
@@ -166,6 +177,11 @@ impl Job<'_> {
             );
             return Err(Failure::new(Exit::Internal, finding));
         }
+        let held = conditions::hold(&self.options.conditions, &mut report)?;
+        if !held.findings.is_empty() && exit == Exit::Done {
+            (published, exit) = (plan.exports.map(|_| false), Exit::GateFailed);
+        }
+        judgement.shown.extend(held.findings);
         report::seal(&mut report);
         self.record_sources(measured);
         // Bound once more, so that it is dropped before the report.
@@ -179,6 +195,7 @@ impl Job<'_> {
         drop(made);
         Ok(Outcome {
             report,
+            baseline: held.comparison,
             report_paths: done.report_paths,
             published: done.published,
             findings: judgement.shown,
@@ -254,6 +271,11 @@ impl Job<'_> {
         for (index, built) in built.numbered().filter(|(index, _)| ready.is_published[*index]) {
             let Some((staging, _)) = built else { continue };
             self.write_other_files(index, &ready.carried[index], &ready.made[index], staging)?;
+            self.write_sums(index, staging)?;
+            if card::lacks_base_model(self.plan, &self.plan.exports[index]) {
+                let text = "the model card names no base model: `base_model` of `export` says which it is";
+                self.listener.on_event(&Event::Note { text: text.to_owned() });
+            }
             if self.options.durable {
                 staging.sync()?;
             }
@@ -375,6 +397,7 @@ impl Job<'_> {
                 let weights = export.files.iter().map(|file| file.name.as_str());
                 let others = carried.iter().map(|carried| carried.file.name.as_str());
                 let names = weights.chain(others).chain(made.iter().map(|made| made.name.as_str()));
+                let names = names.chain(export.sums.then_some(SUMS_FILE_NAME));
                 let files: BTreeSet<&Path> = names.map(Path::new).collect();
                 let folders: BTreeSet<&Path> =
                     files.iter().flat_map(|file| file.ancestors().skip(1)).collect();
@@ -387,9 +410,22 @@ impl Job<'_> {
                 tree.iter().filter(|entry| entry.is_file()).count() == files.len()
                     && tree.iter().all(is_expected)
                     && made.iter().all(|made| made.is_in(&folder))
+                    && (!export.sums || are_sums(&folder, &self.options.cancel))
                     && carried.iter().all(|carried| carried.is_in(&folder, stores, &self.options.cancel))
             },
         )
+    }
+
+    /// Writes the hashes of all files, if the recipe asks for them.
+    fn write_sums(&self, index: ExportId, staging: &Staging) -> Result<(), Failure> {
+        if !self.plan.exports[index].sums {
+            return Ok(());
+        }
+        let cancel = &self.options.cancel;
+        let text = Folder::open(&staging.folder).and_then(|folder| sums::text(&folder, cancel));
+        cancel.check()?;
+        let text = text.map_err(|error| files::cannot_write("hash", &staging.folder, &error))?;
+        staging.write(Path::new(SUMS_FILE_NAME), |out| out.write_all(text.as_bytes()))
     }
 
     /// Writes everything of an output except its weights. Files that the previous output holds get a second name, if
@@ -415,6 +451,13 @@ impl Job<'_> {
         }
         made.iter().try_for_each(|made| staging.write(Path::new(&made.name), &made.write))
     }
+}
+
+/// Whether the hashes in a folder are those of its files.
+fn are_sums(folder: &Folder, cancel: &Cancel) -> bool {
+    let Ok(file) = folder.open_file(Path::new(SUMS_FILE_NAME), false) else { return false };
+    let mut same = Same::new(file);
+    sums::text(folder, cancel).and_then(|text| same.write_all(text.as_bytes())).is_ok() && same.reached_end()
 }
 
 /// The identities of files that are complete; none for a file in which a later change might not show.

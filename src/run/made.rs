@@ -3,14 +3,17 @@
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use super::card;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::Folder;
 use crate::fs::paths;
 use crate::fs::regular::Same;
+use crate::ids::ExportId;
+use crate::plan::card::CARD_FILE_NAME;
 use crate::plan::layout::RECIPE_FILE_NAME;
 use crate::plan::{ExportPlan, Plan};
-use crate::recipe::Recipe;
+use crate::recipe::{Recipe, public_path};
 use crate::stage::Stage;
 
 /// A file that monoquant makes beside the weights. Some have a line a tensor, so they are written anew instead of being held.
@@ -32,7 +35,12 @@ impl MadeFile<'_> {
 }
 
 /// The files that are made for an export, except the report.
-pub(super) fn made_files<'p>(plan: &'p Plan, export: &'p ExportPlan) -> Result<Vec<MadeFile<'p>>, Failure> {
+pub(super) fn made_files<'p>(
+    plan: &'p Plan,
+    id: ExportId,
+    results: &card::Measured<'_>,
+) -> Result<Vec<MadeFile<'p>>, Failure> {
+    let export = &plan.exports[id];
     let mut out: Vec<MadeFile<'p>> = Vec::new();
     if let Some(config) = &export.config {
         let write = |out: &mut dyn Write| out.write_all(config.as_bytes());
@@ -48,6 +56,11 @@ pub(super) fn made_files<'p>(plan: &'p Plan, export: &'p ExportPlan) -> Result<V
         let finding = Finding::error("publish::recipe", format!("cannot write the recipe down: {error}"));
         Failure::new(Exit::Internal, finding)
     })?;
+    if let Some(card) = &export.card {
+        let text = card::text(plan, id, card, results, &recipe);
+        let write = move |out: &mut dyn Write| out.write_all(text.as_bytes());
+        out.push(MadeFile { name: CARD_FILE_NAME.to_owned(), write: Box::new(write) });
+    }
     let write = move |out: &mut dyn Write| out.write_all(recipe.as_bytes());
     out.push(MadeFile { name: RECIPE_FILE_NAME.to_owned(), write: Box::new(write) });
     Ok(out)
@@ -70,24 +83,34 @@ fn stored_recipe(plan: &Plan, export: &ExportPlan) -> (Recipe, Vec<(String, Stri
         .map(|value| (value.pointer.clone(), value.text.clone()))
         .collect();
     for (index, stage) in recipe.stages.iter_mut().enumerate() {
-        let mut paths: Vec<(String, &mut String)> = Vec::new();
+        let mut found: Vec<(String, &mut String)> = Vec::new();
         let named = |key: &str| key.to_owned();
         match stage {
             Stage::Load(load) => {
-                paths.push((named("model"), &mut load.model));
-                paths.extend(load.calibration.as_mut().map(|of| (named("calibration/file"), &mut of.file)));
+                found.push((named("model"), &mut load.model));
+                found.extend(load.calibration.as_mut().map(|of| (named("calibration/file"), &mut of.file)));
             }
-            Stage::Export(export) => paths.push((named("path"), &mut export.path)),
-            Stage::Calibrate(stage) => paths.extend(texts(&mut stage.text)),
-            Stage::Evaluate(stage) => paths.extend(texts(&mut stage.text)),
+            Stage::Export(export) => found.push((named("path"), &mut export.path)),
+            Stage::Calibrate(stage) => found.extend(texts(&mut stage.text)),
+            Stage::Evaluate(stage) => found.extend(texts(&mut stage.text)),
             other => {
-                paths.extend(other.calibration_mut().map(|of| (named("calibration/file"), &mut of.file)));
+                found.extend(other.calibration_mut().map(|of| (named("calibration/file"), &mut of.file)));
             }
         }
-        for (key, path) in paths {
+        for (key, path) in found {
+            let pointer = format!("/stages/{index}/{key}");
+            let is_written = written.iter().any(|(known, _)| *known == pointer);
+            let whole = Path::new(path).is_absolute().then(|| path.clone());
+            if let Some(whole) = whole.filter(|_| !is_written && !paths::is_address(path)) {
+                match key.as_str() {
+                    // The way to an output beside this one; `.` for this one.
+                    "path" => *path = relative(&from, &absolute(Path::new(&whole))),
+                    key => written.extend(public_path(key, &whole).map(|public| (pointer, public))),
+                }
+                continue;
+            }
             let Some(moved) = moved(path) else { continue };
             *path = moved;
-            let pointer = format!("/stages/{index}/{key}");
             if let Some((_, text)) = written.iter_mut().find(|(known, _)| *known == pointer) {
                 *text = format!("{way}/{text}");
             }

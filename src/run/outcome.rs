@@ -1,14 +1,17 @@
 //! Options of a run, and its outcome.
 
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::Finding;
 use crate::quant::Isa;
 use crate::report::Report;
+use crate::report::comparison::Comparison;
+use crate::run::conditions::Conditions;
 
-/// Options of how a run is carried out; none of them changes its results.
+/// Options of how a run is carried out; none of them changes the bytes of its results.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
     /// The instruction set of the kernels; the best one of the machine if none is given.
@@ -23,6 +26,8 @@ pub struct Options {
     pub join: bool,
     /// Keep what a failed gate does not let out, so that the next run need not make it again.
     pub keep_unpublished: bool,
+    /// What the results must meet besides the recipe's gates to be published.
+    pub conditions: Arc<Conditions>,
 }
 
 /// The outcome of a run. A failed gate is an outcome, not a [`crate::finding::Failure`]: all work was done, and the report says which
@@ -31,6 +36,8 @@ pub struct Options {
 pub struct Outcome {
     /// The report, as it is written.
     pub report: Report,
+    /// The comparison with the baseline, if there is one.
+    pub baseline: Option<Comparison>,
     /// The paths of the report.
     pub report_paths: Vec<PathBuf>,
     /// The outputs that were published.

@@ -27,7 +27,8 @@ use crate::run::incremental::record::Finished;
 use crate::run::stream::sink::Sink;
 use crate::run::stream::solvers::Solvers;
 use crate::run::stream::tiles::{Cut, Queue, Span, Tile};
-use crate::run::stream::weights::WeightBuffers;
+use crate::run::stream::weights::{WeightBuffers, Weights};
+use crate::run::workers::Workers;
 use crate::sync::lock;
 
 /// A run, with the results that were found before its one pass.
@@ -62,15 +63,23 @@ struct Buffers {
 /// If a weight cannot be quantized, a file cannot be read or written, or the run is cancelled.
 pub(super) fn stream(run: &Context<'_>, tasks: Vec<TaskId>) -> Result<(), Failure> {
     let solvers = Solvers::new(run.plan, &tasks, run.isa);
-    let params = survey(run, &solvers, &tasks)?;
+    let reading = Reading { plan: run.plan, source: run.source, workers: run.workers };
+    let params = survey(&reading, &solvers, &tasks)?;
     let pass = Pass { run, solvers: &solvers, params: &params };
     let queue = Queue::new(run.plan, tasks);
     run.workers.each(|| queue.next(), |tile, buffers| pass.tile(tile, buffers))
 }
 
+/// The weights of a plan, and who reads them.
+pub(crate) struct Reading<'a> {
+    pub plan: &'a Plan,
+    pub source: &'a Weights<'a>,
+    pub workers: &'a Workers,
+}
+
 /// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
-fn survey(
-    run: &Context<'_>,
+pub(crate) fn survey(
+    run: &Reading<'_>,
     solvers: &Solvers<'_>,
     tasks: &[TaskId],
 ) -> Result<IdVec<TaskId, Option<TensorParams>>, Failure> {
@@ -99,7 +108,7 @@ fn survey(
 }
 
 fn survey_pass(
-    run: &Context<'_>,
+    run: &Reading<'_>,
     index: TaskId,
     solver: &dyn Solver,
     survey: &mut Survey,
@@ -130,7 +139,7 @@ fn survey_pass(
 }
 
 /// A weight that cannot be quantized; its row counts from `first_row`.
-fn bad_weight(plan: &Plan, task: &Task, first_row: u64, bad: BadWeight) -> Failure {
+pub(crate) fn bad_weight(plan: &Plan, task: &Task, first_row: u64, bad: BadWeight) -> Failure {
     let tensor = &plan.model.tensors[task.tensor()];
     let (row, column) = (first_row + bad.row as u64, bad.col);
     let message = match bad.what {

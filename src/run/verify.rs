@@ -5,13 +5,14 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Component, Path};
 
+use super::sums;
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{Entry, Folder};
 use crate::fs::paths;
-use crate::fs::regular::{self, limit};
+use crate::fs::regular::{self, Same, limit};
 use crate::report::{self, FileRecord, OutputRecord, Report};
 
 /// The files that were found to be as they were written.
@@ -108,6 +109,16 @@ fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecor
     let mut out: Vec<String> = output.files.iter().chain(&output.others).filter_map(wrong).collect();
     // Reports of earlier versions have names alone.
     let is_known = |name: &&String| output.others.iter().any(|file| file.name == **name);
+    if let Some(name) = &output.sums {
+        let found = folder.open_file(Path::new(name), false).and_then(|file| {
+            let mut same = Same::new(file);
+            same.write_all(sums::text(folder, &Cancel::default())?.as_bytes())?;
+            Ok(same.reached_end())
+        });
+        if !found.is_ok_and(|is_same| is_same) {
+            out.push(format!("{name} does not have the hashes of the files"));
+        }
+    }
     let names = output.copied.iter().filter(|name| !is_known(name) && !tree.contains_key(Path::new(name)));
     out.extend(names.map(|name| format!("{name} cannot be read: it is not there")));
     out
@@ -139,6 +150,7 @@ fn sorted(tree: &BTreeMap<&Path, &Entry>, output: &OutputRecord, report: &Report
     let known: HashSet<&Path> = [report::FILE_NAME]
         .into_iter()
         .chain(weights.iter().chain(&carried).chain(&made).map(String::as_str))
+        .chain(output.sums.as_deref())
         .map(Path::new)
         .collect();
     let others = tree.values().filter(|entry| !entry.is_folder() && !known.contains(entry.name.as_path()));

@@ -5,18 +5,19 @@ use crate::show::help::visible_help;
 use crate::show::plain;
 use crate::text::{inert, visible};
 
-/// `::error file=…,line=…,col=…,title=code::message`, one line a finding. GitHub counts columns from 1.
+/// `::error file=…,line=…,col=…,title=code::message`, one line a finding. GitHub counts columns from 1. `from_root`
+/// gives the path of a file from the root of the workspace, which is what GitHub wants.
 #[must_use]
-pub fn render(findings: &[Finding]) -> String {
-    findings.iter().map(command).collect()
+pub fn render(findings: &[Finding], from_root: &dyn Fn(&str) -> String) -> String {
+    findings.iter().map(|finding| command(finding, from_root)).collect()
 }
 
-fn command(finding: &Finding) -> String {
+fn command(finding: &Finding, from_root: &dyn Fn(&str) -> String) -> String {
     let mut properties = Vec::new();
     if let Some(label) = finding.labels.first() {
         let (line, column) = label.place.line_column();
         let (end_line, end_column) = label.place.end_line_column();
-        properties.push(format!("file={}", property(&visible(&label.place.source.name))));
+        properties.push(format!("file={}", property(&visible(&from_root(&label.place.source.name)))));
         properties.push(format!("line={line}"));
         properties.push(format!("endLine={end_line}"));
         properties.push(format!("col={column}"));
@@ -50,7 +51,7 @@ mod tests {
     #[test]
     fn separators_and_line_breaks_are_escaped() {
         assert_eq!(
-            render(&crate::finding::tests::two_findings()),
+            render(&crate::finding::tests::two_findings(), &str::to_owned),
             "::error file=r.yaml,line=2,endLine=2,col=4,endColumn=5,title=recipe%3A%3Abad-value::\
              `é` is not allowed (did you mean `e`?)%0AAllowed: e.%0AOr f.\n\
              ::warning title=plan%3A%3Aslow::this takes long\n"

@@ -132,13 +132,12 @@ fn text(wish: &Wish, parameters: &[(&str, &str)], plan: Option<&Plan>) -> String
     if let Some(plan) = plan {
         line("  # Not quantized:");
         kept(plan).iter().for_each(|text| line(&format!("  #   {text}")));
-        line(
-            "  # Name further modules to be left as they are, like `ignore` of llm-compressor: `mlp.down_proj`,",
-        );
-        line("  # `model.layers.{0..3}`, `re:.*gate$`.");
+        line("  # Name further modules to be left as they are, like `ignore` of llm-compressor.");
     }
     line("  - stage: resolve-skips");
-    line("    modules_to_not_convert: [lm_head]");
+    if plan.is_some() {
+        line("    # modules_to_not_convert: [mlp.down_proj, 'model.layers.{0..3}', 're:.*gate$']");
+    }
     line("");
     if let Some(plan) = plan {
         line(&format!("  # {}", sizes(plan)));

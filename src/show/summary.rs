@@ -160,7 +160,7 @@ fn rounding(report: &Report) -> Option<Vec<String>> {
     Some(vec![methods.join(", "), of_matrices(matrices), text + &fell_back])
 }
 
-fn worst_layers(report: &Report) -> Vec<Vec<String>> {
+pub(super) fn worst_layers(report: &Report) -> Vec<Vec<String>> {
     let mut measured: Vec<_> = report
         .tensors
         .iter()
@@ -184,7 +184,7 @@ fn worst_layers(report: &Report) -> Vec<Vec<String>> {
         .collect()
 }
 
-fn kept(report: &Report) -> Vec<Vec<String>> {
+pub(super) fn kept(report: &Report) -> Vec<Vec<String>> {
     let mut reasons: Vec<(&str, usize, u64, &str)> = Vec::new();
     for tensor in report.tensors.iter().filter(|tensor| tensor.action == "kept") {
         match reasons.iter_mut().find(|(reason, ..)| *reason == tensor.reason) {

@@ -47,7 +47,7 @@ struct Seen {
 struct Watched {
     texts: Vec<PathBuf>,
     model: Option<PathBuf>,
-    /// Other files that are read, large ones perhaps.
+    /// Other files that are read, large ones perhaps, and folders in which the model may arrive.
     others: Vec<PathBuf>,
     /// Our own folders, should they lie within the model's.
     outputs: Vec<PathBuf>,
@@ -66,11 +66,10 @@ impl Inputs {
 
     /// Declares the folder or file of the model, the other files that are read, and the places of the outputs. Must
     /// be called before they are read, so that no later change goes unnoticed.
-    pub(crate) fn set(&self, model: PathBuf, others: Vec<PathBuf>, outputs: Vec<PathBuf>) {
+    pub(crate) fn set(&self, model: Option<PathBuf>, others: Vec<PathBuf>, outputs: Vec<PathBuf>) {
         let mut watched = lock(&self.0);
-        let is_same =
-            watched.model.as_ref() == Some(&model) && watched.others == others && watched.outputs == outputs;
-        (watched.model, watched.others, watched.outputs) = (Some(model), others, outputs);
+        let is_same = watched.model == model && watched.others == others && watched.outputs == outputs;
+        (watched.model, watched.others, watched.outputs) = (model, others, outputs);
         let seen = look(&watched);
         if !is_same {
             watched.seen.files = seen.files;
@@ -106,7 +105,7 @@ impl Inputs {
         }
     }
 
-    /// The folders to be watched: those of all files, and that of the model's folder, which may be replaced as a whole.
+    /// The folders to be watched: those of all files, that of the model's folder, which may be replaced as a whole, and those in it.
     fn folders(&self) -> Vec<PathBuf> {
         let watched = self.watched();
         let parent = |path: &PathBuf| path.parent().map(Path::to_owned).unwrap_or_default();
@@ -115,9 +114,13 @@ impl Inputs {
         if let Some(model) = &watched.model {
             out.push(parent(model));
             out.push(model.clone());
+            paths::folders_below(model, DEPTH, &watched.outputs, &mut out);
             // Files of the Hub's cache are links to files elsewhere.
             let files = watched.seen.files.keys();
             out.extend(files.filter_map(|path| Some(paths::real(path).ok()?.parent()?.to_owned())));
+        }
+        for path in &watched.others {
+            paths::folders_below(path, DEPTH, &watched.outputs, &mut out);
         }
         for path in &mut out {
             // Of a folder that is not there, the nearest one in which it can appear.
@@ -261,7 +264,7 @@ impl<T: Send + 'static> Watch<T> {
                 Ended::Changed => continue,
                 Ended::Done(done) => tell(Told::Ended(done, start.elapsed())),
             }
-            if !self.wait_for_a_change(&inputs, &mut tell) {
+            if !self.wait_for_a_change(&inputs, &mut follow, &mut tell) {
                 return Ok(());
             }
         }
@@ -317,7 +320,12 @@ impl<T: Send + 'static> Watch<T> {
     }
 
     /// Waits for a change. False if the watch is to end.
-    fn wait_for_a_change(&self, inputs: &Inputs, tell: &mut impl FnMut(Told<T>)) -> bool {
+    fn wait_for_a_change(
+        &self,
+        inputs: &Inputs,
+        follow: &mut impl FnMut(&Inputs),
+        tell: &mut impl FnMut(Told<T>),
+    ) -> bool {
         loop {
             // A change between the end of a cycle and now needs no event.
             if inputs.has_changed() {
@@ -331,6 +339,8 @@ impl<T: Send + 'static> Watch<T> {
                     if matches!(self.settle(), Settled::Interrupted) {
                         return false;
                     }
+                    // A folder may have appeared in which files will.
+                    follow(inputs);
                 }
                 Message::Interrupt => return false,
                 Message::Asked(asked) => {
@@ -410,10 +420,11 @@ impl Watching {
 
     /// Watches the folders of what is read now. One that was replaced by another of its name is watched anew.
     fn follow(&mut self, inputs: &Inputs) {
+        let folders = inputs.folders();
         for folder in self.folders.drain(..) {
             let _ = self.watcher.unwatch(&folder);
         }
-        for folder in inputs.folders() {
+        for folder in folders {
             // One that has gone in the meantime shows in its parent.
             if self.watcher.watch(&folder, RecursiveMode::NonRecursive).is_ok() {
                 self.folders.push(folder);

@@ -105,7 +105,9 @@ function around(stage) {
 }
 
 async function isFine(marked, what) {
-  const text = marked.replace('█', '');
+  // Rounding with activations needs more than a file of statistics.
+  const needsModel = marked.includes('rounding: gptq');
+  const text = marked.replace('█', '').replace(needsModel ? '    calibration: {file: s}\n' : '█', '  - stage: calibrate\n    text: [t]\n');
   const { diagnostics } = await open(text);
   expect(diagnostics.length === 0, `${what}: ${diagnostics.map((d) => d.message).join('; ')}\n${text}`);
   const path = join(folder, 'checked.yaml');

@@ -126,7 +126,7 @@ fn other_formats_tell_the_same() {
     let findings = findings_of(&path);
     let line = plain::render(&findings);
     assert!(line.starts_with("unknown_key.yaml:7:5: error[recipe::unknown-key]: "), "{line}");
-    let command = github::render(&findings);
+    let command = github::render(&findings, &str::to_owned);
     assert!(
         command.starts_with("::error file=unknown_key.yaml,line=7,endLine=7,col=5,endColumn=15,"),
         "{command}"
@@ -331,7 +331,7 @@ fn never_panics(text: &str) -> Result<(), TestCaseError> {
             );
             prop_assert!(!graphical::render(&failure.findings, STYLE).is_empty());
             prop_assert_eq!(diagnostics(&failure.findings).len(), failure.findings.len());
-            prop_assert!(!github::render(&failure.findings).is_empty());
+            prop_assert!(!github::render(&failure.findings, &str::to_owned).is_empty());
         }
     }
     Ok(())

@@ -325,3 +325,44 @@ fn a_kept_stack_of_llama_4_is_cut_and_turned() {
         }
     }
 }
+
+/// The page of supported families is written from these plans, and from the models that are compared with transformers.
+#[test]
+fn the_page_of_families_says_what_the_plans_say() {
+    let mut page = String::from(
+        "# Families and engines\n\nEach row is a model of this family whose plan the tests hold: int4 in groups of 32, with a recipe that \
+         names none of them.\nA cell says whether the plan lets the output go to the engine, by its rules; or the codes of what speaks against \
+         it, which\n[findings.md](findings.md) explains. Models of other families are planned by their shapes and names, with a warning if \
+         no\nengine builds them. The page is generated.\n\n| family | `model_type` | vLLM | SGLang | transformers |\n| --- | --- | --- | --- | --- |\n",
+    );
+    for name in headers::names() {
+        let config = &headers::Fixture::load(&name).config;
+        let model_type = config["model_type"].as_str().unwrap_or("–");
+        let cell = |target: &str| match plan_with(&name, &[&format!("export.target={target}")]) {
+            Ok(_) => "yes".to_owned(),
+            Err(failure) => {
+                let mut codes = codes(&failure);
+                codes.dedup();
+                codes.iter().map(|code| format!("`{code}`")).collect::<Vec<_>>().join(", ")
+            }
+        };
+        let cells = ["vllm", "sglang", "transformers"].map(cell).join(" | ");
+        writeln!(page, "| {name} | `{model_type}` | {cells} |").expect("memory takes everything");
+    }
+    let folder = crate::support::root().join("tests/fixtures/network");
+    let mut run: Vec<String> = std::fs::read_dir(folder)
+        .expect("the fixtures")
+        .filter_map(|entry| {
+            let name = entry.expect("an entry").file_name().into_string().expect("a name");
+            name.strip_suffix(".safetensors").map(|name| format!("`{name}`"))
+        })
+        .collect();
+    run.sort();
+    writeln!(
+        page,
+        "\n## Models that can be run\n\n`calibrate` and `evaluate` run these, held to transformers by the tests:\n{}.",
+        run.join(", ")
+    )
+    .expect("memory takes everything");
+    assert_reviewed("docs/families.md", &page);
+}

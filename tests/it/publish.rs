@@ -256,6 +256,7 @@ fn other_files_are_carried_over_and_old_weights_are_not() {
     assert_eq!(
         out.keys().map(String::as_str).collect::<Vec<_>>(),
         [
+            "README.md",
             "assets/picture.png",
             "chat_template.jinja",
             "config.json",

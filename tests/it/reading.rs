@@ -183,7 +183,7 @@ const PLACES: &[Place] = &[
     Place { path: "out/tokenizer.json", readers: &[(VERIFY, 5)], but: &[] },
     Place { path: "out/model-00002-of-00002.safetensors", readers: &[(RUN_OTHER, 4)], but: REPLACED },
     Place { path: "out/tokenizer.json", readers: &[(RUN_OTHER, 4)], but: REPLACED },
-    Place { path: "out/model.safetensors.index.json", readers: &[(RUN_OTHER, 4)], but: &[(Empty, 0)] },
+    Place { path: "out/model.safetensors.index.json", readers: &[(RUN_OTHER, 4)], but: REPLACED },
     Place { path: ".out.monoquant-record", readers: &[(RUN_OTHER, 4)], but: REPLACED },
     Place { path: ".out.monoquant-journal", readers: &[(RUN_OTHER, 4)], but: REPLACED },
     Place { path: ".out.monoquant-lock", readers: &[(RUN_OTHER, 4)], but: &[(Endless, 0), (Empty, 0)] },
@@ -268,8 +268,9 @@ fn carry_out(mut command: Command) -> Option<(Option<i32>, Vec<Value>)> {
         std::thread::sleep(Duration::from_millis(2));
     };
     let said: Value = serde_json::from_slice(&fs::read(&said).expect("what it said")).unwrap_or_default();
-    let findings = if said.is_array() { said } else { said["findings"].clone() };
-    Some((status.code(), findings.as_array().cloned().unwrap_or_default()))
+    // A list, an object with one, or the report of a run.
+    let findings = [&said, &said["findings"], &said["warnings"]].into_iter().find_map(Value::as_array);
+    Some((status.code(), findings.cloned().unwrap_or_default()))
 }
 
 /// What is wrong with what a command makes of something in the place of a file.

@@ -10,7 +10,7 @@ use crate::run::shipped;
 use crate::support::{Model, Workspace, assert_reviewed, json, root};
 
 /// The commands in a document's console blocks, without the prompt.
-fn commands(text: &str) -> Vec<String> {
+pub fn commands(text: &str) -> Vec<String> {
     let mut commands = Vec::new();
     let mut in_console = false;
     for line in text.lines() {
@@ -39,7 +39,7 @@ fn arguments(command: &str) -> Option<Vec<&str>> {
 }
 
 /// A workspace that looks like a clone of the repository.
-fn clone() -> Workspace {
+pub fn clone() -> Workspace {
     let workspace = Workspace::new();
     for folder in ["recipes", "examples/tiny-llama"] {
         for entry in fs::read_dir(root().join(folder)).expect("a folder of the repository") {

@@ -61,7 +61,7 @@ fn it_says_what_it_has_looked_at() {
         "out is as it was written: 14 of 21 tensors quantized\n\
          \x20 weights  2 files with the checksums of the report\n\
          \x20 carried over  3 files with the checksums of the report\n\
-         \x20 made  3 files with the checksums of the report\n\
+         \x20 made  4 files with the checksums of the report\n\
          \x20 report  with its own digest\n"
     );
     workspace.write("out/notes.txt", "mine");
@@ -186,7 +186,10 @@ fn of_a_report_without_checksums_of_other_files_it_says_what_it_could_not_check(
     });
     let said = workspace.monoquant(["verify", "out"]).exits(0).stdout;
     assert!(!said.contains("carried over"), "{said}");
-    assert!(said.contains("not checked  assets/picture.png, config.json, generation_config.json"), "{said}");
+    assert!(
+        said.contains("not checked  README.md, assets/picture.png, config.json, generation_config.json"),
+        "{said}"
+    );
     fs::remove_file(workspace.path("out/tokenizer.json")).expect("a file");
     let said = workspace.monoquant(["verify", "out"]).exits(5).stderr;
     assert!(said.contains("tokenizer.json cannot be read: it is not there"), "{said}");

@@ -486,6 +486,38 @@ fn a_model_that_is_being_copied_is_waited_for() {
 }
 
 #[test]
+fn a_model_that_arrives_in_the_hub_cache_is_seen() {
+    let workspace = Workspace::new();
+    workspace.whole_recipe(&format!(
+        "  - stage: load\n    model: hf://some/one\n{INT4}  - stage: export\n    path: out\n"
+    ));
+    let cache = workspace.path("cache/hub");
+    let mut command = workspace.command(["run", "recipe.yaml", "--watch", "--threads", "2"]);
+    command.env("HF_HUB_CACHE", &cache).stdout(Stdio::piped()).stderr(Stdio::null());
+    let mut child = command.spawn().expect("the binary runs");
+    let output = child.stdout.take().expect("a pipe");
+    let mut watching = Watching::follow(child, output);
+    assert!(watching.wait_for("cycle 1").contains("✗"));
+    // As a download puts it there: the reference, the contents, and links to them, one after another.
+    let repository = cache.join("models--some--one");
+    let make = |path: &Path| fs::create_dir_all(path).expect("a folder");
+    make(&repository.join("refs"));
+    fs::write(repository.join("refs/main"), "0123456789abcdef").expect("a file");
+    make(&repository.join("blobs"));
+    Model::llama().write(&workspace.path("model"));
+    let snapshot = repository.join("snapshots/0123456789abcdef");
+    make(&snapshot);
+    for (number, name) in files(&workspace.path("model")).keys().enumerate() {
+        let blob = repository.join(format!("blobs/{number}"));
+        fs::copy(workspace.path("model").join(name), &blob).expect("a file");
+        symlink(format!("../../blobs/{number}"), snapshot.join(name));
+    }
+    while !watching.wait_for("cycle").contains("✓ passed") {}
+    watching.interrupt();
+    assert!(workspace.path("out").exists());
+}
+
+#[test]
 fn an_edit_of_a_threshold_needs_no_pass_and_one_of_the_text_does() {
     use std::os::unix::fs::MetadataExt;
     let workspace = Workspace::new();

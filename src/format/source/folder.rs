@@ -22,6 +22,7 @@ mod listing;
 pub(super) const SCHEME: Scheme = Scheme {
     prefix: "",
     path: |word, base| Ok(Some(base.join(word))),
+    arrives: |_| Vec::new(),
     open: |word, base, follow| {
         open(&base.join(word), follow).map_err(|failure| match hub_name(word, base) {
             Some(name) if failure.findings.iter().any(|finding| finding.code == code::NOT_FOUND) => {

@@ -21,13 +21,28 @@ const PREFIX: &str = "hf://";
 pub(super) const SCHEME: Scheme = Scheme {
     prefix: PREFIX,
     path: |word, _| find(word).map(Some),
+    arrives,
     open: |word, _, follow| folder::open(&find(word)?, follow),
 };
+
+/// The cache, by the environment.
+fn cache() -> Option<PathBuf> {
+    cache_folder(|key| env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from))
+}
+
+/// The folders of a repository in which a download puts references and snapshots.
+fn arrives(word: &str) -> Vec<PathBuf> {
+    let name = word.strip_prefix(PREFIX).unwrap_or(word);
+    let (repository, _) = name.split_once('@').unwrap_or((name, ""));
+    let (Some(cache), Some(parts)) = (cache(), parts(repository)) else { return Vec::new() };
+    let folder = repository_folder(&cache, &parts);
+    vec![folder.join("snapshots"), folder.join("refs")]
+}
 
 /// The snapshot that a word stands for.
 fn find(word: &str) -> Result<PathBuf, Failure> {
     let name = word.strip_prefix(PREFIX).unwrap_or(word);
-    match cache_folder(|key| env::var_os(key).filter(|v| !v.is_empty()).map(PathBuf::from)) {
+    match cache() {
         Some(cache) => snapshot(name, &cache),
         None => Err(fail(
             Finding::error(
@@ -49,23 +64,34 @@ fn cache_folder(variable: impl Fn(&str) -> Option<PathBuf>) -> Option<PathBuf> {
         .or_else(|| home().map(|folder| folder.join(".cache/huggingface/hub")))
 }
 
+/// Whether a text can be the part of a name, or a folder's.
+fn is_name(part: &str) -> bool {
+    !part.is_empty()
+        && !part.starts_with('.')
+        && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
+}
+
+/// The parts of a repository's name. None if it is no name.
+fn parts(repository: &str) -> Option<Vec<&str>> {
+    let parts: Vec<&str> = repository.split('/').collect();
+    (parts.len() <= 2 && parts.iter().all(|part| is_name(part))).then_some(parts)
+}
+
+fn repository_folder(cache: &Path, parts: &[&str]) -> PathBuf {
+    cache.join(format!("models--{}", parts.join("--")))
+}
+
 /// The snapshot of `name`, which is `org/name` or `org/name@revision`, in a cache.
 fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
     let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
-    let parts: Vec<&str> = repository.split('/').collect();
-    let is_name = |part: &&str| {
-        !part.is_empty()
-            && !part.starts_with('.')
-            && part.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.'))
-    };
-    if parts.len() > 2 || !parts.iter().all(is_name) {
+    let Some(parts) = parts(repository) else {
         return Err(fail(
             Finding::error(code::NOT_FOUND, format!("`{PREFIX}{name}` does not name a model of the Hub"))
                 .help("Write `hf://org/name` or `hf://org/name@revision`."),
         ));
-    }
+    };
     // A revision may have slashes (`refs/pr/1`), but must stay below the folder.
-    if !revision.split('/').all(|part| is_name(&part)) {
+    if !revision.split('/').all(is_name) {
         return Err(fail(Finding::error(
             code::NOT_FOUND,
             format!("`{revision}` cannot be a revision of a model"),
@@ -76,7 +102,7 @@ fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
     } else {
         format!("hf download {repository} --revision {revision}")
     };
-    let folder = cache.join(format!("models--{}", parts.join("--")));
+    let folder = repository_folder(cache, &parts);
     let reference = folder.join("refs").join(revision);
     let unreadable = |why: String| {
         let message = format!("`{}` does not say which snapshot to read: {why}", reference.display());
@@ -91,11 +117,11 @@ fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
     if commit.is_empty() {
         return Err(unreadable("it is empty".to_owned()));
     }
-    if !is_name(&commit.as_str()) && commit != revision {
+    if !is_name(&commit) && commit != revision {
         return Err(unreadable("it holds no name".to_owned()));
     }
     let snapshot = folder.join("snapshots").join(&commit);
-    if is_name(&commit.as_str()) && snapshot.is_dir() {
+    if is_name(&commit) && snapshot.is_dir() {
         return Ok(snapshot);
     }
     let message = format!("`{PREFIX}{name}` is not in the Hub cache at `{}`", cache.display());

@@ -195,6 +195,13 @@ impl<'p> Collector<'p> {
         lock(&self.tasks[task]).as_ref()?.merged
     }
 
+    /// The distortion of each source tensor, if that is all that was collected.
+    pub(crate) fn distortions(self) -> IdVec<TensorId, Option<Distortion>> {
+        let tasks = self.tasks.into_iter();
+        let found = tasks.map(|task| task.into_inner().unwrap_or_else(PoisonError::into_inner)?.merged);
+        by_tensor(self.plan, found).0
+    }
+
     /// Everything that was found.
     ///
     /// `source_headers` holds the checksum of each source file's header.

@@ -68,7 +68,7 @@ impl Cut {
     }
 
     /// What the tile with this number covers.
-    fn span(self, number: u64) -> Span {
+    pub(crate) fn span(self, number: u64) -> Span {
         let start = number * self.step;
         let range = start..self.total.min(start + self.step);
         match self.view {

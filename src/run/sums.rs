@@ -1,0 +1,52 @@
+//! `SHA256SUMS`: the hashes of all files of an output, as `sha256sum -c` reads them.
+
+use std::fmt::Write;
+use std::io::{self, Read};
+use std::path::Path;
+
+use rayon::prelude::*;
+use sha2::{Digest, Sha256};
+
+use crate::cancel::Cancel;
+use crate::fs::exclusive::Folder;
+use crate::plan::copies::SUMS_FILE_NAME;
+
+/// The hashes of all files of a folder but of that file itself, in the order of their names.
+///
+/// # Errors
+/// If a file cannot be read, or the work is cancelled.
+pub(super) fn text(folder: &Folder, cancel: &Cancel) -> io::Result<String> {
+    let tree = folder.tree()?;
+    let mut names: Vec<&Path> =
+        tree.iter().filter(|entry| entry.is_file()).map(|entry| entry.name.as_path()).collect();
+    names.retain(|name| *name != Path::new(SUMS_FILE_NAME));
+    names.sort_unstable();
+    let hashes: Vec<String> =
+        names.par_iter().map(|name| hash(folder, name, cancel)).collect::<io::Result<_>>()?;
+    let mut out = String::new();
+    for (name, hash) in names.iter().zip(hashes) {
+        let parts: Vec<_> = name.components().map(|part| part.as_os_str().to_string_lossy()).collect();
+        let _ = writeln!(out, "{hash}  {}", parts.join("/"));
+    }
+    Ok(out)
+}
+
+fn hash(folder: &Folder, name: &Path, cancel: &Cancel) -> io::Result<String> {
+    let mut file = folder.open_file(name, false)?;
+    let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
+    loop {
+        if cancel.is_cancelled() {
+            return Err(io::Error::other("cancelled"));
+        }
+        match file.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(count) => hasher.update(&buffer[..count]),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(hasher.finalize().iter().fold(String::new(), |mut out, byte| {
+        let _ = write!(out, "{byte:02x}");
+        out
+    }))
+}
