@@ -32,7 +32,7 @@ pub use crate::format::Dtype;
 pub use class::{Because, LayerClass};
 pub use config::Config;
 pub use experts::{ExpertMatrix, ExpertPart, ExpertStack};
-pub use folder::{Fate, ModelFolder, OtherFile, look, open};
+pub use folder::{Fate, ModelFolder, OtherFile, look, look_with, open};
 pub use index::Index;
 pub use matrix_view::{MatrixRows, MatrixView};
 pub use name::Name;

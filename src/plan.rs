@@ -37,6 +37,7 @@ pub(crate) mod output_tensor;
 mod outputs;
 pub mod parts;
 mod phases;
+mod relabelled;
 pub mod rounding;
 pub(crate) mod select;
 mod source_model;

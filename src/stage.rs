@@ -11,6 +11,7 @@ use crate::ids::{IdVec, StageId};
 pub(crate) mod calibrate;
 pub(crate) mod calibration;
 pub(crate) mod check_warnings;
+pub mod convert;
 pub(crate) mod evaluate;
 pub mod export;
 pub(crate) mod load;
@@ -24,6 +25,7 @@ pub(crate) mod validate;
 pub use calibrate::Calibrate;
 pub use calibration::{Calibration, OnMissing};
 pub use check_warnings::CheckWarnings;
+pub use convert::Convert;
 pub use evaluate::Evaluate;
 pub use export::Export;
 pub use load::Load;
@@ -72,6 +74,8 @@ pub enum Stage {
     ResolveSkips(ResolveSkips),
     /// Runs the model on text and measures its activations, which weigh the columns for the quantize stages after it.
     Calibrate(Calibrate),
+    /// Re-labels weights that are stored as integers: their codes and scales get the output's format, and stay the same numbers.
+    Convert(Convert),
     /// Turns the weights of the targeted modules into 4-bit integers.
     QuantizeInt4(QuantizeInt4),
     /// Turns the weights of the targeted modules into 8-bit integers.
@@ -94,6 +98,7 @@ impl Stage {
             Stage::Load(_) => "load",
             Stage::ResolveSkips(_) => "resolve-skips",
             Stage::Calibrate(_) => "calibrate",
+            Stage::Convert(_) => "convert",
             Stage::QuantizeInt4(_) => "quantize-int4",
             Stage::QuantizeInt8(_) => "quantize-int8",
             Stage::Validate(_) => "validate",

@@ -12,6 +12,7 @@ use super::{Format, InspectArgs};
 use crate::calibration;
 use crate::exit::Exit;
 use crate::finding::Failure;
+use crate::format::encoding::unquantized;
 use crate::format::source;
 use crate::model::{self, Because, LayerClass, Layers, ModelFolder, TensorInfo};
 use crate::show::each::Each;
@@ -47,7 +48,7 @@ pub(super) fn inspect(args: &InspectArgs, output: &Output) -> Result<Exit, Failu
 
 fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers, width: usize) -> io::Result<()> {
     let classes = &layers.classified.classes;
-    let parts = layers.part_of.iter().flatten().count();
+    let parts = folder.tensors.iter().filter(|tensor| tensor.part_of.is_some()).count();
     let tensors = counted(folder.tensors.len(), "tensor");
     writeln!(
         out,
@@ -65,34 +66,48 @@ fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers, width:
     if let Some(config) = folder.config.quantization_config() {
         writeln!(out, "quantized: {}", visible(&quantization(config)))?;
     }
-    let mut types: BTreeMap<(&str, &str, &str), (usize, u64, &str)> = BTreeMap::new();
+    /// Kind, role, type and encoding.
+    type Class<'a> = [&'a str; 4];
+    let mut types: BTreeMap<Class<'_>, (usize, u64, &str)> = BTreeMap::new();
     for (index, tensor) in folder.tensors.numbered() {
         // Scales and other parts count as bytes of their weight.
-        let weight = layers.part_of[index].unwrap_or(index);
+        let weight = tensor.part_of.unwrap_or(index);
         let (of, class) = (&folder.tensors[weight], &classes[weight]);
         let role = class.role.map_or("", crate::layer::LayerType::name);
-        let entry = types.entry((class.kind.name(), role, of.stored.name())).or_insert((0, 0, &of.name));
+        let entry = types.entry([class.kind.name(), role, of.stored.name(), stored(of)]).or_insert((
+            0,
+            0,
+            of.stored_name(),
+        ));
         entry.0 += usize::from(weight == index);
         entry.1 += tensor.bytes;
     }
     let mut rows: Vec<_> = types.into_iter().collect();
     rows.sort_by_key(|(_, (_, size, _))| std::cmp::Reverse(*size));
+    // Of plain numbers alone nothing is to be said.
+    let has_codes = folder.tensors.iter().any(|tensor| !stored(tensor).is_empty());
     let rows: Vec<_> = rows
         .into_iter()
-        .map(|((kind, role, dtype), (count, size, first))| {
-            vec![
-                kind.to_owned(),
-                role.to_owned(),
-                dtype.to_owned(),
-                count.to_string(),
-                bytes(size),
-                first.to_owned(),
-            ]
+        .map(|([kind, role, dtype, encoding], (count, size, first))| {
+            let mut row = vec![kind.to_owned(), role.to_owned(), dtype.to_owned()];
+            row.extend(has_codes.then(|| encoding.to_owned()));
+            row.extend([count.to_string(), bytes(size), first.to_owned()]);
+            row
         })
         .collect();
     let counted = if parts > 0 { "weights" } else { "tensors" };
-    let headings = &["kind", "role", "dtype", counted, "size", "first of them"];
-    let columns = Columns { headings, numeric: &[3, 4], optional: &[5] };
+    let columns = match has_codes {
+        true => Columns {
+            headings: &["kind", "role", "dtype", "encoding", counted, "size", "first of them"],
+            numeric: &[4, 5],
+            optional: &[6],
+        },
+        false => Columns {
+            headings: &["kind", "role", "dtype", counted, "size", "first of them"],
+            numeric: &[3, 4],
+            optional: &[5],
+        },
+    };
     write!(
         out,
         "
@@ -103,17 +118,37 @@ fn write_text(out: &mut dyn Write, folder: &ModelFolder, layers: &Layers, width:
     let row = |(tensor, class): (&TensorInfo, &LayerClass)| {
         let role = class.role.map_or("", crate::layer::LayerType::name);
         [
-            tensor.name.to_string(),
+            tensor.stored_name().to_owned(),
             tensor.stored.name().to_owned(),
-            format!("{:?}", tensor.shape),
+            format!("{:?}", tensor.stored_shape()),
             class.kind.name().to_owned(),
             role.to_owned(),
             bytes(tensor.bytes),
         ]
     };
+    let rows = || folder.tensors.iter().zip(classes);
+    if has_codes {
+        let headings = &["tensor", "dtype", "shape", "kind", "role", "encoding", "size"];
+        let columns = Columns { headings, numeric: &[6], optional: &[4, 3] };
+        let with_encoding = |item: (&TensorInfo, &LayerClass)| {
+            let [name, dtype, shape, kind, role, size] = row(item);
+            [name, dtype, shape, kind, role, stored(item.0).to_owned(), size]
+        };
+        return write_table(out, columns, width, || rows().map(with_encoding));
+    }
     let headings = &["tensor", "dtype", "shape", "kind", "role", "size"];
     let columns = Columns { headings, numeric: &[5], optional: &[4, 3] };
-    write_table(out, columns, width, || folder.tensors.iter().zip(classes).map(row))
+    write_table(out, columns, width, || rows().map(row))
+}
+
+/// How a tensor is stored, for people: nothing for plain numbers.
+fn stored(tensor: &TensorInfo) -> &'static str {
+    match tensor.encoding() {
+        None => "part",
+        Some(unquantized::NAME) if tensor.is_unknown_code() => "not known",
+        Some(unquantized::NAME) => "",
+        Some(name) => name,
+    }
 }
 
 /// A summary of a `quantization_config`, in one line.
@@ -154,6 +189,10 @@ struct AsJson<'a, T: Serialize> {
 struct Tensor<'a> {
     name: &'a str,
     dtype: &'static str,
+    /// The encoding by which its weights are read; `unknown` if it looks like codes that none reads. None for a part.
+    encoding: Option<&'static str>,
+    /// The tensor whose weights it is a part of.
+    part_of: Option<&'a str>,
     shape: &'a [u64],
     file: &'a str,
     offset: u64,
@@ -174,9 +213,11 @@ fn as_json(folder: &ModelFolder, layers: &Layers) -> impl Serialize {
         quantization_config: folder.config.quantization_config(),
         tensors: Each(|| {
             folder.tensors.iter().zip(&layers.classified.classes).map(|(tensor, class)| Tensor {
-                name: &tensor.name,
+                name: tensor.stored_name(),
                 dtype: tensor.stored.name(),
-                shape: &tensor.shape,
+                encoding: if tensor.is_unknown_code() { Some("unknown") } else { tensor.encoding() },
+                part_of: tensor.part_of.map(|weight| folder.tensors[weight].stored_name()),
+                shape: tensor.stored_shape(),
                 file: &folder.shards[tensor.shard].name,
                 offset: tensor.offset,
                 bytes: tensor.bytes,

@@ -9,27 +9,46 @@
 
 use std::fmt;
 
-use crate::quant::{Role, Scheme};
+use crate::format::Dtype;
+use crate::quant::{Bits, FloatType, Granularity, Role, Scheme, Storage};
 
+mod awq;
+mod bit_fields;
+mod column_order;
+mod declared;
 mod fp8_scaled;
+mod gptq;
 mod int_packed;
 mod int_plain;
+mod int_read;
+mod mxfp4;
+mod nvfp4;
 mod read;
 mod small_floats;
 pub(crate) mod unquantized;
 
+#[cfg(test)]
+mod golden_tests;
 #[cfg(test)]
 mod test_model;
 #[cfg(test)]
 mod tests;
 
 pub(crate) use read::{
-    Catalog, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
+    Catalog, Exact, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
 };
 
 /// All encodings. If several store a scheme or recognize a matrix, the first of them has it.
-pub(crate) const ALL: &[&dyn Encoding] =
-    &[&int_packed::IntPacked, &int_plain::IntPlain, &fp8_scaled::Fp8Scaled, &unquantized::Unquantized];
+pub(crate) const ALL: &[&dyn Encoding] = &[
+    &int_packed::IntPacked,
+    &int_plain::IntPlain,
+    &fp8_scaled::Fp8Scaled,
+    &mxfp4::Mxfp4,
+    &nvfp4::Nvfp4,
+    &gptq::Gptq,
+    &awq::Awq,
+    &unquantized::Unquantized,
+];
 
 /// How weights are stored.
 pub trait Encoding: fmt::Debug + Send + Sync {
@@ -66,8 +85,8 @@ pub trait WrittenEncoding: Encoding {
     }
 
     /// The weights of a matrix `[rows, columns]`, row by row: (code − zero point) × scale, rounded once to the
-    /// scheme's scale type. `part` gives the bytes of each of [`Encoding::parts`], and of [`Role::Groups`] if groups are no
-    /// runs of columns. None if a part is missing or has another size, or a column is in a group that there is not.
+    /// scheme's scale type. `part` gives the bytes of each of [`Encoding::parts`]. None if a part is missing or has
+    /// another size.
     fn decode<'a>(
         &self,
         scheme: &Scheme,
@@ -186,6 +205,36 @@ fn integer_part(scheme: &Scheme, role: Role, rows: u64, columns: u64) -> Part {
     }
 }
 
+/// The scheme of integers that are re-labelled from a format with so many bits, columns a group and groups a row.
+///
+/// # Errors
+/// If none is written like that: the reason, as in [`StoredMatrix::exact`].
+fn relabelled_scheme(
+    bits: u32,
+    symmetric: bool,
+    [group, groups, columns]: [u64; 3],
+    scales: Dtype,
+    storage: Storage,
+) -> Result<Scheme, String> {
+    let bits = match bits {
+        4 => Bits::Four,
+        8 => Bits::Eight,
+        _ => return Err(format!("codes of {bits} bits are read, and not written")),
+    };
+    let granularity = match groups {
+        1 => Granularity::Channel,
+        _ if group * groups == columns => Granularity::Group(group as usize),
+        _ => return Err(format!("groups of {group} do not divide its {columns} columns")),
+    };
+    let scale_type = match scales {
+        Dtype::F16 => FloatType::F16,
+        Dtype::Bf16 => FloatType::Bf16,
+        Dtype::F32 => FloatType::F32,
+        _ => return Err(format!("scales of {scales} are not written")),
+    };
+    Ok(Scheme { bits, symmetric, granularity, scale_type, storage })
+}
+
 fn by_group(scheme: &Scheme, rows: usize, bytes: usize) -> Contents {
     if scheme.is_per_tensor() {
         Contents::Same
@@ -198,44 +247,26 @@ fn wide(shape: Vec<usize>) -> Vec<u64> {
     shape.into_iter().map(|size| size as u64).collect()
 }
 
-/// The weights that integer codes mean, in groups that `groups_of` has found. `code` and `zero_point` give the signed code at
-/// (row, column) and the signed zero point of (row, group).
+/// The weights that integer codes mean. `code` and `zero_point` give the signed code at (row, column) and the signed zero
+/// point of (row, group).
 fn dequantized(
     scheme: &Scheme,
-    (rows, groups_of): (usize, &[usize]),
+    [rows, columns]: [usize; 2],
     scales: &[u8],
     code: impl Fn(usize, usize) -> i32,
     zero_point: impl Fn(usize, usize) -> i32,
 ) -> Vec<f32> {
     let scales = scheme.scale_type.widen(scales);
-    let groups = scheme.groups_per_row(groups_of.len());
-    let mut weights = Vec::with_capacity(rows * groups_of.len());
+    let (groups, group) = (scheme.groups_per_row(columns), scheme.group_cols(columns).max(1));
+    let mut weights = Vec::with_capacity(rows * columns);
     for row in 0..rows {
-        for (column, group) in groups_of.iter().enumerate() {
-            let at = if scheme.is_per_tensor() { 0 } else { row * groups + group };
-            let difference = code(row, column) - zero_point(row, *group);
+        for column in 0..columns {
+            let at = if scheme.is_per_tensor() { 0 } else { row * groups + column / group };
+            let difference = code(row, column) - zero_point(row, column / group);
             weights.push(scheme.scale_type.round(difference as f32 * scales[at]));
         }
     }
     weights
-}
-
-/// The group of each column: runs of columns, or as [`Role::Groups`] says. None if that has another size or names a group that
-/// there is not.
-fn groups_of<'a>(
-    scheme: &Scheme,
-    columns: usize,
-    part: &dyn Fn(Role) -> Option<&'a [u8]>,
-) -> Option<Vec<usize>> {
-    let group = scheme.group_cols(columns).max(1);
-    let Some(bytes) = part(Role::Groups) else {
-        return Some((0..columns).map(|column| column / group).collect());
-    };
-    let groups = scheme.groups_per_row(columns);
-    let of = |bytes: &[u8; 4]| usize::try_from(i32::from_le_bytes(*bytes)).ok().filter(|of| *of < groups);
-    let (found, rest) = bytes.as_chunks();
-    let all = found.iter().map(of).collect::<Option<Vec<usize>>>()?;
-    (rest.is_empty() && all.len() == columns).then_some(all)
 }
 
 /// The bytes of a part, if they are as many as they should be.

@@ -112,7 +112,7 @@ impl Config {
     }
 
     /// A value of the text part, or else of the top.
-    fn get(&self, key: &str) -> Option<&Value> {
+    pub(super) fn get(&self, key: &str) -> Option<&Value> {
         self.text().get(key).or_else(|| self.raw.get(key)).filter(|value| !value.is_null())
     }
 
@@ -124,6 +124,12 @@ impl Config {
     #[must_use]
     pub fn model_type(&self) -> Option<&str> {
         self.raw.get("model_type")?.as_str()
+    }
+
+    /// The type that engines compute in, as the model declares it: `bfloat16`.
+    #[must_use]
+    pub fn dtype(&self) -> Option<&str> {
+        ["dtype", "torch_dtype"].iter().find_map(|key| self.get(key)?.as_str())
     }
 
     /// `architectures`: the class names.

@@ -11,6 +11,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::encoding::{Fetched, Ranges, unquantized};
 use crate::ids::{IdVec, ShardId, TensorId};
+use crate::quant::Integers;
 
 /// Reads weights that an encoding stores.
 #[derive(Debug)]
@@ -47,19 +48,9 @@ impl<'a> EncodedReader<'a> {
     ) -> Result<Ranges, Failure> {
         out.clear();
         let info = self.info;
-        let problem = |what: &str| fail(code::IO, format!("`{}` ({}) {what}", info.name, info.describe()));
-        if rows.view.end(1).is_none_or(|end| end > info.elements()) {
-            return Err(problem("is smaller than the matrix to be read from it"));
-        }
-        let (Some((first, step)), Some(span)) = (rows.among_all(info), rows.span_among_all(info)) else {
-            return Err(problem("can only be decoded by rows"));
-        };
-
+        let (first, step, span) = self.place(rows)?;
         let ranges = self.fetch(0, &span, codes)?;
-        let mut others = vec![Vec::new(); self.encoded.parts.len()];
-        for (part, buffer) in (1..).zip(&mut others) {
-            self.fetch(part, &span, buffer)?;
-        }
+        let others = self.fetch_others(&span)?;
         let parts = std::iter::once(codes.as_slice()).chain(others.iter().map(Vec::as_slice)).collect();
         let fetched = Fetched { rows: span, parts };
 
@@ -71,6 +62,47 @@ impl<'a> EncodedReader<'a> {
             unquantized::write(&weights, info.dtype, out);
         }
         Ok(ranges)
+    }
+
+    /// Replaces `out` by the codes, zero points and scales of rows, which the encoding can re-label.
+    ///
+    /// # Errors
+    /// As [`EncodedReader::rows`].
+    pub(crate) fn integers(&self, rows: &MatrixRows, out: &mut Integers) -> Result<(), Failure> {
+        out.clear();
+        let (first, step, span) = self.place(rows)?;
+        let mut codes = Vec::new();
+        self.fetch(0, &span, &mut codes)?;
+        let others = self.fetch_others(&span)?;
+        let parts = std::iter::once(codes.as_slice()).chain(others.iter().map(Vec::as_slice)).collect();
+        let fetched = Fetched { rows: span, parts };
+        for (n, row) in (0..).zip(rows.range.clone()) {
+            let done = self.encoded.matrix.relabel_row(&fetched, first + n * step, out);
+            done.map_err(|why| fail(code::ENCODED, format!("row {row} of `{}` {why}", self.info.name)))?;
+        }
+        Ok(())
+    }
+
+    /// Where rows lie among all of the tensor: the first, the distance from each to the next, and all between them.
+    fn place(&self, rows: &MatrixRows) -> Result<(u64, u64, Range<u64>), Failure> {
+        let info = self.info;
+        let problem = |what: &str| fail(code::IO, format!("`{}` ({}) {what}", info.name, info.describe()));
+        if rows.view.end(1).is_none_or(|end| end > info.elements()) {
+            return Err(problem("is smaller than the matrix to be read from it"));
+        }
+        match (rows.among_all(info), rows.span_among_all(info)) {
+            (Some((first, step)), Some(span)) => Ok((first, step, span)),
+            _ => Err(problem("can only be decoded by rows")),
+        }
+    }
+
+    /// The bytes of the parts beside the codes that rows need.
+    fn fetch_others(&self, rows: &Range<u64>) -> Result<Vec<Vec<u8>>, Failure> {
+        let mut others = vec![Vec::new(); self.encoded.parts.len()];
+        for (part, buffer) in (1..).zip(&mut others) {
+            self.fetch(part, rows, buffer)?;
+        }
+        Ok(others)
     }
 
     /// Replaces `buffer` by the bytes of a part that rows need.

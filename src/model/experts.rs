@@ -90,10 +90,10 @@ pub fn stack(folder: &ModelFolder, tensor: TensorId) -> Result<ExpertStack, Find
         return Err(contradiction(info, &format!("stacks are known by the names {}", known.join(", "))));
     };
     let (is_transposed, note) = orientation(folder, info, &name, [a, b])?;
-    // Only gpt-oss interleaves, and only gpt-oss has a bias there.
-    let is_interleaved = name.part == ExpertPart::GateUp
-        && is_transposed
-        && folder.parameter_of(info.module(), "gate_up_proj_bias").is_some();
+    // Only gpt-oss interleaves, and only gpt-oss has a bias there, or codes of a stack.
+    let has_bias = || folder.parameter_of(info.module(), "gate_up_proj_bias").is_some();
+    let is_interleaved =
+        name.part == ExpertPart::GateUp && (info.plain_is_transposed() || is_transposed && has_bias());
     let (out, cols) = if is_transposed { (b, a) } else { (a, b) };
     let parts: &[&str] = match name.part {
         ExpertPart::GateUp => &["gate_proj", "up_proj"],
@@ -118,6 +118,21 @@ pub fn stack(folder: &ModelFolder, tensor: TensorId) -> Result<ExpertStack, Find
         }
     }
     Ok(ExpertStack { part: name.part, is_transposed, is_interleaved, experts, note, matrices })
+}
+
+/// The experts of a stack [E, out, in], each as one matrix whatever it holds.
+#[must_use]
+pub fn whole(info: &TensorInfo) -> Vec<ExpertMatrix> {
+    let &[experts, rows, cols] = &info.shape[..] else { return Vec::new() };
+    let view = |expert: u64| MatrixView {
+        first: expert * rows * cols,
+        rows,
+        cols,
+        row_stride: cols,
+        column_stride: 1,
+    };
+    let module = |expert: u64| format!("{}.{expert}", info.name);
+    (0..experts).map(|expert| ExpertMatrix { expert, module: module(expert), view: view(expert) }).collect()
 }
 
 /// A stack's name taken apart.

@@ -10,7 +10,7 @@ use super::name_index::NameIndex;
 use super::quantized;
 use super::tensor::{Shard, TensorInfo};
 use crate::exit::Exit;
-use crate::finding::{Failure, Finding};
+use crate::finding::{Failure, Finding, Severity};
 use crate::format::source::{Blob, Dangling, Reader, Source, cannot_read};
 use crate::fs::regular::limit;
 use crate::ids::{IdVec, ShardId, TensorId};
@@ -129,22 +129,6 @@ impl ModelFolder {
         found.map(|i| &self.tensors[i])
     }
 
-    /// The same folder with tensors that are called or shaped otherwise.
-    pub(super) fn with_tensors(&self, tensors: IdVec<TensorId, TensorInfo>) -> Self {
-        let names = NameIndex::of(&tensors);
-        Self {
-            source: Arc::clone(&self.source),
-            is_single_file: self.is_single_file,
-            shards: self.shards.clone(),
-            tensors,
-            config: self.config.clone(),
-            index: self.index.clone(),
-            others: self.others.clone(),
-            warnings: self.warnings.clone(),
-            names,
-        }
-    }
-
     /// Opens one of the other files.
     ///
     /// # Errors
@@ -167,7 +151,7 @@ impl ModelFolder {
 /// # Errors
 /// Everything that is wrong, together, as [`Exit::BadModel`].
 pub fn open(source: Arc<dyn Source>, include: &[&str], exclude: &[&str]) -> Result<ModelFolder, Failure> {
-    read(source, include, exclude, true)
+    read(source, None, include, exclude, true)
 }
 
 /// As [`open`], for looking only: a model that is already quantized is none to quantize, but can be shown.
@@ -175,11 +159,20 @@ pub fn open(source: Arc<dyn Source>, include: &[&str], exclude: &[&str]) -> Resu
 /// # Errors
 /// As [`open`].
 pub fn look(source: Arc<dyn Source>) -> Result<ModelFolder, Failure> {
-    read(source, &[], &[], false)
+    read(source, None, &[], &[], false)
+}
+
+/// As [`look`], at a model whose `config.json` is this one: an output may not have its own yet.
+///
+/// # Errors
+/// As [`open`].
+pub fn look_with(source: Arc<dyn Source>, config: Config) -> Result<ModelFolder, Failure> {
+    read(source, Some(config), &[], &[], false)
 }
 
 fn read(
     shared: Arc<dyn Source>,
+    config: Option<Config>,
     include: &[&str],
     exclude: &[&str],
     refuses_quantized: bool,
@@ -200,7 +193,7 @@ fn read(
     {
         return Err(bad(vec![finding]));
     }
-    let config = read_config(source, &listing, &mut findings);
+    let config = config.unwrap_or_else(|| read_config(source, &listing, &mut findings));
     let Choice { files: chosen, index } = if is_single_file {
         Choice { files: listing.files.clone(), index: None }
     } else {
@@ -235,17 +228,21 @@ fn read(
             check_duplicates(&Held { shards: &shards, tensors: &tensors, names: &names }, &mut findings);
         }
     }
+    let separate = quantized::separate_declaration(source, &tensors);
     let model = quantized::Stored {
         source,
-        declaration: config.quantization_config(),
+        config: &config,
+        declaration: config.quantization_config().or(separate.as_ref()),
         shards: &shards,
         tensors: &tensors,
         names: &names,
     };
     let (matrices, refused) = quantized::recognize(&model, findings.iter().any(Finding::is_error));
-    if refuses_quantized {
-        findings.extend(refused);
-    }
+    // Whoever only looks is told what is not known.
+    let told = |finding| {
+        if refuses_quantized { finding } else { Finding { severity: Severity::Warning, ..finding } }
+    };
+    findings.extend(refused.into_iter().map(told));
     if quantized::decode(matrices, &mut tensors) {
         names = NameIndex::of(&tensors);
         check_duplicates(&Held { shards: &shards, tensors: &tensors, names: &names }, &mut findings);

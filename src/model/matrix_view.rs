@@ -70,6 +70,19 @@ impl MatrixView {
         self.first + row * self.row_stride + column * self.column_stride
     }
 
+    /// Its place if the last two axes of its tensor change places. The view is of rows of one expert.
+    #[must_use]
+    pub fn swapped(self, tensor: &TensorInfo) -> Self {
+        let &[_, outputs, inputs] = &tensor.shape[..] else { return self };
+        let (size, width) = ((outputs * inputs).max(1), inputs.max(1));
+        Self {
+            first: self.first / size * size + self.first % size / width,
+            row_stride: self.row_stride / width,
+            column_stride: outputs,
+            ..self
+        }
+    }
+
     /// Bytes from the start of the tensor to the end of the last element. `None` if that overflows.
     #[must_use]
     pub fn end(&self, element: u64) -> Option<u64> {
@@ -107,7 +120,7 @@ pub(crate) struct StackLayout {
     pub cols: u64,
     /// Stored as [E, in, out] instead of [E, out, in].
     pub is_transposed: bool,
-    /// Stored as [E, in, out] with the outputs of the parts in turn, instead of one part after the other.
+    /// Stored with the outputs of the parts in turn, instead of one part after the other.
     pub is_interleaved: bool,
 }
 
@@ -117,7 +130,8 @@ impl StackLayout {
     pub(crate) fn view(&self, expert: u64, part: u64) -> MatrixView {
         let Self { parts, rows, cols, is_transposed, is_interleaved } = *self;
         let (skipped, row_stride, column_stride) = match (is_transposed, is_interleaved) {
-            (false, _) => (part * rows * cols, cols, 1),
+            (false, false) => (part * rows * cols, cols, 1),
+            (false, true) => (part * cols, parts * cols, 1),
             (true, false) => (part * rows, 1, parts * rows),
             (true, true) => (part, parts, parts * rows),
         };
@@ -183,6 +197,13 @@ impl MatrixRows {
         let (first, step) = self.among_all(tensor)?;
         let end = if self.count() == 0 { first } else { first + (self.count() - 1) * step + 1 };
         Some(first..end)
+    }
+
+    /// The same rows in the tensor that is written if the weights are written as plain numbers.
+    #[must_use]
+    pub fn written(&self, tensor: &TensorInfo) -> Self {
+        let view = if tensor.plain_is_transposed() { self.view.swapped(tensor) } else { self.view };
+        Self { view, range: self.range.clone() }
     }
 
     /// Elements from the start of the tensor to the `n`th element of the rows, counted row by row.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use serde_json::Value;
 
 use super::code;
+use super::config::Config;
 use super::name::Names;
 use super::name_index::NameIndex;
 use super::tensor::{Encoded, Shard, TensorInfo};
@@ -15,6 +16,7 @@ use crate::finding::Finding;
 use crate::format::Dtype;
 use crate::format::encoding::{self, Catalog, ReadEncoding, Recognized, StoredTensor};
 use crate::format::source::Source;
+use crate::fs::regular::limit;
 use crate::ids::{IdVec, ShardId, TensorId};
 
 /// Names that only a quantized model has: the end of a name, a dtype that it must have, and whose format it
@@ -24,6 +26,7 @@ const MARKS: &[(&str, Option<Dtype>, &str)] = &[
     (".qweight", None, "GPTQ or AWQ"),
     (".qzeros", None, "GPTQ or AWQ"),
     ("_blocks", Some(Dtype::U8), "MXFP4"),
+    (".SCB", None, "bitsandbytes"),
     (".weight.absmax", None, "bitsandbytes"),
     (".weight.quant_map", None, "bitsandbytes"),
     (".W_q", None, "HQQ"),
@@ -34,9 +37,45 @@ const MARKS: &[(&str, Option<Dtype>, &str)] = &[
     (".weight", Some(Dtype::F4), "FP4"),
 ];
 
+/// Whose format a name belongs to that only a quantized model has.
+fn mark(tensor: &TensorInfo) -> Option<&'static str> {
+    let found = MARKS.iter().find(|(end, dtype, _)| {
+        let is_matrix_of = |dtype: Dtype| tensor.stored == dtype && tensor.shape.len() > 1;
+        tensor.name.ends_with(end) && dtype.is_none_or(is_matrix_of)
+    })?;
+    Some(found.2)
+}
+
+impl TensorInfo {
+    /// Whether it looks like codes that no encoding has read.
+    #[must_use]
+    pub fn is_unknown_code(&self) -> bool {
+        self.encoded.is_none() && self.part_of.is_none() && mark(self).is_some()
+    }
+}
+
+/// Files that declare a quantization beside `config.json`, with the method that they mean if they name none.
+const SEPARATE: [(&str, &str); 2] = [("quantize_config.json", "gptq"), ("quant_config.json", "awq")];
+
+/// The declaration of a file of its own, as older tools wrote it. Looked for only if the model holds what it speaks of: it
+/// may have been left beside full weights.
+pub(super) fn separate_declaration(
+    source: &dyn Source,
+    tensors: &IdVec<TensorId, TensorInfo>,
+) -> Option<Value> {
+    tensors.iter().find(|tensor| tensor.parameter() == "qweight")?;
+    SEPARATE.iter().find_map(|(file, method)| {
+        let text = source.read(file, limit::CONFIG).ok()?;
+        let mut declared: Value = serde_json::from_slice(text.as_ref()).ok()?;
+        declared.as_object_mut()?.entry("quant_method").or_insert_with(|| Value::from(*method));
+        Some(declared)
+    })
+}
+
 /// A model's tensors, as they are stored.
 pub(super) struct Stored<'m> {
     pub(super) source: &'m dyn Source,
+    pub(super) config: &'m Config,
     /// The `quantization_config`.
     pub(super) declaration: Option<&'m Value>,
     pub(super) shards: &'m IdVec<ShardId, Shard>,
@@ -56,6 +95,10 @@ impl Catalog for Stored<'_> {
 
     fn declaration(&self) -> Option<&Value> {
         self.declaration
+    }
+
+    fn config(&self, key: &str) -> Option<&Value> {
+        self.config.get(key)
     }
 
     fn bytes(&self, tensor: TensorId, range: Range<u64>) -> Result<Vec<u8>, String> {
@@ -114,7 +157,7 @@ pub(super) fn recognize(model: &Stored<'_>, have_errors: bool) -> (Vec<Matrix>, 
     unreadable.retain(|problem: &Unreadable| !is_known.contains(&problem.codes));
     is_known.extend(unreadable.iter().map(|problem| problem.codes));
     if let Some(finding) = foreign(model, &is_known) {
-        return (Vec::new(), vec![finding]);
+        return (matrices, vec![finding]);
     }
     if have_errors {
         return (Vec::new(), Vec::new());
@@ -169,9 +212,9 @@ pub(super) fn decode(matrices: Vec<Matrix>, tensors: &mut IdVec<TensorId, Tensor
         }
         let tensor = &mut tensors[codes];
         tensor.dtype = recognized.dtype;
-        tensor.shape = recognized.shape.into();
-        tensor.encoded =
-            Some(Arc::new(Encoded { encoding, parts: recognized.parts.into(), matrix: recognized.matrix }));
+        let shape = std::mem::replace(&mut tensor.shape, recognized.shape.into());
+        let (name, parts, matrix) = (tensor.name.clone(), recognized.parts.into(), recognized.matrix);
+        tensor.encoded = Some(Arc::new(Encoded { encoding, name, shape, parts, matrix }));
         if let Some(name) = recognized.name {
             renamed.push((codes, names.push(&name).unwrap_or_default()));
         }
@@ -205,13 +248,7 @@ pub(super) fn left_parts(tensors: &IdVec<TensorId, TensorInfo>) -> Option<Findin
 fn foreign(model: &Stored<'_>, is_known: &HashSet<TensorId>) -> Option<Finding> {
     let declared = model.declaration;
     let unknown = model.tensors.numbered().filter(|(index, _)| !is_known.contains(index));
-    let marked = unknown.map(|(_, tensor)| tensor).find_map(|tensor| {
-        let mark = MARKS.iter().find(|(end, dtype, _)| {
-            let is_matrix_of = |dtype: Dtype| tensor.stored == dtype && tensor.shape.len() > 1;
-            tensor.name.ends_with(end) && dtype.is_none_or(is_matrix_of)
-        })?;
-        Some((tensor, mark.2))
-    });
+    let marked = unknown.map(|(_, tensor)| tensor).find_map(|tensor| Some((tensor, mark(tensor)?)));
     let is_declared = |declared| encoding::readable().any(|encoding| encoding.is_declared(declared));
     let message = match (declared, marked) {
         (Some(declared), Some((tensor, _))) => {

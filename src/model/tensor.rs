@@ -66,6 +66,50 @@ impl TensorInfo {
         self.encoded.as_ref().map_or(&[], |encoded| &encoded.parts)
     }
 
+    /// Whether the last two axes change places if its weights are written as plain numbers.
+    #[must_use]
+    pub fn plain_is_transposed(&self) -> bool {
+        self.encoded.as_ref().is_some_and(|encoded| encoded.matrix.plain_is_transposed())
+            && self.shape.len() == 3
+    }
+
+    /// Its shape if its weights are written as plain numbers.
+    #[must_use]
+    pub fn plain_shape(&self) -> Shape {
+        let mut shape = self.shape.to_vec();
+        if self.plain_is_transposed() {
+            shape.swap(1, 2);
+        }
+        shape.into()
+    }
+
+    /// Its name in the file.
+    #[must_use]
+    pub fn stored_name(&self) -> &str {
+        self.encoded.as_ref().map_or(&self.name, |encoded| &encoded.name)
+    }
+
+    /// Its shape in the file.
+    #[must_use]
+    pub fn stored_shape(&self) -> &[u64] {
+        self.encoded.as_ref().map_or(&self.shape, |encoded| &encoded.shape)
+    }
+
+    /// How its weights are stored: the name of an encoding. None for a part of another tensor.
+    #[must_use]
+    pub fn encoding(&self) -> Option<&'static str> {
+        let read = self.encoded.as_ref().map_or(unquantized::NAME, |encoded| encoded.encoding.name());
+        self.part_of.is_none().then_some(read)
+    }
+
+    /// Bits of a stored code, if an encoding stores the weights.
+    #[must_use]
+    pub fn code_bits(&self) -> Option<u64> {
+        self.encoded.as_ref()?;
+        let elements = self.elements().max(1);
+        Some((self.bytes.saturating_mul(8) + elements / 2) / elements)
+    }
+
     /// Dtype and shape as messages show them: `BF16 [256, 64]`.
     #[must_use]
     pub fn describe(&self) -> String {
@@ -78,6 +122,10 @@ impl TensorInfo {
 pub struct Encoded {
     /// The encoding.
     pub encoding: &'static dyn Encoding,
+    /// The name of the codes in the file.
+    pub name: Name,
+    /// The shape of the codes in the file.
+    pub shape: Shape,
     /// The tensors beside this one that decoding needs, in the encoding's order.
     pub parts: Box<[TensorId]>,
     /// How rows are decoded.

@@ -1,6 +1,6 @@
-//! The tensors of a quantized model as [`Weights`]: compressed-tensors' codes, decoded while they are read.
+//! The tensors of a quantized model as [`Weights`]: codes of compressed-tensors, decoded while they are read.
 
-use std::collections::BTreeMap;
+use std::collections::BTreeSet;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -9,35 +9,15 @@ use super::checkpoint::Checkpoint;
 use super::code;
 use super::weights::Weights;
 use crate::finding::{Failure, Finding};
-use crate::format::encoding::{self, Contents};
-use crate::ids::TensorId;
 use crate::model::{Dtype, ModelFolder, TensorInfo};
-use crate::quant::{Bits, FloatType, Granularity, Role, Scheme, Storage};
-
-/// Parameters beside the codes of a module.
-const COMPANIONS: [&str; 4] = ["weight_scale", "weight_zero_point", "weight_shape", "weight_g_idx"];
 
 /// A quantized model: matrices of codes are decoded, everything else is read as it is.
 #[derive(Debug)]
 pub struct Quantized<'m> {
     model: &'m ModelFolder,
     checkpoint: Checkpoint<'m>,
-    /// By the name of the weight that the codes stand for.
-    matrices: BTreeMap<String, Matrix>,
-}
-
-/// A matrix of codes.
-#[derive(Debug)]
-struct Matrix {
-    codes: TensorId,
-    scales: TensorId,
-    zero_points: Option<TensorId>,
-    /// The bytes of [`Role::Groups`], if its groups are no runs of columns.
-    groups: Option<Vec<u8>>,
-    scheme: Scheme,
-    rows: usize,
-    columns: usize,
-    rounds_inputs: bool,
+    /// The modules whose inputs engines round to eight bits.
+    rounded: BTreeSet<String>,
 }
 
 impl<'m> Quantized<'m> {
@@ -48,208 +28,85 @@ impl<'m> Quantized<'m> {
     pub fn open(model: &'m ModelFolder, config: &Value) -> Result<Self, Failure> {
         let checkpoint = Checkpoint::open(model)?;
         let bad = |finding: Finding| Failure::new(crate::exit::Exit::BadModel, finding);
-        let rounded = rounded_inputs(config).map_err(bad)?;
-        let mut matrices = BTreeMap::new();
-        for (index, tensor) in model.tensors.numbered() {
-            let is_packed = tensor.parameter() == "weight_packed";
-            let is_plain = tensor.parameter() == "weight" && tensor.stored == Dtype::I8;
-            if !(is_packed || is_plain) {
-                continue;
-            }
-            let matrix = Matrix::of(model, &checkpoint, index, is_packed, &rounded).map_err(bad)?;
-            matrices.insert(format!("{}.weight", tensor.module()), matrix);
+        if let Some(codes) = model.tensors.iter().find(|tensor| tensor.is_unknown_code()) {
+            return Err(bad(unknown(model, codes)));
         }
-        Ok(Self { model, checkpoint, matrices })
+        let schemes = rounded_inputs(config).map_err(bad)?;
+        let is_rounded = |tensor: &&TensorInfo| schemes.iter().any(|scheme| scheme.is_of(model, tensor));
+        let rounded =
+            model.tensors.iter().filter(is_rounded).map(|tensor| tensor.module().to_owned()).collect();
+        Ok(Self { model, checkpoint, rounded })
     }
 
     /// Whether engines round the inputs of a module to eight bits.
     #[must_use]
     pub fn rounds_inputs_of(&self, module: &str) -> bool {
-        self.matrices.get(&format!("{module}.weight")).is_some_and(|matrix| matrix.rounds_inputs)
+        self.rounded.contains(module)
     }
 
-    /// The matrices of codes by the name of the weight that they stand for, each with its scheme and the bytes of its parts.
-    pub fn matrices(&self) -> impl Iterator<Item = (&str, &Scheme, u64)> {
-        self.matrices.iter().map(|(name, matrix)| {
-            let parts = [Some(matrix.codes), Some(matrix.scales), matrix.zero_points];
-            let bytes = parts.into_iter().flatten().map(|part| self.model.tensors[part].bytes).sum();
-            (name.as_str(), &matrix.scheme, bytes)
-        })
-    }
-
-    fn decode(&self, name: &str, matrix: &Matrix, rows: &Range<usize>) -> Result<Vec<f32>, Finding> {
-        let (scheme, columns) = (&matrix.scheme, matrix.columns);
-        // Zero points of some rows may lie in one word.
-        let step = scheme.row_multiple().max(1);
-        let start = rows.start / step * step;
-        let count = rows.end.next_multiple_of(step).min(matrix.rows).saturating_sub(start);
-        let encoding = encoding::of(scheme);
-        let mut parts: Vec<(Role, Vec<u8>)> = Vec::new();
-        for (role, tensor) in [
-            (Role::Codes, Some(matrix.codes)),
-            (Role::Scales, Some(matrix.scales)),
-            (Role::ZeroPoints, matrix.zero_points),
-        ] {
-            let Some(tensor) = tensor.map(|index| &self.model.tensors[index]) else { continue };
-            let part = encoding.part(scheme, role, count as u64, columns as u64);
-            let offset = match part.contents {
-                Contents::Rows { .. } => encoding.part(scheme, role, start as u64, columns as u64).bytes,
-                Contents::Same | Contents::Constant(_) => 0,
+    /// The matrices of codes by the name of the weight that they stand for, each with its scheme in words and the bytes of its
+    /// parts.
+    pub fn matrices(&self) -> impl Iterator<Item = (&str, String, u64)> {
+        self.model.tensors.numbered().filter_map(|(index, tensor)| {
+            let encoded = tensor.encoded.as_ref()?;
+            let scheme = match encoded.matrix.exact() {
+                Ok(exact) => exact.scheme.to_string(),
+                Err(_) => encoded.encoding.name().to_owned(),
             };
-            parts.push((role, self.checkpoint.bytes(tensor, offset, part.bytes)?));
-        }
-        let part = |role: Role| match role {
-            Role::Groups => matrix.groups.as_deref(),
-            _ => parts.iter().find(|(of, _)| *of == role).map(|(_, bytes)| bytes.as_slice()),
-        };
-        let weights = encoding.decode(scheme, count, columns, &part);
-        let mut weights = weights.ok_or_else(|| {
-            Finding::error(code::WRONG_SHAPE, format!("the codes of `{name}` cannot be decoded"))
-                .help("Their scales or zero points have another size than the codes need.")
-        })?;
-        weights.truncate((rows.end - start) * columns);
-        weights.drain(..(rows.start - start) * columns);
-        Ok(weights)
+            let bytes = self.model.parts_of(index).map(|part| self.model.tensors[part].bytes).sum();
+            Some((&*tensor.name, scheme, bytes))
+        })
     }
 }
 
 impl Weights for Quantized<'_> {
     fn names(&self) -> Vec<String> {
-        let is_part = |tensor: &TensorInfo| {
-            let (module, parameter) = (tensor.module(), tensor.parameter());
-            let is_code = parameter == "weight_packed" || COMPANIONS.contains(&parameter);
-            is_code && self.matrices.contains_key(&format!("{module}.weight"))
-        };
-        let plain = self.checkpoint.names().into_iter().filter(|name| {
-            !self.matrices.contains_key(name) && !self.model.by_name(name).is_some_and(is_part)
-        });
-        plain.chain(self.matrices.keys().cloned()).collect()
+        self.checkpoint.names()
     }
 
     fn shape(&self, name: &str) -> Option<Vec<usize>> {
-        match self.matrices.get(name) {
-            Some(matrix) => Some(vec![matrix.rows, matrix.columns]),
-            None => self.checkpoint.shape(name),
-        }
+        self.checkpoint.shape(name)
     }
 
     fn read(&self, name: &str, rows: Range<usize>) -> Result<Vec<f32>, Finding> {
-        match self.matrices.get(name) {
-            Some(matrix) => self.decode(name, matrix, &rows),
-            None => self.checkpoint.read(name, rows),
-        }
+        self.checkpoint.read(name, rows)
     }
 }
 
-impl Matrix {
-    fn of(
-        model: &ModelFolder,
-        checkpoint: &Checkpoint<'_>,
-        codes: TensorId,
-        is_packed: bool,
-        rounded: &[(u64, bool)],
-    ) -> Result<Self, Finding> {
-        let tensor = &model.tensors[codes];
-        let module = tensor.module();
-        let beside = |parameter: &str| model.find(&format!("{module}.{parameter}"));
-        let unknown = |what: &str| {
-            Finding::error(
-                code::NOT_ADMITTED,
-                format!("`{module}` is stored in a way that cannot be run: {what}"),
-            )
-            .help("Codes of compressed-tensors in 4 or 8 bits with scales of floating-point numbers can be.")
-        };
-        let scales = beside("weight_scale").ok_or_else(|| unknown("it has no `weight_scale`"))?;
-        let (rows, columns) = match is_packed {
-            false => pair(&tensor.shape.iter().copied().collect::<Vec<u64>>()),
-            true => beside("weight_shape").and_then(|index| {
-                let shape = &model.tensors[index];
-                let shape = integers(checkpoint, shape)?.into_iter().map(|n| u64::try_from(n).ok());
-                pair(&shape.collect::<Option<Vec<u64>>>()?)
-            }),
-        }
-        .filter(|(rows, columns)| *rows > 0 && *columns > 0)
-        .ok_or_else(|| unknown("its shape is not known"))?;
-        let words = tensor.shape.last().copied().unwrap_or(0) as usize;
-        let bits = match is_packed {
-            true if words == columns.div_ceil(8) => Bits::Four,
-            true if words == columns.div_ceil(4) => Bits::Eight,
-            true => return Err(unknown("its codes have another width than 4 or 8 bits")),
-            false => Bits::Eight,
-        };
-        let of_scales = &model.tensors[scales];
-        let scale_type = match of_scales.stored {
-            Dtype::F32 => FloatType::F32,
-            Dtype::F16 => FloatType::F16,
-            Dtype::Bf16 => FloatType::Bf16,
-            other => return Err(unknown(&format!("its scales are {other}"))),
-        };
-        let groups = of_scales.elements() as usize;
-        let granularity = match groups / rows.max(1) {
-            0 if groups == 1 => Granularity::Tensor,
-            1 if groups == rows && rows > 1 => Granularity::Channel,
-            1 if rows == 1 => Granularity::Channel,
-            per_row if per_row * rows == groups && columns.is_multiple_of(per_row) => {
-                Granularity::Group(columns / per_row)
-            }
-            _ => return Err(unknown("its scales do not divide its rows")),
-        };
-        let zero_points = beside("weight_zero_point");
-        let scheme = Scheme {
-            bits,
-            symmetric: zero_points.is_none(),
-            granularity,
-            scale_type,
-            storage: if is_packed { Storage::Packed } else { Storage::Plain },
-        };
-        let groups = match beside("weight_g_idx") {
-            None => None,
-            Some(index) => integers(checkpoint, &model.tensors[index])
-                .ok_or("its `weight_g_idx` holds no whole numbers")
-                .and_then(|of| groups_of(&scheme, columns, &of))
-                .map_err(unknown)?,
-        };
-        let rounds_inputs = rounded.contains(&(bits.count() as u64, scheme.symmetric));
-        Ok(Self { codes, scales, zero_points, groups, scheme, rows, columns, rounds_inputs })
+/// The error of codes that no encoding reads: what was said of them when the model was opened.
+fn unknown(model: &ModelFolder, codes: &TensorInfo) -> Finding {
+    let message = format!("`{}` ({}) is stored in a way that cannot be run", codes.name, codes.describe());
+    let finding = Finding::error(code::NOT_ADMITTED, message);
+    match model.warnings.iter().find(|warning| warning.message.contains(&*codes.name)) {
+        Some(why) => finding.help(why.message.clone()),
+        None => finding.help("Codes of compressed-tensors can be, as `monoquant inspect` shows."),
     }
 }
 
-/// The numbers of a small tensor of whole numbers. None if it is no such tensor.
-fn integers(checkpoint: &Checkpoint<'_>, tensor: &TensorInfo) -> Option<Vec<i64>> {
-    let bytes = checkpoint.bytes(tensor, 0, tensor.bytes).ok()?;
-    Some(match tensor.stored {
-        Dtype::I64 => bytes.as_chunks().0.iter().map(|b| i64::from_le_bytes(*b)).collect(),
-        Dtype::I32 => bytes.as_chunks().0.iter().map(|b| i32::from_le_bytes(*b).into()).collect(),
-        _ => return None,
-    })
+/// The weights of a group of compressed-tensors, as far as tensors show them.
+#[derive(Debug, Clone, Copy)]
+struct GroupWeights {
+    bits: u64,
+    is_symmetric: bool,
 }
 
-/// The bytes of [`Role::Groups`] by `weight_g_idx`, the group of each column. None if groups are runs of columns; they are so too
-/// if a column has none (−1), which is what compressed-tensors begins with.
-fn groups_of(scheme: &Scheme, columns: usize, of: &[i64]) -> Result<Option<Vec<u8>>, &'static str> {
-    if of.len() != columns {
-        return Err("its `weight_g_idx` has not one number for each column");
+impl GroupWeights {
+    /// Whether a tensor holds such integers.
+    fn is_of(self, model: &ModelFolder, tensor: &TensorInfo) -> bool {
+        let &[rows, columns] = &tensor.shape[..] else { return false };
+        let words = (columns * self.bits).div_ceil(32);
+        let has_width = match tensor.stored {
+            Dtype::I8 => true,
+            Dtype::I32 => tensor.bytes == rows * words * 4,
+            _ => false,
+        };
+        let zero_points = model.find(&format!("{}.weight_zero_point", tensor.module()));
+        tensor.encoded.is_some() && has_width && zero_points.is_none() == self.is_symmetric
     }
-    let size = scheme.group_cols(columns).max(1);
-    let is_run = |(column, group): (usize, &i64)| usize::try_from(*group) == Ok(column / size);
-    let count = scheme.groups_per_row(columns);
-    if count <= 1 || of.contains(&-1) || of.iter().enumerate().all(is_run) {
-        return Ok(None);
-    }
-    let is_group = |group: i64| usize::try_from(group).is_ok_and(|group| group < count);
-    let of = of.iter().map(|group| i32::try_from(*group).ok().filter(|_| is_group(*group)));
-    let of = of.collect::<Option<Vec<i32>>>();
-    let of = of.ok_or("its `weight_g_idx` names groups that have no scale")?;
-    Ok(Some(of.into_iter().flat_map(i32::to_le_bytes).collect()))
 }
 
-fn pair(shape: &[u64]) -> Option<(usize, usize)> {
-    let &[rows, columns] = shape else { return None };
-    Some((usize::try_from(rows).ok()?, usize::try_from(columns).ok()?))
-}
-
-/// Widths and symmetry of weights whose inputs are rounded for each token, by `quantization_config`.
-fn rounded_inputs(config: &Value) -> Result<Vec<(u64, bool)>, Finding> {
+/// The weights whose inputs are rounded for each token, by `quantization_config`.
+fn rounded_inputs(config: &Value) -> Result<Vec<GroupWeights>, Finding> {
     let groups = config.pointer("/quantization_config/config_groups").and_then(Value::as_object);
     let mut found = Vec::new();
     for group in groups.into_iter().flat_map(|groups| groups.values()) {
@@ -269,16 +126,17 @@ fn rounded_inputs(config: &Value) -> Result<Vec<(u64, bool)>, Finding> {
             .help("Dynamic eight-bit integers for each token can be."));
         }
         let weights = &group["weights"];
-        found.push((
-            weights["num_bits"].as_u64().unwrap_or(8),
-            weights["symmetric"].as_bool().unwrap_or(true),
-        ));
+        found.push(GroupWeights {
+            bits: weights["num_bits"].as_u64().unwrap_or(8),
+            is_symmetric: weights["symmetric"].as_bool().unwrap_or(true),
+        });
     }
     Ok(found)
 }
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::fs;
     use std::path::Path;
 
@@ -287,6 +145,7 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+    use crate::quant::FloatType;
 
     type Tensors = BTreeMap<String, (Type, Vec<usize>, Vec<u8>)>;
 
@@ -310,8 +169,8 @@ mod tests {
         }
         let bytes = safetensors::serialize(views, None).unwrap();
         fs::write(folder.path().join("model.safetensors"), bytes).unwrap();
-        let config =
-            json!({"model_type": "llama", "quantization_config": {"quant_method": "compressed-tensors"}});
+        let config = json!({"model_type": "llama", "quantization_config": {"quant_method": "compressed-tensors", "config_groups": {
+                "group_0": {"weights": {"num_bits": 4}}, "group_1": {"weights": {"num_bits": 8}}}}});
         fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
         let source =
             crate::format::source::open(&folder.path().display().to_string(), Path::new("."), &[]).unwrap();
@@ -360,7 +219,7 @@ mod tests {
             };
             opened(&tensors, |found| match found {
                 Ok(found) => Ok(found.read(&format!("{CASE}.weight"), 0..13).unwrap()),
-                Err(failure) => Err(failure.findings[0].message.clone()),
+                Err(failure) => Err([failure.findings[0].message.clone(), failure.findings[0].help.concat()]),
             })
         };
         let plain = with(None).unwrap();
@@ -368,9 +227,17 @@ mod tests {
         assert_eq!(with(Some(vec![-1; 48])), Ok(plain.clone()), "as it is before there is an order");
         assert_ne!(with(Some((0..48).map(|column| column % 3).collect())), Ok(plain));
         let refused = |order: Vec<i32>| with(Some(order)).unwrap_err();
-        let start = format!("`{CASE}` is stored in a way that cannot be run: its `weight_g_idx` ");
-        assert_eq!(refused(vec![3; 48]), format!("{start}names groups that have no scale"));
-        assert_eq!(refused(vec![-2; 48]), format!("{start}names groups that have no scale"));
-        assert_eq!(refused(vec![0; 47]), format!("{start}has not one number for each column"));
+        for (order, why) in [
+            (vec![3; 48], "puts a column into group 3 of 3"),
+            (vec![-2; 48], "puts a column into group -2 of 3"),
+            (vec![0; 47], "I32 [47] for 48 columns"),
+        ] {
+            let [message, help] = refused(order);
+            assert!(
+                message.contains(CASE) && message.ends_with("stored in a way that cannot be run"),
+                "{message}"
+            );
+            assert!(help.contains(why), "{help}");
+        }
     }
 }

@@ -49,7 +49,7 @@ pub fn quantized_modules(content: Content<'_>, export_stage: StageId) -> Vec<Qua
 #[must_use]
 pub fn left_alone<'p>(content: Content<'p>, export_stage: StageId) -> Vec<Cow<'p, str>> {
     let Content { model, classes, decisions, tasks, .. } = content;
-    let mut names = Vec::new();
+    let (mut names, mut before) = (Vec::new(), None);
     for task in tasks {
         let kind = classes[task.tensor()].kind;
         if !matches!(kind, LayerType::Linear | LayerType::Router | LayerType::Experts)
@@ -57,12 +57,17 @@ pub fn left_alone<'p>(content: Content<'p>, export_stage: StageId) -> Vec<Cow<'p
         {
             continue;
         }
-        if task.matrix(model).is_some() {
+        let is_whole = model.tensors[task.tensor()].plain_is_transposed();
+        if task.matrix(model).is_some() && !is_whole {
             // An expert that is written as a module of its own.
             names.push(task.module(model).into());
             continue;
         }
         let name = subject(&model.tensors[task.tensor()]);
+        if is_whole && before.replace(task.tensor()) == Some(task.tensor()) {
+            // One of several tasks of a stack.
+            continue;
+        }
         names.push(name.into());
         if kind == LayerType::Experts
             && experts_parent(name).is_none()

@@ -55,6 +55,8 @@ pub struct QuantSpec {
     pub rounding: Rounding,
     /// How engines are told to quantize activations.
     pub activations: ActivationScheme,
+    /// Re-labelled: its codes and scales are those of the source. Nothing is rounded, and the observer chooses nothing.
+    pub is_relabelled: bool,
 }
 
 /// The rule that chooses codes.

@@ -13,6 +13,7 @@ use crate::layer::LayerType;
 use crate::model::ModelFolder;
 use crate::stage::export::{Format, Target};
 use crate::stage::{SiblingPolicy, Stage};
+use crate::text::units::counted;
 
 pub(super) fn undivided_findings(
     deciding: &Deciding<'_>,
@@ -89,6 +90,41 @@ fn by_length<'m>(
         }
     }
     out
+}
+
+/// One warning for each stage that quantizes weights which are codes already: how they are stored, and in how many bits.
+pub(super) fn quantized_again(deciding: &Deciding<'_>) -> Vec<Finding> {
+    let Deciding { of: Classified { loaded, model, .. }, decisions, .. } = deciding;
+    /// All tensors of a stage, and how many of them are stored in each encoding with so many bits.
+    type Counts<'m> = (usize, BTreeMap<(&'m str, u64), usize>);
+    let mut stages: BTreeMap<StageId, Counts<'_>> = BTreeMap::new();
+    for (index, tensor) in model.tensors.numbered() {
+        let Some(spec) = decisions[index].spec().filter(|spec| !spec.is_relabelled) else { continue };
+        let (all, stored) = stages.entry(spec.stage).or_default();
+        *all += 1;
+        if let (Some(encoding), Some(bits)) = (tensor.encoding(), tensor.code_bits()) {
+            *stored.entry((encoding, bits)).or_default() += 1;
+        }
+    }
+    let again = stages.into_iter().filter(|(_, (_, stored))| !stored.is_empty());
+    again
+        .map(|(stage, (all, stored))| {
+            let count: usize = stored.values().sum();
+            let kinds: Vec<String> = stored.iter().map(|((encoding, bits), _)| format!("{bits} bits ({encoding})")).collect();
+            let message = format!(
+                "{count} of {} quantized here {} codes of {} already",
+                counted(all, "tensor"),
+                if count == 1 { "holds" } else { "hold" },
+                kinds.join(", ")
+            );
+            Finding::warning("plan::quantized-twice", message)
+                .at_opt(loaded.stage_place(stage), "quantizes what is quantized")
+                .help(
+                    "The errors of both add up, and only those of the second are measured: against what the codes mean. Take the \
+                     original model if there is one in BF16, F16 or F32.",
+                )
+        })
+        .collect()
 }
 
 /// The key by which two splits count as the same mistake: the engines' name of the group, and the rules that split

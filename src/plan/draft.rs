@@ -4,12 +4,12 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::doubts::{idle_stages, split_findings, undivided_findings};
+use super::doubts::{idle_stages, quantized_again, split_findings, undivided_findings};
 use super::phases::{Classified, Decided, Deciding};
 use super::source_model::{correct_classes, open_model};
 use super::{
     Content, Decision, FusedModules, ModelRuns, QuantSpec, Roundings, Task, Weighing, engines, matrices,
-    model_runs, rounding, select, statistics, unmatched,
+    model_runs, relabelled, rounding, select, statistics, unmatched,
 };
 use crate::calibration::Statistics;
 use crate::finding::{Failure, Finding};
@@ -116,6 +116,7 @@ fn decide(classified: Classified) -> Decided {
     let decisions = items.map(|item| select::judge(&stages, item, &mut known, None));
     let fused_modules = fused_modules::groups(&items);
     let mut deciding = Deciding { of: &classified, items, stages, decisions, fused_modules };
+    findings.extend(relabelled::claim(&mut deciding));
     findings.extend(engines::leave_unloadable_experts(&mut deciding));
     let Deciding { items, decisions, fused_modules, .. } = &mut deciding;
     fused_modules::keep_whole_by_default(fused_modules, items, decisions);
@@ -128,6 +129,7 @@ fn decide(classified: Classified) -> Decided {
     findings.extend(undivided_findings(&deciding, &undivided));
     findings.extend(split_findings(&deciding));
     findings.extend(idle_stages(&deciding));
+    findings.extend(quantized_again(&deciding));
     let Deciding { decisions, fused_modules, .. } = deciding;
     let Classified { loaded, model, classes, findings: mut all } = classified;
     all.extend(findings);

@@ -114,7 +114,7 @@ fn add(hasher: &mut blake3::Hasher, text: fmt::Arguments<'_>) {
 fn numbers(plan: &Plan, tensor: TensorId) -> blake3::Hasher {
     let info = &plan.model.tensors[tensor];
     let encoded = info.encoded.as_ref().map(|encoded| (encoded.encoding, &encoded.matrix));
-    let action = plan.decisions[tensor].spec().map(|spec| (spec.scheme, spec.observer));
+    let action = plan.decisions[tensor].spec().map(|spec| (spec.scheme, spec.observer, spec.is_relabelled));
     let mut hasher = blake3::Hasher::new();
     add(&mut hasher, format_args!("{BUILD} {} {:?} {encoded:?} {action:?}", info.stored, info.shape));
     for index in plan.tasks_of(tensor) {

@@ -200,7 +200,13 @@ fn draft(content: Content<'_>, stage: StageId, format: Format) -> Vec<OutputTens
                 let parts = encoding::of(&spec.scheme).roles(&spec.scheme).len();
                 (0..parts).for_each(|number| add(Part::Encoded(number as u8)));
             }
-            (None, Some(_), _) if splits_kept && decision.spec().is_none() => add(Part::Matrix),
+            (None, Some(_), _)
+                if splits_kept
+                    && decision.spec().is_none()
+                    && !content.model.tensors[task.tensor()].plain_is_transposed() =>
+            {
+                add(Part::Matrix);
+            }
             // Tasks of one tensor follow each other.
             _ if last_whole == Some(task.tensor()) => {}
             (spec, _, _) => {

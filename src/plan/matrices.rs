@@ -41,6 +41,11 @@ pub(super) fn tasks(decided: &Decided) -> (IdVec<TaskId, Task>, Vec<Finding>) {
             continue;
         }
         let quantized = decisions[tensor].spec().is_some();
+        if !quantized && info.plain_is_transposed() {
+            let experts = model::experts::whole(info);
+            tasks.extend(experts.into_iter().take(MAX_TASKS).map(|matrix| Task::expert(tensor, matrix)));
+            continue;
+        }
         let splits =
             quantized || splits_kept && info.stored == info.working_dtype() && info.encoded.is_none();
         if splits && classes[tensor].kind == LayerType::Experts {

@@ -177,7 +177,7 @@ impl OutputTensor {
                 encoding::of(scheme).part(scheme, role, view.rows, view.cols)
             }
             (Part::Matrix, Some(view), _) => plain(&[view.rows, view.cols]),
-            _ => plain(&source.shape),
+            _ => plain(&source.plain_shape()),
         }
     }
 

@@ -415,5 +415,6 @@ fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
             },
         },
         activations,
+        is_relabelled: false,
     }
 }

@@ -57,17 +57,18 @@ pub struct Slot<'p> {
 pub fn task_list(plan: &Plan) -> impl Iterator<Item = TaskRecord<'_>> {
     plan.tasks.numbered().map(|(number, task)| {
         let source = &plan.model.tensors[task.tensor()];
-        let quantized = plan.decisions[task.tensor()].spec().is_some();
+        let spec = plan.decisions[task.tensor()].spec();
         let is_decoded = source.encoded.is_some();
         TaskRecord {
             task: number,
             tensor: &source.name,
             module: task.module(&plan.model),
             inputs: inputs(plan, task),
-            action: match (quantized, is_decoded) {
-                (true, _) => "quantize",
-                (false, true) => "decode",
-                (false, false) => "copy",
+            action: match (spec, is_decoded) {
+                (Some(spec), _) if spec.is_relabelled => "re-label",
+                (Some(_), _) => "quantize",
+                (None, true) => "decode",
+                (None, false) => "copy",
             },
             outputs: plan.exports.iter().flat_map(|export| slots(plan, export, number)).collect(),
             needs: Vec::new(),

@@ -33,8 +33,6 @@ pub enum Role {
     ZeroPoints,
     /// The shape of the unpacked weights.
     Shape,
-    /// The group of each column, as I32, if groups are no runs of columns. Solvers make none.
-    Groups,
     /// Quantized weights as floating-point numbers.
     Dequantized,
 }
@@ -47,7 +45,7 @@ impl Quantized {
             Role::Codes => &self.codes,
             Role::Scales => &self.scales,
             Role::ZeroPoints => &self.zero_points,
-            Role::Weights | Role::Shape | Role::Groups | Role::Dequantized => &[],
+            Role::Weights | Role::Shape | Role::Dequantized => &[],
         }
     }
 

@@ -16,8 +16,18 @@ impl Step<'_> {
         self.name.starts_with("quantize-")
     }
 
+    /// Whether weights are codes after it.
     fn may_quantize(&self) -> bool {
+        self.may_be_governed() || self.is_convert()
+    }
+
+    /// Whether `resolve-skips` says what it skips.
+    fn may_be_governed(&self) -> bool {
         self.is_quantize() || super::schema::stage(self.name).is_none()
+    }
+
+    fn is_convert(&self) -> bool {
+        self.name == "convert"
     }
 
     /// Whether a failure of this stage stops the run: its own `on_failure`, else the recipe's, else the stage's default.
@@ -100,7 +110,10 @@ fn quantize_before(steps: &[Step<'_>], findings: &mut Vec<Finding>) {
         findings.push(
             error("no stage of this recipe quantizes anything")
                 .at(last.place.clone(), "the last stage, and nothing is quantized")
-                .help("Add `- stage: quantize-int4` or `- stage: quantize-int8`."),
+                .help(
+                    "Add `- stage: quantize-int4` or `- stage: quantize-int8`, or `- stage: convert` for a model that is \
+                     quantized already.",
+                ),
         );
         return;
     };
@@ -129,7 +142,7 @@ fn idle_stages(steps: &[Step<'_>], findings: &mut Vec<Finding>) {
         let later = &steps[index + 1..];
         if step.name == "resolve-skips" {
             let governed =
-                later.iter().take_while(|step| step.name != "resolve-skips").any(Step::may_quantize);
+                later.iter().take_while(|step| step.name != "resolve-skips").any(Step::may_be_governed);
             if !governed {
                 let next = later.iter().find(|step| step.name == "resolve-skips");
                 findings.push(
@@ -140,7 +153,7 @@ fn idle_stages(steps: &[Step<'_>], findings: &mut Vec<Finding>) {
                 );
             }
         }
-        if step.is_quantize() && last_reader.is_some_and(|last| last < index) {
+        if (step.is_quantize() || step.is_convert()) && last_reader.is_some_and(|last| last < index) {
             findings.push(
                 warning(format!("`{}` has no effect here", step.name))
                     .at(step.place.clone(), "what it quantizes is neither checked nor written")

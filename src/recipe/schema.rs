@@ -183,6 +183,7 @@ mod tests {
                 "load",
                 "resolve-skips",
                 "calibrate",
+                "convert",
                 "quantize-int4",
                 "quantize-int8",
                 "validate",

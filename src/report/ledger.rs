@@ -218,6 +218,7 @@ fn tensors(
             let (decision, class) = (&plan.decisions[index], &plan.classes[index]);
             let action = match decision.action {
                 _ if tensor.part_of.is_some() => "consumed",
+                Action::Quantize(ref spec) if spec.is_relabelled => "re-labelled",
                 Action::Quantize(_) => "quantized",
                 Action::Keep => "kept",
             };
@@ -298,7 +299,8 @@ fn balance(plan: &Plan, tensors: &[TensorRecord]) -> Balance {
     let none_lost = tensors.iter().all(|tensor| {
         tensor.action == "consumed" || tensor.bytes_in == 0 || tensor.bytes_out.iter().all(|bytes| *bytes > 0)
     });
-    let quantized = tensors.iter().filter(|tensor| tensor.action == "quantized").count();
+    let quantized =
+        tensors.iter().filter(|tensor| matches!(tensor.action.as_str(), "quantized" | "re-labelled")).count();
     let kept = tensors.iter().filter(|tensor| tensor.action == "kept").count();
     Balance {
         tensors: tensors.len(),

@@ -37,7 +37,7 @@ pub struct SchemeRecord {
 /// An observer and its parameters.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ObserverRecord {
-    /// `minmax`, `mse`, `imatrix-mse` or `percentile`.
+    /// `minmax`, `mse`, `imatrix-mse` or `percentile`; `none` if the tensor is re-labelled.
     pub name: String,
     /// Of a search: the share of the range by which it shrinks at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -68,7 +68,11 @@ impl SchemeRecord {
             symmetric: scheme.symmetric,
             granularity: granularity.to_owned(),
             group_size,
-            observer: ObserverRecord::of(&spec.observer),
+            observer: if spec.is_relabelled {
+                ObserverRecord::none()
+            } else {
+                ObserverRecord::of(&spec.observer)
+            },
             rounding: spec.is_calibrated().then(|| spec.rounding.name().to_owned()),
             scale_dtype: scheme.scale_type.name().to_owned(),
             storage: encoding::of(scheme).name().to_owned(),
@@ -82,6 +86,11 @@ impl SchemeRecord {
 }
 
 impl ObserverRecord {
+    /// Of scales that nothing chose.
+    fn none() -> Self {
+        Self { name: "none".to_owned(), ..Self::of(&Observer::Minmax) }
+    }
+
     fn of(observer: &Observer) -> Self {
         let named = |name: &str| Self {
             name: name.to_owned(),

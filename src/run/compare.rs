@@ -183,7 +183,7 @@ fn put_together(
             if has_reference { decibels(energies.signal, noise(energies)) } else { None }
         };
         let matrices: BTreeMap<&str, (String, u64)> =
-            quantized.matrices().map(|(name, scheme, bytes)| (name, (scheme.to_string(), bytes))).collect();
+            quantized.matrices().map(|(name, scheme, bytes)| (name, (scheme, bytes))).collect();
         let mut layers: BTreeMap<String, Layer> = BTreeMap::new();
         for name in quantized.names() {
             let own = matrices.get(name.as_str());

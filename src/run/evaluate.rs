@@ -13,7 +13,7 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::source;
 use crate::ids::{ExportId, StageId, TensorId};
-use crate::model::{self, ModelFolder};
+use crate::model::{self, Config, ModelFolder};
 use crate::network::{
     Checkpoint, Description, Engine, LayerWeights, Linear, Listener, Pass, Quantized, Silent, compare_logits,
     layer_error, pooled_cosine, round_per_token,
@@ -96,7 +96,7 @@ fn of_export(
     }
     let config = export.config.as_deref().and_then(|text| serde_json::from_str(text).ok());
     let config: Value = config.unwrap_or_else(|| plan.model.config.raw.clone());
-    let output = open(folder)?;
+    let output = open(folder, &config)?;
     let setting = Setting {
         threads: plan.budget.workers,
         memory: plan.limits.memory,
@@ -115,10 +115,10 @@ fn of_export(
     Ok(found)
 }
 
-/// An output, as its headers describe it.
-fn open(folder: &Path) -> Result<ModelFolder, Failure> {
+/// An output, as its headers and the `config.json` that it gets describe it.
+fn open(folder: &Path, config: &Value) -> Result<ModelFolder, Failure> {
     let folder = folder.display().to_string();
-    model::look(source::open(&folder, Path::new("."), &[])?)
+    model::look_with(source::open(&folder, Path::new("."), &[])?, Config { raw: config.clone() })
 }
 
 /// What a comparison may use, and who is told of it.

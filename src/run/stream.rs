@@ -20,7 +20,7 @@ use crate::ids::{ExportId, IdVec, OutputTensorId, TaskId};
 use crate::model::{Dtype, MatrixRows};
 use crate::plan::{Plan, Task, TaskOutput};
 use crate::quant::{
-    BadValue, BadWeight, Distortion, FloatType, Quantized, Scratch, Solver, Survey, TensorParams,
+    BadValue, BadWeight, Distortion, FloatType, Integers, Quantized, Scratch, Solver, Survey, TensorParams,
 };
 use crate::run::context::Context;
 use crate::run::incremental::record::Finished;
@@ -51,6 +51,7 @@ impl<'a> std::ops::Deref for Pass<'a> {
 struct Buffers {
     source: WeightBuffers,
     quantized: Quantized,
+    integers: Integers,
     dequantized: Vec<u8>,
     converted: Vec<u8>,
     read_back: Vec<u8>,
@@ -203,7 +204,7 @@ impl Pass<'_> {
         let index = self.plan.tasks[tile.task].tensor();
         let tensor = &self.plan.model.tensors[index];
         let bytes = &source.weights;
-        let element = tensor.dtype.bits().div_ceil(8);
+        let (element, source_tensor) = (tensor.dtype.bits().div_ceil(8), tensor);
         if self.checks.finite
             && let Some(n) = unquantized::first_not_finite(tensor.dtype, bytes)
         {
@@ -216,7 +217,8 @@ impl Pass<'_> {
         for export in self.plan.exports.ids() {
             match (self.plan.exports[export].tasks[tile.task], &tile.span) {
                 (TaskOutput::InPlace { tensor }, Span::Rows(rows)) => {
-                    self.sink(export, tensor).write_rows(rows, element, bytes, read_back)?;
+                    let rows = rows.written(source_tensor);
+                    self.sink(export, tensor).write_rows(&rows, element, bytes, read_back)?;
                 }
                 (TaskOutput::Copy { tensor } | TaskOutput::InPlace { tensor }, span) => {
                     let start = match span {
@@ -249,7 +251,8 @@ impl Pass<'_> {
                 TaskOutput::Copy { .. } => {}
                 TaskOutput::InPlace { tensor } => {
                     let Buffers { source: read, read_back, .. } = &mut *buffers;
-                    self.sink(export, tensor).write_rows(rows, element, read.exact(source), read_back)?;
+                    let rows = rows.written(source);
+                    self.sink(export, tensor).write_rows(&rows, element, read.exact(source), read_back)?;
                 }
                 TaskOutput::Encoded { tensors } => {
                     let Buffers { quantized, read_back, .. } = &mut *buffers;
@@ -263,7 +266,12 @@ impl Pass<'_> {
                 TaskOutput::Dequantized { tensor } => {
                     dequantize(solver, rows, source.dtype, buffers);
                     let Buffers { dequantized, read_back, .. } = &mut *buffers;
-                    self.sink(export, tensor).write_rows(rows, element, dequantized, read_back)?;
+                    self.sink(export, tensor).write_rows(
+                        &rows.written(source),
+                        element,
+                        dequantized,
+                        read_back,
+                    )?;
                 }
             }
         }
@@ -281,11 +289,17 @@ impl Pass<'_> {
         solver: &dyn Solver,
         buffers: &mut Buffers,
     ) -> Result<Option<Distortion>, Failure> {
-        let Buffers { source, quantized, scratch, .. } = buffers;
+        let Buffers { source, quantized, scratch, integers, .. } = buffers;
         let weights = &source.weights;
         let (count, params) = (rows.count() as usize, self.params[tile.task].as_ref());
         let of_matrix = rows.range.start as usize..rows.range.end as usize;
         let task = &self.plan.tasks[tile.task];
+        if self.plan.decisions[task.tensor()].spec().is_some_and(|spec| spec.is_relabelled) {
+            self.source.integers(task.tensor(), rows, integers)?;
+            integers.write(solver.scheme(), rows.view.cols as usize, quantized);
+            let measure = || solver.measure(weights, quantized.view(), count, scratch);
+            return Ok(self.checks.measure.then(measure));
+        }
         let bad = |bad| bad_weight(self.plan, task, rows.range.start, bad);
         if !self.checks.measure {
             solver.solve(params, weights, of_matrix, quantized, scratch).map_err(bad)?;

@@ -63,6 +63,9 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
         let list = if spec.is_some() { &mut quantized } else { &mut kept };
         let scheme = || {
             spec.map_or_else(String::new, |t| {
+                if t.is_relabelled {
+                    return format!("{}, re-labelled", t.scheme);
+                }
                 let activations = match t.activations {
                     crate::stage::ActivationScheme::None => "",
                     crate::stage::ActivationScheme::DynamicToken => ", int8 activations",

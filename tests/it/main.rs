@@ -32,6 +32,7 @@ mod pages;
 mod parts;
 mod peer;
 mod plan_errors;
+mod prequantized;
 mod publish;
 mod reading;
 mod readme;

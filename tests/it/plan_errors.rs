@@ -86,11 +86,10 @@ fn a_recipe_cannot_want_a_module_and_leave_it_alone() {
 }
 
 #[test]
-fn a_quantized_model_is_not_quantized_again() {
-    let workspace = Workspace::with(&Model::llama());
-    workspace.run(&workspace.recipe(INT4)).exits(0);
-    fs::remove_dir_all(workspace.path("model")).expect("the model");
-    fs::rename(workspace.path("out"), workspace.path("model")).expect("the output");
+fn a_model_that_is_stored_in_an_unknown_way_is_refused() {
+    let mut model = Model::llama();
+    model.add_bytes("model.layers.0.mlp.extra.weight.absmax", safetensors::Dtype::F32, &[4], vec![0; 16]);
+    let workspace = Workspace::with(&model);
     assert_report!("already-quantized", BadModel, workspace, INT4);
     let config = json!({"quant_method": "gptq", "bits": 4});
     let workspace = Workspace::with(&Model::llama().with_config("quantization_config", config));

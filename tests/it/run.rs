@@ -32,7 +32,8 @@ fn on_shipped(workspace: &Workspace, command: &str, recipe: &str, more: &[&str])
 fn every_shipped_recipe_runs_as_planned_and_without_a_warning() {
     let source = tensors(&root().join("examples/tiny-llama"));
     let mut schemes = BTreeSet::new();
-    for recipe in shipped() {
+    // What is converted is no example of the repository: `prequantized.rs` makes one.
+    for recipe in shipped().into_iter().filter(|path| !path.ends_with("convert-gptq.yaml")) {
         let workspace = Workspace::new();
         let name = recipe.file_name().expect("a name").to_string_lossy().into_owned();
         let plan = on_shipped(&workspace, "plan", &name, &["--json"]).exits(0).json();

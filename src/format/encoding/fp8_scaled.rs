@@ -1,14 +1,18 @@
-//! Scaled FP8, as DeepSeek, Qwen, MiniMax and compressed-tensors' `float-quantized` store it. It is only read.
+//! Scaled FP8, as DeepSeek, Qwen, MiniMax, ModelOpt and compressed-tensors' `float-quantized` and `mxfp8-quantized` store
+//! it. It is only read.
 //!
-//! `X.weight` in FP8 lies beside a `X.weight_scale_inv` or `X.weight_scale`. In spite of its name, the first one
-//! multiplies, too: a weight is code × scale in F32, rounded once, half to even, to BF16, as the models' own code
-//! dequantizes.
+//! `X.weight` in FP8 lies beside a `X.weight_scale_inv`, `X.weight_scale` or `X.scale`, whose elements are floats or
+//! exponents (E8M0) alone. In spite of its name, the first one multiplies, too: a weight is code × scale in F32, rounded
+//! once, half to even, to BF16, as the models' own code dequantizes. Blocks are cut at multiples of their size from the
+//! start, so the last ones may be smaller.
 
 use std::ops::Range;
 
 use serde_json::Value;
 
-use super::small_floats::{E4M3, E5M2, scale};
+use super::declared::{has_format, weights, word};
+use super::mxfp4::experts;
+use super::small_floats::{E4M3, E5M2, finite_scale, scale};
 use super::{
     Catalog, Encoding, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
 };
@@ -16,13 +20,16 @@ use crate::format::Dtype;
 use crate::ids::TensorId;
 
 /// Parameters that scale an FP8 `weight` of the same module.
-const SCALES: &[&str] = &["weight_scale_inv", "weight_scale"];
+const SCALES: &[&str] = &["weight_scale_inv", "weight_scale", "scale"];
 
 /// Parameters that scale the activations of such a module. They have no meaning without FP8 activations.
 const ACTIVATION_SCALES: &[&str] = &["input_scale", "activation_scale", "input_scale_ub"];
 
 /// Rows and columns of a block if the config does not give them.
 const DEFAULT_BLOCK: [u64; 2] = [128, 128];
+
+/// Columns of one row that share an exponent in MXFP8.
+const MX_GROUP: u64 = 32;
 
 /// FP8 codes with float scales.
 #[derive(Debug)]
@@ -40,11 +47,10 @@ impl Encoding for Fp8Scaled {
 
 impl ReadEncoding for Fp8Scaled {
     fn is_declared(&self, declaration: &Value) -> bool {
-        let word =
-            |key| declaration.get(key).and_then(Value::as_str).unwrap_or_default().to_ascii_lowercase();
-        word("quant_method").contains("fp8")
-            || word("quant_algo").contains("fp8")
-            || matches!(word("format").as_str(), "float-quantized" | "naive-quantized")
+        let formats = ["float-quantized", "naive-quantized", "mxfp8-quantized"];
+        word(declaration, "quant_method").contains("fp8")
+            || word(declaration, "quant_algo").contains("fp8")
+            || formats.iter().any(|format| has_format(declaration, format))
     }
 
     fn recognize(&self, model: &dyn Catalog, tensor: TensorId) -> Option<Result<Recognized, String>> {
@@ -52,16 +58,18 @@ impl ReadEncoding for Fp8Scaled {
         codes.dtype.is_fp8().then(|| recognized(model, codes))
     }
 
+    /// A `scale` may be a parameter of its own.
     fn parts(&self) -> &'static [&'static str] {
-        SCALES
+        &["weight_scale_inv", "weight_scale"]
     }
 
     fn refusal(&self) -> Refusal {
         Refusal {
             code: "model::fp8-scales",
             what: "FP8 weight",
-            help: "FP8 weights are read where `X.weight` has a `X.weight_scale_inv` or `X.weight_scale` for the tensor, for \
-                   each row, or for each block of `weight_block_size`. Dequantize the model to BF16 first.",
+            help: "FP8 weights are read where `X.weight` has a `X.weight_scale_inv`, `X.weight_scale` or `X.scale` for the tensor, \
+                   for each row, for each block of `weight_block_size`, or as exponents of 32 columns each. Dequantize the model \
+                   to BF16 first.",
         }
     }
 }
@@ -93,6 +101,9 @@ fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>) -> Result<Recognized
         [] | [1] | [1, 1] => Layout::Tensor,
         [n] | [n, 1] if n == rows => Layout::Channel,
         [a, b] if [a, b] == blocks => Layout::Block { rows: height, columns: width },
+        [a, b] if is_exponent(scales.dtype) && [a, b] == [rows, columns.div_ceil(MX_GROUP)] => {
+            Layout::Block { rows: 1, columns: MX_GROUP }
+        }
         _ => {
             return Err(format!(
                 "{:?} has scales {:?}, where [1], [{rows}, 1] or {blocks:?} is known",
@@ -100,6 +111,9 @@ fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>) -> Result<Recognized
             ));
         }
     };
+    if let Some(told) = experts(model).filter(|told| told == "fp4" && codes.name.contains(".experts.")) {
+        return Err(format!("is FP8, and `expert_dtype` in `config.json` says {told}"));
+    }
     let matrix = Matrix { codes: codes.dtype, scales: scales.dtype, scale_bytes, columns, layout };
     Ok(Recognized {
         name: None,
@@ -113,10 +127,8 @@ fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>) -> Result<Recognized
 
 /// `weight_block_size`: [rows, columns]. compressed-tensors calls it `block_structure`, in the weights of a group.
 fn block_size(declaration: &Value) -> Option<[u64; 2]> {
-    let groups = declaration.get("config_groups").and_then(Value::as_object);
-    let in_group =
-        groups.and_then(|groups| groups.values().find_map(|g| g.get("weights")?.get("block_structure")));
-    let pair = declaration.get("weight_block_size").or(in_group)?.as_array()?;
+    let in_group = || weights(declaration).find_map(|weights| weights.get("block_structure"));
+    let pair = declaration.get("weight_block_size").or_else(in_group)?.as_array()?;
     match pair.iter().map(Value::as_u64).collect::<Option<Vec<u64>>>()?[..] {
         [rows, columns] if rows > 0 && columns > 0 => Some([rows, columns]),
         _ => None,
@@ -125,7 +137,12 @@ fn block_size(declaration: &Value) -> Option<[u64; 2]> {
 
 /// The size of a scale. None if scales cannot have the type.
 fn scale_bytes(dtype: Dtype) -> Option<u64> {
-    (dtype.is_float() || dtype == Dtype::F8E8m0).then(|| dtype.bytes())?
+    (dtype.is_float() || is_exponent(dtype)).then(|| dtype.bytes())?
+}
+
+/// Whether scales of this type are powers of two alone.
+fn is_exponent(dtype: Dtype) -> bool {
+    matches!(dtype, Dtype::F8E8m0 | Dtype::U8)
 }
 
 /// A matrix [out, in] of FP8 codes with its scales.
@@ -186,7 +203,7 @@ impl StoredMatrix for Matrix {
             Layout::Tensor | Layout::Channel => codes.len().max(1),
         };
         for (number, (out, codes)) in out.chunks_mut(width).zip(codes.chunks(width)).enumerate() {
-            let scale = scale(self.scales, scales, number).ok_or("has too few scales")?;
+            let scale = finite_scale(scale(self.scales, scales, number))?;
             for (out, &code) in out.iter_mut().zip(codes) {
                 *out = table[usize::from(code)] * scale;
             }
@@ -210,7 +227,7 @@ mod tests {
             Dtype::F64 => f64::from(*scale).to_le_bytes().to_vec(),
             Dtype::F16 => f16::from_f32(*scale).to_le_bytes().to_vec(),
             Dtype::Bf16 => bf16::from_f32(*scale).to_le_bytes().to_vec(),
-            Dtype::F8E8m0 => vec![(scale.to_bits() >> 23) as u8],
+            Dtype::F8E8m0 | Dtype::U8 => vec![(scale.to_bits() >> 23) as u8],
             _ => scale.to_le_bytes().to_vec(),
         };
         scales.iter().flat_map(bytes).collect()
@@ -229,10 +246,10 @@ mod tests {
             layout in 0_usize..4,
             codes in prop_oneof![Just(Dtype::F8E4m3), Just(Dtype::F8E5m2)],
             scale_type in prop::sample::select(
-                vec![Dtype::F32, Dtype::F64, Dtype::F16, Dtype::Bf16, Dtype::F8E8m0]),
+                vec![Dtype::F32, Dtype::F64, Dtype::F16, Dtype::Bf16, Dtype::F8E8m0, Dtype::U8]),
             (from, to) in (0_u64..40, 0_u64..40),
             seed in prop::collection::vec(any::<u8>(), 61),
-            inverse in any::<bool>(),
+            naming in 0_usize..3,
         ) {
             let across = columns.div_ceil(width);
             let shape = match layout {
@@ -246,7 +263,7 @@ mod tests {
             // Powers of two are the same in each type.
             let scales: Vec<f32> =
                 (0..shape.iter().product()).map(|n: u64| 2_f32.powi((n * 7 % 23) as i32 - 11)).collect();
-            let name = if inverse { "m.weight_scale_inv" } else { "m.weight_scale" };
+            let name = ["m.weight_scale_inv", "m.weight_scale", "m.scale"][naming];
             let mut model = TestModel::default()
                 .with("m.weight", codes, &[rows, columns], bytes.clone())
                 .with(name, scale_type, &shape, stored(scale_type, &scales));
@@ -291,7 +308,38 @@ mod tests {
         let values = model.rows("m.weight", &found, 1..3).unwrap();
         assert_eq!(values, [1.0, 1.0, 2.0, 2.0, 4.0, 8.0, 8.0, 16.0, 16.0, 32.0]);
         assert_eq!(found.matrix.ranges(1, 1..2).span(), 0..12, "the scales of one row of blocks");
+        let infinite =
+            Fetched { rows: 0..1, parts: vec![&[0x38; 5], &[0, 0, 0x80, 0x7f, 0, 0, 0, 0, 0, 0, 0, 0]] };
+        assert!(
+            found.matrix.decode_row(&infinite, 0, &mut [0.0; 5]).unwrap_err().contains("no finite number")
+        );
         let too_few = Fetched { rows: 0..3, parts: vec![&[0x38; 15], &[0; 12]] };
         assert!(found.matrix.decode_row(&too_few, 2, &mut [0.0; 5]).is_err());
+    }
+
+    #[test]
+    fn exponents_of_32_columns_are_those_of_mxfp8() {
+        let exponents: Vec<u8> = (120..126).collect();
+        let model = |experts: &str| {
+            let mut model = TestModel::default()
+                .with("l.experts.0.w1.weight", Dtype::F8E4m3, &[2, 96], vec![0x38; 192])
+                .with("l.experts.0.w1.weight_scale", Dtype::U8, &[2, 3], exponents.clone());
+            model.config = json!({"expert_dtype": experts});
+            model
+        };
+        let fp8 = model("fp8");
+        let found = fp8.recognize(&Fp8Scaled, "l.experts.0.w1.weight").unwrap().unwrap();
+        let values = fp8.rows("l.experts.0.w1.weight", &found, 1..2).unwrap();
+        assert_eq!((values[0], values[31], values[32], values[95]), (0.0625, 0.0625, 0.125, 0.25));
+        let refused = model("fp4").recognize(&Fp8Scaled, "l.experts.0.w1.weight").unwrap().unwrap_err();
+        assert!(refused.contains("says fp4"), "{refused}");
+        let no_number = TestModel::default().with("m.weight", Dtype::F8E4m3, &[1, 32], vec![0x38; 32]).with(
+            "m.weight_scale",
+            Dtype::F8E8m0,
+            &[1, 1],
+            vec![255],
+        );
+        let found = read(&no_number);
+        assert!(no_number.rows("m.weight", &found, 0..1).unwrap_err().contains("no finite number"));
     }
 }

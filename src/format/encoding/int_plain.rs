@@ -1,8 +1,15 @@
 //! Plain integers: compressed-tensors' `int-quantized`, one signed code per byte.
 
+use serde_json::Value;
+
+use super::declared::has_format;
+use super::int_read::{Codes, IntMatrix, Scales};
 use super::{
-    Encoding, Part, WrittenEncoding, codes, dequantized, groups_of, integer_part, scales, whole, zero_points,
+    Catalog, Encoding, Part, ReadEncoding, Recognized, Refusal, StoredTensor, WrittenEncoding, codes,
+    dequantized, integer_part, scales, whole, zero_points,
 };
+use crate::format::Dtype;
+use crate::ids::TensorId;
 use crate::quant::{Role, Scheme, Storage};
 
 /// `int-quantized`.
@@ -17,6 +24,61 @@ impl Encoding for IntPlain {
     fn written(&self) -> Option<&dyn WrittenEncoding> {
         Some(self)
     }
+
+    fn read(&self) -> Option<&dyn ReadEncoding> {
+        Some(self)
+    }
+}
+
+impl ReadEncoding for IntPlain {
+    fn is_declared(&self, declaration: &Value) -> bool {
+        has_format(declaration, "int-quantized") || has_format(declaration, "naive-quantized")
+    }
+
+    fn recognize(&self, model: &dyn Catalog, tensor: TensorId) -> Option<Result<Recognized, String>> {
+        let codes = model.tensor(tensor);
+        let (module, parameter) = codes.module_and_parameter();
+        if parameter != "weight" || codes.dtype != Dtype::I8 {
+            return None;
+        }
+        let part = model.find(&format!("{module}.weight_scale"))?;
+        model.tensor(part).dtype.is_float().then(|| recognized(model, codes, part))
+    }
+
+    fn parts(&self) -> &'static [&'static str] {
+        &["weight_scale", "weight_zero_point", "weight_g_idx"]
+    }
+
+    fn refusal(&self) -> Refusal {
+        Refusal {
+            code: "model::plain-integers",
+            what: "integers",
+            help: "Integers are read where `X.weight` (I8) has `X.weight_scale` beside it, for the tensor, for each row, or for \
+                   groups of columns. Get the model again, or load the original model in BF16.",
+        }
+    }
+}
+
+fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>, scales: TensorId) -> Result<Recognized, String> {
+    let (module, _) = codes.module_and_parameter();
+    let find = |parameter: &str| model.find(&format!("{module}.{parameter}"));
+    let &[rows, columns] = codes.shape else {
+        return Err(format!("has the shape {:?}; only matrices are known", codes.shape));
+    };
+    let beside = Scales { scales, zero_points: find("weight_zero_point"), order: find("weight_g_idx") };
+    let matrix = IntMatrix::new(model, Codes::Plain, [rows, columns], beside)?;
+    let (parts, unused) = matrix.split(beside);
+    Ok(Recognized {
+        name: None,
+        shape: vec![rows, columns],
+        dtype: model.tensor(scales).dtype,
+        parts,
+        unused: unused
+            .into_iter()
+            .chain(["input_scale", "input_zero_point"].into_iter().filter_map(find))
+            .collect(),
+        matrix: Box::new(matrix),
+    })
 }
 
 impl WrittenEncoding for IntPlain {
@@ -57,7 +119,6 @@ impl WrittenEncoding for IntPlain {
             zeros.get(at).map_or(0, |&zero| i32::from(zero as i8))
         };
         let code = |row: usize, column: usize| i32::from(bytes[row * columns + column] as i8);
-        let groups_of = groups_of(scheme, columns, part)?;
-        Some(dequantized(scheme, (rows, &groups_of), scale_bytes, code, zero_point))
+        Some(dequantized(scheme, [rows, columns], scale_bytes, code, zero_point))
     }
 }

@@ -8,6 +8,7 @@ use serde_json::Value;
 use super::Encoding;
 use crate::format::Dtype;
 use crate::ids::TensorId;
+use crate::quant::{Integers, Scheme};
 
 /// How matrices are read that some tool has stored like this.
 pub trait ReadEncoding: Encoding {
@@ -49,6 +50,9 @@ pub trait Catalog {
 
     /// The `quantization_config` of the model's `config.json`.
     fn declaration(&self) -> Option<&Value>;
+
+    /// A value of the model's `config.json`, by its key.
+    fn config(&self, key: &str) -> Option<&Value>;
 
     /// Some bytes of a tensor, for the few facts that no header has: a shape, an order of columns.
     ///
@@ -93,6 +97,15 @@ pub struct Recognized {
     pub matrix: Box<dyn StoredMatrix>,
 }
 
+/// A matrix that can be re-labelled: its codes and scales are written as they are.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exact {
+    /// The scheme that it is in.
+    pub scheme: Scheme,
+    /// What makes it so, in a few words.
+    pub because: &'static str,
+}
+
 /// A stored matrix: which bytes its rows need, and what they mean.
 pub trait StoredMatrix: fmt::Debug + Send + Sync {
     /// The bytes of a part that rows need.
@@ -104,7 +117,31 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
     /// If the row means no weights: the reason, as in [`ReadEncoding::recognize`].
     fn decode_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut [f32]) -> Result<(), String>;
 
-    /// Whether a byte of the codes may belong to several rows, as if codes are packed along the rows.
+    /// Whether the family's own files hold these weights with the last two axes changed if they are plain numbers: so they are
+    /// written then.
+    fn plain_is_transposed(&self) -> bool {
+        false
+    }
+
+    /// The matrix in integers that are written, if it can be re-labelled.
+    ///
+    /// # Errors
+    /// If they cannot: the reason, as what follows "because" in a sentence.
+    fn exact(&self) -> Result<Exact, String> {
+        Err("its codes are no integers of 4 or 8 bits".to_owned())
+    }
+
+    /// Appends the codes, zero points and scales of a row, as [`StoredMatrix::exact`] has them.
+    ///
+    /// # Errors
+    /// If the row has none, or they are others than the whole matrix promised: the reason, as in
+    /// [`ReadEncoding::recognize`].
+    fn relabel_row(&self, _fetched: &Fetched<'_>, _row: u64, _out: &mut Integers) -> Result<(), String> {
+        Err("has no codes that can be re-labelled".to_owned())
+    }
+
+    /// Whether a byte of the codes may belong to several rows, as if codes are packed along the rows, or those of a row lie
+    /// in pieces that are too small to be summed up one by one.
     fn rows_share_bytes(&self) -> bool {
         false
     }

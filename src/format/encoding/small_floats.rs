@@ -4,6 +4,10 @@ use half::{bf16, f16};
 
 use crate::format::Dtype;
 
+/// Values of all E2M1 codes: sign, 2 exponent bits with bias 1, 1 of the significand; neither infinity nor NaN.
+pub(super) static E2M1: [f32; 16] =
+    [0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0, -0.0, -0.5, -1.0, -1.5, -2.0, -3.0, -4.0, -6.0];
+
 /// Values of all E4M3 codes: sign, 4 exponent bits with bias 7, 3 of the significand; no infinity, all ones
 /// is NaN.
 pub(super) static E4M3: [f32; 256] = table(3, 7, true);
@@ -32,9 +36,22 @@ pub(super) fn scale(dtype: Dtype, bytes: &[u8], number: usize) -> Option<f32> {
         Dtype::F64 => f64::from_le_bytes(at(bytes, number)?) as f32,
         Dtype::F16 => f16::from_le_bytes(at(bytes, number)?).to_f32(),
         Dtype::Bf16 => bf16::from_le_bytes(at(bytes, number)?).to_f32(),
-        Dtype::F8E8m0 => e8m0(*bytes.get(number)?),
+        // Exponents are stored as bytes, too.
+        Dtype::F8E8m0 | Dtype::U8 => e8m0(*bytes.get(number)?),
         _ => return None,
     })
+}
+
+/// A scale that a weight can be multiplied by.
+///
+/// # Errors
+/// If there is none, or it is no finite number: the reason, as in [`super::ReadEncoding::recognize`].
+pub(super) fn finite_scale(scale: Option<f32>) -> Result<f32, String> {
+    let scale = scale.ok_or("has too few scales")?;
+    match scale.is_finite() {
+        true => Ok(scale),
+        false => Err(format!("has a scale that is no finite number ({scale})")),
+    }
 }
 
 /// 2^exponent for the exponents met here, all of them normal in F32.

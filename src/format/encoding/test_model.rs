@@ -7,11 +7,13 @@ use serde_json::Value;
 use super::{Catalog, Fetched, ReadEncoding, Recognized, StoredTensor};
 use crate::format::Dtype;
 use crate::ids::TensorId;
+use crate::quant::Integers;
 
 /// A model of some tensors.
 #[derive(Debug, Default)]
 pub(super) struct TestModel {
     pub(super) declaration: Option<Value>,
+    pub(super) config: Value,
     tensors: Vec<(String, Dtype, Vec<u64>, Vec<u8>)>,
 }
 
@@ -32,6 +34,37 @@ impl TestModel {
 
     /// Rows of a recognized matrix, from the bytes that they need and no others.
     pub(super) fn rows(&self, codes: &str, found: &Recognized, rows: Range<u64>) -> Result<Vec<f32>, String> {
+        let columns = *found.shape.last().unwrap() as usize;
+        let mut out = Vec::new();
+        self.fetched(codes, found, rows, |fetched, row| {
+            let mut weights = vec![f32::MAX; columns];
+            found.matrix.decode_row(fetched, row, &mut weights)?;
+            out.append(&mut weights);
+            Ok(())
+        })?;
+        Ok(out)
+    }
+
+    /// Codes, zero points and scales of rows that can be re-labelled.
+    pub(super) fn integers(
+        &self,
+        codes: &str,
+        found: &Recognized,
+        rows: Range<u64>,
+    ) -> Result<Integers, String> {
+        let mut out = Integers::default();
+        self.fetched(codes, found, rows, |fetched, row| found.matrix.relabel_row(fetched, row, &mut out))?;
+        Ok(out)
+    }
+
+    /// Does something with each of some rows, for which the bytes that they need were fetched.
+    fn fetched(
+        &self,
+        codes: &str,
+        found: &Recognized,
+        mut rows: Range<u64>,
+        mut each: impl FnMut(&Fetched<'_>, u64) -> Result<(), String>,
+    ) -> Result<(), String> {
         let indices = std::iter::once(self.find(codes).unwrap()).chain(found.parts.iter().copied());
         let bytes: Vec<Vec<u8>> = indices
             .enumerate()
@@ -43,14 +76,7 @@ impl TestModel {
             })
             .collect();
         let fetched = Fetched { rows: rows.clone(), parts: bytes.iter().map(Vec::as_slice).collect() };
-        let columns = *found.shape.last().unwrap() as usize;
-        let mut out = Vec::new();
-        for row in rows {
-            let mut weights = vec![f32::MAX; columns];
-            found.matrix.decode_row(&fetched, row, &mut weights)?;
-            out.append(&mut weights);
-        }
-        Ok(out)
+        rows.try_for_each(|row| each(&fetched, row))
     }
 }
 
@@ -66,6 +92,10 @@ impl Catalog for TestModel {
 
     fn declaration(&self) -> Option<&Value> {
         self.declaration.as_ref()
+    }
+
+    fn config(&self, key: &str) -> Option<&Value> {
+        self.config.get(key)
     }
 
     fn bytes(&self, tensor: TensorId, range: Range<u64>) -> Result<Vec<u8>, String> {

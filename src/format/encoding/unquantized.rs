@@ -6,13 +6,16 @@ use super::{Contents, Encoding, Part};
 use crate::format::Dtype;
 use crate::quant::{FloatType, Role};
 
+/// The encoding's name.
+pub(crate) const NAME: &str = "unquantized";
+
 /// One number per weight.
 #[derive(Debug)]
 pub(crate) struct Unquantized;
 
 impl Encoding for Unquantized {
     fn name(&self) -> &'static str {
-        "unquantized"
+        NAME
     }
 }
 

@@ -253,18 +253,18 @@ fn one_shard(config: &Value, tensors: &[(&str, &str, &[u64])]) -> TempDir {
 
 #[test]
 fn quantized_models_are_refused_by_name() {
-    let gptq = json!({"quantization_config": {"quant_method": "gptq", "bits": 4}});
+    let hqq = json!({"quantization_config": {"quant_method": "hqq"}});
     let packed =
         json!({"quantization_config": {"quant_method": "compressed-tensors", "format": "pack-quantized"}});
     let none = json!({});
     type Tensor<'a> = (&'a str, &'a str, &'a [u64]);
     let cases: &[(&Value, Tensor<'_>, &str)] = &[
-        (&gptq, ("m.qweight", "I32", &[4, 8]), "gptq"),
-        (&gptq, ("m.weight", "BF16", &[4, 8]), "gptq"),
-        (&packed, ("m.weight_packed", "I32", &[4, 8]), "compressed-tensors (pack-quantized)"),
-        (&none, ("m.weight_packed", "I32", &[4, 8]), "compressed-tensors"),
-        (&none, ("m.qweight", "I32", &[4, 8]), "GPTQ"),
-        (&none, ("experts.gate_up_proj_blocks", "U8", &[4, 8, 2, 16]), "MXFP4"),
+        (&hqq, ("m.weight", "BF16", &[4, 8]), "hqq"),
+        (&packed, ("m.weight_packed", "U8", &[4, 8]), "compressed-tensors (pack-quantized)"),
+        (&none, ("m.weight_packed", "U8", &[4, 8]), "compressed-tensors"),
+        (&none, ("m.W_q", "U8", &[4, 8]), "HQQ"),
+        (&none, ("m.SCB", "F32", &[4]), "bitsandbytes"),
+        (&none, ("m.weight", "U32", &[4, 8]), "MLX"),
         (&none, ("m.weight", "I8", &[4, 8]), "int8"),
         (&none, ("m.weight", "U8", &[32, 1]), "packed"),
         (&none, ("m.weight.absmax", "F32", &[4]), "bitsandbytes"),
@@ -277,6 +277,19 @@ fn quantized_models_are_refused_by_name() {
     let fp8 = json!({"quantization_config": {"quant_method": "fp8"}});
     let (code, text) = only(one_shard(&fp8, &[("m.weight", "BF16", &[4, 8])]).path());
     assert!(code == code::ALREADY_QUANTIZED && text.contains("no weight is"), "{text}");
+}
+
+#[test]
+fn codes_without_what_they_need_are_refused_by_encoding() {
+    let cases: &[(&str, &str, &[u64], &str)] = &[
+        ("m.qweight", "I32", &[4, 8], "model::gptq"),
+        ("m.weight_packed", "I32", &[4, 8], "model::packed-integers"),
+        ("experts.gate_up_proj_blocks", "U8", &[4, 8, 2, 16], "model::mxfp4"),
+    ];
+    for (name, dtype, shape, meant) in cases {
+        let (code, text) = only(one_shard(&json!({}), &[(*name, *dtype, *shape)]).path());
+        assert!(code == *meant && text.contains("has no"), "{name}: {code}: {text}");
+    }
 }
 
 #[test]

@@ -8,8 +8,9 @@ use crate::finding::Failure;
 use crate::ids::{IdVec, ShardId, TaskId, TensorId};
 use crate::model::encoded::EncodedReader;
 use crate::model::read::{MatrixReader, WeightFile};
-use crate::model::{MatrixView, TensorInfo};
+use crate::model::{MatrixRows, MatrixView, TensorInfo};
 use crate::plan::Plan;
+use crate::quant::Integers;
 use crate::run::stream::collector::Collector;
 use crate::run::stream::tiles::{Span, Tile};
 
@@ -132,6 +133,22 @@ impl<'p> Weights<'p> {
                 view.is_none_or(|view| view.is_contiguous()) && !encoded.matrix.rows_share_bytes()
             }
             None => view.is_none_or(|view| !view.is_interleaved()),
+        }
+    }
+
+    /// Reads the codes, zero points and scales of rows that are re-labelled.
+    ///
+    /// # Errors
+    /// If they cannot be read.
+    pub(crate) fn integers(
+        &self,
+        tensor: TensorId,
+        rows: &MatrixRows,
+        out: &mut Integers,
+    ) -> Result<(), Failure> {
+        match EncodedReader::new(&self.plan.model, &self.files, tensor) {
+            Some(reader) => reader.integers(rows, out),
+            None => Ok(()),
         }
     }
 
