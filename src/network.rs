@@ -44,7 +44,7 @@ mod test_weights;
 pub mod tokens;
 mod weights;
 
-pub use activation::{Engine, round_per_token};
+pub use activation::{Engine, round_per_token, round_to_float8};
 pub use backward::{Backwards, can_go_back};
 pub use checkpoint::Checkpoint;
 pub use compare::{Divergence, compare_logits, layer_error, logits, pooled_cosine};
@@ -59,7 +59,7 @@ pub use parts::{
     Activation, Attention, Embedding, Head, Join, Layout, Linear, Norm, NormKind, Part, Rope, Router, Scores,
 };
 pub use pass::{Hidden, Listener, Pass, Silent, Tell};
-pub use quantized::Quantized;
+pub use quantized::{InputRounding, Quantized};
 pub use rounding::{RoundedMatrix, Rounding, StageSize, Unusable, round_stage};
 pub use routing::Routing;
 pub use sequence::{Round, Sequence, StageMoments, stage_parts};

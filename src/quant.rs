@@ -37,6 +37,7 @@ mod relabelled;
 mod scheme;
 mod search;
 pub(crate) mod simd;
+pub(crate) mod small_floats;
 mod solver;
 mod tensor_params;
 pub(crate) mod tensor_range;
@@ -56,5 +57,7 @@ pub use observer::{Mse, Observer};
 pub use quantizer::{Quantized, QuantizedView, Quantizer, Role, Scratch};
 pub use relabelled::Integers;
 pub use scheme::{Bits, CodeType, Granularity, Scheme, Storage};
-pub use solver::{BadMoments, Chosen, Correction, Gptq, Guided, Metric, OutputMetric, Rounded, Solver};
+pub use solver::{
+    BadMoments, Chosen, Correction, Float8, Gptq, Guided, Metric, OutputMetric, Rounded, Solver,
+};
 pub use tensor_params::TensorParams;

@@ -16,6 +16,7 @@ pub(crate) mod evaluate;
 pub mod export;
 pub(crate) mod load;
 mod quantize;
+pub(crate) mod quantize_fp8;
 pub(crate) mod quantize_int4;
 pub(crate) mod quantize_int8;
 pub(crate) mod resolve_skips;
@@ -33,6 +34,7 @@ pub use quantize::{
     ActivationScheme, GranularityChoice, Indivisible, ObserverChoice, Quantize, RoundingChoice, ScaleDtype,
     SiblingPolicy,
 };
+pub use quantize_fp8::QuantizeFp8;
 pub use quantize_int4::QuantizeInt4;
 pub use quantize_int8::QuantizeInt8;
 pub use resolve_skips::ResolveSkips;
@@ -80,6 +82,8 @@ pub enum Stage {
     QuantizeInt4(QuantizeInt4),
     /// Turns the weights of the targeted modules into 8-bit integers.
     QuantizeInt8(QuantizeInt8),
+    /// Turns the weights of the targeted modules into 8-bit floats (FP8, E4M3).
+    QuantizeFp8(QuantizeFp8),
     /// Measures every quantized tensor and checks what was written.
     Validate(Validate),
     /// Judges the measured quality against thresholds; the quality gate of a CI job.
@@ -101,6 +105,7 @@ impl Stage {
             Stage::Convert(_) => "convert",
             Stage::QuantizeInt4(_) => "quantize-int4",
             Stage::QuantizeInt8(_) => "quantize-int8",
+            Stage::QuantizeFp8(_) => "quantize-fp8",
             Stage::Validate(_) => "validate",
             Stage::CheckWarnings(_) => "check-warnings",
             Stage::Evaluate(_) => "evaluate",
@@ -135,6 +140,7 @@ impl Stage {
         match self {
             Stage::QuantizeInt4(stage) => Some(stage),
             Stage::QuantizeInt8(stage) => Some(stage),
+            Stage::QuantizeFp8(stage) => Some(stage),
             _ => None,
         }
     }

@@ -16,6 +16,7 @@ mod awq;
 mod bit_fields;
 mod column_order;
 mod declared;
+mod float_plain;
 mod fp8_scaled;
 mod gptq;
 mod int_packed;
@@ -42,6 +43,7 @@ pub(crate) use read::{
 pub(crate) const ALL: &[&dyn Encoding] = &[
     &int_packed::IntPacked,
     &int_plain::IntPlain,
+    &float_plain::FloatPlain,
     &fp8_scaled::Fp8Scaled,
     &mxfp4::Mxfp4,
     &nvfp4::Nvfp4,
@@ -156,14 +158,15 @@ impl Part {
     }
 }
 
-/// The scales of an integer matrix, as both integer encodings have them.
+/// The scales of a matrix, as all written encodings have them.
 fn scales(scheme: &Scheme, rows: u64, columns: u64) -> Part {
+    let together = if let Granularity::Block(size) = scheme.granularity { size } else { 1 };
     let shape = wide(scheme.scales_shape(rows as usize, columns as usize));
     Part {
         role: Role::Scales,
         dtype: scheme.scale_type.name(),
         bytes: shape.iter().product::<u64>() * scheme.scale_type.bytes() as u64,
-        contents: by_group(scheme, 1, scheme.scales_bytes(1, columns as usize)),
+        contents: by_group(scheme, together, scheme.scales_bytes(together, columns as usize)),
         shape,
     }
 }

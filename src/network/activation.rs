@@ -1,5 +1,7 @@
 //! Rounding of activations as engines do it in W8A8: symmetric, one scale a token, found while the model runs.
 
+use crate::quant::small_floats::{E4M3, E4M3_MAX, nearest_e4m3};
+
 /// Whose rounding is simulated.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Engine {
@@ -27,6 +29,20 @@ pub fn round_per_token(rows: &mut [f32], width: usize, engine: Engine) {
     }
 }
 
+/// Rounds so many numbers at a time to floats of eight bits (E4M3): the scale is the share of their largest.
+pub fn round_to_float8(numbers: &mut [f32], width: usize) {
+    for group in numbers.chunks_mut(width.max(1)) {
+        let largest = group.iter().fold(0f32, |largest, x| largest.max(x.abs()));
+        let scale = largest / E4M3_MAX;
+        if scale == 0.0 || !scale.is_finite() {
+            continue;
+        }
+        for x in group {
+            *x = E4M3[usize::from(nearest_e4m3(*x / scale))] * scale;
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -40,5 +56,13 @@ mod tests {
         let mut row = [255.0, 2.9, -255.0, 1.0];
         round_per_token(&mut row, 4, Engine::CompressedTensors);
         assert_eq!(row, [254.0, 2.0, -256.0, 0.0], "127.5 is cut off above and rounds to 128 below");
+    }
+
+    #[test]
+    fn groups_are_rounded_to_floats_by_their_own_largest() {
+        let mut row = [448.0, 17.0, 19.0, -0.3, 44.8, 1.7, 0.0, 0.0];
+        round_to_float8(&mut row, 4);
+        assert_eq!(row[..4], [448.0, 16.0, 20.0, -0.3125]);
+        assert!((row[4] - 44.8).abs() < 1e-5 && (row[5] - 1.6).abs() < 1e-6 && row[6] == 0.0);
     }
 }

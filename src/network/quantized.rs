@@ -1,6 +1,6 @@
 //! The tensors of a quantized model as [`Weights`]: codes of compressed-tensors, decoded while they are read.
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 use std::ops::Range;
 
 use serde_json::Value;
@@ -11,13 +11,22 @@ use super::weights::Weights;
 use crate::finding::{Failure, Finding};
 use crate::model::{Dtype, ModelFolder, TensorInfo};
 
+/// How engines round the inputs of a matrix while they run, each token by itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum InputRounding {
+    /// To integers of eight bits.
+    Int8,
+    /// To floats of eight bits, so many inputs at a time; all at once if 0.
+    Float8(usize),
+}
+
 /// A quantized model: matrices of codes are decoded, everything else is read as it is.
 #[derive(Debug)]
 pub struct Quantized<'m> {
     model: &'m ModelFolder,
     checkpoint: Checkpoint<'m>,
-    /// The modules whose inputs engines round to eight bits.
-    rounded: BTreeSet<String>,
+    /// The modules whose inputs engines round.
+    rounded: BTreeMap<String, InputRounding>,
 }
 
 impl<'m> Quantized<'m> {
@@ -32,16 +41,18 @@ impl<'m> Quantized<'m> {
             return Err(bad(unknown(model, codes)));
         }
         let schemes = rounded_inputs(config).map_err(bad)?;
-        let is_rounded = |tensor: &&TensorInfo| schemes.iter().any(|scheme| scheme.is_of(model, tensor));
-        let rounded =
-            model.tensors.iter().filter(is_rounded).map(|tensor| tensor.module().to_owned()).collect();
+        let of = |tensor: &TensorInfo| {
+            let scheme = schemes.iter().find(|scheme| scheme.is_of(model, tensor))?;
+            Some((tensor.module().to_owned(), scheme.inputs))
+        };
+        let rounded = model.tensors.iter().filter_map(of).collect();
         Ok(Self { model, checkpoint, rounded })
     }
 
-    /// Whether engines round the inputs of a module to eight bits.
+    /// How engines round the inputs of a module; None if they do not.
     #[must_use]
-    pub fn rounds_inputs_of(&self, module: &str) -> bool {
-        self.rounded.contains(module)
+    pub fn rounding_of(&self, module: &str) -> Option<InputRounding> {
+        self.rounded.get(module).copied()
     }
 
     /// The matrices of codes by the name of the weight that they stand for, each with its scheme in words and the bytes of its
@@ -88,14 +99,17 @@ fn unknown(model: &ModelFolder, codes: &TensorInfo) -> Finding {
 struct GroupWeights {
     bits: u64,
     is_symmetric: bool,
+    is_float: bool,
+    inputs: InputRounding,
 }
 
 impl GroupWeights {
-    /// Whether a tensor holds such integers.
+    /// Whether a tensor holds such codes.
     fn is_of(self, model: &ModelFolder, tensor: &TensorInfo) -> bool {
         let &[rows, columns] = &tensor.shape[..] else { return false };
         let words = (columns * self.bits).div_ceil(32);
         let has_width = match tensor.stored {
+            _ if self.is_float => tensor.stored.is_fp8(),
             Dtype::I8 => true,
             Dtype::I32 => tensor.bytes == rows * words * 4,
             _ => false,
@@ -114,21 +128,29 @@ fn rounded_inputs(config: &Value) -> Result<Vec<GroupWeights>, Finding> {
         if inputs.is_null() {
             continue;
         }
-        let is_known = inputs["dynamic"] == true
-            && inputs["num_bits"] == 8
-            && inputs["type"] == "int"
-            && inputs["strategy"] == "token";
-        if !is_known {
+        let is_dynamic = inputs["dynamic"] == true && inputs["num_bits"] == 8;
+        let known = match (inputs["type"].as_str(), inputs["strategy"].as_str()) {
+            (Some("int"), Some("token")) => Some(InputRounding::Int8),
+            (Some("float"), Some("token")) => Some(InputRounding::Float8(0)),
+            (Some("float"), Some("group")) => {
+                let size = inputs["group_size"].as_u64().and_then(|size| usize::try_from(size).ok());
+                size.filter(|size| *size > 0).map(InputRounding::Float8)
+            }
+            _ => None,
+        };
+        let Some(rounding) = known.filter(|_| is_dynamic) else {
             return Err(Finding::error(
                 code::NOT_ADMITTED,
                 "the model's activations are quantized in a way that cannot be run",
             )
-            .help("Dynamic eight-bit integers for each token can be."));
-        }
+            .help("Dynamic integers or floats of eight bits, for each token or group of it, can be."));
+        };
         let weights = &group["weights"];
         found.push(GroupWeights {
             bits: weights["num_bits"].as_u64().unwrap_or(8),
             is_symmetric: weights["symmetric"].as_bool().unwrap_or(true),
+            is_float: weights["type"] == "float",
+            inputs: rounding,
         });
     }
     Ok(found)

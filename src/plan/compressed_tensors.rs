@@ -57,7 +57,7 @@ pub fn quantization_config(quantized: &[QuantizedModule<'_>], left_alone: &[Cow<
             json!({
                 "targets": targets,
                 "weights": weights(scheme),
-                "input_activations": input_activations(*activations),
+                "input_activations": input_activations(scheme, *activations),
                 "output_activations": null,
                 "format": encoding::of(scheme).name(),
             }),
@@ -104,37 +104,47 @@ fn weights(scheme: &Scheme) -> Value {
         Granularity::Group(size) => ("group", json!(size)),
         Granularity::Channel => ("channel", Value::Null),
         Granularity::Tensor => ("tensor", Value::Null),
+        Granularity::Block(_) => ("block", Value::Null),
     };
+    let block =
+        if let Granularity::Block(size) = scheme.granularity { json!([size, size]) } else { Value::Null };
     json!({
         "num_bits": scheme.bits.count(),
-        "type": "int",
+        "type": if scheme.storage == Storage::Float8 { "float" } else { "int" },
         "symmetric": scheme.symmetric,
         "strategy": strategy,
         "group_size": group_size,
         "dynamic": false,
         "actorder": null,
-        "block_structure": null,
+        "block_structure": block,
         "observer": null,
         "observer_kwargs": {},
     })
 }
 
-fn input_activations(activations: ActivationScheme) -> Value {
-    match activations {
-        ActivationScheme::None => Value::Null,
-        ActivationScheme::DynamicToken => json!({
-            "num_bits": 8,
-            "type": "int",
-            "symmetric": true,
-            "strategy": "token",
-            "group_size": null,
-            "dynamic": true,
-            "actorder": null,
-            "block_structure": null,
-            "observer": null,
-            "observer_kwargs": {},
-        }),
-    }
+fn input_activations(scheme: &Scheme, activations: ActivationScheme) -> Value {
+    let kind = match activations {
+        ActivationScheme::None => return Value::Null,
+        ActivationScheme::DynamicToken => "int",
+        ActivationScheme::DynamicTokenFp8 => "float",
+    };
+    // Products with blocks have a scale for as many inputs as a block has.
+    let (strategy, group_size) = match scheme.granularity {
+        Granularity::Block(size) => ("group", json!(size)),
+        _ => ("token", Value::Null),
+    };
+    json!({
+        "num_bits": 8,
+        "type": kind,
+        "symmetric": true,
+        "strategy": strategy,
+        "group_size": group_size,
+        "dynamic": true,
+        "actorder": null,
+        "block_structure": null,
+        "observer": null,
+        "observer_kwargs": {},
+    })
 }
 
 /// Checks a written config against the modules as an engine would: every quantized module has one group, and no

@@ -120,7 +120,7 @@ impl QuantSpec {
         // With one scale per tensor, all weights share it. Otherwise it covers at most a row of this many weights.
         let together = match self.scheme.granularity {
             Granularity::Tensor => rows.checked_mul(columns)?,
-            Granularity::Group(_) | Granularity::Channel => columns,
+            Granularity::Group(_) | Granularity::Channel | Granularity::Block(_) => columns,
         };
         self.scheme.expected_sqnr(&self.observer, usize::try_from(together).ok()?)
     }

@@ -21,6 +21,7 @@ use crate::stage::export::{Format, Target};
 use crate::stage::{ActivationScheme, Stage};
 
 mod experts;
+mod floats;
 pub(super) mod kept_experts;
 mod kernels;
 mod modules;
@@ -218,6 +219,11 @@ const RULES: &[fn(&Subject<'_>) -> Option<Refusal>] = &[
     schemes::rounded_scales,
     experts::experts_with_zero_points_or_activations,
     experts::stacked_experts,
+    floats::blocks_of_fused_modules,
+    floats::experts_without_activations,
+    floats::experts_in_blocks,
+    floats::integers_with_fp8_activations,
+    floats::integers_with_fp8_activations_in_sglang,
     sglang::experts_with_activations,
     sglang::experts_with_zero_points,
     sglang::experts_beside_plain_codes,

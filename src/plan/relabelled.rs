@@ -5,9 +5,9 @@ use super::select::{Action, Decisions, Origin, QuantSpec, Rounding, Rule};
 use crate::finding::Finding;
 use crate::format::Dtype;
 use crate::ids::StageId;
-use crate::quant::{Observer, Storage};
+use crate::quant::Observer;
 use crate::stage::convert::Inexact;
-use crate::stage::{ActivationScheme, Convert, Stage};
+use crate::stage::{Convert, Stage};
 
 /// Names that a finding lists.
 const LISTED: usize = 10;
@@ -40,16 +40,12 @@ fn claim_for(deciding: &mut Deciding<'_>, stage: StageId, convert: &Convert) -> 
         match encoded.matrix.exact() {
             Ok(exact) => {
                 is_f16 |= item.tensor.dtype == Dtype::F16;
-                let activations = match exact.scheme.storage {
-                    Storage::Packed => ActivationScheme::None,
-                    Storage::Plain => ActivationScheme::DynamicToken,
-                };
                 let spec = QuantSpec {
                     stage,
                     scheme: exact.scheme,
                     observer: Observer::Minmax,
                     rounding: Rounding::Nearest,
-                    activations,
+                    activations: exact.activations,
                     is_relabelled: true,
                 };
                 let rule = Rule {

@@ -13,12 +13,11 @@ use crate::ids::{IdVec, StageId, TensorId};
 use crate::layer::LayerType;
 use crate::layer::pattern::Pattern;
 use crate::model::{LayerClass, ModelFolder, TensorInfo};
-use crate::quant::{Bits, FloatType, Granularity, Mse, Observer, Scheme, Storage};
+use crate::quant::{Bits, FloatType, Mse, Observer, Scheme, Storage};
 use crate::recipe::Recipe;
 use crate::stage::resolve_skips::SkipDefaults;
 use crate::stage::{
-    ActivationScheme, GranularityChoice, ObserverChoice, Quantize, ResolveSkips, RoundingChoice, ScaleDtype,
-    Stage,
+    ActivationScheme, ObserverChoice, Quantize, ResolveSkips, RoundingChoice, ScaleDtype, Stage,
 };
 
 /// Layer types that the built-in lists skip, with the reason in words.
@@ -339,7 +338,8 @@ pub(super) fn judge(
         });
         let target = stage.target(item).filter(|_| item.can_be_quantized());
         if let Some(rule) = &target {
-            touch(rule, format!("quantize to int{}", stage.parameters.bits()));
+            let kind = if stage.parameters.is_float() { "fp" } else { "int" };
+            touch(rule, format!("quantize to {kind}{}", stage.parameters.bits()));
         }
         if let Some(rule) = skip {
             first_skip.get_or_insert(rule);
@@ -375,11 +375,7 @@ fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
         scheme: Scheme {
             bits: if parameters.bits() == 4 { Bits::Four } else { Bits::Eight },
             symmetric: parameters.symmetric(),
-            granularity: match parameters.granularity() {
-                GranularityChoice::Group => Granularity::Group(parameters.group_size() as usize),
-                GranularityChoice::Channel => Granularity::Channel,
-                GranularityChoice::Tensor => Granularity::Tensor,
-            },
+            granularity: parameters.granularity(),
             scale_type: match parameters.scale_dtype() {
                 ScaleDtype::Auto => source,
                 ScaleDtype::F16 => FloatType::F16,
@@ -387,7 +383,8 @@ fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
                 ScaleDtype::F32 => FloatType::F32,
             },
             storage: match activations {
-                ActivationScheme::None => Storage::Packed,
+                _ if parameters.is_float() => Storage::Float8,
+                ActivationScheme::None | ActivationScheme::DynamicTokenFp8 => Storage::Packed,
                 ActivationScheme::DynamicToken => Storage::Plain,
             },
         },

@@ -7,7 +7,7 @@
 //! tensor of more than a few thousand Gaussian weights comes within 0.1 dB. BF16 has its own table for int8, because
 //! rounding scales and dequantized weights to 8 significant bits is not negligible there.
 
-use super::{Bits, FloatType, Observer, Scheme};
+use super::{Bits, FloatType, Observer, Scheme, Storage};
 
 /// Entries per row: n = 2^3 … 2^16, then 2^20 and 2^24.
 const COLUMNS: usize = 16;
@@ -88,6 +88,9 @@ const INT8_BF16: [[f64; COLUMNS]; 4] = [
     ],
 ];
 
+/// The same of E4M3. The spaces between floats grow with the weights, so it hardly depends on n.
+const FLOAT8: f64 = 31.5;
+
 impl Scheme {
     /// The SQNR in dB that this scheme reaches on Gaussian weights with rows of `cols` columns. With one scale per
     /// tensor, `cols` is the number of all its weights. For `mse` it is the value of the default search. None for
@@ -95,6 +98,9 @@ impl Scheme {
     /// percentage, and if no weight shares a scale with another.
     #[must_use]
     pub fn expected_sqnr(&self, observer: &Observer, cols: usize) -> Option<f64> {
+        if self.storage == Storage::Float8 {
+            return Some(FLOAT8);
+        }
         let mse = match observer {
             Observer::Minmax => 0,
             // `imatrix-mse`.

@@ -13,7 +13,7 @@ const STEPS: f32 = 4.0;
 
 impl FloatType {
     /// Below this, values of this type are so far apart that a scale means little.
-    fn faint_below(self) -> f32 {
+    pub(super) fn faint_below(self) -> f32 {
         STEPS * self.least_normal() * self.epsilon()
     }
 }
@@ -34,7 +34,7 @@ impl Quantizer {
         let epsilon = self.scheme.scale_type.epsilon();
         let group_bytes = match self.scheme.granularity {
             Granularity::Tensor => tile.len(),
-            Granularity::Group(_) | Granularity::Channel => {
+            Granularity::Group(_) | Granularity::Channel | Granularity::Block(_) => {
                 self.scheme.group_cols(self.cols) * self.source.bytes()
             }
         };

@@ -4,7 +4,7 @@ use super::params::Rules;
 use super::percentile::Tails;
 use super::search::Search;
 use super::simd::machine::LANES;
-use super::{FloatType, Importance, Isa, Observer, Scheme};
+use super::{FloatType, Importance, Isa, Observer, Scheme, Storage};
 
 /// The bytes of some rows of the output tensors, exactly as they go into the file.
 ///
@@ -12,7 +12,7 @@ use super::{FloatType, Importance, Isa, Observer, Scheme};
 /// any tile.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Quantized {
-    /// Packed I32 words or I8 codes.
+    /// Packed I32 words, I8 codes, or floats.
     pub codes: Vec<u8>,
     /// In the scheme's scale type.
     pub scales: Vec<u8>,
@@ -25,7 +25,7 @@ pub struct Quantized {
 pub enum Role {
     /// The weights themselves, as they are in the source (decoded, if the source is scaled FP8).
     Weights,
-    /// Integer codes.
+    /// Codes.
     Codes,
     /// Scales.
     Scales,
@@ -59,7 +59,7 @@ impl Quantized {
 /// Borrowed bytes of some rows of the output tensors; see [`Quantized`].
 #[derive(Debug, Clone, Copy)]
 pub struct QuantizedView<'a> {
-    /// Packed I32 words or I8 codes.
+    /// Packed I32 words, I8 codes, or floats.
     pub codes: &'a [u8],
     /// In the scheme's scale type.
     pub scales: &'a [u8],
@@ -108,10 +108,12 @@ impl Quantizer {
     /// A quantizer for matrices of `cols` columns whose weights are stored as `source`.
     ///
     /// # Panics
-    /// If the scheme's groups do not divide `cols` ([`Scheme::divides`]): a plan checks that.
+    /// If the scheme's groups do not divide `cols` ([`Scheme::divides`]): a plan checks that. If it has floats, which are
+    /// for [`super::Float8`].
     #[must_use]
     pub fn new(scheme: Scheme, observer: Observer, source: FloatType, cols: usize, isa: Isa) -> Self {
         assert!(scheme.divides(cols), "a plan must not let a group size through that does not divide a row");
+        assert!(scheme.storage != Storage::Float8, "integers are made here");
         let rules = Rules::new(&scheme, source);
         let search = match observer {
             Observer::Mse(mse) => Some(Search::new(mse, rules)),

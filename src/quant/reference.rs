@@ -58,7 +58,7 @@ impl Reference {
     pub fn groups<'a>(&self, weights: &'a [f32], cols: usize) -> impl Iterator<Item = &'a [f32]> {
         let size = match self.scheme.granularity {
             Granularity::Group(size) => size,
-            Granularity::Channel => cols,
+            Granularity::Channel | Granularity::Block(_) => cols,
             Granularity::Tensor => weights.len(),
         };
         weights.chunks(size.max(1))
@@ -180,7 +180,7 @@ impl Unpacked {
     #[must_use]
     pub fn code_bytes(&self, scheme: &Scheme, cols: usize) -> Vec<u8> {
         match scheme.storage {
-            Storage::Plain => self.codes.iter().map(|&code| code as u8).collect(),
+            Storage::Plain | Storage::Float8 => self.codes.iter().map(|&code| code as u8).collect(),
             Storage::Packed => {
                 self.codes.chunks(cols.max(1)).flat_map(|row| words(scheme.bits, row)).collect()
             }

@@ -33,6 +33,7 @@ impl Integers {
         let row_bytes = scheme.codes_bytes(1, columns);
         for row in self.codes.chunks(columns.max(1)) {
             match (scheme.storage, scheme.bits) {
+                (Storage::Float8, _) => out.codes.extend_from_slice(row),
                 (Storage::Plain, _) => out.codes.extend(row.iter().map(|code| signed(code) as u8)),
                 (Storage::Packed, Bits::Eight) => {
                     out.codes.extend_from_slice(row);

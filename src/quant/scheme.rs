@@ -59,6 +59,8 @@ pub enum Granularity {
     Channel,
     /// The whole tensor.
     Tensor,
+    /// So many rows by as many columns, cut from the start; those at the edges may be smaller.
+    Block(usize),
 }
 
 /// How codes lie in the file.
@@ -68,6 +70,8 @@ pub enum Storage {
     Packed,
     /// One signed code per byte, regardless of its width (`int-quantized`).
     Plain,
+    /// One float of eight bits (E4M3) per byte (`float-quantized`).
+    Float8,
 }
 
 /// The stored type of codes or zero points.
@@ -77,6 +81,8 @@ pub enum CodeType {
     I32,
     /// One code per byte.
     I8,
+    /// One float per byte.
+    F8E4m3,
 }
 
 impl CodeType {
@@ -85,7 +91,7 @@ impl CodeType {
     pub const fn bytes(self) -> usize {
         match self {
             Self::I32 => 4,
-            Self::I8 => 1,
+            Self::I8 | Self::F8E4m3 => 1,
         }
     }
 
@@ -95,6 +101,7 @@ impl CodeType {
         match self {
             Self::I32 => "I32",
             Self::I8 => "I8",
+            Self::F8E4m3 => "F8_E4M3",
         }
     }
 }
@@ -120,7 +127,7 @@ impl Scheme {
     pub const fn divides(&self, cols: usize) -> bool {
         match self.granularity {
             Granularity::Group(size) => size > 0 && cols.is_multiple_of(size),
-            Granularity::Channel | Granularity::Tensor => true,
+            Granularity::Channel | Granularity::Tensor | Granularity::Block(_) => true,
         }
     }
 
@@ -136,6 +143,7 @@ impl Scheme {
     pub const fn groups_per_row(&self, cols: usize) -> usize {
         match self.granularity {
             Granularity::Group(size) => cols / size,
+            Granularity::Block(size) => cols.div_ceil(size),
             Granularity::Channel | Granularity::Tensor => 1,
         }
     }
@@ -144,7 +152,7 @@ impl Scheme {
     #[must_use]
     pub const fn group_cols(&self, cols: usize) -> usize {
         match self.granularity {
-            Granularity::Group(size) => size,
+            Granularity::Group(size) | Granularity::Block(size) => size,
             Granularity::Channel | Granularity::Tensor => cols,
         }
     }
@@ -155,6 +163,7 @@ impl Scheme {
         match self.storage {
             Storage::Packed => CodeType::I32,
             Storage::Plain => CodeType::I8,
+            Storage::Float8 => CodeType::F8E4m3,
         }
     }
 
@@ -163,7 +172,7 @@ impl Scheme {
     pub const fn codes_shape(&self, rows: usize, cols: usize) -> [usize; 2] {
         match self.storage {
             Storage::Packed => [rows, cols.div_ceil(self.bits.per_word())],
-            Storage::Plain => [rows, cols],
+            Storage::Plain | Storage::Float8 => [rows, cols],
         }
     }
 
@@ -179,6 +188,7 @@ impl Scheme {
     pub fn scales_shape(&self, rows: usize, cols: usize) -> Vec<usize> {
         match self.granularity {
             Granularity::Tensor => vec![1],
+            Granularity::Block(size) => vec![rows.div_ceil(size), self.groups_per_row(cols)],
             Granularity::Group(_) | Granularity::Channel => vec![rows, self.groups_per_row(cols)],
         }
     }
@@ -188,6 +198,7 @@ impl Scheme {
     pub const fn scales_bytes(&self, rows: usize, cols: usize) -> usize {
         let count = match self.granularity {
             Granularity::Tensor => 1,
+            Granularity::Block(size) => rows.div_ceil(size) * self.groups_per_row(cols),
             Granularity::Group(_) | Granularity::Channel => rows * self.groups_per_row(cols),
         };
         count * self.scale_type.bytes()
@@ -231,11 +242,15 @@ impl Scheme {
         elements * self.zero_point_type().map_or(0, CodeType::bytes)
     }
 
-    /// The number that the rows of a tile must be a multiple of, so that its zero points begin a new word: 8, 4 or 1.
-    /// The last tile of a tensor may be ragged.
+    /// The number that the rows of a tile must be a multiple of, so that its zero points begin a new word, or its rows a
+    /// new block: 8, 4, the height of a block, or 1. The last tile of a tensor may be ragged.
     #[must_use]
     pub const fn row_multiple(&self) -> usize {
-        if self.packs_zero_points() { self.bits.per_word() } else { 1 }
+        match self.granularity {
+            Granularity::Block(size) => size,
+            _ if self.packs_zero_points() => self.bits.per_word(),
+            _ => 1,
+        }
     }
 }
 
@@ -274,6 +289,18 @@ mod tests {
         assert_eq!(plain.codes_shape(5, 13), [5, 13]);
         assert_eq!(plain.zero_points_shape(5, 13), Some(vec![5, 1]));
         assert_eq!((plain.zero_points_bytes(5, 13), plain.row_multiple()), (5, 1));
+
+        let blocks = Scheme {
+            bits: Bits::Eight,
+            symmetric: true,
+            granularity: Granularity::Block(128),
+            storage: Storage::Float8,
+            ..BASE
+        };
+        assert_eq!(blocks.codes_shape(130, 200), [130, 200]);
+        assert_eq!(blocks.scales_shape(130, 200), [2, 2]);
+        assert_eq!((blocks.codes_bytes(130, 200), blocks.scales_bytes(130, 200)), (26_000, 8));
+        assert_eq!((blocks.row_multiple(), blocks.code_type().name()), (128, "F8_E4M3"));
 
         let symmetric = Scheme { symmetric: true, ..BASE };
         assert_eq!(symmetric.zero_points_shape(5, 64), None);

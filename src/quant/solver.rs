@@ -13,10 +13,12 @@ use super::{
 };
 
 mod chosen;
+mod float8;
 mod gptq;
 mod nearest;
 
 pub use chosen::Chosen;
+pub use float8::Float8;
 pub use gptq::{BadMoments, Correction, Gptq, Guided, Metric, OutputMetric, Rounded};
 
 /// Chooses the codes of matrices of one scheme, tile by tile. A tile is a number of whole rows, little-endian.
@@ -29,28 +31,38 @@ pub trait Solver: fmt::Debug + Send + Sync {
 
     /// The number of passes over all tiles of a matrix before the first can be solved: 0 unless one scale holds for
     /// all of them.
-    fn survey_passes(&self) -> usize;
+    fn survey_passes(&self) -> usize {
+        0
+    }
 
     /// A survey that has seen nothing.
-    fn begin_survey(&self) -> Survey;
+    fn begin_survey(&self) -> Survey {
+        Survey::default()
+    }
 
     /// Looks at a tile of `rows` rows for the pass that `so_far` is in.
     ///
     /// # Errors
     /// The first weight that is not finite.
-    fn survey(&self, so_far: &Survey, tile: &[u8], rows: usize) -> Result<SurveyPart, BadWeight>;
+    fn survey(&self, _so_far: &Survey, _tile: &[u8], _rows: usize) -> Result<SurveyPart, BadWeight> {
+        Ok(SurveyPart::default())
+    }
 
     /// Ends a pass in which every tile was merged.
-    fn end_pass(&self, survey: &mut Survey);
+    fn end_pass(&self, _survey: &mut Survey) {}
 
     /// Whether the passes that are left would change nothing.
-    fn is_settled(&self, survey: &Survey) -> bool;
+    fn is_settled(&self, _survey: &Survey) -> bool {
+        true
+    }
 
-    /// Scale and zero point of the matrix, after all passes or when it is settled.
+    /// Scale and zero point of the matrix, after all passes or when it is settled. Without passes it says nothing.
     ///
     /// # Errors
     /// [`BadValue::ScaleOverflow`] if the scale is not finite.
-    fn tensor_params(&self, survey: &Survey) -> Result<TensorParams, BadValue>;
+    fn tensor_params(&self, _survey: &Survey) -> Result<TensorParams, BadValue> {
+        Ok(TensorParams { scale: 1.0, zero_point: 0 })
+    }
 
     /// Replaces the content of `out` with the bytes of a tile, which has these rows of its matrix. `tensor` is the
     /// result of the survey, if there is one.
@@ -77,7 +89,10 @@ pub trait Solver: fmt::Debug + Send + Sync {
         rows: Range<usize>,
         out: &mut Quantized,
         scratch: &mut Scratch,
-    ) -> Result<Distortion, BadWeight>;
+    ) -> Result<Distortion, BadWeight> {
+        self.solve(tensor, tile, rows.clone(), out, scratch)?;
+        Ok(self.measure(tile, out.view(), rows.len(), scratch))
+    }
 
     /// Compares a tile of `rows` rows with the weights that its quantized bytes represent.
     fn measure(

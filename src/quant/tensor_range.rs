@@ -25,7 +25,7 @@ use crate::quant::{
 };
 
 /// The state of a survey: the facts about a tensor known so far.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, Default)]
 pub struct Survey {
     pass: usize,
     /// The range of all weights, containing 0; later the range to be used.
@@ -42,6 +42,13 @@ pub struct Survey {
 /// The contribution of one tile to a [`Survey`].
 #[derive(Debug, Clone)]
 pub struct SurveyPart(Part);
+
+/// A part that changes nothing.
+impl Default for SurveyPart {
+    fn default() -> Self {
+        Self(Part::Range(0.0, 0.0))
+    }
+}
 
 #[derive(Debug, Clone)]
 enum Part {
@@ -76,7 +83,7 @@ impl Quantizer {
     #[must_use]
     pub const fn survey_passes(&self) -> usize {
         match (self.scheme.granularity, self.observer, self.source) {
-            (Granularity::Group(_) | Granularity::Channel, ..) => 0,
+            (Granularity::Group(_) | Granularity::Channel | Granularity::Block(_), ..) => 0,
             (_, Observer::Minmax, _) | (_, Observer::Percentile(_), FloatType::F16 | FloatType::Bf16) => 1,
             (_, Observer::Percentile(_), FloatType::F32) => 2,
             (_, Observer::Mse(_), _) => 3,
@@ -86,16 +93,7 @@ impl Quantizer {
     /// A survey that has seen nothing.
     #[must_use]
     pub fn begin_survey(&self) -> Survey {
-        Survey {
-            pass: 0,
-            low: 0.0,
-            high: 0.0,
-            bounds: Errors::default(),
-            left: Vec::new(),
-            errors: Vec::new(),
-            histogram: Histogram::default(),
-            refinement: Refinement::default(),
-        }
+        Survey::default()
     }
 
     /// Looks at a tile for the pass that `so_far` is in.

@@ -186,6 +186,7 @@ mod tests {
                 "convert",
                 "quantize-int4",
                 "quantize-int8",
+                "quantize-fp8",
                 "validate",
                 "check-warnings",
                 "evaluate",

@@ -5,8 +5,9 @@ use super::Recipe;
 use super::tree::Node;
 use crate::finding::Finding;
 use crate::ids::{IdVec, StageId};
+use crate::quant::Granularity;
 use crate::stage::check_warnings::SqnrOf;
-use crate::stage::{GranularityChoice, ObserverChoice, RoundingChoice, Stage, statistics_of};
+use crate::stage::{ObserverChoice, RoundingChoice, Stage, statistics_of};
 
 /// Errors if statistics are needed and none are named, and a warning if they are named and choose nothing.
 pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
@@ -70,7 +71,7 @@ fn rounding(recipe: &Recipe, nodes: &[Node], findings: &mut Vec<Finding>) {
             };
             findings.push(finding);
         }
-        if quantize.granularity() == GranularityChoice::Tensor {
+        if quantize.granularity() == Granularity::Tensor {
             findings.push(
                 Finding::error("recipe::rounding", format!("{word} cannot share one scale between all rows"))
                     .at_opt(at("granularity"), "one scale for the whole tensor")

@@ -1,14 +1,15 @@
 //! Parameters that have no effect beside the others of their stage, and those that contradict each other.
 
 use crate::finding::Finding;
+use crate::quant::Granularity;
 use crate::recipe::Recipe;
 use crate::recipe::tree::Node;
 use crate::stage::check_warnings::FailOn;
 use crate::stage::export::{Export, Format, Target};
 use crate::stage::resolve_skips::SkipDefaults;
 use crate::stage::{
-    ActivationScheme, CheckWarnings, GranularityChoice, Indivisible, ObserverChoice, OnFailure, Quantize,
-    ResolveSkips, Stage, Validate, validate::Check,
+    ActivationScheme, CheckWarnings, Indivisible, ObserverChoice, OnFailure, Quantize, ResolveSkips, Stage,
+    Validate, validate::Check,
 };
 
 /// A parameter without effect, and why.
@@ -22,8 +23,8 @@ pub(crate) struct Idle {
 /// The parameters of a stage that have no effect, written or not.
 pub(crate) fn idle(stage: &Stage) -> Vec<Idle> {
     match stage {
-        Stage::QuantizeInt4(stage) => idle_of_quantize(stage),
-        Stage::QuantizeInt8(stage) => idle_of_quantize(stage),
+        Stage::QuantizeInt4(stage) => idle_of_quantize(stage, stage.group_size),
+        Stage::QuantizeInt8(stage) => idle_of_quantize(stage, stage.group_size),
         Stage::Validate(stage) => idle_of_validate(stage),
         Stage::CheckWarnings(stage) => idle_of_check(stage),
         Stage::Export(stage) if stage.format == Format::Dequantized => {
@@ -50,11 +51,11 @@ fn unsplit(stage: &Export, why: &'static str) -> Idle {
     Idle { key: "tensor_parallel", why, is_default: stage.tensor_parallel.is_none() }
 }
 
-fn idle_of_quantize(stage: &dyn Quantize) -> Vec<Idle> {
+fn idle_of_quantize(stage: &dyn Quantize, group_size: u32) -> Vec<Idle> {
     let mut idle = Vec::new();
-    if stage.granularity() != GranularityChoice::Group {
+    if !matches!(stage.granularity(), Granularity::Group(_)) {
         let why = "only `granularity: group` has groups";
-        idle.push(Idle { key: "group_size", why, is_default: stage.group_size() == 128 });
+        idle.push(Idle { key: "group_size", why, is_default: group_size == 128 });
         idle.push(Idle { key: "indivisible", why, is_default: stage.indivisible() == Indivisible::Error });
     }
     if !stage.observer().searches() {

@@ -259,7 +259,7 @@ fn metrics(plan: &Plan, tensor: TensorId, distortion: &Distortion, extremes: Opt
         None => Some("not measurable"),
     };
     let group = spec.map_or(columns, |spec| match spec.scheme.granularity {
-        Granularity::Group(size) => size,
+        Granularity::Group(size) | Granularity::Block(size) => size,
         Granularity::Channel | Granularity::Tensor => columns,
     });
     Metrics {

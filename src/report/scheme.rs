@@ -17,9 +17,9 @@ pub struct SchemeRecord {
     pub bits: usize,
     /// Whether the range is symmetric, without zero points.
     pub symmetric: bool,
-    /// Which weights share a scale: `group`, `channel` or `tensor`.
+    /// Which weights share a scale: `group`, `channel`, `tensor` or `block`.
     pub granularity: String,
-    /// Consecutive columns of a row that share one scale. None unless `granularity` is `group`.
+    /// Consecutive columns of a row that share one scale; of `block` as many rows. None if `granularity` is another.
     pub group_size: Option<usize>,
     /// The observer that chose the ranges.
     pub observer: ObserverRecord,
@@ -30,7 +30,7 @@ pub struct SchemeRecord {
     pub scale_dtype: String,
     /// How codes lie in the file: the name of the format in compressed-tensors, such as `pack-quantized`.
     pub storage: String,
-    /// How engines round activations: `none` or `dynamic-token`.
+    /// How engines round activations: `none`, `dynamic-token` (int8) or `dynamic-token-fp8`.
     pub activations: String,
 }
 
@@ -62,6 +62,7 @@ impl SchemeRecord {
             Granularity::Group(size) => ("group", Some(size)),
             Granularity::Channel => ("channel", None),
             Granularity::Tensor => ("tensor", None),
+            Granularity::Block(size) => ("block", Some(size)),
         };
         Self {
             bits: scheme.bits.count(),
@@ -79,6 +80,7 @@ impl SchemeRecord {
             activations: match spec.activations {
                 ActivationScheme::None => "none",
                 ActivationScheme::DynamicToken => "dynamic-token",
+                ActivationScheme::DynamicTokenFp8 => "dynamic-token-fp8",
             }
             .to_owned(),
         }
@@ -115,8 +117,12 @@ impl ObserverRecord {
 impl fmt::Display for SchemeRecord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let range = if self.symmetric { "symmetric" } else { "asymmetric" };
-        write!(f, "int{} {range}, ", self.bits)?;
+        match self.storage.as_str() {
+            "float-quantized" => f.write_str("fp8, ")?,
+            _ => write!(f, "int{} {range}, ", self.bits)?,
+        }
         match self.group_size {
+            Some(size) if self.granularity == "block" => write!(f, "blocks of {size} × {size}"),
             Some(size) => write!(f, "groups of {size}"),
             None if self.granularity == "tensor" => f.write_str("one scale per tensor"),
             None => f.write_str("one scale per row"),

@@ -15,8 +15,8 @@ use crate::format::source;
 use crate::ids::{ExportId, StageId, TensorId};
 use crate::model::{self, Config, ModelFolder};
 use crate::network::{
-    Checkpoint, Description, Engine, LayerWeights, Linear, Listener, Pass, Quantized, Silent, compare_logits,
-    layer_error, pooled_cosine, round_per_token,
+    Checkpoint, Description, Engine, InputRounding, LayerWeights, Linear, Listener, Pass, Quantized, Silent,
+    compare_logits, layer_error, pooled_cosine, round_per_token, round_to_float8,
 };
 use crate::plan::fingerprint::Prints;
 use crate::plan::{ModelRun, ModelRuns, Plan};
@@ -34,8 +34,17 @@ impl Listener for Rounding<'_> {
     fn start(&self) {}
 
     fn hear(&self, (): &mut (), matrix: &Linear, inputs: &mut Cow<'_, [f32]>) {
-        if self.0.rounds_inputs_of(matrix.module()) {
-            round_per_token(inputs.to_mut(), matrix.columns, Engine::CompressedTensors);
+        match self.0.rounding_of(matrix.module()) {
+            None => {}
+            Some(InputRounding::Int8) => {
+                round_per_token(inputs.to_mut(), matrix.columns, Engine::CompressedTensors);
+            }
+            // Groups do not go over the ends of tokens.
+            Some(InputRounding::Float8(width)) => {
+                let columns = matrix.columns.max(1);
+                let width = if width == 0 { columns } else { width };
+                inputs.to_mut().chunks_mut(columns).for_each(|token| round_to_float8(token, width));
+            }
         }
     }
 

@@ -175,7 +175,7 @@ fn stages(plan: &Plan) -> Vec<(StageId, Option<usize>)> {
     for spec in plan.decisions.iter().filter_map(|decision| decision.spec()) {
         let group = match spec.scheme.granularity {
             Granularity::Group(size) => Some(size),
-            Granularity::Channel | Granularity::Tensor => None,
+            Granularity::Channel | Granularity::Tensor | Granularity::Block(_) => None,
         };
         match out.iter_mut().find(|(stage, _)| *stage == spec.stage) {
             Some((_, known)) => *known = (*known).max(group),

@@ -69,6 +69,7 @@ fn rows(plan: &Plan) -> (Vec<Row<'_>>, Vec<Row<'_>>) {
                 let activations = match t.activations {
                     crate::stage::ActivationScheme::None => "",
                     crate::stage::ActivationScheme::DynamicToken => ", int8 activations",
+                    crate::stage::ActivationScheme::DynamicTokenFp8 => ", fp8 activations",
                 };
                 let weighed = match plan.weighing.of_stage(t.stage) {
                     Some(used) if t.observer.searches() && !t.is_calibrated() => {

@@ -4,6 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::pattern::Pattern;
+use crate::quant::Granularity;
 
 /// Which weights share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -15,6 +16,17 @@ pub enum GranularityChoice {
     Channel,
     /// The whole tensor.
     Tensor,
+}
+
+impl GranularityChoice {
+    /// The granularity, with groups of this size.
+    pub(super) fn with(self, group_size: u32) -> Granularity {
+        match self {
+            Self::Group => Granularity::Group(group_size as usize),
+            Self::Channel => Granularity::Channel,
+            Self::Tensor => Granularity::Tensor,
+        }
+    }
 }
 
 /// The method that chooses the range of a group.
@@ -100,6 +112,8 @@ pub enum ActivationScheme {
     None,
     /// 8 bits, symmetric, one scale per token, computed by the engine. Weights are then stored as one code per byte.
     DynamicToken,
+    /// 8-bit floats (FP8), one scale per token, computed by the engine. For int4 weights (W4AFP8).
+    DynamicTokenFp8,
 }
 
 /// The treatment of a row whose length is not a multiple of the group size.
@@ -138,25 +152,37 @@ pub trait Quantize {
     /// Patterns or layer types to claim, of what is neither skipped nor claimed.
     fn targets(&self) -> &[Pattern];
     /// Which weights share a scale.
-    fn granularity(&self) -> GranularityChoice;
-    /// Input columns that share a scale, with granularity `group`.
-    fn group_size(&self) -> u32;
+    fn granularity(&self) -> Granularity;
+    /// Whether codes are floats.
+    fn is_float(&self) -> bool {
+        false
+    }
     /// Signed range without a zero point.
     fn symmetric(&self) -> bool;
     /// The method that chooses the range of a group.
     fn observer(&self) -> ObserverChoice;
     /// Of `mse`: how far the range is shrunk at most, as a share of it.
-    fn maxshrink(&self) -> Option<f64>;
+    fn maxshrink(&self) -> Option<f64> {
+        None
+    }
     /// Of `mse`: steps for a shrink of 1.
-    fn grid(&self) -> Option<f64>;
+    fn grid(&self) -> Option<f64> {
+        None
+    }
     /// Of `mse`: the exponent of the error.
-    fn norm(&self) -> Option<f64>;
+    fn norm(&self) -> Option<f64> {
+        None
+    }
     /// Of `percentile`: the share of values kept unclipped, in percent.
-    fn percentile(&self) -> Option<f64>;
+    fn percentile(&self) -> Option<f64> {
+        None
+    }
     /// The rule that chooses the codes.
     fn rounding(&self) -> RoundingChoice;
     /// Of `rounding: gptq` and `guided`: whether later layers see what earlier ones have become.
-    fn sequential(&self) -> Option<bool>;
+    fn sequential(&self) -> Option<bool> {
+        None
+    }
     /// The floating-point type of the scales.
     fn scale_dtype(&self) -> ScaleDtype;
     /// How engines quantize activations.
@@ -257,8 +283,7 @@ macro_rules! quantize_stage {
         impl super::Quantize for $name {
             fn bits(&self) -> u8 { $bits }
             fn targets(&self) -> &[crate::layer::pattern::Pattern] { &self.targets }
-            fn granularity(&self) -> super::GranularityChoice { self.granularity }
-            fn group_size(&self) -> u32 { self.group_size }
+            fn granularity(&self) -> crate::quant::Granularity { self.granularity.with(self.group_size) }
             fn symmetric(&self) -> bool { self.symmetric }
             fn observer(&self) -> super::ObserverChoice { self.observer }
             fn maxshrink(&self) -> Option<f64> { self.maxshrink }

@@ -117,6 +117,35 @@ fn int4_weights_load_everywhere_in_groups_and_rows() {
 }
 
 #[test]
+fn floats_load_by_rows_and_in_blocks() {
+    const FP8: &str = "  - stage: quantize-fp8\n";
+    check("llama", FP8, "", "", "");
+    check("llama", &format!("{FP8}    activations: none\n"), "", "", "");
+    check("qwen3-moe", FP8, "", "", "");
+    let blocks = format!("{FP8}    granularity: block\n");
+    check("llama", &blocks, "", "", "");
+    let experts = "    targets: [\"re:.*mlp\\\\.experts\\\\..*\"]\n";
+    let planned = plan_for("transformers", "qwen3-moe", &format!("{blocks}{experts}"));
+    assert_eq!(said(&planned), "!transformers-fp8-experts");
+    check(
+        "qwen3-moe",
+        &format!("{FP8}    activations: none\n{experts}"),
+        "",
+        "!vllm-fp8-experts",
+        "vllm-fp8-experts",
+    );
+}
+
+#[test]
+fn integers_with_fp8_activations_are_for_hopper() {
+    let fp8 = "    activations: dynamic-token-fp8\n";
+    let both = "sglang-fp8-activations vllm-fp8-activations";
+    check("llama", &format!("{INT4}{fp8}"), "", "vllm-fp8-activations", both);
+    check("llama", &format!("{INT4}{fp8}    group_size: 32\n"), "", "!vllm-fp8-activations", both);
+    check("llama", &format!("{INT8}{fp8}"), "", "!vllm-fp8-activations", both);
+}
+
+#[test]
 fn one_scale_a_tensor_needs_activations_in_vllm() {
     let tensor = "    granularity: tensor\n";
     check("llama", &format!("{INT4}{tensor}"), "", "!vllm-tensor-scale", "vllm-tensor-scale");

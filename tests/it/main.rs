@@ -14,6 +14,7 @@ mod environment;
 mod exit_codes;
 mod expert_runs;
 mod families;
+mod float8;
 mod gates;
 mod golden;
 mod hostile;

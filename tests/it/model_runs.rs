@@ -250,6 +250,25 @@ fn activations_of_eight_bits_are_rounded_as_engines_do() {
 }
 
 #[test]
+fn activations_of_fp8_are_rounded_as_engines_do() {
+    let workspace = workspace();
+    let kl = |granularity: &str, activations: &str| {
+        let stage = format!(
+            "  - stage: quantize-fp8\n    granularity: {granularity}\n    activations: {activations}\n{}",
+            evaluate("")
+        );
+        workspace.run(&workspace.recipe(&stage)).exits(0);
+        report(&workspace.path("out/monoquant-report.json"))["evaluations"][0]["kl"]["mean"]
+            .as_f64()
+            .expect("kl")
+    };
+    for granularity in ["channel", "block"] {
+        let (without, with) = (kl(granularity, "none"), kl(granularity, "dynamic"));
+        assert!(with > 1.2 * without && with < 0.05, "{granularity}: {with} {without}");
+    }
+}
+
+#[test]
 fn what_cannot_run_is_said_before_the_first_weight_is_read() {
     let workspace = workspace();
     let code = |stages: &str| -> (Exit, &'static str) {

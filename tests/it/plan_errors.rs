@@ -211,6 +211,17 @@ fn engines_activations_with_zero_points() {
 }
 
 #[test]
+fn engines_fp8_blocks_of_fused_modules() {
+    // 64 rows of k and v.
+    let workspace = Workspace::with(&Model::llama());
+    let stages = stage("quantize-fp8", &["granularity: block"]);
+    assert_refused(&workspace, &stages, &["plan::vllm-fp8-blocks"], &["plan::vllm-fp8-blocks!"], &[]);
+    // The last part may end within a block.
+    let stages = stage("quantize-fp8", &["granularity: block", "targets: [v_proj]", "siblings: ignore"]);
+    assert_refused(&workspace, &stages, &[], &[], &[]);
+}
+
+#[test]
 fn engines_int4_with_activations() {
     let workspace = Workspace::with(&Model::llama());
     let stages = stage("quantize-int4", &["activations: dynamic-token"]);

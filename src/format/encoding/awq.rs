@@ -18,6 +18,7 @@ use super::{
 use crate::format::Dtype;
 use crate::ids::TensorId;
 use crate::quant::{Integers, Storage};
+use crate::stage::ActivationScheme;
 
 /// The shift of the nibble that holds each of eight rows.
 const SHIFTS: [u32; 8] = [0, 16, 4, 20, 8, 24, 12, 28];
@@ -171,7 +172,7 @@ impl StoredMatrix for Matrix {
     fn exact(&self) -> Result<Exact, String> {
         let groups = [self.group, self.groups, self.columns];
         let scheme = relabelled_scheme(4, false, groups, self.scales, Storage::Packed)?;
-        Ok(Exact { scheme, because: "re-ordered from AWQ's layout" })
+        Ok(Exact { scheme, activations: ActivationScheme::None, because: "re-ordered from AWQ's layout" })
     }
 
     fn relabel_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut Integers) -> Result<(), String> {

@@ -3,21 +3,23 @@
 //!
 //! `X.weight` in FP8 lies beside a `X.weight_scale_inv`, `X.weight_scale` or `X.scale`, whose elements are floats or
 //! exponents (E8M0) alone. In spite of its name, the first one multiplies, too: a weight is code × scale in F32, rounded
-//! once, half to even, to BF16, as the models' own code dequantizes. Blocks are cut at multiples of their size from the
+//! once, half to even, to BF16, as the models' own code dequantizes, or to the type of the scales, as compressed-tensors does. Blocks are cut at multiples of their size from the
 //! start, so the last ones may be smaller.
 
 use std::ops::Range;
 
 use serde_json::Value;
 
-use super::declared::{has_format, weights, word};
+use super::declared::{activations, has_format, weights, word};
 use super::mxfp4::experts;
-use super::small_floats::{E4M3, E5M2, finite_scale, scale};
+use super::small_floats::{E4M3, E5M2, e8m0, finite_scale, scale};
 use super::{
-    Catalog, Encoding, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
+    Catalog, Encoding, Exact, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
 };
 use crate::format::Dtype;
 use crate::ids::TensorId;
+use crate::quant::{Bits, FloatType, Granularity, Integers, Scheme, Storage};
+use crate::stage::ActivationScheme;
 
 /// Parameters that scale an FP8 `weight` of the same module.
 const SCALES: &[&str] = &["weight_scale_inv", "weight_scale", "scale"];
@@ -27,6 +29,9 @@ const ACTIVATION_SCALES: &[&str] = &["input_scale", "activation_scale", "input_s
 
 /// Rows and columns of a block if the config does not give them.
 const DEFAULT_BLOCK: [u64; 2] = [128, 128];
+
+/// Rows and columns of blocks that are written.
+const BLOCK: u64 = 128;
 
 /// Columns of one row that share an exponent in MXFP8.
 const MX_GROUP: u64 = 32;
@@ -95,9 +100,12 @@ fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>) -> Result<Recognized
     let Some(scale_bytes) = scale_bytes(scales.dtype) else {
         return Err(format!("has a scale of dtype {}", scales.dtype));
     };
-    let [height, width] = model.declaration().and_then(block_size).unwrap_or(DEFAULT_BLOCK);
+    let declared = model.declaration().and_then(block_size);
+    let [height, width] = declared.unwrap_or(DEFAULT_BLOCK);
     let blocks = [rows.div_ceil(height), columns.div_ceil(width)];
     let layout = match *scales.shape {
+        // One block has one scale, as a tensor has.
+        [a, b] if declared.is_some() && [a, b] == blocks => Layout::Block { rows: height, columns: width },
         [] | [1] | [1, 1] => Layout::Tensor,
         [n] | [n, 1] if n == rows => Layout::Channel,
         [a, b] if [a, b] == blocks => Layout::Block { rows: height, columns: width },
@@ -114,15 +122,36 @@ fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>) -> Result<Recognized
     if let Some(told) = experts(model).filter(|told| told == "fp4" && codes.name.contains(".experts.")) {
         return Err(format!("is FP8, and `expert_dtype` in `config.json` says {told}"));
     }
-    let matrix = Matrix { codes: codes.dtype, scales: scales.dtype, scale_bytes, columns, layout };
+    let activations = engines_activations(model);
+    let matrix =
+        Matrix { codes: codes.dtype, scales: scales.dtype, scale_bytes, columns, layout, activations };
     Ok(Recognized {
         name: None,
         shape: codes.shape.to_vec(),
-        dtype: Dtype::Bf16,
+        dtype: meant_type(model, scales.dtype),
         parts: vec![part],
         unused: ACTIVATION_SCALES.iter().filter_map(find).collect(),
         matrix: Box::new(matrix),
     })
+}
+
+/// The type that weights mean: compressed-tensors rounds them to that of the scales, all others to BF16.
+fn meant_type(model: &dyn Catalog, scales: Dtype) -> Dtype {
+    let formats = ["float-quantized", "naive-quantized"];
+    let is_written = |declared| formats.iter().any(|format| has_format(declared, format));
+    match scales {
+        Dtype::F32 | Dtype::F16 if model.declaration().is_some_and(is_written) => scales,
+        _ => Dtype::Bf16,
+    }
+}
+
+/// How engines treat the inputs of FP8 weights: as compressed-tensors says, and else as FP8. None if in a way that is not
+/// written.
+fn engines_activations(model: &dyn Catalog) -> Option<ActivationScheme> {
+    match model.declaration() {
+        Some(declared) if declared.get("config_groups").is_some() => activations(declared),
+        _ => Some(ActivationScheme::DynamicTokenFp8),
+    }
 }
 
 /// `weight_block_size`: [rows, columns]. compressed-tensors calls it `block_structure`, in the weights of a group.
@@ -153,6 +182,8 @@ struct Matrix {
     scale_bytes: u64,
     columns: u64,
     layout: Layout,
+    /// How engines treat its inputs. None if in a way that is not written.
+    activations: Option<ActivationScheme>,
 }
 
 /// Which weights share a scale.
@@ -187,6 +218,57 @@ impl StoredMatrix for Matrix {
             0 => Ranges::elements(rows.start * self.columns..rows.end * self.columns, 1),
             _ => Ranges::elements(self.scales_of(rows), self.scale_bytes),
         }
+    }
+
+    fn exact(&self) -> Result<Exact, String> {
+        if self.codes != Dtype::F8E4m3 {
+            return Err(format!("codes of {} are read, and not written", self.codes));
+        }
+        let (granularity, because) = match self.layout {
+            Layout::Tensor => (Granularity::Channel, "codes copied, the scale of all given to each row"),
+            Layout::Channel => (Granularity::Channel, "codes and scales copied"),
+            Layout::Block { rows: BLOCK, columns: BLOCK } => {
+                (Granularity::Block(BLOCK as usize), "codes and scales copied")
+            }
+            Layout::Block { rows, columns } => {
+                return Err(format!("blocks of {rows} × {columns} are read, and not written"));
+            }
+        };
+        let scale_type = match self.scales {
+            Dtype::F32 => FloatType::F32,
+            Dtype::F16 => FloatType::F16,
+            // Powers of two are exact in BF16.
+            Dtype::Bf16 | Dtype::F8E8m0 | Dtype::U8 => FloatType::Bf16,
+            other => return Err(format!("scales of {other} are not written")),
+        };
+        let scheme =
+            Scheme { bits: Bits::Eight, symmetric: true, granularity, scale_type, storage: Storage::Float8 };
+        let activations = self.activations.ok_or("its inputs are quantized in a way that is not written")?;
+        Ok(Exact { scheme, activations, because })
+    }
+
+    fn relabel_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut Integers) -> Result<(), String> {
+        let codes = fetched.bytes(0, (row - fetched.rows.start) * self.columns, self.columns)?;
+        if codes.iter().any(|code| E4M3[usize::from(*code)].is_nan()) {
+            return Err("has a weight that is no number".to_owned());
+        }
+        out.codes.extend_from_slice(codes);
+        // The rows of a block share its scales.
+        if matches!(self.layout, Layout::Block { rows, .. } if !row.is_multiple_of(rows)) {
+            return Ok(());
+        }
+        let (of_row, of_all) = (self.scales_of(row..row + 1), self.scales_of(fetched.rows.clone()));
+        let first = (of_row.start - of_all.start) * self.scale_bytes;
+        let scales = fetched.bytes(1, first, (of_row.end - of_row.start) * self.scale_bytes)?;
+        for number in 0..(of_row.end - of_row.start) as usize {
+            finite_scale(scale(self.scales, scales, number))?;
+        }
+        match is_exponent(self.scales) {
+            true => FloatType::Bf16
+                .narrow(&scales.iter().map(|code| e8m0(*code)).collect::<Vec<f32>>(), &mut out.scales),
+            false => out.scales.extend_from_slice(scales),
+        }
+        Ok(())
     }
 
     fn decode_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut [f32]) -> Result<(), String> {

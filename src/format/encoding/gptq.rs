@@ -20,6 +20,7 @@ use super::{
 use crate::format::Dtype;
 use crate::ids::TensorId;
 use crate::quant::{Integers, Storage};
+use crate::stage::ActivationScheme;
 
 /// Codes of GPTQ.
 #[derive(Debug)]
@@ -337,7 +338,7 @@ impl StoredMatrix for Matrix {
             (false, true) => "transposed; zero points read as v1, as `checkpoint_format` says or by default",
             (false, false) => "transposed; zero points read as v2, as `checkpoint_format` says",
         };
-        Ok(Exact { scheme, because })
+        Ok(Exact { scheme, activations: ActivationScheme::None, because })
     }
 
     fn relabel_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut Integers) -> Result<(), String> {

@@ -4,12 +4,13 @@ use std::ops::Range;
 
 use super::bit_fields::{Packing, one, unpack};
 use super::column_order::{self, ColumnOrder};
-use super::declared::{rounds_inputs, weights};
+use super::declared::{activations, weights};
 use super::small_floats::{finite_scale, scale};
 use super::{Catalog, Exact, Fetched, Ranges, StoredMatrix, relabelled_scheme};
 use crate::format::Dtype;
 use crate::ids::TensorId;
 use crate::quant::{Integers, Storage};
+use crate::stage::ActivationScheme;
 
 /// How codes are stored.
 #[derive(Debug, Clone, Copy)]
@@ -53,8 +54,8 @@ pub(super) struct IntMatrix {
     scales: Dtype,
     /// The last part gives the group of each column.
     is_ordered: bool,
-    /// Whether engines round its inputs, each token by itself, to eight bits. None if they treat them in another way.
-    rounds_inputs: Option<bool>,
+    /// How engines treat its inputs. None if in a way that is not written.
+    activations: Option<ActivationScheme>,
 }
 
 impl IntMatrix {
@@ -114,8 +115,8 @@ impl IntMatrix {
         {
             return Err("has no zero points, and `config.json` says `symmetric: false`".to_owned());
         }
-        let rounds_inputs = model.declaration().map_or(Some(false), rounds_inputs);
-        Ok(Self { codes, zeros, columns, groups, group, scales: scales.dtype, is_ordered, rounds_inputs })
+        let activations = model.declaration().map_or(Some(ActivationScheme::None), activations);
+        Ok(Self { codes, zeros, columns, groups, group, scales: scales.dtype, is_ordered, activations })
     }
 
     /// The parts of the recognized matrix, and the tensors beside them that say nothing about its weights.
@@ -210,17 +211,20 @@ impl StoredMatrix for IntMatrix {
             return Err(column_order::NOT_WRITTEN.to_owned());
         }
         let groups = self.groups.ok_or("one scale holds for all of its weights")?;
-        let (bits, storage) = match (self.codes, self.rounds_inputs) {
-            (Codes::Packed { bits, .. }, Some(false)) => (bits, Storage::Packed),
+        let activations = self.activations.ok_or("its inputs are quantized in a way that is not written")?;
+        let (bits, storage) = match (self.codes, activations) {
+            (Codes::Packed { bits, .. }, ActivationScheme::None | ActivationScheme::DynamicTokenFp8) => {
+                (bits, Storage::Packed)
+            }
             // As written here: eight bits beside inputs that engines round.
-            (Codes::Plain, Some(true)) => (8, Storage::Plain),
-            (Codes::Plain, Some(false)) => (8, Storage::Packed),
+            (Codes::Plain, ActivationScheme::DynamicToken) => (8, Storage::Plain),
+            (Codes::Plain, ActivationScheme::None) => (8, Storage::Packed),
             _ => return Err("its inputs are quantized in a way that is not written".to_owned()),
         };
         let is_symmetric = matches!(self.zeros, Zeros::Symmetric);
         let scheme =
             relabelled_scheme(bits, is_symmetric, [self.group, groups, self.columns], self.scales, storage)?;
-        Ok(Exact { scheme, because: "codes and scales copied" })
+        Ok(Exact { scheme, activations, because: "codes and scales copied" })
     }
 
     fn relabel_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut Integers) -> Result<(), String> {

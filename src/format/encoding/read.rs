@@ -9,6 +9,7 @@ use super::Encoding;
 use crate::format::Dtype;
 use crate::ids::TensorId;
 use crate::quant::{Integers, Scheme};
+use crate::stage::ActivationScheme;
 
 /// How matrices are read that some tool has stored like this.
 pub trait ReadEncoding: Encoding {
@@ -102,6 +103,8 @@ pub struct Recognized {
 pub struct Exact {
     /// The scheme that it is in.
     pub scheme: Scheme,
+    /// How engines treat its inputs.
+    pub activations: ActivationScheme,
     /// What makes it so, in a few words.
     pub because: &'static str,
 }

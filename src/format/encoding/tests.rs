@@ -4,7 +4,8 @@ use proptest::prelude::*;
 
 use super::{ALL, Contents, of, readable};
 use crate::quant::{
-    Bits, FloatType, Granularity, Isa, Observer, Quantized, Quantizer, Role, Scheme, Scratch, Storage,
+    Bits, Float8, FloatType, Granularity, Isa, Observer, Quantized, Quantizer, Role, Scheme, Scratch, Solver,
+    Storage,
 };
 
 fn schemes() -> impl Strategy<Value = Scheme> {
@@ -13,7 +14,16 @@ fn schemes() -> impl Strategy<Value = Scheme> {
         prop_oneof![Just(Granularity::Group(8)), Just(Granularity::Group(32)), Just(Granularity::Channel)];
     let scale_type = prop_oneof![Just(FloatType::Bf16), Just(FloatType::F16), Just(FloatType::F32)];
     let storage = prop_oneof![Just(Storage::Packed), Just(Storage::Plain)];
-    (bits, any::<bool>(), granularity, scale_type, storage).prop_map(
+    let blocks =
+        prop_oneof![Just(Granularity::Block(8)), Just(Granularity::Block(24)), Just(Granularity::Channel)];
+    let floats = (blocks, scale_type.clone()).prop_map(|(granularity, scale_type)| Scheme {
+        bits: Bits::Eight,
+        symmetric: true,
+        granularity,
+        scale_type,
+        storage: Storage::Float8,
+    });
+    let integers = (bits, any::<bool>(), granularity, scale_type, storage).prop_map(
         |(bits, symmetric, granularity, scale_type, storage)| Scheme {
             bits,
             symmetric,
@@ -21,7 +31,8 @@ fn schemes() -> impl Strategy<Value = Scheme> {
             scale_type,
             storage,
         },
-    )
+    );
+    prop_oneof![4 => integers, 1 => floats]
 }
 
 proptest! {
@@ -34,7 +45,10 @@ proptest! {
         seed in prop::collection::vec(-1.0_f32..1.0, 64),
     ) {
         let columns = groups * 32;
-        let quantizer = Quantizer::new(scheme, Observer::Minmax, FloatType::F32, columns, Isa::Portable);
+        let solver: Box<dyn Solver> = match scheme.storage {
+            Storage::Float8 => Box::new(Float8::new(scheme, FloatType::F32, columns)),
+            _ => Box::new(Quantizer::new(scheme, Observer::Minmax, FloatType::F32, columns, Isa::Portable)),
+        };
         let weights: Vec<f32> = (0..rows * columns).map(|i| seed[i * 7 % 64] * (1 + i % 5) as f32).collect();
         let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
         let (mut quantized, mut scratch) = (Quantized::default(), Scratch::default());
@@ -48,7 +62,7 @@ proptest! {
         for first in (0..rows).step_by(step) {
             let count = step.min(rows - first);
             let tile = &bytes[first * columns * 4..(first + count) * columns * 4];
-            quantizer.quantize(None, tile, count, &mut quantized, &mut scratch).unwrap();
+            solver.solve(None, tile, first..first + count, &mut quantized, &mut scratch).unwrap();
             for (part, stored) in parts.iter().zip(&mut stored) {
                 let Some((start, bytes)) = part.of_tile(first as u64, quantized.part(part.role)) else {
                     continue;
@@ -69,9 +83,9 @@ proptest! {
             Some(stored[at].as_slice())
         };
         let decoded = encoding.decode(&scheme, rows, columns, &of_role).expect("all parts are there");
-        quantizer.quantize(None, &bytes, rows, &mut quantized, &mut scratch).unwrap();
+        solver.solve(None, &bytes, 0..rows, &mut quantized, &mut scratch).unwrap();
         let mut meant = Vec::new();
-        quantizer.dequantize(quantized.view(), rows, &mut meant, &mut scratch);
+        solver.dequantize(quantized.view(), rows, &mut meant, &mut scratch);
         prop_assert_eq!(decoded, scheme.scale_type.widen(&meant));
 
         let without = |role: Role| of_role(role).filter(|_| role != Role::Scales);

@@ -2,7 +2,7 @@
 //!
 //! They are taken from the sources of vLLM 0.32.0 and SGLang 0.5.23. `tests/interop/README.md` lists the files.
 
-use crate::quant::{Bits, FloatType, Granularity, Scheme};
+use crate::quant::{Bits, FloatType, Granularity, Scheme, Storage};
 use crate::stage::ActivationScheme;
 
 /// An engine that computes with the codes themselves.
@@ -41,7 +41,7 @@ impl Matrix {
     fn group(&self) -> Option<u64> {
         match self.scheme.granularity {
             Granularity::Group(size) => Some(size as u64),
-            Granularity::Channel | Granularity::Tensor => None,
+            Granularity::Channel | Granularity::Tensor | Granularity::Block(_) => None,
         }
     }
 
@@ -138,6 +138,48 @@ pub(super) const KERNELS: &[Kernel] = &[
         takes: scaled_int8,
     },
     Kernel {
+        server: Server::Vllm,
+        name: "scaled FP8",
+        machines: "GPUs and CPUs",
+        needs: "any shape; experts on GPUs only",
+        takes: scaled_fp8,
+    },
+    Kernel {
+        server: Server::Vllm,
+        name: "FP8 in blocks",
+        machines: "GPUs, and CPUs with AMX",
+        needs: "rows of each part in multiples of 128, but for the last",
+        takes: block_fp8,
+    },
+    Kernel {
+        server: Server::Vllm,
+        name: "Marlin for FP8",
+        machines: "NVIDIA GPUs",
+        needs: "weights only, no experts; any shape",
+        takes: marlin_fp8,
+    },
+    Kernel {
+        server: Server::Vllm,
+        name: "CUTLASS W4A8",
+        machines: "Hopper GPUs",
+        needs: "BF16; int4 in groups of 128 with FP8 activations; rows and columns in multiples of 128",
+        takes: cutlass_w4a8,
+    },
+    Kernel {
+        server: Server::Sglang,
+        name: "scaled FP8",
+        machines: "NVIDIA and AMD GPUs",
+        needs: "any shape",
+        takes: scaled_fp8,
+    },
+    Kernel {
+        server: Server::Sglang,
+        name: "FP8 in blocks",
+        machines: "NVIDIA and AMD GPUs",
+        needs: "rows of each part in multiples of 128, but for the last",
+        takes: block_fp8,
+    },
+    Kernel {
         server: Server::Sglang,
         name: "Marlin",
         machines: "NVIDIA GPUs",
@@ -155,7 +197,7 @@ pub(super) const KERNELS: &[Kernel] = &[
 
 /// Packed codes whose activations stay as they are.
 fn weights_only(matrix: &Matrix) -> Result<(), Unfit> {
-    let is_packed = matrix.activations == ActivationScheme::None;
+    let is_packed = matrix.activations == ActivationScheme::None && matrix.scheme.storage == Storage::Packed;
     if is_packed && matrix.scheme.granularity != Granularity::Tensor { Ok(()) } else { Err(Unfit::Scheme) }
 }
 
@@ -225,12 +267,42 @@ fn cpu(matrix: &Matrix) -> Result<(), Unfit> {
 
 /// int8 weights with int8 activations.
 fn w8a8(matrix: &Matrix) -> Result<(), Unfit> {
-    only(matrix.activations != ActivationScheme::None && matrix.scheme.bits == Bits::Eight)?;
+    only(matrix.activations == ActivationScheme::DynamicToken && matrix.scheme.bits == Bits::Eight)?;
     only(matrix.scheme.symmetric && matrix.group().is_none())
 }
 
 fn scaled_int8(matrix: &Matrix) -> Result<(), Unfit> {
     w8a8(matrix)
+}
+
+/// FP8 weights with FP8 activations.
+fn w8a8_fp8(matrix: &Matrix) -> Result<(), Unfit> {
+    let has_activations = matrix.activations == ActivationScheme::DynamicTokenFp8;
+    only(has_activations && matrix.scheme.storage == Storage::Float8)
+}
+
+fn scaled_fp8(matrix: &Matrix) -> Result<(), Unfit> {
+    w8a8_fp8(matrix)?;
+    only(matrix.scheme.granularity == Granularity::Channel)
+}
+
+fn block_fp8(matrix: &Matrix) -> Result<(), Unfit> {
+    w8a8_fp8(matrix)?;
+    only(matrix.scheme.granularity != Granularity::Channel)
+}
+
+fn marlin_fp8(matrix: &Matrix) -> Result<(), Unfit> {
+    only(matrix.activations == ActivationScheme::None && matrix.scheme.storage == Storage::Float8)?;
+    only(!matrix.is_expert)
+}
+
+fn cutlass_w4a8(matrix: &Matrix) -> Result<(), Unfit> {
+    let scheme = &matrix.scheme;
+    only(matrix.activations == ActivationScheme::DynamicTokenFp8 && scheme.bits == Bits::Four)?;
+    only(scheme.symmetric && scheme.scale_type == FloatType::Bf16)?;
+    only(scheme.granularity == Granularity::Group(128))?;
+    multiple("columns", matrix.cols, 128)?;
+    multiple("rows", matrix.rows, 128)
 }
 
 fn sglang_marlin(matrix: &Matrix) -> Result<(), Unfit> {
@@ -255,7 +327,6 @@ fn sglang_int8(matrix: &Matrix) -> Result<(), Unfit> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::quant::Storage;
 
     fn matrix(rows: u64, cols: u64, bits: Bits, granularity: Granularity) -> Matrix {
         let scheme = Scheme {

@@ -4,7 +4,7 @@ use crate::model::ModelFolder;
 use crate::plan::Task;
 use crate::plan::layout::ExportPlan;
 use crate::plan::output_tensor::Content;
-use crate::quant::Bits;
+use crate::quant::{Bits, Storage};
 use crate::stage::ActivationScheme;
 use crate::stage::export::{Format, Target};
 
@@ -19,9 +19,11 @@ pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Ve
         return notes;
     }
     let packed = |task: &Task, bits: Bits| {
-        decisions[task.tensor()]
-            .spec()
-            .is_some_and(|t| t.scheme.bits == bits && t.activations == ActivationScheme::None)
+        decisions[task.tensor()].spec().is_some_and(|t| {
+            t.scheme.bits == bits
+                && t.scheme.storage == Storage::Packed
+                && t.activations == ActivationScheme::None
+        })
     };
     if tasks.iter().any(|task| packed(task, Bits::Eight)) {
         notes.push("weights-only int8 runs on vLLM's GPUs, not on its CPU backend".to_owned());

@@ -159,6 +159,15 @@ impl Unit {
                         ));
                     }
                     let share = rows / shares;
+                    if let Granularity::Block(size) = self.scheme.granularity
+                        && shares > 1
+                        && !share.is_multiple_of(size as u64)
+                    {
+                        return Err((
+                            format!("{share} rows per GPU are not a multiple of the blocks' {size}"),
+                            "Use `granularity: channel` for it, or fewer GPUs.",
+                        ));
+                    }
                     if shares > 1 && has_packed_zeros && !share.is_multiple_of(a_word) {
                         return Err((
                             format!("{share} rows per GPU do not fill whole words of {a_word} zero points"),
@@ -186,6 +195,15 @@ impl Unit {
                             matrix.cols
                         ),
                         "Use a smaller `group_size` or `granularity: channel` for it, or fewer GPUs.",
+                    ));
+                }
+                if let Granularity::Block(size) = self.scheme.granularity
+                    && gpus > 1
+                    && !matrix.cols.is_multiple_of(size as u64)
+                {
+                    return Err((
+                        format!("{} columns per GPU are not a multiple of the blocks' {size}", matrix.cols),
+                        "Use `granularity: channel` for it, or fewer GPUs.",
                     ));
                 }
                 if self.scheme.storage == Storage::Packed && !matrix.cols.is_multiple_of(a_word) {

@@ -26,7 +26,15 @@ fn weights_only(subject: &Subject<'_>) -> bool {
 }
 
 fn is_w4a8(subject: &Subject<'_>) -> bool {
-    !weights_only(subject) && subject.spec.scheme.bits == Bits::Four
+    subject.spec.activations == ActivationScheme::DynamicToken && subject.spec.scheme.bits == Bits::Four
+}
+
+/// The type of the activations, as messages name it.
+fn activations(subject: &Subject<'_>) -> &'static str {
+    match subject.spec.activations {
+        ActivationScheme::DynamicTokenFp8 => "FP8",
+        ActivationScheme::None | ActivationScheme::DynamicToken => "int8",
+    }
 }
 
 /// Loaders hold scales in the model's type: finer ones are rounded a second time, after the codes were chosen.
@@ -37,10 +45,17 @@ pub(super) fn rounded_scales(subject: &Subject<'_>) -> Option<Refusal> {
         Dtype::F16 => scales != FloatType::F16,
         _ => false,
     };
+    let is_float = subject.spec.scheme.storage == Storage::Float8;
     is_rounded.then(|| Refusal {
-        engine: Engine::All,
+        // Of floats vLLM holds them in F32.
+        engine: if is_float { Engine::Transformers } else { Engine::All },
         code: "plan::rounded-scales",
-        message: format!("engines round {} scales to the model's {}", scales.name(), subject.source.name()),
+        message: format!(
+            "{} {} scales to the model's {}",
+            if is_float { "transformers rounds" } else { "engines round" },
+            scales.name(),
+            subject.source.name()
+        ),
         key: "scale_dtype",
         help: "Use `scale_dtype: auto`: codes are then chosen for the scales that engines use.".to_owned(),
         manner: Manner::Sometimes,
@@ -79,7 +94,10 @@ pub(super) fn activations_with_groups(subject: &Subject<'_>) -> Option<Refusal> 
     (!weights_only(subject) && scheme.bits == Bits::Eight && grouped).then(|| Refusal {
         engine: Engine::Servers,
         code: code(subject, "plan::vllm-w8a8-groups", "plan::sglang-w8a8-groups"),
-        message: servers_do_not(subject.target, "load int8 weights in groups together with int8 activations"),
+        message: servers_do_not(
+            subject.target,
+            &format!("load int8 weights in groups together with {} activations", activations(subject)),
+        ),
         key: "granularity",
         help: "Use `granularity: channel` or `tensor`, or drop `activations`.".to_owned(),
         manner: Manner::Loudly,
@@ -93,7 +111,10 @@ pub(super) fn activations_with_zero_points(subject: &Subject<'_>) -> Option<Refu
     (!weights_only(subject) && !subject.spec.scheme.symmetric).then(|| Refusal {
         engine: Engine::Servers,
         code: code(subject, "plan::vllm-w8a8-asymmetric", "plan::sglang-w8a8-asymmetric"),
-        message: servers_do_not(subject.target, "load asymmetric weights together with int8 activations"),
+        message: servers_do_not(
+            subject.target,
+            &format!("load asymmetric weights together with {} activations", activations(subject)),
+        ),
         key: "symmetric",
         help: format!("Use `symmetric: true`{way_out}."),
         manner: Manner::Loudly,

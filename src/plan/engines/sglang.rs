@@ -6,7 +6,7 @@ use crate::stage::ActivationScheme;
 
 /// Experts with int8 activations are implemented for Ascend NPUs; on anything else the model's construction ends in an error.
 pub(super) fn experts_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
-    (is_expert(subject) && subject.spec.activations != ActivationScheme::None).then(|| Refusal {
+    (is_expert(subject) && subject.spec.activations == ActivationScheme::DynamicToken).then(|| Refusal {
         engine: Engine::Sglang,
         code: "plan::sglang-experts-activations",
         message: "SGLang runs quantized experts with int8 activations on Ascend NPUs only".to_owned(),

@@ -6,8 +6,7 @@ use std::sync::Arc;
 use super::Solver;
 use crate::quant::reference::Unpacked;
 use crate::quant::{
-    BadValue, BadWeight, Distortion, Importance, Quantized, QuantizedView, Quantizer, Scheme, Scratch,
-    Survey, SurveyPart, TensorParams,
+    BadWeight, Distortion, Importance, Quantized, QuantizedView, Quantizer, Scheme, Scratch, TensorParams,
 };
 
 /// Stores the codes, scales and zero points of one matrix, and measures them.
@@ -63,30 +62,6 @@ impl Solver for Chosen {
         Box::new(Self { quantizer, first: self.first, matrix: Arc::clone(&self.matrix) })
     }
 
-    fn survey_passes(&self) -> usize {
-        0
-    }
-
-    fn begin_survey(&self) -> Survey {
-        self.quantizer.begin_survey()
-    }
-
-    fn survey(&self, so_far: &Survey, tile: &[u8], rows: usize) -> Result<SurveyPart, BadWeight> {
-        self.quantizer.survey(so_far, tile, rows)
-    }
-
-    fn end_pass(&self, survey: &mut Survey) {
-        self.quantizer.end_pass(survey);
-    }
-
-    fn is_settled(&self, survey: &Survey) -> bool {
-        self.quantizer.is_settled(survey)
-    }
-
-    fn tensor_params(&self, survey: &Survey) -> Result<TensorParams, BadValue> {
-        self.quantizer.tensor_params(survey)
-    }
-
     fn solve(
         &self,
         _: Option<&TensorParams>,
@@ -100,18 +75,6 @@ impl Solver for Chosen {
         out.scales = matrix.scale_bytes(scheme);
         out.zero_points = matrix.zero_point_bytes(scheme, columns);
         Ok(())
-    }
-
-    fn solve_and_measure(
-        &self,
-        tensor: Option<&TensorParams>,
-        tile: &[u8],
-        rows: Range<usize>,
-        out: &mut Quantized,
-        scratch: &mut Scratch,
-    ) -> Result<Distortion, BadWeight> {
-        self.solve(tensor, tile, rows.clone(), out, scratch)?;
-        Ok(self.measure(tile, out.view(), rows.len(), scratch))
     }
 
     fn measure(

@@ -7,7 +7,7 @@ use crate::finding::Failure;
 use crate::ids::{IdVec, TaskId};
 use crate::plan::Plan;
 use crate::plan::select::float_type;
-use crate::quant::{Chosen, FloatType, Isa, Observer, Quantizer, Scheme, Solver};
+use crate::quant::{Chosen, Float8, FloatType, Isa, Observer, Quantizer, Scheme, Solver, Storage};
 use crate::run::chosen_codes::read_rows;
 
 /// Solvers, made once: preparing a search for ranges takes too long to do it for each tile.
@@ -39,7 +39,10 @@ impl<'p> Solvers<'p> {
             let Some(kind) = kind(plan, index) else { continue };
             let at = kinds.iter().position(|known| known.kind == kind).unwrap_or_else(|| {
                 let (scheme, observer, source, columns) = kind;
-                let solver = Box::new(Quantizer::new(scheme, observer, source, columns, isa));
+                let solver: Box<dyn Solver> = match scheme.storage {
+                    Storage::Float8 => Box::new(Float8::new(scheme, source, columns)),
+                    _ => Box::new(Quantizer::new(scheme, observer, source, columns, isa)),
+                };
                 kinds.push(OfKind { kind, solver, first: index });
                 kinds.len() - 1
             });

@@ -1,0 +1,99 @@
+//! Rules about floats of eight bits: as weights, and as activations beside integers.
+//!
+//! Those of vLLM 0.32.0 were read in `compressed_tensors.py`, `compressed_tensors_moe.py`, `fp8_utils.py` and
+//! `mixed_precision/cutlass.py`; that of transformers was tried.
+
+use super::{Engine, Manner, Refusal, Subject, is_expert};
+use crate::layer::LayerType;
+use crate::quant::{Bits, Granularity, Storage};
+use crate::stage::ActivationScheme;
+
+/// Last parts of the names of modules that engines put at the end of a fused one.
+const LAST_OF_FUSED: [&str; 4] = ["v_proj", "up_proj", "w3", "down_proj"];
+
+/// vLLM cuts fused modules at whole blocks ("is not divisible by weight quantization block_n"), so only the last part may end
+/// within one; of experts none.
+pub(super) fn blocks_of_fused_modules(subject: &Subject<'_>) -> Option<Refusal> {
+    let Granularity::Block(size) = subject.spec.scheme.granularity else { return None };
+    let last = subject.name.rsplit('.').next().unwrap_or_default();
+    let may_be_ragged = !is_expert(subject) && (!subject.is_fused || LAST_OF_FUSED.contains(&last));
+    let is_matrix = subject.kind == LayerType::Linear;
+    (is_matrix && !may_be_ragged && !subject.rows.is_multiple_of(size as u64)).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-fp8-blocks",
+        message: format!(
+            "vLLM does not load `{}` in blocks of {size}: {} rows are no multiple, and it is fused with others",
+            subject.name, subject.rows
+        ),
+        key: "granularity",
+        help: "Use `granularity: channel` for it.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// vLLM has no method for FP8 experts whose activations stay as they are ("Unsupported FusedMoe scheme").
+pub(super) fn experts_without_activations(subject: &Subject<'_>) -> Option<Refusal> {
+    let spec = subject.spec;
+    let is_refused = spec.scheme.storage == Storage::Float8 && spec.activations == ActivationScheme::None;
+    (is_refused && is_expert(subject)).then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-fp8-experts",
+        message: "vLLM does not load FP8 experts without FP8 activations".to_owned(),
+        key: "activations",
+        help: "Use `activations: dynamic` for the experts.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// transformers merges the experts of a layer and does not expand their scales, so that only experts of one block load
+/// ("issues during automatic conversion").
+pub(super) fn experts_in_blocks(subject: &Subject<'_>) -> Option<Refusal> {
+    let has_blocks = matches!(subject.spec.scheme.granularity, Granularity::Block(_));
+    (has_blocks && is_expert(subject)).then(|| Refusal {
+        engine: Engine::Transformers,
+        code: "plan::transformers-fp8-experts",
+        message: "transformers does not load experts of several FP8 blocks".to_owned(),
+        key: "granularity",
+        help: "Use `granularity: channel` for the experts, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// vLLM runs integers with FP8 activations on Hopper only, and only int4 in groups of 128; its kernel rounds their scales to FP8.
+pub(super) fn integers_with_fp8_activations(subject: &Subject<'_>) -> Option<Refusal> {
+    let (scheme, activations) = (&subject.spec.scheme, subject.spec.activations);
+    if activations != ActivationScheme::DynamicTokenFp8 || scheme.storage == Storage::Float8 {
+        return None;
+    }
+    let is_known = scheme.bits == Bits::Four && scheme.granularity == Granularity::Group(128);
+    Some(Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-fp8-activations",
+        message: match is_known {
+            true => "vLLM runs int4 weights with FP8 activations on Hopper GPUs only".to_owned(),
+            false => "vLLM runs FP8 activations only with FP8 weights, or with int4 weights in groups of 128"
+                .to_owned(),
+        },
+        key: "activations",
+        help: match is_known {
+            true => "Leave `activations` out for other machines: the codes are the same.".to_owned(),
+            false => "Use `group_size: 128` of `quantize-int4`, or `quantize-fp8`.".to_owned(),
+        },
+        manner: if is_known { Manner::Sometimes } else { Manner::Loudly },
+    })
+}
+
+/// SGLang has no scheme for integers with FP8 activations ("No compressed-tensors compatible scheme").
+pub(super) fn integers_with_fp8_activations_in_sglang(subject: &Subject<'_>) -> Option<Refusal> {
+    let spec = subject.spec;
+    let is_refused =
+        spec.activations == ActivationScheme::DynamicTokenFp8 && spec.scheme.storage != Storage::Float8;
+    is_refused.then(|| Refusal {
+        engine: Engine::Sglang,
+        code: "plan::sglang-fp8-activations",
+        message: "SGLang does not load integer weights together with FP8 activations".to_owned(),
+        key: "activations",
+        help: "Leave `activations` out, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
