@@ -91,7 +91,10 @@ fn of_export(
         .map(|tensor| format!("{:?}", prints.output(index, TensorId::new(tensor))));
     // The source is known by its bytes, which were all read or are those of the record.
     let sources = measured.source_files.iter().map(|digest| format!("{:?}", digest.crc64));
-    let key = kept::key(compared.iter().flat_map(|run| facts(plan, run)).chain(sources).chain(outputs));
+    // It says how codes are read, and how inputs are rounded.
+    let config = export.config.iter().cloned();
+    let runs_of = compared.iter().flat_map(|run| facts(plan, run));
+    let key = kept::key(runs_of.chain(sources).chain(outputs).chain(config));
     let path = hidden::evaluation(&export.path);
     let place = |found: &mut Vec<Evaluation>| {
         found.iter_mut().for_each(|found| found.export = Some(export.stage.index()));
