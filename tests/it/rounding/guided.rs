@@ -216,7 +216,7 @@ fn experts_are_guided_by_what_comes_through_them() {
 #[test]
 fn models_without_gradients_and_words_without_effect_are_told() {
     let quantize =
-        "  - stage: quantize-int4\n    rounding: guided\n    group_size: 16\n    siblings: ignore\n";
+        "  - stage: quantize-int4\n    rounding: guided\n    granularity: channel\n    siblings: ignore\n";
     for (name, why) in [("qwen3-next", "gated delta rule"), ("bert", "predicts no next token")] {
         let workspace = family(name);
         let stages = format!("{CALIBRATE}    on_missing: warn\n{quantize}")
