@@ -13,6 +13,7 @@ use crate::exit::Exit;
 use crate::finding::Failure;
 use crate::format::source;
 use crate::model::folder::arriving::{Arriving, arriving};
+use crate::model::header;
 use crate::plan::Plan;
 use crate::publish::lock::Lock;
 use crate::publish::staging;
@@ -49,9 +50,17 @@ pub(super) fn watch(args: &RunArgs, output: &Output, signals: &Signals) -> Resul
         let is_first = is_first.swap(false, Ordering::Relaxed);
         let _running = signals.running(cancel);
         let options = Options { isa, cancel: cancel.clone(), durable: args.durable, ..Options::default() };
-        let result = carry_out(args, output, inputs, options, is_first);
-        let is_bad = result.as_ref().is_err_and(|failure| failure.exit == Exit::BadModel);
-        let arriving = is_bad.then(|| still_arriving(args)).flatten();
+        let mut result = carry_out(args, output, inputs, options.clone(), is_first);
+        let mut arriving = None;
+        if let Err(failure) = &result
+            && failure.exit == Exit::BadModel
+        {
+            arriving = still_arriving(args);
+            // A file that was cut off when it was read, and is whole now: its last bytes have just come.
+            if arriving.is_none() && failure.findings.iter().any(|finding| header::is_cut_off(finding.code)) {
+                result = carry_out(args, output, inputs, options, is_first);
+            }
+        }
         Ended { text, result, arriving }
     };
     let mut screen = Screen::new(output, keys.is_some());

@@ -60,6 +60,12 @@ pub struct HeaderTensor {
     pub bytes: u64,
 }
 
+/// Whether a finding of this code may be of a file that is not whole yet.
+#[cfg(feature = "cli")]
+pub(crate) fn is_cut_off(code: &str) -> bool {
+    [code::LENGTH, code::HEADER].contains(&code)
+}
+
 /// Reads and checks the header of `source`, a file of `len` bytes that is called `file` in findings.
 ///
 /// # Errors
