@@ -1,6 +1,6 @@
 """Runs the Jobs of a Kubernetes manifest as local processes: indices, tries and the failure policy by exit status.
 
-usage: indexed-job.py MANIFEST FOLDER   (FOLDER is mounted at /work: paths below it are replaced in commands)
+usage: indexed-job.py MANIFEST FOLDER   (FOLDER is mounted at /data: paths below it are replaced in commands)
 Needs PyYAML. Exit status 0 if all Jobs complete.
 """
 
@@ -22,7 +22,7 @@ class Job:
         self.container = container["name"]
         program, *rest = container["command"]
         program = os.environ.get("MONOQUANT", program) if program == "monoquant" else program
-        self.command = [program] + [word.replace("/work", folder) for word in rest]
+        self.command = [program] + [word.replace("/data", folder) for word in rest]
         self.failed = []
         self.is_over = False
 

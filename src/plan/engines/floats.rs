@@ -1,7 +1,8 @@
 //! Rules about floats of eight bits: as weights, and as activations beside integers.
 //!
-//! Those of vLLM 0.32.0 were read in `compressed_tensors.py`, `compressed_tensors_moe.py`, `fp8_utils.py` and
-//! `mixed_precision/cutlass.py`; that of transformers was tried.
+//! Those of vLLM were read in `compressed_tensors.py`, `compressed_tensors_moe.py`, `fp8_utils.py` and
+//! `mixed_precision/cutlass.py`, in copies that do not say their version; that of transformers was tried. That of SGLang is
+//! assumed, since no scheme for it is known: it was neither read nor tried.
 
 use super::{Engine, Manner, Refusal, Subject, is_expert};
 use crate::layer::LayerType;
@@ -83,7 +84,7 @@ pub(super) fn integers_with_fp8_activations(subject: &Subject<'_>) -> Option<Ref
     })
 }
 
-/// SGLang has no scheme for integers with FP8 activations ("No compressed-tensors compatible scheme").
+/// SGLang is assumed to have no scheme for integers with FP8 activations ("No compressed-tensors compatible scheme").
 pub(super) fn integers_with_fp8_activations_in_sglang(subject: &Subject<'_>) -> Option<Refusal> {
     let spec = subject.spec;
     let is_refused =
