@@ -32,7 +32,7 @@ pub use export::Export;
 pub use load::Load;
 pub use quantize::{
     ActivationScheme, GranularityChoice, Indivisible, ObserverChoice, Quantize, RoundingChoice, ScaleDtype,
-    SiblingPolicy,
+    ScalesChoice, SiblingPolicy,
 };
 pub use quantize_fp8::QuantizeFp8;
 pub use quantize_int4::QuantizeInt4;

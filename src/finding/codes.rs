@@ -217,6 +217,7 @@ pub const CODES: &[Code] = &[
     c("recipe::same-path", "Two exports write to one directory.", "Give each its own `path`."),
     c("recipe::several-documents", "The file holds several YAML documents.", "Use one file per recipe."),
     c("recipe::shell-word", "A path begins with a word that only a shell replaces.", "Write the path out, or use `${NAME}`."),
+    c("recipe::signed-scales", "`scales: signed` stands beside something that it does not go with: zero points, one scale per tensor, `observer: percentile`, or quantized activations.", "Remove one of the two."),
     c("recipe::stage-order", "Stages are missing or in an order that makes no sense.", "Order them as the help says."),
     c("recipe::too-complex", "Anchors or patterns expand to too much.", "Simplify the recipe."),
     c("recipe::too-large", "The file is larger than a recipe can be.", "Check that it is one."),

@@ -103,9 +103,10 @@ impl QuantSpec {
     pub fn method(&self) -> String {
         match self.rounding {
             Rounding::Nearest => self.observer.to_string(),
-            Rounding::Calibrated { is_sequential: true, .. } => self.rounding.name().to_owned(),
-            Rounding::Calibrated { is_sequential: false, .. } => {
-                format!("{}, each layer for itself", self.rounding.name())
+            Rounding::Calibrated { is_sequential, .. } => {
+                let alone = if is_sequential { "" } else { ", each layer for itself" };
+                let signed = if self.observer.is_signed() { ", signed scales" } else { "" };
+                format!("{}{alone}{signed}", self.rounding.name())
             }
         }
     }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::output_tensor::Content;
 use super::select::QuantSpec;
-use super::{ModelRun, ModelRuns, Plan};
+use super::{ModelRun, ModelRuns, Plan, Task};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::ids::{IdVec, StageId, TaskId, TensorId};
@@ -47,6 +47,8 @@ pub struct Roundings {
     pub cost: Cost,
     /// The gradients that guide it, if some matrix is guided.
     pub gradients: Option<Gradients>,
+    /// Bytes of the codes that are chosen, as they are kept beside the first output.
+    pub codes_bytes: u64,
     /// Whether that has been done.
     is_done: bool,
     /// What has come of the matrices that it is asked for.
@@ -234,12 +236,33 @@ pub(super) fn prepare(
     let cost = Cost::of(runs, run, Way { is_sequential, threads, gradients }, &asked);
     let linears = runs.description.layers.iter().flat_map(Program::matrices);
     let asked = linears.filter(|linear| asked(linear).is_some()).count();
+    let codes = tasks.numbered().filter(|(task, _)| reached.contains(task) && results[*task].is_none());
+    let codes_bytes = codes.map(|(_, task)| codes_bytes(content, task)).sum();
     let is_done = false;
-    let roundings =
-        Roundings { calibrate, is_sequential, matrices, asked, cost, gradients, is_done, results };
+    let roundings = Roundings {
+        calibrate,
+        is_sequential,
+        matrices,
+        asked,
+        cost,
+        gradients,
+        codes_bytes,
+        is_done,
+        results,
+    };
     let mut findings = fallbacks(content, &roundings, true, |_| true);
     findings.extend(roundings.gradient_findings(content, runs));
     (Some(roundings), findings)
+}
+
+/// Bytes of the codes of a task, packed row by row, with scales in F32 and zero points.
+fn codes_bytes(content: Content<'_>, task: &Task) -> u64 {
+    let (Some(view), Some(spec)) = (task.matrix(content.model), content.decisions[task.tensor()].spec())
+    else {
+        return 0;
+    };
+    let groups = spec.scheme.groups_per_row(view.cols as usize) as u64;
+    view.rows * (4 * view.cols.div_ceil(spec.scheme.bits.per_word() as u64) + 5 * groups)
 }
 
 /// Matrices that stand in several places of the model.
@@ -384,6 +407,17 @@ impl Roundings {
             );
         }
         findings
+    }
+
+    /// Bytes that files beside the first output take at once while codes are chosen: these, and the moments of gradients with the
+    /// streams that have no room in memory.
+    #[must_use]
+    pub fn disk_needed(&self, runs: &ModelRuns, threads: usize, memory: Option<u64>) -> u64 {
+        let gradients = self.gradients.map_or(0, |gradients| {
+            let holds = gradients.hold_streams(self.least_memory_of_gradients(runs, threads), memory);
+            gradients.kept_bytes + if holds { 0 } else { gradients.stream_bytes }
+        });
+        self.codes_bytes + gradients
     }
 
     /// Checks that a layer can be rounded in memory.

@@ -17,7 +17,7 @@ use crate::quant::{Bits, FloatType, Mse, Observer, Scheme, Storage};
 use crate::recipe::Recipe;
 use crate::stage::resolve_skips::SkipDefaults;
 use crate::stage::{
-    ActivationScheme, ObserverChoice, Quantize, ResolveSkips, RoundingChoice, ScaleDtype, Stage,
+    ActivationScheme, ObserverChoice, Quantize, ResolveSkips, RoundingChoice, ScaleDtype, ScalesChoice, Stage,
 };
 
 /// Layer types that the built-in lists skip, with the reason in words.
@@ -370,6 +370,7 @@ fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
     let source = float_type(tensor).unwrap_or(FloatType::F32);
     let activations = parameters.activations();
     let (mse, imatrix) = (Mse::default(), Mse::imatrix());
+    let signed = parameters.scales() == ScalesChoice::Signed;
     QuantSpec {
         stage: stage.index,
         scheme: Scheme {
@@ -389,18 +390,21 @@ fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
             },
         },
         observer: match parameters.observer() {
+            ObserverChoice::Minmax if signed => Observer::SignedMinmax,
             ObserverChoice::Minmax => Observer::Minmax,
             ObserverChoice::Mse => Observer::Mse(Mse {
                 maxshrink: parameters.maxshrink().unwrap_or(mse.maxshrink),
                 grid: parameters.grid().unwrap_or(mse.grid),
                 norm: parameters.norm().unwrap_or(mse.norm),
                 last: mse.last,
+                signed,
             }),
             ObserverChoice::ImatrixMse => Observer::Mse(Mse {
                 maxshrink: parameters.maxshrink().unwrap_or(imatrix.maxshrink),
                 grid: parameters.grid().unwrap_or(imatrix.grid),
                 norm: parameters.norm().unwrap_or(imatrix.norm),
                 last: imatrix.last,
+                signed,
             }),
             ObserverChoice::Percentile => Observer::Percentile(parameters.percentile().unwrap_or(99.9)),
         },

@@ -264,7 +264,7 @@ fn encode_row<T: Float, M: Machine>(
 }
 
 impl Quantizer {
-    /// The ranges of a row's groups. For symmetric ones: 0 and the greatest |w|.
+    /// The ranges of a row's groups. For symmetric ones: 0 and the greatest |w|, turned if the scale is to be negative.
     #[inline(always)]
     fn find_ranges<T: Float>(
         &self,
@@ -274,7 +274,14 @@ impl Quantizer {
         high: &mut [f32],
     ) {
         let groups = weights.chunks_exact(group_cols);
-        if self.scheme.symmetric {
+        if self.turns && self.search.is_none() {
+            for (group, end) in groups.zip(high) {
+                let (least, greatest) = T::extremes(group);
+                // The side that is longer gets the code more: turned, that of the greatest. A number that is none stays.
+                *end = if greatest > -least || greatest.is_nan() { -greatest } else { -least };
+            }
+            low.fill(0.0);
+        } else if self.scheme.symmetric {
             for (group, high) in groups.zip(high) {
                 *high = T::magnitude(group);
             }
@@ -309,7 +316,7 @@ impl Quantizer {
         let mut finite = true;
         for ((low, high), most) in low.iter().zip(high.iter()).zip(most.iter_mut()) {
             finite &= low.is_finite() & high.is_finite();
-            *most = if -low > *high { -low } else { *high };
+            *most = if -low > high.abs() { -low } else { high.abs() };
         }
         if !finite {
             return Err(Self::locate_bad::<T>(row, weights));
@@ -353,6 +360,9 @@ impl Job for ShrinkRow<'_> {
             let importance = columns.map(|columns| &columns[i * size..(i + 1) * size]);
             source.widen_all(group, weights);
             match (&quantizer.search, &quantizer.tails) {
+                (Some(found), _) if quantizer.turns => {
+                    (*low, *high) = found.best_of_both(machine, weights, importance, (*low, *high), search)
+                }
                 (Some(found), _) => {
                     (*low, *high) = found.best_range(machine, weights, importance, (*low, *high), search)
                 }

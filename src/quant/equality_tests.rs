@@ -276,7 +276,11 @@ proptest! {
             storage: Storage::Packed,
         };
         let importance = importance((seed % 8) as usize, 128, seed);
-        for mse in [Mse { norm, ..Mse::default() }, Mse { norm, ..Mse::imatrix() }] {
+        for mse in [
+            Mse { norm, ..Mse::default() },
+            Mse { norm, ..Mse::imatrix() },
+            Mse { norm, signed: true, ..Mse::default() },
+        ] {
             let (observer, importance, bytes) = (Observer::Mse(mse), importance.clone(), bytes.clone());
             check(&Case { scheme, observer, source, rows: 8, cols: 128, importance, bytes, tile: 8 })?;
         }
@@ -378,7 +382,7 @@ fn near_ties_of_the_search_are_decided_exactly() {
         scale_type: FloatType::F32,
         storage: Storage::Plain,
     };
-    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false });
+    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false, signed: false });
     let bytes = (-2.125f32).to_le_bytes().to_vec();
     let case =
         Case { scheme, observer, source: FloatType::F32, rows: 1, cols: 1, importance: None, bytes, tile: 8 };
@@ -395,7 +399,7 @@ fn scales_that_vanish_during_the_search_are_compared_exactly() {
         scale_type: FloatType::Bf16,
         storage: Storage::Plain,
     };
-    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false });
+    let observer = Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false, signed: false });
     for seed in 0..64 {
         let mut bytes = Vec::new();
         FloatType::F16.narrow(&weights(2, 128, seed, FloatType::F16), &mut bytes);

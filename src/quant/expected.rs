@@ -104,7 +104,8 @@ impl Scheme {
         let mse = match observer {
             Observer::Minmax => 0,
             // `imatrix-mse`.
-            Observer::Mse(mse) if mse.last => return None,
+            Observer::SignedMinmax => return None,
+            Observer::Mse(mse) if mse.last || mse.signed => return None,
             Observer::Mse(_) => 1,
             Observer::Percentile(_) => return None,
         };
@@ -169,6 +170,7 @@ mod tests {
         let channel = scheme(Bits::Eight, true, Granularity::Channel, FloatType::F32);
         assert_eq!(channel.expected_sqnr(&Observer::Percentile(99.9), 4096), None);
         assert_eq!(channel.expected_sqnr(&Observer::Mse(Mse::imatrix()), 4096), None);
+        assert_eq!(channel.expected_sqnr(&Observer::SignedMinmax, 4096), None);
         assert_eq!(channel.expected_sqnr(&Observer::Minmax, 1), None);
         assert_eq!(channel.expected_sqnr(&Observer::Minmax, 0), None);
     }

@@ -84,7 +84,8 @@ impl Grid {
 fn corrects(scale: f32, most: f32) -> bool {
     const SMALL: f32 = f32::from_bits((127 - 60) << 23);
     const LARGE: f32 = f32::from_bits((127 + 40) << 23);
-    (SMALL..=1.0 / SMALL).contains(&scale) & (most <= scale * LARGE)
+    let size = scale.abs();
+    (SMALL..=1.0 / SMALL).contains(&size) & (most <= size * LARGE)
 }
 
 /// Adding this to |x| < 2^10 leaves the nearest multiple of 2^-12.

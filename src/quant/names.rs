@@ -30,8 +30,11 @@ impl fmt::Display for Observer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Observer::Minmax => f.write_str("minmax"),
-            Observer::Mse(mse) if mse.last => f.write_str("imatrix-mse"),
-            Observer::Mse(_) => f.write_str("mse"),
+            Observer::SignedMinmax => f.write_str("minmax, signed scales"),
+            Observer::Mse(mse) => {
+                f.write_str(if mse.last { "imatrix-mse" } else { "mse" })?;
+                f.write_str(if mse.signed { ", signed scales" } else { "" })
+            }
             Observer::Percentile(percent) => write!(f, "percentile {percent}"),
         }
     }

@@ -1,10 +1,15 @@
 //! Observers: the rules that choose the range of a group.
 
+use super::Scheme;
+
 /// The rule that chooses the range that codes cover.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Observer {
     /// From the least to the greatest weight.
     Minmax,
+    /// As [`Observer::Minmax`] with scales that may be negative: the least code, of which there is one more than of the
+    /// greatest, stands for the weight that is furthest from 0.
+    SignedMinmax,
     /// The shrunk range with the least error.
     Mse(Mse),
     /// The range that keeps this percentage of the values unclipped: of |w| if symmetric, of each tail otherwise. By
@@ -17,6 +22,18 @@ impl Observer {
     #[must_use]
     pub const fn searches(&self) -> bool {
         matches!(self, Self::Mse(_))
+    }
+
+    /// Whether scales may be negative, if there are no zero points.
+    #[must_use]
+    pub const fn is_signed(&self) -> bool {
+        matches!(self, Self::SignedMinmax | Self::Mse(Mse { signed: true, .. }))
+    }
+
+    /// Whether it gives matrices of a scheme negative scales. Zero points move a range as well, and one scale for a whole
+    /// tensor keeps its sign.
+    pub(super) const fn turns(&self, scheme: &Scheme) -> bool {
+        self.is_signed() && scheme.symmetric && !scheme.is_per_tensor()
     }
 }
 
@@ -36,12 +53,14 @@ pub struct Mse {
     pub norm: f64,
     /// Whether the last candidate, i = ⌊maxshrink·grid⌋, is tried as well.
     pub last: bool,
+    /// Whether each candidate is tried with a negative scale as well: the positive ones win among equals.
+    pub signed: bool,
 }
 
 impl Default for Mse {
     /// The values of llm-compressor: 20 candidates from 1.00 to 0.81, exponent 2.4.
     fn default() -> Self {
-        Self { maxshrink: 0.2, grid: 100.0, norm: 2.4, last: false }
+        Self { maxshrink: 0.2, grid: 100.0, norm: 2.4, last: false, signed: false }
     }
 }
 
@@ -49,7 +68,7 @@ impl Mse {
     /// The search of llm-compressor's `imatrix_mse` observer: 20 candidates from 1.00 to 0.05, exponent 3.
     #[must_use]
     pub const fn imatrix() -> Self {
-        Self { maxshrink: 0.95, grid: 20.0, norm: 3.0, last: true }
+        Self { maxshrink: 0.95, grid: 20.0, norm: 3.0, last: true, signed: false }
     }
 
     /// The factors of the range that are tried, in order. Never empty.

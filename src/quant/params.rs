@@ -6,12 +6,15 @@
 //! - asymmetric: scale = rS(rT(rT(hi − lo) / (2^bits − 1))), then with this scale z = rT(qmin − rT(lo / scale)),
 //!   clamped to the codes, rounded half to even; 0 if that is 0/0
 //!
+//! A range of 0 … −hi, hi > 0, is that of 0 … hi turned: its scale is negative. With signed `minmax` the divisor is 2^(bits − 1),
+//! so that the least code stands for the end of the range.
+//!
 //! Only then does a scale of 0 become S's epsilon. If S is T, this is `calculate_qparams` of that library, operation
 //! by operation. If S is another type, the library cannot store it. Here S is rounded last, and everything else is
 //! computed with the stored value.
 
 use super::kernel::round_code;
-use super::{Bits, FloatType, Scheme};
+use super::{Bits, FloatType, Observer, Scheme};
 
 /// The inputs of the formulas above.
 #[derive(Debug, Clone, Copy)]
@@ -22,22 +25,36 @@ pub(super) struct Rules {
     pub(super) source: FloatType,
     /// S.
     pub(super) scale: FloatType,
+    /// Steps from 0 to the end of a symmetric range.
+    pub(super) side: f32,
 }
 
 impl Rules {
     pub(super) fn new(scheme: &Scheme, source: FloatType) -> Self {
-        Self { bits: scheme.bits, symmetric: scheme.symmetric, source, scale: scheme.scale_type }
+        let side = scheme.bits.steps() as f32 / 2.0;
+        Self { bits: scheme.bits, symmetric: scheme.symmetric, source, scale: scheme.scale_type, side }
+    }
+
+    /// The same for the ranges of an observer.
+    pub(super) fn of(self, observer: &Observer, scheme: &Scheme) -> Self {
+        match observer {
+            Observer::SignedMinmax if observer.turns(scheme) => {
+                Self { side: -self.bits.qmin() as f32, ..self }
+            }
+            _ => self,
+        }
     }
 
     /// Scales and zero points (integers as f32; 0 if symmetric) of ranges, in place: `low` becomes the zero points
-    /// and `high` the scales. A scale that overflows is not finite. Ranges must be finite and contain 0.
+    /// and `high` the scales. A scale that overflows is not finite. Ranges must be finite and contain 0; symmetric ones may be
+    /// turned.
     #[inline(always)]
     pub(super) fn resolve(&self, low: &mut [f32], high: &mut [f32]) {
         let steps = self.bits.steps() as f32;
         if self.symmetric {
             for (lo, hi) in low.iter_mut().zip(high.iter_mut()) {
-                let most = if -*lo > *hi { -*lo } else { *hi };
-                *hi = most / (steps / 2.0);
+                let most = if -*lo > hi.abs() { -*lo } else { *hi };
+                *hi = most / self.side;
                 *lo = 0.0;
             }
         } else {
@@ -82,7 +99,8 @@ mod tests {
 
     fn of(bits: Bits, symmetric: bool, float: FloatType, low: f32, high: f32) -> (f32, f32) {
         let (mut low, mut high) = ([low], [high]);
-        Rules { bits, symmetric, source: float, scale: float }.resolve(&mut low, &mut high);
+        let side = bits.steps() as f32 / 2.0;
+        Rules { bits, symmetric, source: float, scale: float, side }.resolve(&mut low, &mut high);
         (high[0], low[0])
     }
 
@@ -90,6 +108,12 @@ mod tests {
     fn symmetric_scales_divide_by_half_the_steps() {
         assert_eq!(of(Bits::Four, true, FloatType::F32, -1.0, 0.5), (1.0 / 7.5, 0.0));
         assert_eq!(of(Bits::Eight, true, FloatType::F32, -1.0, 2.0), (2.0 / 127.5, 0.0));
+    }
+
+    #[test]
+    fn turned_ranges_have_negative_scales() {
+        assert_eq!(of(Bits::Four, true, FloatType::F32, 0.0, -1.5), (-0.2, 0.0));
+        assert_eq!(of(Bits::Four, true, FloatType::F32, 0.0, -0.0), (FloatType::F32.epsilon(), 0.0));
     }
 
     #[test]
@@ -112,8 +136,13 @@ mod tests {
 
     #[test]
     fn scales_round_to_their_own_type_last() {
-        let rules =
-            Rules { bits: Bits::Four, symmetric: true, source: FloatType::F32, scale: FloatType::Bf16 };
+        let rules = Rules {
+            bits: Bits::Four,
+            symmetric: true,
+            source: FloatType::F32,
+            scale: FloatType::Bf16,
+            side: 7.5,
+        };
         let (mut low, mut high) = ([-1.0f32], [0.0f32]);
         rules.resolve(&mut low, &mut high);
         assert_eq!(high[0], FloatType::Bf16.round(1.0 / 7.5));

@@ -99,6 +99,8 @@ pub struct Quantizer {
     pub(super) cols: usize,
     pub(super) isa: Isa,
     pub(super) rules: Rules,
+    /// Whether scales may be negative.
+    pub(super) turns: bool,
     pub(super) search: Option<Search>,
     pub(super) tails: Option<Tails>,
     pub(super) importance: Option<Importance>,
@@ -114,16 +116,17 @@ impl Quantizer {
     pub fn new(scheme: Scheme, observer: Observer, source: FloatType, cols: usize, isa: Isa) -> Self {
         assert!(scheme.divides(cols), "a plan must not let a group size through that does not divide a row");
         assert!(scheme.storage != Storage::Float8, "integers are made here");
-        let rules = Rules::new(&scheme, source);
+        let rules = Rules::new(&scheme, source).of(&observer, &scheme);
+        let turns = observer.turns(&scheme);
         let search = match observer {
             Observer::Mse(mse) => Some(Search::new(mse, rules)),
-            Observer::Minmax | Observer::Percentile(_) => None,
+            Observer::Minmax | Observer::SignedMinmax | Observer::Percentile(_) => None,
         };
         let tails = match observer {
             Observer::Percentile(percent) => Some(Tails::new(percent, scheme.symmetric)),
-            Observer::Minmax | Observer::Mse(_) => None,
+            Observer::Minmax | Observer::SignedMinmax | Observer::Mse(_) => None,
         };
-        Self { scheme, observer, source, cols, isa, rules, search, tails, importance: None }
+        Self { scheme, observer, source, cols, isa, rules, turns, search, tails, importance: None }
     }
 
     /// The same quantizer with the importance of the columns, used in the search of `mse` and in the measurements.

@@ -64,14 +64,30 @@ impl Reference {
         weights.chunks(size.max(1))
     }
 
-    /// The range of a group, as the observer chooses it; it contains 0. With `importance`, one number per weight,
+    /// The range of a group, as the observer chooses it; it contains 0. If its scale is to be negative, it is turned: 0, and
+    /// below that. With `importance`, one number per weight,
     /// errors are weighted by it.
     #[must_use]
     pub fn range(&self, group: &[f32], importance: Option<&[f32]>) -> (f32, f32) {
         let low = group.iter().copied().fold(0.0, f32::min);
         let high = group.iter().copied().fold(0.0, f32::max);
         match self.observer {
-            Observer::Minmax => (low, high),
+            Observer::SignedMinmax if self.observer.turns(&self.scheme) => {
+                if high > -low {
+                    (0.0, -high)
+                } else {
+                    (0.0, -low)
+                }
+            }
+            Observer::Minmax | Observer::SignedMinmax => (low, high),
+            Observer::Mse(mse) if self.observer.turns(&self.scheme) => {
+                let upright = self.least_error(group, importance, (low, high), mse);
+                let other: Vec<f32> = group.iter().map(|w| -w).collect();
+                let turned = self.least_error(&other, importance, (-high, -low), mse);
+                let error = |group: &[f32], range| self.error(group, importance, range, mse.norm);
+                let is_less = error(&other, turned) < error(group, upright);
+                if is_less { (0.0, -turned.1.max(-turned.0)) } else { upright }
+            }
             Observer::Mse(mse) => self.least_error(group, importance, (low, high), mse),
             Observer::Percentile(percent) => {
                 let share = percent / 100.0;
@@ -135,11 +151,14 @@ impl Reference {
         sums[0]
     }
 
-    /// Scale and zero point of a range, which is widened to contain 0.
+    /// Scale and zero point of a range, which is widened to contain 0 unless it is turned.
     #[must_use]
     pub fn params(&self, range: (f32, f32)) -> (f32, i8) {
-        let (mut low, mut high) = ([range.0.min(0.0)], [range.1.max(0.0)]);
-        Rules::new(&self.scheme, self.source).resolve(&mut low, &mut high);
+        let is_turned = range.0 > range.1;
+        let (low, high) = if is_turned { range } else { (range.0.min(0.0), range.1.max(0.0)) };
+        let (mut low, mut high) = ([low], [high]);
+        let rules = Rules::new(&self.scheme, self.source).of(&self.observer, &self.scheme);
+        rules.resolve(&mut low, &mut high);
         (high[0], low[0] as i8)
     }
 

@@ -126,6 +126,34 @@ impl Search {
         Candidates { count, scales, zeros, reciprocals, qmin, qmax }
     }
 
+    /// As [`Search::best_range`], of a symmetric range and also of the turned one: that has a negative scale, and is found as the
+    /// best one of the weights with the other sign. Its error has to be less.
+    #[inline(always)]
+    pub(super) fn best_of_both<M: Machine>(
+        &self,
+        m: M,
+        weights: &mut [f32],
+        importance: Option<&[f32]>,
+        range: (f32, f32),
+        scratch: &mut SearchScratch,
+    ) -> (f32, f32) {
+        let upright = self.best_range(m, weights, importance, range, scratch);
+        let error = self.error_of(weights, importance, upright);
+        turn(weights);
+        let turned = self.best_range(m, weights, importance, range, scratch);
+        let is_less = self.error_of(weights, importance, turned) < error;
+        turn(weights);
+        if is_less { (0.0, -turned.1) } else { upright }
+    }
+
+    /// The error of a symmetric range.
+    #[inline(always)]
+    fn error_of(&self, weights: &[f32], importance: Option<&[f32]>, range: (f32, f32)) -> f64 {
+        let (mut low, mut high) = ([range.0], [range.1]);
+        self.rules.resolve(&mut low, &mut high);
+        self.error(weights, importance, high[0], 0.0)
+    }
+
     /// The range of the candidate with the least error over the weights of a group; the widest of equals.
     #[inline(always)]
     pub(super) fn best_range<M: Machine>(
@@ -303,6 +331,12 @@ impl Search {
         }
         self.candidate(winner, range)
     }
+}
+
+/// Changes the sign of numbers.
+#[inline(always)]
+fn turn(numbers: &mut [f32]) {
+    numbers.iter_mut().for_each(|x| *x = -*x);
 }
 
 /// The least of some upper bounds.

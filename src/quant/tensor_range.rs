@@ -84,7 +84,8 @@ impl Quantizer {
     pub const fn survey_passes(&self) -> usize {
         match (self.scheme.granularity, self.observer, self.source) {
             (Granularity::Group(_) | Granularity::Channel | Granularity::Block(_), ..) => 0,
-            (_, Observer::Minmax, _) | (_, Observer::Percentile(_), FloatType::F16 | FloatType::Bf16) => 1,
+            (_, Observer::Minmax | Observer::SignedMinmax, _)
+            | (_, Observer::Percentile(_), FloatType::F16 | FloatType::Bf16) => 1,
             (_, Observer::Percentile(_), FloatType::F32) => 2,
             (_, Observer::Mse(_), _) => 3,
         }
@@ -117,7 +118,7 @@ impl Quantizer {
     pub fn end_pass(&self, survey: &mut Survey) {
         survey.pass += 1;
         match self.observer {
-            Observer::Minmax => {}
+            Observer::Minmax | Observer::SignedMinmax => {}
             Observer::Mse(_) => {
                 let (Some(search), range) = (&self.search, (survey.low, survey.high)) else { return };
                 if survey.pass == 2 {

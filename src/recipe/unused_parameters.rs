@@ -8,8 +8,8 @@ use crate::stage::check_warnings::FailOn;
 use crate::stage::export::{Export, Format, Target};
 use crate::stage::resolve_skips::SkipDefaults;
 use crate::stage::{
-    ActivationScheme, CheckWarnings, Indivisible, ObserverChoice, OnFailure, Quantize, ResolveSkips, Stage,
-    Validate, validate::Check,
+    ActivationScheme, CheckWarnings, Indivisible, ObserverChoice, OnFailure, Quantize, ResolveSkips,
+    ScalesChoice, Stage, Validate, validate::Check,
 };
 
 /// A parameter without effect, and why.
@@ -113,6 +113,9 @@ pub(crate) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
                 findings.push(finding);
             }
         }
+        if let Some(quantize) = stage.quantize() {
+            signed_scales(quantize, node, &mut findings);
+        }
         match stage {
             Stage::QuantizeInt4(stage) if stage.activations == ActivationScheme::DynamicToken => {
                 let finding = Finding::warning(
@@ -132,6 +135,48 @@ pub(crate) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
         }
     }
     findings
+}
+
+/// Errors of scales that are asked to be negative where they cannot be.
+fn signed_scales(stage: &dyn Quantize, node: &Node, findings: &mut Vec<Finding>) {
+    if stage.scales() != ScalesChoice::Signed {
+        return;
+    }
+    let refused = [
+        (!stage.symmetric(), "symmetric", "`symmetric: false`", "zero points move a range already"),
+        (
+            stage.granularity() == Granularity::Tensor,
+            "granularity",
+            "`granularity: tensor`",
+            "one scale has nothing to choose",
+        ),
+        (
+            stage.observer() == ObserverChoice::Percentile,
+            "observer",
+            "`observer: percentile`",
+            "it chooses no side",
+        ),
+        (
+            stage.activations() == ActivationScheme::DynamicToken,
+            "activations",
+            "int8 activations",
+            "128 steps instead of 127.5 gain nothing",
+        ),
+        (
+            stage.activations() == ActivationScheme::DynamicTokenFp8,
+            "activations",
+            "FP8 activations",
+            "their kernel rounds scales to FP8, and was not looked at with negative ones",
+        ),
+    ];
+    for (_, key, what, why) in refused.into_iter().filter(|(is_refused, ..)| *is_refused) {
+        let finding =
+            Finding::error("recipe::signed-scales", format!("`scales: signed` does not go with {what}"))
+                .at_opt(value_place(node, "scales"), "scales may be negative")
+                .at_opt(value_place(node, key), why)
+                .help("Remove one of the two.");
+        findings.push(finding);
+    }
 }
 
 fn value_place(node: &Node, key: &str) -> Option<crate::finding::Place> {

@@ -26,6 +26,9 @@ pub struct SchemeRecord {
     /// `gptq` or `guided` if codes were chosen with the model's activations.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rounding: Option<String>,
+    /// `signed` if scales may be negative.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scales: Option<String>,
     /// The type of the scales, such as `BF16`.
     pub scale_dtype: String,
     /// How codes lie in the file: the name of the format in compressed-tensors, such as `pack-quantized`.
@@ -75,6 +78,7 @@ impl SchemeRecord {
                 ObserverRecord::of(&spec.observer)
             },
             rounding: spec.is_calibrated().then(|| spec.rounding.name().to_owned()),
+            scales: spec.observer.is_signed().then(|| "signed".to_owned()),
             scale_dtype: scheme.scale_type.name().to_owned(),
             storage: encoding::of(scheme).name().to_owned(),
             activations: match spec.activations {
@@ -102,7 +106,7 @@ impl ObserverRecord {
             percentile: None,
         };
         match observer {
-            Observer::Minmax => named("minmax"),
+            Observer::Minmax | Observer::SignedMinmax => named("minmax"),
             Observer::Percentile(percentile) => Self { percentile: Some(*percentile), ..named("percentile") },
             Observer::Mse(mse) => Self {
                 maxshrink: Some(mse.maxshrink),

@@ -44,13 +44,25 @@ pub(super) fn check_places(plan: &Plan) -> Result<(), Failure> {
 
 /// Looks whether the disks have room for the outputs. Files that parts have made are there already.
 pub(super) fn check_space(plan: &Plan, is_join: bool) -> Result<(), Failure> {
-    let needed = plan.exports.map(|export| {
+    let mut needed = plan.exports.map(|export| {
         // The remains of an interrupted run are cleared before anything is written.
         let there = disk::folder_bytes(&hidden::staging(&export.path));
         let parts = if is_join { disk::folder_bytes(&hidden::parts(&export.path)) } else { 0 };
         export.disk_needed(&plan.model).saturating_sub(there + parts)
     });
+    if let Some((export, needed)) = plan.exports.iter().zip(needed.iter_mut()).next() {
+        *needed += kept_by_rounding(plan, export);
+    }
     check_room(plan, &needed)
+}
+
+/// Bytes that rounding is still to keep beside the first output.
+fn kept_by_rounding(plan: &Plan, export: &ExportPlan) -> u64 {
+    let (true, Some(roundings), Some(runs)) = (plan.awaits_rounding(), &plan.roundings, &plan.runs) else {
+        return 0;
+    };
+    let kept = roundings.disk_needed(runs, plan.budget.workers, plan.limits.memory);
+    kept.saturating_sub(disk::folder_bytes(&hidden::rounding(&export.path)))
 }
 
 /// Looks whether the disks have so much room for each export.

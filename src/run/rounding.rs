@@ -342,7 +342,7 @@ impl<'p> Work<'p> {
         };
         let how = |linear: &Linear| Rounding {
             nearest: self.values.quantizer(by_place[&place(linear)]),
-            is_signed: false,
+            is_signed: by_place[&place(linear)].spec.observer.is_signed(),
             outputs: outputs.get(&place(linear)),
         };
         let (matrices, tokens) = (moments.matrices.clone(), moments.rows);

@@ -233,13 +233,14 @@ fn rounding_row(plan: &Plan) -> Option<Vec<String>> {
         format!("{} bytes", grouped(least)),
         bytes(least),
         format!(
-            "{} {} by {}, {how}, {:.1e} operations; and {} of activations, in memory or in a file{}",
+            "{} {} by {}, {how}, {:.1e} operations; and {} of activations, in memory or in a file{}; {} of codes are kept beside the output",
             grouped(roundings.matrices as u64),
             if roundings.matrices == 1 { "matrix" } else { "matrices" },
             roundings.methods(),
             roundings.cost.operations,
             bytes(roundings.cost.stream_bytes),
-            roundings.gradients.map_or_else(String::new, |gradients| gradients_text(&gradients))
+            roundings.gradients.map_or_else(String::new, |gradients| gradients_text(&gradients)),
+            bytes(roundings.codes_bytes)
         ),
     ])
 }
@@ -274,6 +275,7 @@ fn rounding_json(plan: &Plan) -> Option<Value> {
         "operations": roundings.cost.operations,
         "memory": roundings.least_memory(runs, plan.budget.workers),
         "activations": roundings.cost.stream_bytes,
+        "kept": roundings.codes_bytes,
         "gradients": roundings.gradients.map(|gradients| json!({
             "matrices": gradients.matrices,
             "samples": gradients.samples,

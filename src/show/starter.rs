@@ -147,6 +147,10 @@ fn text(wish: &Wish, parameters: &[(&str, &str)], plan: Option<&Plan>) -> String
     if plan.is_some() && *scheme == Scheme::Int4 {
         line("    # A search for better ranges: up to 1 dB more, and slower here. The result is as fast.");
         line("    # observer: mse");
+        line(
+            "    # Scales of either sign: half a dB more of the same size and speed. Engines multiply by them as they are.",
+        );
+        line("    # scales: signed");
     }
     line("");
     line("  - stage: validate");

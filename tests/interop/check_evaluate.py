@@ -2,7 +2,7 @@
 
 usage: check_evaluate.py MONOQUANT OUT [--repository DIR] [--windows N] [--output DIR...]
 
-Quantizes DIR/examples/tiny-llama by recipes llama-int4, llama-int4-mse and llama-w8a8; with --output also measures directories that are
+Quantizes DIR/examples/tiny-llama by recipes llama-int4 and llama-int4-mse, also with signed scales, llama-int4-guided and llama-w8a8; with --output also measures directories that are
 there, such as one of llm-compressor's GPTQ. With activation order (`weight_g_idx`), which compressed-tensors no longer loads, its codes are
 decoded here and put into the original model. Exit status 1 where one figure differs.
 """
@@ -12,7 +12,16 @@ import perplexity
 from safetensors import safe_open
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-RECIPES = ["llama-int4", "llama-int4-mse", "llama-w8a8"]
+SIGNED = ["--set", "quantize-int4.scales=signed"]
+# Label → (recipe, overrides).
+RECIPES = {
+    "llama-int4": ("llama-int4", []),
+    "llama-int4-signed": ("llama-int4", SIGNED),
+    "llama-int4-mse": ("llama-int4-mse", []),
+    "llama-int4-mse-signed": ("llama-int4-mse", SIGNED),
+    "llama-int4-guided": ("llama-int4-guided", []),
+    "llama-w8a8": ("llama-w8a8", []),
+}
 
 
 def unpacked(words, bits, count, axis):
@@ -69,10 +78,10 @@ def main():
     base = perplexity.measure(original, windows)["ppl"]
     reference = list(perplexity.log_probabilities(original, windows))
     folders = list(a.output)
-    for name in RECIPES:
-        out = os.path.abspath(os.path.join(a.out, name))
+    for label, (name, overrides) in RECIPES.items():
+        out = os.path.abspath(os.path.join(a.out, label))
         recipe = os.path.join(a.repository, "recipes", name + ".yaml")
-        subprocess.run([a.monoquant, "run", "--quiet", recipe, "--model", tiny, "--output", out], check=True)
+        subprocess.run([a.monoquant, "run", "--quiet", recipe, "--model", tiny, "--output", out, *overrides], check=True)
         folders.append(out)
     wrong = 0
     print("| output | KL, transformers | KL, monoquant | perplexity, transformers | perplexity, monoquant |\n| --- | ---: | ---: | ---: | ---: |")

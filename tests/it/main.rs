@@ -40,6 +40,7 @@ mod readme;
 mod reports;
 mod rounding;
 mod run;
+mod scales;
 mod schema;
 mod screen;
 mod security_page;

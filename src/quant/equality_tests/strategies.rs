@@ -79,10 +79,13 @@ fn observer() -> impl Strategy<Value = Observer> {
     prop_oneof![
         3 => Just(Observer::Minmax),
         2 => Just(Observer::Mse(Mse::default())),
-        1 => Just(Observer::Mse(Mse { maxshrink: 0.9, grid: 10.0, norm: 3.0, last: false })),
+        1 => Just(Observer::Mse(Mse { maxshrink: 0.9, grid: 10.0, norm: 3.0, last: false, signed: false })),
         1 => Just(Observer::Mse(Mse::imatrix())),
-        1 => Just(Observer::Mse(Mse { maxshrink: 0.5, grid: 16.0, norm: 1.5, last: false })),
-        1 => Just(Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false })),
+        2 => Just(Observer::SignedMinmax),
+        2 => Just(Observer::Mse(Mse { signed: true, ..Mse::default() })),
+        1 => Just(Observer::Mse(Mse { maxshrink: 0.5, grid: 16.0, norm: 1.5, last: false, signed: false })),
+        1 => Just(Observer::Mse(Mse { maxshrink: 0.5, grid: 16.0, norm: 1.5, last: true, signed: true })),
+        1 => Just(Observer::Mse(Mse { maxshrink: 1.0, grid: 8.0, norm: 8.0, last: false, signed: false })),
         2 => (50.0..100.0).prop_map(Observer::Percentile),
         1 => Just(Observer::Percentile(99.9)),
         1 => Just(Observer::Percentile(100.0)),
@@ -139,6 +142,7 @@ pub(super) fn wide_case() -> impl Strategy<Value = Case> {
     ];
     let observer = prop_oneof![
         3 => Just(Observer::Minmax),
+        2 => Just(Observer::SignedMinmax),
         1 => Just(Observer::Percentile(99.9)),
         1 => Just(Observer::Percentile(90.0)),
     ];

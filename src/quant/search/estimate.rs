@@ -490,8 +490,13 @@ mod tests {
     use super::*;
     use crate::quant::simd::machine::Arrays;
 
-    const RULES: Rules =
-        Rules { bits: Bits::Four, symmetric: true, source: FloatType::Bf16, scale: FloatType::Bf16 };
+    const RULES: Rules = Rules {
+        bits: Bits::Four,
+        symmetric: true,
+        source: FloatType::Bf16,
+        scale: FloatType::Bf16,
+        side: 7.5,
+    };
 
     #[test]
     fn polynomials_are_as_close_as_they_say() {

@@ -251,3 +251,29 @@ fn models_without_gradients_and_words_without_effect_are_told() {
     let told = workspace.plan_findings(&workspace.recipe(&many));
     assert!(told.contains("the text has 12 samples, and gradients are asked for on 99"), "{told}");
 }
+
+#[test]
+fn after_kills_at_any_moment_the_result_is_that_of_an_undisturbed_run() {
+    let workspace = workspace();
+    workspace.recipe(&guided("", ""));
+    let arguments = ["run", "recipe.yaml", "-q", "--threads", "1"];
+    workspace.monoquant(arguments).exits(0);
+    let (whole, codes) = (weights(&workspace), kept(&workspace));
+    workspace.monoquant(["clean", "recipe.yaml"]).exits(0);
+    fs::remove_dir_all(workspace.path("out")).expect("the output");
+    let mut killed = 0;
+    for file in ["gradients-3", "gradients-2", "gradients-0", "layer-0", "layer-2"] {
+        let path = workspace.path(".out.monoquant-rounding").join(file);
+        let mut child = workspace.command(arguments).spawn().expect("the binary runs");
+        while !path.exists() && child.try_wait().expect("a child").is_none() {
+            std::thread::yield_now();
+        }
+        let _ = child.kill();
+        killed += usize::from(!child.wait().expect("a child").success());
+        assert!(!workspace.path("out").exists() || whole == weights(&workspace), "{file}");
+    }
+    assert!(killed >= 3, "{killed} were killed");
+    workspace.monoquant(arguments).exits(0);
+    assert!(whole == weights(&workspace));
+    assert!(codes == kept(&workspace), "{:?}", kept(&workspace).keys());
+}
