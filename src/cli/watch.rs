@@ -173,7 +173,9 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
                     others.extend(source::arrives(&load.model));
                 }
             }
-            Stage::Calibrate(stage) => others.extend(stage.text.iter().map(|text| loaded.resolve_path(text))),
+            Stage::Calibrate(stage) => {
+                others.extend(stage.text.iter().chain(&stage.moments).map(|file| loaded.resolve_path(file)));
+            }
             Stage::Evaluate(stage) => others.extend(stage.text.iter().map(|text| loaded.resolve_path(text))),
             Stage::Export(export) => outputs.push(loaded.resolve_path(&export.path)),
             _ => {}

@@ -140,6 +140,8 @@ pub const CODES: &[Code] = &[
     c("plan::long-header", "The header of an output file would be longer than readers take.", "Cut the output with `shards`."),
     c("plan::memory", "`--memory` is too small for this model.", "Allow what the message says."),
     c("plan::missing-statistics", "Some layers have no statistics.", "Calibrate again, or set `on_missing`."),
+    c("plan::moments-changed", "The file that `moments` of `calibrate` names is another one than when the run was planned.", "Run again."),
+    c("plan::moments-of-another-model", "The file that `moments` of `calibrate` names has moments of no matrix that is rounded with them.", "Make it from this model: `monoquant calibrate RECIPE -o FILE --moments FILE`."),
     c("plan::no-config", "The model has no `config.json`, so no engine loads the output.", "Put it beside the weights, or export `dequantized`."),
     c("plan::no-export", "The recipe has no `export` stage.", "Add one, or only look with `plan`."),
     c("plan::no-such-tensor", "`explain` was given a name that the model does not have.", "Take one of the names that the help lists."),

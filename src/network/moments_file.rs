@@ -16,6 +16,7 @@ use super::parts::{Linear, Part};
 use crate::finding::Finding;
 use crate::format::Dtype;
 use crate::format::container::{Entry, SAFETENSORS};
+use crate::format::source::Identity;
 use crate::fs::{positioned, regular};
 use crate::model::header;
 
@@ -168,6 +169,7 @@ struct Place {
 #[derive(Debug)]
 pub struct MomentsFile {
     name: String,
+    identity: Identity,
     file: File,
     places: BTreeMap<String, Place>,
     same: BTreeMap<String, String>,
@@ -179,7 +181,15 @@ impl MomentsFile {
     /// # Errors
     /// It cannot be read, or is no file of moments.
     pub fn open(path: &Path) -> Result<Self, Finding> {
-        let name = path.display().to_string();
+        Self::open_as(path, &path.display().to_string())
+    }
+
+    /// The same of a file that messages name so.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_as(path: &Path, name: &str) -> Result<Self, Finding> {
+        let name = name.to_owned();
         let unreadable = |error: &io::Error| wrong(format!("cannot read the moments `{name}`: {error}"));
         let (file, metadata) = regular::open_with_metadata(path).map_err(|error| unreadable(&error))?;
         let header = header::read(&file, metadata.len(), &name).map_err(|mut all| all.swap_remove(0))?;
@@ -218,7 +228,40 @@ impl MomentsFile {
                 "`{name}` has no moments of `{owner}`, which are those of `{of}` too"
             )));
         }
-        Ok(Self { name, file, places, same })
+        let identity = Identity::of_file(&metadata);
+        Ok(Self { name, identity, file, places, same })
+    }
+
+    /// The identity of the file that was opened.
+    #[must_use]
+    pub fn identity(&self) -> &Identity {
+        &self.identity
+    }
+
+    /// How many rows the moments of a matrix's inputs are of. None if the file says nothing of it.
+    ///
+    /// # Errors
+    /// They are of another width, or of fewer experts.
+    pub fn rows(&self, matrix: &Linear) -> Result<Option<u64>, Finding> {
+        Ok(self.find(matrix)?.map(|(_, rows)| rows))
+    }
+
+    /// The place of a matrix's moments, and how many rows they are of.
+    fn find(&self, matrix: &Linear) -> Result<Option<(&Place, u64)>, Finding> {
+        let module = self.module(matrix);
+        let Some(place) = self.places.get(module) else { return Ok(None) };
+        let bad = |what: String| wrong(format!("the moments of `{module}` in `{}` {what}", self.name));
+        if place.columns != matrix.columns {
+            return Err(bad(format!("are of {} columns, not {}", place.columns, matrix.columns)));
+        }
+        let expert = expert(matrix);
+        let rows = place.counts.get(expert).ok_or_else(|| bad(format!("have no expert {expert}")))?;
+        Ok(Some((place, *rows)))
+    }
+
+    /// The module whose moments are those of a matrix.
+    fn module<'a>(&'a self, matrix: &'a Linear) -> &'a str {
+        self.same.get(matrix.module()).map_or(matrix.module(), String::as_str)
     }
 
     /// The mean of x xᵀ of a matrix's inputs, whole, and how many rows it is of. None if the file has none, or of no rows.
@@ -226,20 +269,12 @@ impl MomentsFile {
     /// # Errors
     /// They cannot be read, are of another width, or can be no moments: not finite, or larger off the diagonal than on it.
     pub fn mean(&self, matrix: &Linear) -> Result<Option<(Vec<f64>, u64)>, Finding> {
-        let module = self.same.get(matrix.module()).map_or(matrix.module(), String::as_str);
-        let Some(place) = self.places.get(module) else { return Ok(None) };
+        let Some((place, rows)) = self.find(matrix)?.filter(|(_, rows)| *rows > 0) else { return Ok(None) };
+        let module = self.module(matrix);
         let bad = |what: String| wrong(format!("the moments of `{module}` in `{}` {what}", self.name));
-        if place.columns != matrix.columns {
-            return Err(bad(format!("are of {} columns, not {}", place.columns, matrix.columns)));
-        }
-        let expert = if let Part::Expert(expert) = matrix.part { expert } else { 0 };
-        let rows = *place.counts.get(expert).ok_or_else(|| bad(format!("have no expert {expert}")))?;
-        if rows == 0 {
-            return Ok(None);
-        }
         let columns = place.columns;
         let bytes = 4 * triangle(columns as u64);
-        let read = read(&self.file, place.offset + bytes * expert as u64, bytes);
+        let read = read(&self.file, place.offset + bytes * expert(matrix) as u64, bytes);
         let bytes = read.map_err(|error| bad(format!("cannot be read: {error}")))?;
         let mut values = bytes.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b)));
         let mut whole = vec![0.0; columns * columns];
@@ -270,6 +305,11 @@ impl MomentsFile {
     pub fn modules(&self) -> impl Iterator<Item = &str> {
         self.places.keys().chain(self.same.keys()).map(String::as_str)
     }
+}
+
+/// The number of a matrix in its stack.
+fn expert(matrix: &Linear) -> usize {
+    if let Part::Expert(expert) = matrix.part { expert } else { 0 }
 }
 
 fn read(file: &File, offset: u64, bytes: u64) -> io::Result<Vec<u8>> {

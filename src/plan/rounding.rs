@@ -18,9 +18,11 @@ use crate::text::units;
 
 mod cost;
 mod gradients;
+mod moments;
 
 pub use cost::Cost;
 pub use gradients::Gradients;
+pub use moments::GivenMoments;
 
 use cost::Way;
 use gradients::Asked;
@@ -31,6 +33,7 @@ const NAMED: usize = 5;
 /// Why a matrix is not rounded with moments although the recipe asks for it.
 const NOT_REACHED: &str = "the forward pass does not reach it";
 const SHARED: &str = "several layers share it";
+const NOT_GIVEN: &str = "the file of moments has none of its inputs";
 
 /// What a plan knows of rounding with calibration.
 #[derive(Debug, Clone, PartialEq)]
@@ -39,6 +42,8 @@ pub struct Roundings {
     pub calibrate: StageId,
     /// Whether later layers see what earlier ones have become.
     pub is_sequential: bool,
+    /// The file that moments come from; none if the model runs for them.
+    pub moments: Option<GivenMoments>,
     /// Matrices that are rounded with moments.
     pub matrices: usize,
     /// Matrices of layers that ask for it, as they run: fused ones are one.
@@ -206,6 +211,11 @@ pub(super) fn prepare(
     let (Some(runs), Some(calibrate)) = (runs, owner) else { return (None, Vec::new()) };
     let Some(run) = runs.of(calibrate) else { return (None, Vec::new()) };
     let is_sequential = stage.quantize().and_then(|stage| stage.sequential()).unwrap_or(true);
+    let mut findings = Vec::new();
+    let given = GivenMoments::open(loaded, calibrate).unwrap_or_else(|finding| {
+        findings.push(finding);
+        None
+    });
     let shared = shared(runs);
     let mut results: IdVec<TaskId, Option<Rounded>> = tasks.map(|_| None);
     let mut reached = BTreeSet::new();
@@ -214,6 +224,13 @@ pub(super) fn prepare(
             reached.insert(rows.task);
             if shared.contains(&(matrix.linear.tensor.as_str(), matrix.linear.part)) {
                 results[rows.task] = Some(Rounded::Nearest(SHARED.to_owned()));
+            }
+            match given.as_ref().map(|(_, file)| file.rows(matrix.linear)) {
+                Some(Ok(None | Some(0))) => results[rows.task] = Some(Rounded::Nearest(NOT_GIVEN.to_owned())),
+                Some(Err(finding)) if findings.is_empty() => {
+                    findings.push(finding.at_opt(loaded.place(&moments::pointer(calibrate)), "named here"));
+                }
+                _ => {}
             }
         }
     }
@@ -224,6 +241,10 @@ pub(super) fn prepare(
         }
     }
     let matrices = reached.iter().filter(|task| results[**task].is_none()).count();
+    let moments = given.map(|(given, _)| given);
+    if let Some(given) = moments.as_ref().filter(|_| matrices == 0 && findings.is_empty()) {
+        findings.push(moments::of_another_model(loaded, calibrate, given));
+    }
     let asked = |linear: &Linear| {
         let spec = content.model.find(&linear.tensor).and_then(|tensor| decisions[tensor].spec());
         let spec = spec.filter(|spec| spec.is_calibrated())?;
@@ -233,7 +254,8 @@ pub(super) fn prepare(
         Stage::Calibrate(stage) => Gradients::new(stage, (runs, run), &asked, (threads, memory)),
         _ => None,
     };
-    let cost = Cost::of(runs, run, Way { is_sequential, threads, gradients }, &asked);
+    let is_given = moments.is_some();
+    let cost = Cost::of(runs, run, Way { is_sequential, is_given, threads, gradients }, &asked);
     let linears = runs.description.layers.iter().flat_map(Program::matrices);
     let asked = linears.filter(|linear| asked(linear).is_some()).count();
     let codes = tasks.numbered().filter(|(task, _)| reached.contains(task) && results[*task].is_none());
@@ -242,6 +264,7 @@ pub(super) fn prepare(
     let roundings = Roundings {
         calibrate,
         is_sequential,
+        moments,
         matrices,
         asked,
         cost,
@@ -250,7 +273,7 @@ pub(super) fn prepare(
         is_done,
         results,
     };
-    let mut findings = fallbacks(content, &roundings, true, |_| true);
+    findings.extend(fallbacks(content, &roundings, true, |_| true));
     findings.extend(roundings.gradient_findings(content, runs));
     (Some(roundings), findings)
 }

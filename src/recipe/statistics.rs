@@ -29,6 +29,7 @@ pub(super) fn findings(recipe: &Recipe, root: &Node) -> Vec<Finding> {
     }
     rounding(recipe, nodes, &mut findings);
     unguided(recipe, nodes, &mut findings);
+    given_moments(recipe, nodes, &mut findings);
     for ((index, stage), node) in recipe.stages.numbered().zip(nodes) {
         let (word, place) = match stage {
             Stage::Calibrate(_) => ("calibrate", Some(node.word().clone())),
@@ -124,6 +125,38 @@ fn unguided(recipe: &Recipe, nodes: &[Node], findings: &mut Vec<Finding>) {
                     .help("Remove it, or set `rounding: guided` in a quantize stage after it."),
             );
         }
+    }
+}
+
+/// Errors of a file of moments for stages that need those of two models, and a warning if no stage takes it.
+fn given_moments(recipe: &Recipe, nodes: &[Node], findings: &mut Vec<Finding>) {
+    for ((index, stage), node) in recipe.stages.numbered().zip(nodes) {
+        let (Stage::Calibrate(_), Some(entry)) = (stage, node.entry("moments")) else { continue };
+        let takers = recipe.stages.numbered().zip(nodes).filter_map(|((user, stage), node)| {
+            let quantize = stage.quantize().filter(|stage| !stage.rounding().is_nearest())?;
+            (statistics_of(&recipe.stages, user) == Some(index)).then_some((quantize, node))
+        });
+        let takers: Vec<_> = takers.collect();
+        if takers.is_empty() {
+            findings.push(
+                Finding::warning("recipe::no-effect", "`moments` has no effect in this `calibrate`")
+                    .at(entry.key_place.clone(), "only `rounding: gptq` and `guided` take them")
+                    .help("Remove it, or set `rounding` in a quantize stage after it."),
+            );
+        }
+        let Some((_, taker)) = takers.iter().find(|(stage, _)| stage.sequential() != Some(false)) else {
+            continue;
+        };
+        let place = taker.entry("sequential").or_else(|| taker.entry("rounding"));
+        findings.push(
+            Finding::error("recipe::rounding", "`moments` of `calibrate` needs `sequential: false`")
+                .at(entry.key_place.clone(), "of the unquantized model alone")
+                .at_opt(
+                    place.map(|entry| entry.value.used.clone()),
+                    "looks at what earlier layers have become",
+                )
+                .help("Set `sequential: false`, or remove `moments`."),
+        );
     }
 }
 

@@ -15,8 +15,8 @@ use crate::cancel::Cancel;
 use crate::finding::{Failure, Finding};
 use crate::ids::TaskId;
 use crate::network::{
-    Checkpoint, Hidden, LayerWeights, Linear, Moments, Part, Pass, Program, Round, Rounding, Sequence,
-    Silent, StageMoments, round_stage, stage_parts,
+    Checkpoint, Hidden, LayerWeights, Linear, Moments, MomentsFile, Part, Pass, Program, Round, Rounding,
+    Sequence, Silent, StageMoments, round_stage, stage_parts,
 };
 use crate::plan::rounding::{LayerMatrix, Rounded, of_layer};
 use crate::plan::{ModelRun, ModelRuns, Plan, Roundings};
@@ -188,6 +188,7 @@ impl<'p> Work<'p> {
                     .filter(|stage| stage.iter().flatten().any(|linear| wanted.contains(linear)));
                 1 + stops.count()
             }
+            _ if self.roundings.moments.is_some() => usize::from(known.is_none()),
             _ => self.run.models,
         };
         let passes: usize = known.iter().enumerate().map(through).sum();
@@ -213,17 +214,19 @@ impl<'p> Work<'p> {
                 .map_err(|finding| self.failed(finding))?;
             let mut embedded =
                 || pass.embed(&self.checkpoint, places.take()).map_err(|finding| self.failed(finding));
-            let mut first = embedded()?;
-            let mut second = if self.roundings.is_sequential { Some(embedded()?) } else { None };
+            let mut streams = match &self.roundings.moments {
+                Some(given) => Streams::None(given.open_again().map_err(|finding| self.failed(finding))?),
+                None if self.roundings.is_sequential => Streams::Two(embedded()?, embedded()?),
+                None => Streams::One(embedded()?),
+            };
             for (layer, known) in known.iter_mut().enumerate() {
                 progress.layer(layer);
                 let at =
                     At { layer, program: &programs[layer], matrices: &matrices[layer], pass: &pass, guides };
-                let streams = (&mut first, second.as_mut());
                 match known {
-                    Some(known) => self.pass_by(&at, known, streams, &progress)?,
+                    Some(known) => self.pass_by(&at, known, &mut streams, &progress)?,
                     None => {
-                        let file = self.round(&at, streams, (&progress, holds))?;
+                        let file = self.round(&at, &mut streams, (&progress, holds))?;
                         *known = Some(file.write(self.target, layer, &keys[layer])?);
                     }
                 }
@@ -242,9 +245,14 @@ impl<'p> Work<'p> {
         &self,
         at: &At<'_>,
         known: &Layer,
-        (first, second): (&mut Hidden, Option<&mut Hidden>),
+        streams: &mut Streams,
         progress: &Progress<'_>,
     ) -> Result<(), Failure> {
+        let (first, second) = match streams {
+            Streams::Two(first, second) => (first, Some(second)),
+            Streams::One(first) => (first, None),
+            Streams::None(_) => return Ok(()),
+        };
         let mut weights =
             LayerWeights::read(at.program, &self.checkpoint).map_err(|finding| self.failed(finding))?;
         let run = |weights: &LayerWeights, hidden: &mut Hidden| {
@@ -270,7 +278,7 @@ impl<'p> Work<'p> {
     fn round(
         &self,
         at: &At<'_>,
-        (first, second): (&mut Hidden, Option<&mut Hidden>),
+        streams: &mut Streams,
         (progress, holds): (&Progress<'_>, bool),
     ) -> Result<NewFile, Failure> {
         let own = LayerWeights::read(at.program, &self.checkpoint).map_err(|finding| self.failed(finding))?;
@@ -281,8 +289,14 @@ impl<'p> Work<'p> {
         let mut round = |moments: StageMoments<'_>, own: &LayerWeights| {
             self.round_together(at, moments, own, (&by_place, &mut file))
         };
-        let done = match second {
-            Some(second) => {
+        let parts = || {
+            let mut parts: Vec<Vec<&Linear>> = stage_parts(at.program).into_iter().flatten().collect();
+            parts.iter_mut().for_each(|part| part.retain(|linear| by_place.contains_key(&place(linear))));
+            parts.retain(|part| !part.is_empty());
+            parts
+        };
+        let done = match streams {
+            Streams::Two(first, second) => {
                 let mut rounded = own.clone();
                 for matrix in
                     at.matrices.iter().filter(|matrix| !by_place.contains_key(&place(matrix.linear)))
@@ -297,12 +311,18 @@ impl<'p> Work<'p> {
                 let wants = |linear: &Linear| by_place.contains_key(&place(linear));
                 sequence.run(&own, &mut rounded, &wants, &mut round)
             }
-            None => {
-                let mut parts: Vec<Vec<&Linear>> = stage_parts(at.program).into_iter().flatten().collect();
-                parts.iter_mut().for_each(|part| part.retain(|linear| by_place.contains_key(&place(linear))));
-                parts.retain(|part| !part.is_empty());
-                self.round_alone(at, (&own, first), parts, (progress, &mut round))
+            Streams::One(stream) => {
+                let parts = parts();
+                let moments = Moments::of(parts.iter().map(|part| part[0]));
+                let mut watched = Watched { inner: moments, progress: Some(progress), cancel: self.cancel };
+                at.pass.layer(at.layer, &own, stream, &mut watched).and_then(|()| {
+                    let mean = |linear: &Linear| Ok(watched.inner.mean(linear));
+                    self.round_alone(parts, &mean, &own, &mut round)
+                })
             }
+            Streams::None(given) => self
+                .round_alone(parts(), &|linear| given.mean(linear), &own, &mut round)
+                .and_then(|()| progress.through(self.run.windows.len(), self.cancel)),
         };
         done.map_err(|finding| self.failed(finding))?;
         Ok(file)
@@ -311,16 +331,13 @@ impl<'p> Work<'p> {
     /// Rounds matrices of a layer, in parts with the same inputs, with moments of the unquantized model.
     fn round_alone(
         &self,
-        at: &At<'_>,
-        (own, stream): (&LayerWeights, &mut Hidden),
         parts: Vec<Vec<&Linear>>,
-        (progress, round): (&Progress<'_>, &mut Round<'_>),
+        mean: &Mean<'_>,
+        own: &LayerWeights,
+        round: &mut Round<'_>,
     ) -> Result<(), Finding> {
-        let moments = Moments::of(parts.iter().map(|part| part[0]));
-        let mut watched = Watched { inner: moments, progress: Some(progress), cancel: self.cancel };
-        at.pass.layer(at.layer, own, stream, &mut watched)?;
         for matrices in parts {
-            let Some((squares, rows)) = watched.inner.mean(matrices[0]) else { continue };
+            let Some((squares, rows)) = mean(matrices[0])? else { continue };
             let squares = squares.into_iter().map(|x| x as f32).collect();
             round(StageMoments { matrices, rows, squares, cross: None, residual: None }, own)?;
             self.cancel.check().map_err(super::model_pass::first)?;
@@ -381,6 +398,19 @@ impl<'p> Work<'p> {
         }
         Ok(out)
     }
+}
+
+/// The moments of a matrix's inputs, and how many rows they are of; none if there are none.
+type Mean<'m> = dyn Fn(&Linear) -> Result<Option<(Vec<f64>, u64)>, Finding> + 'm;
+
+/// What goes through the layers while they are rounded.
+enum Streams {
+    /// The unquantized model's, and that of the model whose earlier matrices are rounded.
+    Two(Hidden, Hidden),
+    /// The unquantized model's.
+    One(Hidden),
+    /// Nothing: moments were made before.
+    None(MomentsFile),
 }
 
 /// What is known of all layers.

@@ -227,7 +227,11 @@ pub(crate) fn text_at(plan: &Plan, width: usize, all: bool) -> String {
 fn rounding_row(plan: &Plan) -> Option<Vec<String>> {
     let (roundings, runs) = (plan.roundings.as_ref()?, plan.runs.as_ref()?);
     let least = roundings.least_memory(runs, plan.budget.workers);
-    let how = if roundings.is_sequential { "one layer after another" } else { "each layer for itself" };
+    let how = match &roundings.moments {
+        Some(given) => format!("each layer for itself with the moments of `{}`", given.named),
+        None if roundings.is_sequential => "one layer after another".to_owned(),
+        None => "each layer for itself".to_owned(),
+    };
     Some(vec![
         "rounds in".to_owned(),
         format!("{} bytes", grouped(least)),
@@ -269,6 +273,7 @@ fn rounding_json(plan: &Plan) -> Option<Value> {
         "method": roundings.methods(),
         "calibrate": roundings.calibrate,
         "sequential": roundings.is_sequential,
+        "moments": roundings.moments.as_ref().map(|given| &given.named),
         "matrices": roundings.matrices,
         "nearest": nearest.collect::<Vec<_>>(),
         "tokens": roundings.cost.tokens,

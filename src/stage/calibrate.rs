@@ -34,6 +34,11 @@ pub struct Calibrate {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(with = "u32")]
     pub seed: Option<u32>,
+    /// Of `rounding: gptq` and `guided` with `sequential: false`: a file of second moments, as `monoquant calibrate --moments`
+    /// writes it, relative to the recipe's folder. Layers are rounded with these, and the model does not run for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "String")]
+    pub moments: Option<String>,
     /// The reaction to a module that was not measured: the model's forward pass does not reach it, or no token was routed to it.
     #[serde(default)]
     pub on_missing: OnMissing,

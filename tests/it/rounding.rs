@@ -20,6 +20,7 @@ use serde_json::{Value, json};
 
 use crate::support::{Workspace, files, plan_with, report, root};
 
+mod given;
 mod guided;
 
 const HELD_OUT: &str = "examples/calibration/held-out.txt";

@@ -38,6 +38,8 @@ pub struct Cost {
 #[derive(Debug, Clone, Copy)]
 pub(super) struct Way {
     pub is_sequential: bool,
+    /// Whether moments are read from a file, and the model does not run for them.
+    pub is_given: bool,
     pub threads: usize,
     /// The gradients, if a matrix is guided by them.
     pub gradients: Option<Gradients>,
@@ -51,12 +53,12 @@ impl Cost {
         way: Way,
         wanted: &dyn Fn(&Linear) -> Option<Asked>,
     ) -> Self {
-        let tokens = run.tokens() as u64;
+        let tokens = if way.is_given { 0 } else { run.tokens() as u64 };
         let longest = run.windows.iter().map(Vec::len).max().unwrap_or(0) as u64;
         let batch = (BATCH * longest).min(BATCH_TOKENS).max(longest).min(tokens);
         let streams = if way.is_sequential { 2 } else { 1 };
         let mut cost = Self {
-            tokens: run.tokens(),
+            tokens: tokens as usize,
             operations: 0.0,
             layer_bytes: 0,
             batch_bytes: 0,
@@ -119,7 +121,14 @@ impl Cost {
                 }
                 // Sums in F64 become means in F32 beside them.
                 let square = (columns * columns) as u64;
-                sizes.push((size.bytes_of_sums(), 4 * square, size.bytes_of_rounding() + read));
+                // A file has half of a symmetric matrix in F32.
+                let sums = if way.is_given { 10 * square } else { size.bytes_of_sums() };
+                sizes.push((sums, 4 * square, size.bytes_of_rounding() + read));
+            }
+            if way.is_given {
+                let one = sizes.iter().map(|(own, mean, rounding)| (own + mean).max(*rounding)).max();
+                most = most.max(one.unwrap_or(0));
+                continue;
             }
             let sums: u64 = sizes.iter().map(|(sums, ..)| sums).sum();
             all += sums;

@@ -92,7 +92,12 @@ fn llama_3_8b() -> ModelRuns {
 fn the_cost_of_eight_billion_parameters_follows_from_their_shapes() {
     let runs = llama_3_8b();
     let of = |is_sequential, wanted: &dyn Fn(&Linear) -> Option<Asked>| {
-        Cost::of(&runs, &runs.runs[0], Way { is_sequential, threads: 4, gradients: None }, wanted)
+        Cost::of(
+            &runs,
+            &runs.runs[0],
+            Way { is_sequential, is_given: false, threads: 4, gradients: None },
+            wanted,
+        )
     };
     let all = |_: &Linear| Some(Asked { group: 128, is_guided: false });
     let (sequential, alone) = (of(true, &all), of(false, &all));

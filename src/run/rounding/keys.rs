@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use crate::format::source::Identity;
 use crate::ids::TensorId;
 use crate::plan::rounding::{Gradients, LayerMatrix, Rounded};
 use crate::plan::{ModelRun, Plan, Roundings};
@@ -31,7 +32,9 @@ pub(super) fn of(
     let mut weights = facts(plan, run);
     weights.push(format!("{isa:?}"));
     // A change of a file that is so new might not show in its identity: such codes are not found again.
-    if !plan.model.shards.iter().all(|shard| shard.identity.is_settled()) {
+    let given = roundings.moments.iter().map(|given| &given.identity);
+    let mut read = plan.model.shards.iter().map(|shard| &shard.identity).chain(given);
+    if !read.all(Identity::is_settled) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         weights.push(format!("{} {}", now.as_nanos(), std::process::id()));
     }
@@ -41,6 +44,7 @@ pub(super) fn of(
         key(weights.iter().cloned().chain([format!("{samples} {seed} {most}")]).chain(shards))
     });
     weights.push(roundings.is_sequential.to_string());
+    weights.extend(roundings.moments.iter().map(|given| format!("{:?}", given.identity)));
     let layers = layers_of_tensors(plan, matrices.len());
     let (mut weights, mut before) = (key(weights), String::new());
     let mut out = Vec::with_capacity(matrices.len());
