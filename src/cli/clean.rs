@@ -31,7 +31,7 @@ pub(super) fn clean(args: &CleanArgs, output: &Output) -> Result<Exit, Failure> 
                 removed += 1;
             }
         }
-        for folder in [hidden::rounding(&path), hidden::parts(&path)] {
+        for folder in [hidden::rounding(&path), hidden::parts(&path), hidden::trial(&path)] {
             if exclusive::kind(&folder).is_ok_and(|kind| kind == Kind::Folder) {
                 exclusive::remove_folder(&folder).map_err(|error| cannot_write("remove", &folder, &error))?;
                 removed += 1;

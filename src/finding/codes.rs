@@ -60,7 +60,7 @@ pub const CODES: &[Code] = &[
     c("compare::drop", "B's SQNR is further below A's than `--fail-on-drop` allows.", "Look at the layers that differ."),
     c("compare::report", "One side is a report and the other has none.", "Name two reports, or two directories."),
     c("evaluate::another-model", "The two models differ in layers or width.", "Name the model that the quantized one was made from."),
-    c("evaluate::threshold", "The quantized model's answers are further from the original's than a threshold.", "Quantize less, calibrate, or change the threshold."),
+    c("evaluate::threshold", "The quantized model's answers are further from the original's than a threshold.", "Quantize less, or calibrate; `monoquant fix RECIPE` finds the smallest change that passes."),
     c("export::cannot-write", "The system does not write a file.", "Check space, permissions and limits; what was there is untouched."),
     c("export::file-size", "A file would be longer than the process may write.", "Raise `ulimit -f`, or cut the weights with `shards`."),
     c("export::locked", "Another run writes this output.", "Wait for it, or choose another `path`."),

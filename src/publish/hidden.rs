@@ -94,6 +94,12 @@ pub fn parts(target: &Path) -> PathBuf {
     beside(target, "parts")
 }
 
+/// The folder in which changes of a recipe are tried that are to mend a failed gate.
+#[must_use]
+pub fn trial(target: &Path) -> PathBuf {
+    beside(target, "trial")
+}
+
 /// The path to which the staging folder of an interrupted run is moved if its layout differs.
 #[must_use]
 pub fn interrupted(target: &Path) -> PathBuf {
@@ -143,6 +149,7 @@ pub fn check(target: &Path) -> Result<(), Failure> {
         (old(target), "the output that is replaced is moved there"),
         (parts(target), "files that parts of a run have made are kept there"),
         (rounding(target), "codes that rounding has chosen are kept there"),
+        (trial(target), "changes of a recipe are tried there"),
     ];
     let files = [
         (journal(target), "the journal of a run is written there"),
@@ -229,6 +236,7 @@ mod tests {
                 evaluation(&target),
                 rounding(&target),
                 parts(&target),
+                trial(&target),
                 activations(&target, 0),
                 activations(&target, 1),
                 failed_report(&target),

@@ -1,6 +1,7 @@
 //! Mends of a recipe whose gate fails: changes of its text, measured on the model, of which the smallest that passes is chosen.
 
-use std::collections::BTreeSet;
+use std::cell::RefCell;
+use std::collections::{BTreeSet, HashMap};
 
 use super::event::Listener;
 use super::outcome::Options;
@@ -16,6 +17,7 @@ use crate::report::ledger;
 use crate::stage::Stage;
 
 mod edit;
+mod trial;
 
 /// The stage that quantizes some modules to eight bits.
 const INT8: (&str, &str) = ("quantize-int8", "targets");
@@ -53,12 +55,77 @@ struct Candidate {
     plan: Plan,
 }
 
-/// Looks for the smallest change of a recipe with which its `check-warnings` and `validate` gates pass: another observer, smaller
-/// groups, eight bits for the layers that need them, or else to leave layers as they are. Among those that pass, the one with the
-/// smallest output is the smallest. `evaluate` judges answers, which a run alone can give.
+/// What a search for a mend works with.
+struct Search<'a> {
+    loaded: &'a Loaded,
+    overrides: &'a Overrides,
+    limits: Limits,
+    options: &'a Options,
+    listener: &'a dyn Listener,
+    /// Texts that were tried, and whether the gates on answers passed.
+    tried: RefCell<HashMap<String, bool>>,
+}
+
+impl Search<'_> {
+    fn replanned(&self, text: &str) -> Option<Plan> {
+        let env = |name: &str| std::env::var(name).ok();
+        let loaded = &self.loaded;
+        let changed = from_text(&loaded.source.name, text, &loaded.base, self.overrides, &env).ok()?;
+        crate::plan::plan(changed, self.limits).ok()
+    }
+
+    /// A candidate, if its plan can be made and measured.
+    fn candidate(&self, words: String, text: Option<String>) -> Option<Candidate> {
+        let text = text?;
+        let mut plan = self.replanned(&text)?;
+        super::calibrate::calibrate(&mut plan, self.options, self.listener).ok()?;
+        Some(Candidate { words, text, plan })
+    }
+
+    /// Whether the gates on what the model answers pass.
+    fn answers_pass(&self, candidate: &mut Candidate) -> Result<bool, Failure> {
+        if let Some(passed) = self.tried.borrow().get(&candidate.text) {
+            return Ok(*passed);
+        }
+        let passed = trial::complaints(&mut candidate.plan, self.options, self.listener)?.is_empty();
+        self.tried.borrow_mut().insert(candidate.text.clone(), passed);
+        Ok(passed)
+    }
+
+    /// The smallest of the candidates whose gates pass; of those of one size the first: they come in the order of how much they touch.
+    fn smallest(
+        &self,
+        candidates: Vec<(Candidate, Measured)>,
+    ) -> Result<Option<(Candidate, Measured)>, Failure> {
+        let mut passing: Vec<_> =
+            candidates.into_iter().filter(|(candidate, of)| weights_pass(&candidate.plan, of)).collect();
+        passing.sort_by_key(|(candidate, _)| bytes(&candidate.plan));
+        for (mut candidate, measured) in passing {
+            if self.answers_pass(&mut candidate)? {
+                return Ok(Some((candidate, measured)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Whether the gates on weights pass.
+fn weights_pass(plan: &Plan, measured: &Measured) -> bool {
+    outlook::failures(plan, measured).is_empty()
+}
+
+/// Bytes of the weight files of the first output.
+fn bytes(plan: &Plan) -> u64 {
+    ledger::sizes(plan).outputs.first().copied().unwrap_or(0)
+}
+
+/// Looks for the smallest change of a recipe with which its gates pass: another observer, smaller groups, eight bits for the layers that
+/// need them, or else to leave layers as they are. Among those that pass, the one with the smallest output is the smallest. What
+/// `check-warnings` and `validate` judge is measured on the weights alone. If `evaluate` has a threshold, the recipe and the changes
+/// that may do are carried out for it, each into a folder beside the output that is removed.
 ///
 /// # Errors
-/// If the recipe cannot be planned, a weight cannot be read, or the work is cancelled.
+/// If the recipe cannot be planned, a weight cannot be read, a trial cannot be written, or the work is cancelled.
 pub fn fix(
     loaded: &Loaded,
     overrides: &Overrides,
@@ -78,95 +145,81 @@ pub fn fix(
         return Err(Failure::new(Exit::BadRecipe, finding));
     }
     super::calibrate::calibrate(&mut base, options, listener)?;
-    let planned = |words: String, text: Option<String>| {
-        let mut plan = replanned(loaded, &text.clone()?, overrides, limits).ok()?;
-        // What cannot be measured is no candidate.
-        super::calibrate::calibrate(&mut plan, options, listener).ok()?;
-        Some(Candidate { words, text: text?, plan })
-    };
-    let mut candidates: Vec<Candidate> = Vec::new();
+    let of_answers = trial::complaints(&mut base, options, listener)?;
+    let search = Search { loaded, overrides, limits, options, listener, tried: RefCell::default() };
+    let mut changed: Vec<Candidate> = Vec::new();
     for (stage, groups) in stages(&base) {
         for (words, sets) in changes(&base, stage, &groups) {
-            candidates.extend(planned(words, edit::set(loaded, stage, &sets)));
+            changed.extend(search.candidate(words, edit::set(loaded, stage, &sets)));
         }
         if matches!(base.recipe().stages[stage], Stage::QuantizeInt4(_)) {
-            candidates
-                .extend(planned("`quantize-int8` for all its layers".to_owned(), edit::eight(loaded, stage)));
+            let words = "`quantize-int8` for all its layers".to_owned();
+            changed.extend(search.candidate(words, edit::eight(loaded, stage)));
         }
     }
-    let wide = units(&base, |bits| bits == Bits::Four);
-    let all: BTreeSet<TensorId> = wide.iter().flatten().copied().collect();
+    let narrow = units(&base, |bits| bits == Bits::Four);
+    let all: BTreeSet<TensorId> = narrow.iter().flatten().copied().collect();
     let is_int4 = |stage: &StageId| matches!(base.recipe().stages[*stage], Stage::QuantizeInt4(_));
-    let eight = first_of(&base, &all)
-        .filter(is_int4)
-        .and_then(|first| planned(String::new(), edit::insert(loaded, first, INT8, &modules(&base, &all))));
-    let mut plans: Vec<&Plan> = vec![&base];
-    plans.extend(candidates.iter().map(|candidate| &candidate.plan));
-    plans.extend(eight.iter().map(|candidate| &candidate.plan));
-    let mut measured = sweep::measure(&plans, options, listener)?;
-    let before = outlook::failures(&base, &measured[0]);
+    let in_eight = |words: String, chosen: &BTreeSet<TensorId>| {
+        let first = first_of(&base, chosen).filter(is_int4)?;
+        search.candidate(words, edit::insert(loaded, first, INT8, &modules(&base, chosen)))
+    };
+    let eight = in_eight(String::new(), &all);
+    let plans: Vec<&Plan> =
+        [&base].into_iter().chain(changed.iter().chain(&eight).map(|candidate| &candidate.plan)).collect();
+    let mut measured = sweep::measure(&plans, options, listener)?.into_iter();
+    let of_base = measured.next().unwrap_or_default();
+    let mut candidates: Vec<(Candidate, Measured)> = changed.into_iter().zip(&mut measured).collect();
+    let mut before = outlook::failures(&base, &of_base);
+    before.extend(of_answers);
     if before.is_empty() {
         return Ok(Mend::NotNeeded);
     }
-    if let Some(eight) = eight {
-        let of_eight = measured.pop().unwrap_or_default();
-        let passes = |chosen: &BTreeSet<TensorId>| {
-            outlook::failures(&eight.plan, &mixed(&measured[0], &of_eight, chosen)).is_empty()
-        };
-        for chosen in smallest(&base, &measured[0], &wide, passes) {
+    let orders = if trial::is_needed(&base) { &ORDERS[..1] } else { &ORDERS[..] };
+    if let (Some(eight), Some(of_eight)) = (eight, measured.next()) {
+        let with = |chosen: &BTreeSet<TensorId>| {
             let words = format!("{} to int8", crate::text::units::counted(chosen.len(), "layer"));
-            let first = first_of(&base, &chosen);
-            let text = first.and_then(|first| edit::insert(loaded, first, INT8, &modules(&base, &chosen)));
-            if let Some(candidate) = planned(words, text) {
-                measured.push(mixed(&measured[0], &of_eight, &chosen));
-                candidates.push(candidate);
-            }
-        }
-    }
-    let passes = |(candidate, measured): (&Candidate, &Measured)| {
-        outlook::failures(&candidate.plan, measured).is_empty()
-    };
-    if !candidates.iter().zip(&measured[1..]).any(passes) {
-        let skipped = |chosen: &BTreeSet<TensorId>| {
-            let text = edit::skip(loaded, first_of(&base, chosen)?, &modules(&base, chosen))?;
-            let plan = replanned(loaded, &text, overrides, limits).ok()?;
-            let words = format!("{} left as they are", crate::text::units::counted(chosen.len(), "layer"));
-            Some((Candidate { words, text, plan }, without(&measured[0], chosen)))
+            Some((in_eight(words, chosen)?, mixed(&of_base, &of_eight, chosen)))
         };
+        // The plan of all of them judges all measurements alike, so that none has to be made for a set that does not do.
         let passes = |chosen: &BTreeSet<TensorId>| {
-            skipped(chosen).is_some_and(|(candidate, measured)| passes((&candidate, &measured)))
+            if !weights_pass(&eight.plan, &mixed(&of_base, &of_eight, chosen)) {
+                return Ok(false);
+            }
+            if !trial::is_needed(&eight.plan) {
+                return Ok(true);
+            }
+            with(chosen).map_or(Ok(false), |(mut candidate, _)| search.answers_pass(&mut candidate))
         };
-        let found: Vec<_> = smallest(&base, &measured[0], &units(&base, |_| true), passes)
-            .iter()
-            .filter_map(skipped)
-            .collect();
-        for (candidate, of_it) in found {
-            candidates.push(candidate);
-            measured.push(of_it);
-        }
+        candidates.extend(fewest(&base, &of_base, (&narrow, orders), passes)?.iter().filter_map(with));
     }
-    let bytes = |plan: &Plan| ledger::sizes(plan).outputs.first().copied().unwrap_or(0);
+    let mut found = search.smallest(candidates)?;
+    if found.is_none() {
+        let skipped = |chosen: &BTreeSet<TensorId>| {
+            let text = edit::skip(loaded, first_of(&base, chosen)?, &modules(&base, chosen));
+            let words = format!("{} left as they are", crate::text::units::counted(chosen.len(), "layer"));
+            Some((search.candidate(words, text)?, without(&of_base, chosen)))
+        };
+        let passes = |chosen: &BTreeSet<TensorId>| match skipped(chosen) {
+            Some((mut candidate, of)) => {
+                Ok(weights_pass(&candidate.plan, &of) && search.answers_pass(&mut candidate)?)
+            }
+            None => Ok(false),
+        };
+        let sets = fewest(&base, &of_base, (&units(&base, |_| true), orders), passes)?;
+        found = search.smallest(sets.iter().filter_map(skipped).collect())?;
+    }
     let sqnr = |measured: &Measured| ledger::quality(measured).and_then(|quality| quality.sqnr_db);
-    let passing = candidates
-        .into_iter()
-        .zip(&measured[1..])
-        .filter(|(candidate, measured)| passes((candidate, measured)));
-    // The first of those of one size: the changes come in the order of how much they touch.
-    Ok(match passing.min_by_key(|(candidate, _)| bytes(&candidate.plan)) {
+    Ok(match found {
         Some((Candidate { words, text, plan }, with)) => Mend::Found(Box::new(Found {
             words,
             text,
             before,
             bytes: (bytes(&base), bytes(&plan)),
-            sqnr_db: (sqnr(&measured[0]), sqnr(with)),
+            sqnr_db: (sqnr(&of_base), sqnr(&with)),
         })),
         None => Mend::None(before),
     })
-}
-
-fn replanned(loaded: &Loaded, text: &str, overrides: &Overrides, limits: Limits) -> Result<Plan, Failure> {
-    let env = |name: &str| std::env::var(name).ok();
-    crate::plan::plan(from_text(&loaded.source.name, text, &loaded.base, overrides, &env)?, limits)
 }
 
 /// The quantize stages that decide about tensors in groups or rows, each with the group size that it has.
@@ -243,50 +296,52 @@ fn without(base: &Measured, chosen: &BTreeSet<TensorId>) -> Measured {
 }
 
 /// How bad a tensor is.
-type Badness<'a> = &'a dyn Fn(&TensorId) -> Option<f64>;
+type Badness = fn(&Plan, TensorId, &Distortion) -> Option<f64>;
 
-/// The smallest sets of units that have to be treated in another way, so that the gates pass: one in the order of their SQNR, one in
-/// that of what they lack to what their scheme reaches, and so on for their noise, their largest weight, and the signal under scales
-/// that are too small.
-fn smallest(
+/// By noise, by SQNR, by what it lacks to what the scheme reaches, by the largest weight, and by the signal under scales that are too
+/// small. The first stands for what the model answers.
+const ORDERS: [Badness; 5] = [
+    |_, _, found| Some(found.noise),
+    |_, _, found| found.sqnr_db().map(|sqnr| -sqnr),
+    |plan, tensor, found| Some(plan.expected_sqnr(tensor)? - found.sqnr_db()?),
+    |_, _, found| Some(f64::from(found.max_abs_weight)),
+    |_, _, found| Some(found.faint / found.signal),
+];
+
+/// The smallest sets of units that have to be treated in another way, so that the gates pass: the worst ones, for each order.
+fn fewest(
     base: &Plan,
     measured: &Measured,
-    units: &[Vec<TensorId>],
-    passes: impl Fn(&BTreeSet<TensorId>) -> bool,
-) -> Vec<BTreeSet<TensorId>> {
-    let sqnr = |tensor: &TensorId| measured[*tensor].as_ref().and_then(Distortion::sqnr_db);
-    let gap = |tensor: &TensorId| Some(base.expected_sqnr(*tensor)? - sqnr(tensor)?);
-    let noise = |tensor: &TensorId| measured[*tensor].as_ref().map(|found| found.noise);
-    let weight = |tensor: &TensorId| measured[*tensor].as_ref().map(|found| f64::from(found.max_abs_weight));
-    let faint = |tensor: &TensorId| measured[*tensor].as_ref().map(|found| found.faint / found.signal);
-    let orders: [Badness<'_>; 5] = [&|tensor| sqnr(tensor).map(|sqnr| -sqnr), &gap, &noise, &weight, &faint];
+    (units, orders): (&[Vec<TensorId>], &[Badness]),
+    passes: impl Fn(&BTreeSet<TensorId>) -> Result<bool, Failure>,
+) -> Result<Vec<BTreeSet<TensorId>>, Failure> {
     let mut out: Vec<BTreeSet<TensorId>> = Vec::new();
     for bad in orders {
-        let badness = |unit: &[TensorId]| unit.iter().filter_map(bad).fold(f64::NEG_INFINITY, f64::max);
+        let of = |tensor: &TensorId| bad(base, *tensor, measured[*tensor].as_ref()?);
+        let badness = |unit: &[TensorId]| unit.iter().filter_map(of).fold(f64::NEG_INFINITY, f64::max);
         let mut ordered: Vec<&Vec<TensorId>> = units.iter().collect();
         ordered.sort_by(|a, b| badness(b).total_cmp(&badness(a)));
         let first = |count: usize| -> BTreeSet<TensorId> {
             ordered[..count].iter().copied().flatten().copied().collect()
         };
-        let passes = |count: usize| passes(&first(count));
         let (mut low, mut high) = (0, ordered.len().min(1));
-        while high > low && !passes(high) {
+        while high > low && !passes(&first(high))? {
             (low, high) = (high, (2 * high).min(ordered.len()));
         }
         if high == low {
             continue;
         }
-        // More units that are treated with care never make it worse.
+        // More units that are treated with care do not make it worse.
         while low + 1 < high {
             let middle = usize::midpoint(low, high);
-            if passes(middle) { high = middle } else { low = middle }
+            if passes(&first(middle))? { high = middle } else { low = middle }
         }
         let chosen = first(high);
         if !out.contains(&chosen) {
             out.push(chosen);
         }
     }
-    out
+    Ok(out)
 }
 
 /// That no change passes, for people.

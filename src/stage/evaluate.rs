@@ -53,6 +53,14 @@ fn default_sequence_length() -> u32 {
 }
 
 impl Evaluate {
+    /// Whether it judges what it measures.
+    #[must_use]
+    pub fn has_threshold(&self) -> bool {
+        [self.max_kl, self.max_perplexity_ratio, self.min_top1_agreement, self.min_cosine]
+            .iter()
+            .any(Option::is_some)
+    }
+
     /// The text that is run, and how it is cut.
     #[must_use]
     pub fn run_text(&self) -> RunText<'_> {

@@ -211,6 +211,50 @@ fn layers_that_nothing_else_mends_are_left_as_they_are() {
     insta::assert_snapshot!("fix-skips", patches);
 }
 
+#[test]
+fn a_mend_is_tried_where_answers_are_judged() {
+    let workspace = Workspace::new();
+    let text = fs::read_to_string(root().join("examples/calibration/held-out.txt")).expect("the text");
+    workspace.write("held-out.txt", text.chars().take(4000).collect::<String>());
+    for entry in fs::read_dir(root().join("examples/tiny-llama")).expect("the example") {
+        let path = entry.expect("an entry").path();
+        let name = path.file_name().expect("a name").to_string_lossy().into_owned();
+        workspace.write(&format!("model/{name}"), fs::read(&path).expect("a file"));
+    }
+    let yaml = |observer: &str, most: f64| {
+        format!(
+            "version: 1\nname: test\nstages:\n  - stage: load\n    model: model\n  - stage: quantize-int4 # four bits\n{observer}  - stage: evaluate\n    text: [held-out.txt]\n    samples: 4\n    sequence_length: 64\n    max_kl: {most}\n  - stage: export\n    path: out\n"
+        )
+    };
+    let kl = |observer: &str| {
+        workspace.write("recipe.yaml", yaml(observer, 1.0));
+        workspace.monoquant(["run", "recipe.yaml", "-q"]).exits(0);
+        let found = json(&workspace.path("out/monoquant-report.json"));
+        found["evaluations"][0]["kl"]["mean"].as_f64().expect("a KL")
+    };
+    let (minmax, mse) = (kl(""), kl("    observer: mse\n"));
+    assert!(mse < minmax, "{mse} {minmax}");
+    // A gate that one change passes which costs no bytes, and one that takes eight bits.
+    for (most, change) in [(f64::midpoint(minmax, mse), "`observer: mse`"), (minmax / 4.0, "int8")] {
+        let before = yaml("", most);
+        workspace.write("recipe.yaml", &before);
+        workspace.monoquant(["run", "recipe.yaml", "-q"]).exits(1);
+        let said = workspace.monoquant(["fix", "recipe.yaml"]).exits(0);
+        assert!(said.stderr.contains(change), "{}", said.stderr);
+        workspace.write("recipe.yaml", applied(&before, &said.stdout));
+        workspace.monoquant(["run", "recipe.yaml", "-q"]).exits(0);
+        assert_eq!(workspace.monoquant(["fix", "recipe.yaml"]).exits(0).stdout, "");
+        assert!(!workspace.path(".out.monoquant-trial").exists());
+    }
+    workspace.write("recipe.yaml", yaml("", 0.0));
+    let said = workspace.monoquant(["fix", "recipe.yaml"]).exits(1);
+    assert!(
+        said.stderr.contains("evaluate::threshold") && said.stderr.contains("fix::none"),
+        "{}",
+        said.stderr
+    );
+}
+
 /// A text with a patch applied that `fix` has printed.
 fn applied(text: &str, patch: &str) -> String {
     let lines: Vec<&str> = text.lines().collect();
