@@ -21,12 +21,10 @@ const PAUSE: Duration = Duration::from_secs(2);
 /// What shows the progress of a command.
 pub(super) fn listener(output: &Output) -> Box<dyn Listener> {
     if output.is_quiet() || output.format() != Format::Human {
-        Box::new(Silent)
-    } else if output.is_interactive() {
-        Box::new(Bar::new(output.error_width()))
-    } else {
-        Box::new(Lines::new(output.is_verbose()))
+        return Box::new(Silent);
     }
+    let bar = output.is_interactive().then(|| Bar::new(output.error_width())).flatten();
+    bar.map_or_else(|| Box::new(Lines::new(output.is_verbose())) as Box<dyn Listener>, |bar| Box::new(bar))
 }
 
 /// Runs a recipe, and tells CI of it.

@@ -17,6 +17,7 @@ use super::output::Output;
 use crate::exit::Exit;
 use crate::finding::Finding;
 use crate::run::Cancel;
+use crate::show::progress;
 
 /// How long a run has to end by itself.
 const GRACE: Duration = Duration::from_millis(700);
@@ -141,6 +142,7 @@ fn say_that_it_was_ended(output: &Arc<Output>) {
             .help(
                 "Outputs are published as a whole or not at all. The next run goes on where this one ended.",
             );
+        progress::break_off();
         output.findings(&[finding]);
         let _ = done.send(());
     });
@@ -151,7 +153,7 @@ fn say_that_it_was_ended(output: &Arc<Output>) {
 
 fn exit() -> ! {
     // A bar that is broken off leaves its line to whoever writes next.
-    crate::show::progress::clear_line();
+    progress::break_off();
     super::keys::restore();
     #[expect(clippy::exit, reason = "a person waits; the next run clears up or goes on from what is there")]
     std::process::exit(Exit::Interrupted.code().into())

@@ -143,8 +143,8 @@ fn carry_out(
     tell_inputs(&loaded, inputs);
     crate::run::restore(&loaded)?;
     let mut plan = crate::plan::plan(loaded, limits(&args.recipe))?;
-    let listener: Box<dyn Listener> =
-        if output.is_interactive() { Box::new(Bar::new(output.error_width())) } else { Box::new(Silent) };
+    let bar = output.is_interactive().then(|| Bar::new(output.error_width())).flatten();
+    let listener = bar.map_or_else(|| Box::new(Silent) as Box<dyn Listener>, |bar| Box::new(bar));
     let trust = Trust::of(args);
     if let Some(note) = trust.note(&plan).filter(|_| !output.is_quiet() && is_first) {
         output.say(note);

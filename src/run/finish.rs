@@ -482,7 +482,7 @@ fn remove_failed_report(target: &Path) {
 }
 
 fn summary(plan: &Plan, judgement: &Judgement) -> String {
-    let quantized = plan.quantized_tensors();
+    let quantized = units::grouped(plan.quantized_tensors() as u64);
     let of = units::counted(plan.model.tensors.len(), "tensor");
     match judgement.failed {
         Some((stage, _)) => {

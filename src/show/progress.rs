@@ -97,11 +97,12 @@ pub(crate) struct Bar {
 }
 
 impl Bar {
-    /// A bar that is not drawn until the run starts.
+    /// A bar that is not drawn until the run starts. None on a terminal that takes no control sequences (`TERM=dumb`).
     #[must_use]
-    pub(crate) fn new(width: usize) -> Self {
-        let bar = ProgressBar::with_draw_target(Some(0), ProgressDrawTarget::stderr());
-        Self { bar, width }
+    pub(crate) fn new(width: usize) -> Option<Self> {
+        let target = ProgressDrawTarget::stderr();
+        let is_drawn = !target.is_hidden();
+        is_drawn.then(|| Self { bar: ProgressBar::with_draw_target(Some(0), target), width })
     }
 
     fn style(&self, templates: [(usize, &str); 3]) {
@@ -116,6 +117,9 @@ impl Bar {
 
 impl Listener for Bar {
     fn on_event(&self, event: &Event) {
+        if IS_BROKEN_OFF.load(Ordering::Relaxed) {
+            return;
+        }
         match event {
             Event::Started { bytes, .. } => {
                 self.style(TILES);
@@ -158,8 +162,12 @@ impl Drop for Bar {
 /// Whether a bar is on the screen.
 static IS_DRAWN: AtomicBool = AtomicBool::new(false);
 
-/// Clears the line of a bar that nobody will finish, because the process ends on the spot.
-pub(crate) fn clear_line() {
+/// Whether the process ends on the spot, and no bar is to be drawn any more.
+static IS_BROKEN_OFF: AtomicBool = AtomicBool::new(false);
+
+/// Ends the drawing of bars, and clears the line of one that nobody will finish, because the process ends on the spot.
+pub(crate) fn break_off() {
+    IS_BROKEN_OFF.store(true, Ordering::Relaxed);
     if IS_DRAWN.swap(false, Ordering::Relaxed) {
         let _ = write!(std::io::stderr(), "\r\u{1b}[2K");
     }

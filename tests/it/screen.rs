@@ -6,7 +6,7 @@ use std::process::Stdio;
 
 use unicode_width::UnicodeWidthStr;
 
-use crate::support::{Model, Said, Workspace};
+use crate::support::{Model, Said, Workspace, root};
 
 const WIDTHS: [&str; 3] = ["60", "80", "120"];
 
@@ -148,9 +148,20 @@ fn check_takes_folders_and_standard_input_and_can_deny_warnings() {
     workspace.monoquant(["check", "recipes/a.yaml", "--deny-warnings"]).exits(0);
 }
 
-/// A pseudo-terminal of this size, and all that a command wrote to it.
+/// All that a command wrote to a pseudo-terminal of this size.
 #[cfg(unix)]
 fn on_a_terminal(workspace: &Workspace, columns: u16, args: &[&str]) -> String {
+    on_a_terminal_until(workspace, columns, args, None).0
+}
+
+/// All that a command wrote to a pseudo-terminal of this size, and its exit status. It is interrupted when it has written this text.
+#[cfg(unix)]
+fn on_a_terminal_until(
+    workspace: &Workspace,
+    columns: u16,
+    args: &[&str],
+    until: Option<&str>,
+) -> (String, Option<i32>) {
     use rustix::pty::{OpenptFlags, grantpt, openpt, ptsname, unlockpt};
     use rustix::termios::{Winsize, tcsetwinsize};
     let master = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY).expect("a pseudo-terminal");
@@ -161,23 +172,33 @@ fn on_a_terminal(workspace: &Workspace, columns: u16, args: &[&str]) -> String {
     let open = || {
         std::os::fd::OwnedFd::from(File::options().read(true).write(true).open(&name).expect("its other end"))
     };
-    let mut child = workspace
-        .command(args)
+    let mut command = workspace.command(args);
+    if until.is_some() {
+        command.env("TERM", "xterm");
+    }
+    let mut child = command
         .stdin(Stdio::from(open()))
         .stdout(Stdio::from(open()))
         .stderr(Stdio::from(open()))
         .spawn()
         .expect("the binary runs");
+    // It holds the other end, too.
+    drop(command);
+    let (id, mut until) = (child.id().to_string(), until.map(str::to_owned));
     let reader = std::thread::spawn(move || {
         let (mut said, mut part, mut master) = (Vec::new(), [0; 4096], File::from(master));
         // Reading from a terminal that nobody holds any more is an error.
         while let Ok(count @ 1..) = master.read(&mut part) {
             said.extend_from_slice(&part[..count]);
+            if until.take_if(|text| String::from_utf8_lossy(&said).contains(text.as_str())).is_some() {
+                let killed = std::process::Command::new("kill").args(["-INT", &id]).status();
+                assert!(killed.expect("kill").success());
+            }
         }
         String::from_utf8_lossy(&said).into_owned()
     });
-    child.wait().expect("the binary ends");
-    reader.join().expect("a reader")
+    let status = child.wait().expect("the binary ends").code();
+    (reader.join().expect("a reader"), status)
 }
 
 #[cfg(unix)]
@@ -191,8 +212,32 @@ fn the_terminal_is_measured() {
         assert!(widest <= usize::from(columns), "{columns}: {said}");
         assert!(widest > usize::from(columns) * 3 / 4 || columns == 120, "{columns}: {said}");
     }
-    // A bar is drawn within the terminal, and nothing is left of it.
+    // No kind of terminal is said, so that lines are told, as in a log.
     let said = on_a_terminal(&workspace, 60, &["run", "recipe.yaml", "--fresh"]);
+    assert!(said.contains("reading") && !said.contains('━') && said.contains("✓ test"), "{said}");
+    // A bar is drawn within the terminal, and nothing is left of it.
+    let args = ["run", "recipe.yaml", "--fresh"];
+    let (said, status) = on_a_terminal_until(&workspace, 60, &args, Some("never said"));
     let last = said.rsplit('\r').next().unwrap_or_default();
-    assert!(!last.contains('━') && said.contains("✓ test"), "{said}");
+    assert!(status == Some(0) && !last.contains('─') && said.contains("✓ test"), "{said}");
+}
+
+#[cfg(unix)]
+#[test]
+fn nothing_is_left_of_a_bar_that_is_broken_off() {
+    let workspace = workspace();
+    // Some seconds of work.
+    let (model, text) =
+        (root().join("examples/tiny-llama"), root().join("examples/calibration/calibration.txt"));
+    let load = format!("  - stage: load\n    model: {}\n", model.display());
+    let calibrate = format!("  - stage: calibrate\n    text: [{}]\n", text.display());
+    let rest = "  - stage: quantize-int4\n    observer: mse\n  - stage: export\n    path: out\n";
+    workspace.whole_recipe(&format!("{load}{calibrate}{rest}"));
+    let args = ["run", "recipe.yaml", "--threads", "1"];
+    let (said, status) = on_a_terminal_until(&workspace, 60, &args, Some("─"));
+    assert_eq!(status, Some(130), "{said}");
+    let (_, after) = said.rsplit_once(['─', '━', '╸']).expect("a bar");
+    assert!(after.contains("\u{1b}[2K"), "{said:?}");
+    let (_, left) = after.rsplit_once("\u{1b}[2K").expect("the line is cleared");
+    assert!(!left.contains('%') && left.contains("interrupted"), "{said:?}");
 }

@@ -83,8 +83,13 @@ fn cases(document: &Document<'_>) -> Vec<Case> {
         let ended = Ended::Broken(report.verdict.summary.clone(), text(&|_| true));
         return vec![Case { name: "run".to_owned(), ended, said: String::new() }];
     }
-    let mut cases =
-        vec![Case { name: "run".to_owned(), ended: Ended::Passed, said: report.verdict.summary.clone() }];
+    // What gates have found that did not fail them is said of the run: a case that passed has no other place for it.
+    let warnings = document.findings().filter(|finding| finding.severity != Severity::Error);
+    let said = std::iter::once(report.verdict.summary.clone())
+        .chain(warnings.map(|finding| words(document, finding)))
+        .collect::<Vec<_>>()
+        .join("\n");
+    let mut cases = vec![Case { name: "run".to_owned(), ended: Ended::Passed, said }];
     cases.extend(report.gates.iter().map(|gate| {
         let ended = match gate.outcome {
             GateOutcome::Passed | GateOutcome::Warned | GateOutcome::FailedAndIgnored => Ended::Passed,
