@@ -43,11 +43,12 @@ fn main() {
 
 fn matrix(name: &str, rows: usize, columns: usize) {
     let (r, c, n) = (rows as f64, columns as f64, ROWS.min(rows));
-    let peak = product_speed(columns);
-    let tell = |part: &str, seconds: f64, operations: f64| {
+    let (single, double) = (product_speed(columns, in_f32), product_speed(columns, in_f64));
+    let tell_of = |peak: f64, part: &str, seconds: f64, operations: f64| {
         let speed = operations / seconds / 1e9;
         say(&format!("{name:10} {part:10} {seconds:9.2} {speed:9.1} {:6.0}%", 100.0 * speed / peak));
     };
+    let tell = |part: &str, seconds: f64, operations: f64| tell_of(single, part, seconds, operations);
     let moments = moments(columns);
     let weights: Vec<f32> = gaussian(n * columns, 5).iter().map(|x| 0.02 * x).collect();
     let all = r / n as f64;
@@ -57,17 +58,17 @@ fn matrix(name: &str, rows: usize, columns: usize) {
         Correction::new(columns, &moments, cross).expect("moments")
     });
     // The factor and its inverse, in F64.
-    tell("target L", seconds, 2.0 / 3.0 * c * c * c);
+    tell_of(double, "target L", seconds, 2.0 / 3.0 * c * c * c);
     let mut target = weights;
     let ((), seconds) = timed(|| {
         target.par_chunks_mut(64 * columns).for_each(|tile| {
             correction.apply(tile, None).expect("finite weights");
         });
     });
-    tell("target", seconds * all, 4.0 * r * c * c);
+    tell_of(double, "target", seconds * all, 4.0 * r * c * c);
     drop(correction);
     let (metric, seconds) = timed(|| Arc::new(Metric::new(columns, moments).expect("moments")));
-    tell("metric", seconds, 2.0 / 3.0 * c * c * c);
+    tell_of(double, "metric", seconds, 2.0 / 3.0 * c * c * c);
 
     let nearest = quantizer(columns);
     let solver = Gptq::new(nearest.clone(), Arc::clone(&metric));
@@ -90,31 +91,44 @@ fn matrix(name: &str, rows: usize, columns: usize) {
     tell("guided", seconds * all, operations);
 }
 
-/// 10⁹ operations a second of the library's product in F32, on all threads of the pool.
-fn product_speed(columns: usize) -> f64 {
+/// The library's product of 512 × c × 512: of two matrices into a third.
+type Product<T> = fn(usize, &[T], &[T], &mut [T]);
+
+fn in_f32(columns: usize, a: &[f32], b: &[f32], out: &mut [f32]) {
+    let wide = columns.cast_signed();
+    assert!(a.len() == 512 * columns && b.len() == 512 * columns && out.len() == 512 * 512);
+    // SAFETY: the lengths are those of 512 rows of `columns` numbers, of as many of 512, and of 512 rows of 512 that nobody else has.
+    unsafe {
+        let (a, b, to) = (a.as_ptr(), b.as_ptr(), out.as_mut_ptr());
+        matrixmultiply::sgemm(512, columns, 512, 1.0, a, wide, 1, b, 512, 1, 0.0, to, 512, 1);
+    }
+}
+
+fn in_f64(columns: usize, a: &[f64], b: &[f64], out: &mut [f64]) {
+    let wide = columns.cast_signed();
+    assert!(a.len() == 512 * columns && b.len() == 512 * columns && out.len() == 512 * 512);
+    // SAFETY: as in F32.
+    unsafe {
+        let (a, b, to) = (a.as_ptr(), b.as_ptr(), out.as_mut_ptr());
+        matrixmultiply::dgemm(512, columns, 512, 1.0, a, wide, 1, b, 512, 1, 0.0, to, 512, 1);
+    }
+}
+
+/// 10⁹ operations a second of the library's product, on all threads of the pool.
+fn product_speed<T: From<f32> + Copy + Send + Sync>(columns: usize, product: Product<T>) -> f64 {
     let threads = rayon::current_num_threads();
-    let (a, b) = (gaussian(512 * columns, 1), gaussian(columns * 512, 2));
-    let once = || {
-        let mut out = vec![0f32; 512 * 512];
-        let (wide, narrow) = (columns.cast_signed(), 512);
-        // SAFETY: `a` is 512 rows of `columns` numbers, `b` as many of 512, and `out` is 512 rows of 512 that nobody else has.
-        unsafe {
-            let to = out.as_mut_ptr();
-            let (a, b) = (a.as_ptr(), b.as_ptr());
-            matrixmultiply::sgemm(512, columns, 512, 1.0, a, wide, 1, b, narrow, 1, 0.0, to, narrow, 1);
-        }
-        out[0]
+    let numbers = |seed| -> Vec<T> { gaussian(512 * columns, seed).into_iter().map(T::from).collect() };
+    let (a, b) = (numbers(1), numbers(2));
+    let rounds = (2_000_000_000 / (2 * 512 * 512 * columns)).max(1);
+    let all = || {
+        (0..threads).into_par_iter().for_each(|_| {
+            let mut out = vec![T::from(0.0); 512 * 512];
+            (0..rounds).for_each(|_| product(columns, &a, &b, &mut out));
+            std::hint::black_box(out);
+        });
     };
-    let _ = once();
-    let rounds = (4_000_000_000 / (2 * 512 * 512 * columns)).max(1);
-    let best = (0..3).map(|_| {
-        let all =
-            || (0..threads).into_par_iter().map(|_| (0..rounds).map(|_| once()).sum::<f32>()).sum::<f32>();
-        let (sum, seconds) = timed(all);
-        assert!(sum.is_finite());
-        seconds
-    });
-    let best = best.fold(f64::INFINITY, f64::min);
+    all();
+    let best = (0..3).map(|_| timed(all).1).fold(f64::INFINITY, f64::min);
     (threads * rounds * 2 * 512 * 512 * columns) as f64 / best / 1e9
 }
 

@@ -106,7 +106,7 @@ function around(stage) {
 
 async function isFine(marked, what) {
   // Rounding with activations needs more than a file of statistics.
-  const needsModel = marked.includes('rounding: gptq');
+  const needsModel = /rounding: (gptq|guided)/.test(marked);
   const text = marked.replace('█', '').replace(needsModel ? '    calibration: {file: s}\n' : '█', '  - stage: calibrate\n    text: [t]\n');
   const { diagnostics } = await open(text);
   expect(diagnostics.length === 0, `${what}: ${diagnostics.map((d) => d.message).join('; ')}\n${text}`);
