@@ -56,8 +56,9 @@ pub use importance::{BadStatistics, Importance};
 pub use observer::{Mse, Observer};
 pub use quantizer::{Quantized, QuantizedView, Quantizer, Role, Scratch};
 pub use relabelled::Integers;
+pub(crate) use relabelled::{Span, is_zero};
 pub use scheme::{Bits, CodeType, Granularity, Scheme, Storage};
 pub use solver::{
-    BadMoments, Chosen, Correction, Float8, Gptq, Guided, Metric, OutputMetric, Rounded, Solver,
+    BadMoments, Chosen, Correction, Float4, Float8, Gptq, Guided, Metric, OutputMetric, Rounded, Solver,
 };
 pub use tensor_params::TensorParams;

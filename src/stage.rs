@@ -19,6 +19,8 @@ mod quantize;
 pub(crate) mod quantize_fp8;
 pub(crate) mod quantize_int4;
 pub(crate) mod quantize_int8;
+pub(crate) mod quantize_mxfp4;
+pub(crate) mod quantize_nvfp4;
 pub(crate) mod resolve_skips;
 mod run_text;
 pub(crate) mod validate;
@@ -31,12 +33,14 @@ pub use evaluate::Evaluate;
 pub use export::Export;
 pub use load::Load;
 pub use quantize::{
-    ActivationScheme, GranularityChoice, Indivisible, ObserverChoice, Quantize, RoundingChoice, ScaleDtype,
-    ScalesChoice, SiblingPolicy,
+    ActivationScheme, GranularityChoice, Indivisible, IndivisibleRows, ObserverChoice, Quantize,
+    RoundingChoice, ScaleDtype, ScalesChoice, SiblingPolicy,
 };
 pub use quantize_fp8::QuantizeFp8;
 pub use quantize_int4::QuantizeInt4;
 pub use quantize_int8::QuantizeInt8;
+pub use quantize_mxfp4::QuantizeMxfp4;
+pub use quantize_nvfp4::QuantizeNvfp4;
 pub use resolve_skips::ResolveSkips;
 pub use run_text::RunText;
 pub use validate::Validate;
@@ -84,6 +88,10 @@ pub enum Stage {
     QuantizeInt8(QuantizeInt8),
     /// Turns the weights of the targeted modules into 8-bit floats (FP8, E4M3).
     QuantizeFp8(QuantizeFp8),
+    /// Turns the weights of the targeted modules into 4-bit floats (E2M1) with an exponent per 32 columns (MXFP4).
+    QuantizeMxfp4(QuantizeMxfp4),
+    /// Turns the weights of the targeted modules into 4-bit floats (E2M1) with a scale in FP8 per 16 columns (NVFP4).
+    QuantizeNvfp4(QuantizeNvfp4),
     /// Measures every quantized tensor and checks what was written.
     Validate(Validate),
     /// Judges the measured quality against thresholds; the quality gate of a CI job.
@@ -106,6 +114,8 @@ impl Stage {
             Stage::QuantizeInt4(_) => "quantize-int4",
             Stage::QuantizeInt8(_) => "quantize-int8",
             Stage::QuantizeFp8(_) => "quantize-fp8",
+            Stage::QuantizeMxfp4(_) => "quantize-mxfp4",
+            Stage::QuantizeNvfp4(_) => "quantize-nvfp4",
             Stage::Validate(_) => "validate",
             Stage::CheckWarnings(_) => "check-warnings",
             Stage::Evaluate(_) => "evaluate",
@@ -141,6 +151,8 @@ impl Stage {
             Stage::QuantizeInt4(stage) => Some(stage),
             Stage::QuantizeInt8(stage) => Some(stage),
             Stage::QuantizeFp8(stage) => Some(stage),
+            Stage::QuantizeMxfp4(stage) => Some(stage),
+            Stage::QuantizeNvfp4(stage) => Some(stage),
             _ => None,
         }
     }

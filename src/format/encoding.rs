@@ -23,7 +23,9 @@ mod int_packed;
 mod int_plain;
 mod int_read;
 mod mxfp4;
+mod mxfp4_packed;
 mod nvfp4;
+mod nvfp4_packed;
 mod read;
 mod small_floats;
 pub(crate) mod unquantized;
@@ -44,6 +46,8 @@ pub(crate) const ALL: &[&dyn Encoding] = &[
     &int_packed::IntPacked,
     &int_plain::IntPlain,
     &float_plain::FloatPlain,
+    &mxfp4_packed::Mxfp4Packed,
+    &nvfp4_packed::Nvfp4Packed,
     &fp8_scaled::Fp8Scaled,
     &mxfp4::Mxfp4,
     &nvfp4::Nvfp4,
@@ -162,10 +166,11 @@ impl Part {
 fn scales(scheme: &Scheme, rows: u64, columns: u64) -> Part {
     let together = if let Granularity::Block(size) = scheme.granularity { size } else { 1 };
     let shape = wide(scheme.scales_shape(rows as usize, columns as usize));
+    let (dtype, width) = scheme.stored_scales();
     Part {
         role: Role::Scales,
-        dtype: scheme.scale_type.name(),
-        bytes: shape.iter().product::<u64>() * scheme.scale_type.bytes() as u64,
+        dtype,
+        bytes: shape.iter().product::<u64>() * width as u64,
         contents: by_group(scheme, together, scheme.scales_bytes(together, columns as usize)),
         shape,
     }

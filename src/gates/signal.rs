@@ -24,7 +24,7 @@ pub(crate) fn faint_scales(
             let share = distortion.faint / distortion.signal;
             // The type that does not hold them, which may be the one that engines round to.
             let source = plan.model.tensors[tensor].dtype.name();
-            let held = spec.scheme.scale_type.name();
+            let (held, _) = spec.scheme.stored_scales();
             let held = if source == "F16" { source } else { held };
             (share > FAINT_SHARE).then_some((share, tensor, held))
         })

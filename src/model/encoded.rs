@@ -57,9 +57,9 @@ impl<'a> EncodedReader<'a> {
         let mut weights = vec![0.0; self.size(rows.view.cols)?];
         out.reserve(self.size(rows.count() * unquantized::bytes(info.dtype, rows.view.cols))?);
         for (n, row) in (0..).zip(rows.range.clone()) {
-            let decoded = self.encoded.matrix.decode_row(&fetched, first + n * step, &mut weights);
+            let (matrix, stored) = (&self.encoded.matrix, first + n * step);
+            let decoded = matrix.append_row(&fetched, stored, (info.dtype, &mut *out), &mut weights);
             decoded.map_err(|why| fail(code::ENCODED, format!("row {row} of `{}` {why}", info.name)))?;
-            unquantized::write(&weights, info.dtype, out);
         }
         Ok(ranges)
     }

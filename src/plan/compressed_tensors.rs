@@ -101,6 +101,7 @@ fn config_key(key: &(Scheme, ActivationScheme)) -> (Bits, bool, Granularity, Sto
 
 fn weights(scheme: &Scheme) -> Value {
     let (strategy, group_size) = match scheme.granularity {
+        Granularity::Group(size) if scheme.has_global_scale() => ("tensor_group", json!(size)),
         Granularity::Group(size) => ("group", json!(size)),
         Granularity::Channel => ("channel", Value::Null),
         Granularity::Tensor => ("tensor", Value::Null),
@@ -108,9 +109,9 @@ fn weights(scheme: &Scheme) -> Value {
     };
     let block =
         if let Granularity::Block(size) = scheme.granularity { json!([size, size]) } else { Value::Null };
-    json!({
+    let mut weights = json!({
         "num_bits": scheme.bits.count(),
-        "type": if scheme.storage == Storage::Float8 { "float" } else { "int" },
+        "type": if scheme.storage.is_float() { "float" } else { "int" },
         "symmetric": scheme.symmetric,
         "strategy": strategy,
         "group_size": group_size,
@@ -119,7 +120,13 @@ fn weights(scheme: &Scheme) -> Value {
         "block_structure": block,
         "observer": null,
         "observer_kwargs": {},
-    })
+    });
+    match scheme.storage {
+        Storage::Mxfp4 => weights["scale_dtype"] = json!("torch.uint8"),
+        Storage::Nvfp4 => weights["scale_dtype"] = json!("torch.float8_e4m3fn"),
+        Storage::Packed | Storage::Plain | Storage::Float8 => {}
+    }
+    weights
 }
 
 fn input_activations(scheme: &Scheme, activations: ActivationScheme) -> Value {

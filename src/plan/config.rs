@@ -9,6 +9,7 @@ use crate::layer::LayerType;
 use crate::plan::Content;
 use crate::plan::compressed_tensors::{QuantizedModule, quantization_config};
 use crate::plan::fused_modules::experts_parent;
+use crate::plan::kv_cache;
 use crate::plan::layout::spec_at;
 use crate::plan::select::subject;
 use crate::stage::export::Format;
@@ -25,7 +26,11 @@ pub fn config_text(content: Content<'_>, export_stage: StageId, format: Format) 
         let modules = quantized_modules(content, export_stage);
         if !modules.is_empty() {
             let left_alone = left_alone(content, export_stage);
-            config.insert("quantization_config".to_owned(), quantization_config(&modules, &left_alone));
+            let mut declaration = quantization_config(&modules, &left_alone);
+            if let Some(scheme) = kv_cache::scheme(content.model) {
+                declaration["kv_cache_scheme"] = scheme;
+            }
+            config.insert("quantization_config".to_owned(), declaration);
         }
     }
     Some(format!("{:#}\n", Value::Object(config)))

@@ -40,7 +40,13 @@ fn undivided_finding(
     group_size: u64,
     undivided: &[&crate::plan::fused_modules::Undivided],
 ) -> Finding {
-    let place = loaded.place(&format!("/stages/{stage}/group_size"));
+    let quantize = loaded.recipe.stages[stage].quantize();
+    // Groups of such floats have the size of their format.
+    let is_fixed = quantize.is_some_and(|quantize| quantize.floats().is_some());
+    let place = match is_fixed {
+        true => loaded.stage_place(stage),
+        false => loaded.place(&format!("/stages/{stage}/group_size")),
+    };
     let count = undivided.len();
     let mut finding = Finding::error(
         "plan::indivisible",
@@ -64,6 +70,7 @@ fn undivided_finding(
         .into_iter()
         .find(|size| *size < group_size && undivided.iter().all(|u| u.columns % size == 0));
     let advice = match shrunk {
+        _ if is_fixed => "`indivisible: skip` leaves these layers alone.".to_owned(),
         Some(size) => format!(
             "`indivisible: shrink` would use groups of {size} for these layers, `channel` one scale per row, `skip` would skip \
              them."

@@ -1,12 +1,13 @@
 //! Fingerprints of all settings that decide the output bytes of a source tensor. If two plans agree on the
 //! fingerprint and the tensor holds the same bytes, the outputs are the same, too.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::io::Write;
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 
-use super::{Checks, ExportPlan, Plan};
+use super::{Checks, ExportPlan, Plan, shared_scales};
 use crate::ids::{ExportId, IdVec, TensorId};
 
 /// The build of this program: a hash of all that decides what it computes. Another build may give other codes, scales or
@@ -83,8 +84,14 @@ impl Prints {
             numbers: IdVec::with_capacity(tensors),
             outputs: Vec::with_capacity(exports * tensors),
         };
+        let groups = shared_scales::tensors(plan.content());
+        let group_of: HashMap<TensorId, &[TensorId]> =
+            groups.iter().flat_map(|group| group.iter().map(|tensor| (*tensor, group.as_slice()))).collect();
         for tensor in plan.model.tensors.ids() {
-            let numbers = numbers(plan, tensor);
+            let mut numbers = numbers(plan, tensor);
+            for other in group_of.get(&tensor).copied().unwrap_or_default() {
+                add(&mut numbers, format_args!(" {:?}", plan.model.tensors[*other].name));
+            }
             out.numbers.push(Fingerprint::of(&numbers));
             for export in &plan.exports {
                 out.outputs.push(outputs(plan, export, tensor, numbers.clone()));

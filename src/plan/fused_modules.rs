@@ -44,6 +44,12 @@ const FUSIONS: &[Fusion] = &[
     Fusion { parts: &["wq_a", "wkv"], fused: "fused_wqa_wkv", needs: None },
 ];
 
+/// The name of the module that engines make of a gate and an up projection, by the last part of the name of either.
+pub(crate) fn fused_name(last: &str) -> Option<&'static str> {
+    let mut pairs = FUSIONS.iter().filter(|fusion| matches!(fusion.fused, "gate_up_proj" | "w13"));
+    pairs.find(|fusion| fusion.parts.contains(&last)).map(|fusion| fusion.fused)
+}
+
 /// Tensors of which an engine makes one module.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct FusedModules {

@@ -5,7 +5,7 @@
 
 use std::cmp::Reverse;
 
-use super::Plan;
+use super::{Plan, shared_scales};
 use crate::ids::{ExportId, FileId, IdVec, TaskId, TensorId};
 
 /// One of several parts of a run.
@@ -44,6 +44,11 @@ pub fn units(plan: &Plan) -> Vec<Unit> {
             let of_tensor = &mut of_tensor[plan.tasks[task].tensor()];
             groups.join(file, *of_tensor.get_or_insert(file));
         }
+    }
+    // What shares a scale is looked at together.
+    for group in shared_scales::tensors(plan.content()) {
+        let files: Vec<usize> = group.iter().filter_map(|tensor| of_tensor[*tensor]).collect();
+        files.windows(2).for_each(|pair| groups.join(pair[0], pair[1]));
     }
     let mut units: Vec<Option<Unit>> = vec![None; files.len()];
     for (tensor, file) in of_tensor.numbered() {

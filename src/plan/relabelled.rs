@@ -5,9 +5,11 @@ use super::select::{Action, Decisions, Origin, QuantSpec, Rounding, Rule};
 use crate::finding::Finding;
 use crate::format::Dtype;
 use crate::ids::StageId;
-use crate::quant::Observer;
-use crate::stage::convert::Inexact;
+use crate::quant::{Observer, Storage};
+use crate::stage::convert::{Inexact, Mxfp4Target};
 use crate::stage::{Convert, Stage};
+
+mod blocks;
 
 /// Names that a finding lists.
 const LISTED: usize = 10;
@@ -28,6 +30,7 @@ fn claim_for(deciding: &mut Deciding<'_>, stage: StageId, convert: &Convert) -> 
     let mut known = Decisions::default();
     let (mut claimed, mut inexact) = (0, Vec::new());
     let mut is_f16 = false;
+    let mut blocks = blocks::Blocks::of(&of.model, &of.classes);
     for (index, item) in items.numbered() {
         let Some(encoded) = &item.tensor.encoded else { continue };
         let is_targeted =
@@ -37,7 +40,13 @@ fn claim_for(deciding: &mut Deciding<'_>, stage: StageId, convert: &Convert) -> 
             continue;
         }
         claimed += 1;
-        match encoded.matrix.exact() {
+        let exact = match encoded.matrix.exact() {
+            Ok(exact) if exact.scheme.storage == Storage::Mxfp4 && convert.mxfp4 == Mxfp4Target::Fp8Block => {
+                blocks.exact(index)
+            }
+            exact => exact,
+        };
+        match exact {
             Ok(exact) => {
                 is_f16 |= item.tensor.dtype == Dtype::F16;
                 let spec = QuantSpec {

@@ -338,8 +338,7 @@ pub(super) fn judge(
         });
         let target = stage.target(item).filter(|_| item.can_be_quantized());
         if let Some(rule) = &target {
-            let kind = if stage.parameters.is_float() { "fp" } else { "int" };
-            touch(rule, format!("quantize to {kind}{}", stage.parameters.bits()));
+            touch(rule, format!("quantize to {}", stage.parameters.kind()));
         }
         if let Some(rule) = skip {
             first_skip.get_or_insert(rule);
@@ -383,10 +382,10 @@ fn spec(stage: &QuantizeStage<'_>, tensor: &TensorInfo) -> QuantSpec {
                 ScaleDtype::Bf16 => FloatType::Bf16,
                 ScaleDtype::F32 => FloatType::F32,
             },
-            storage: match activations {
-                _ if parameters.is_float() => Storage::Float8,
-                ActivationScheme::None | ActivationScheme::DynamicTokenFp8 => Storage::Packed,
-                ActivationScheme::DynamicToken => Storage::Plain,
+            storage: match (parameters.floats(), activations) {
+                (Some(floats), _) => floats,
+                (None, ActivationScheme::None | ActivationScheme::DynamicTokenFp8) => Storage::Packed,
+                (None, ActivationScheme::DynamicToken) => Storage::Plain,
             },
         },
         observer: match parameters.observer() {

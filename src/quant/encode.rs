@@ -146,7 +146,7 @@ impl<T: Float, const ONE_PASS: bool> Job for QuantizeTile<'_, T, ONE_PASS> {
         let row_codes = scheme.codes_bytes(1, cols);
         let packed_row = match scheme.storage {
             Storage::Packed => packed_bytes(bits, cols),
-            Storage::Plain | Storage::Float8 => cols,
+            _ => cols,
         };
         debug_assert_eq!(packed_row, row_codes, "two ways to the bytes of a row");
 
@@ -163,7 +163,7 @@ impl<T: Float, const ONE_PASS: bool> Job for QuantizeTile<'_, T, ONE_PASS> {
         scratch.codes.resize(padded, 0);
         let bias = match scheme.storage {
             Storage::Packed => -bits.qmin() as f32,
-            Storage::Plain | Storage::Float8 => 0.0,
+            _ => 0.0,
         };
         let (qmin, qmax) = (bits.qmin() as f32, bits.qmax() as f32);
         let narrow = quantizer.source != FloatType::F32 && scheme.scale_type != FloatType::F32;

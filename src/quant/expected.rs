@@ -91,6 +91,12 @@ const INT8_BF16: [[f64; COLUMNS]; 4] = [
 /// The same of E4M3. The spaces between floats grow with the weights, so it hardly depends on n.
 const FLOAT8: f64 = 31.5;
 
+/// The same of NVFP4, in groups of 16.
+const NVFP4: f64 = 20.43;
+
+/// The same of MXFP4, in groups of 32.
+const MXFP4: f64 = 19.05;
+
 impl Scheme {
     /// The SQNR in dB that this scheme reaches on Gaussian weights with rows of `cols` columns. With one scale per
     /// tensor, `cols` is the number of all its weights. For `mse` it is the value of the default search. None for
@@ -98,8 +104,11 @@ impl Scheme {
     /// percentage, and if no weight shares a scale with another.
     #[must_use]
     pub fn expected_sqnr(&self, observer: &Observer, cols: usize) -> Option<f64> {
-        if self.storage == Storage::Float8 {
-            return Some(FLOAT8);
+        match self.storage {
+            Storage::Float8 => return Some(FLOAT8),
+            Storage::Mxfp4 => return Some(MXFP4),
+            Storage::Nvfp4 => return Some(NVFP4),
+            Storage::Packed | Storage::Plain => {}
         }
         let mse = match observer {
             Observer::Minmax => 0,

@@ -85,11 +85,17 @@ impl FloatType {
 
     /// Appends `values`, each rounded to this type, as little-endian bytes.
     pub fn narrow(self, values: &[f32], out: &mut Vec<u8>) {
-        out.reserve(values.len() * self.bytes());
+        fn all<T: Float>(values: &[f32], out: &mut [u8]) {
+            for (raw, &x) in T::elements_mut(out).iter_mut().zip(values) {
+                *raw = T::narrow(T::round(x));
+            }
+        }
+        let start = out.len();
+        out.resize(start + values.len() * self.bytes(), 0);
         match self {
-            Self::F32 => values.iter().for_each(|&x| out.extend_from_slice(&F32::narrow(x))),
-            Self::F16 => values.iter().for_each(|&x| out.extend_from_slice(&F16::narrow(F16::round(x)))),
-            Self::Bf16 => values.iter().for_each(|&x| out.extend_from_slice(&Bf16::narrow(Bf16::round(x)))),
+            Self::F32 => all::<F32>(values, &mut out[start..]),
+            Self::F16 => all::<F16>(values, &mut out[start..]),
+            Self::Bf16 => all::<Bf16>(values, &mut out[start..]),
         }
     }
 

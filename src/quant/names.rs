@@ -6,22 +6,19 @@ use super::{Bits, Granularity, Observer, Scheme, Storage};
 
 impl fmt::Display for Scheme {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        if self.storage == Storage::Float8 {
-            return match self.granularity {
-                Granularity::Block(size) => write!(f, "fp8, blocks of {size} × {size}"),
-                _ => f.write_str("fp8, one scale per row"),
-            };
-        }
-        let bits = match self.bits {
-            Bits::Four => "int4",
-            Bits::Eight => "int8",
-        };
         let range = if self.symmetric { "symmetric" } else { "asymmetric" };
+        match (self.storage, self.bits) {
+            (Storage::Float8, _) => f.write_str("fp8")?,
+            (Storage::Mxfp4, _) => f.write_str("mxfp4")?,
+            (Storage::Nvfp4, _) => f.write_str("nvfp4")?,
+            (Storage::Packed | Storage::Plain, Bits::Four) => write!(f, "int4 {range}")?,
+            (Storage::Packed | Storage::Plain, Bits::Eight) => write!(f, "int8 {range}")?,
+        }
         match self.granularity {
-            Granularity::Group(size) => write!(f, "{bits} {range}, groups of {size}"),
-            Granularity::Block(size) => write!(f, "{bits} {range}, blocks of {size} × {size}"),
-            Granularity::Channel => write!(f, "{bits} {range}, one scale per row"),
-            Granularity::Tensor => write!(f, "{bits} {range}, one scale per tensor"),
+            Granularity::Group(size) => write!(f, ", groups of {size}"),
+            Granularity::Block(size) => write!(f, ", blocks of {size} × {size}"),
+            Granularity::Channel => f.write_str(", one scale per row"),
+            Granularity::Tensor => f.write_str(", one scale per tensor"),
         }
     }
 }

@@ -4,7 +4,7 @@ use super::params::Rules;
 use super::percentile::Tails;
 use super::search::Search;
 use super::simd::machine::LANES;
-use super::{FloatType, Importance, Isa, Observer, Scheme, Storage};
+use super::{FloatType, Importance, Isa, Observer, Scheme};
 
 /// The bytes of some rows of the output tensors, exactly as they go into the file.
 ///
@@ -14,10 +14,12 @@ use super::{FloatType, Importance, Isa, Observer, Scheme, Storage};
 pub struct Quantized {
     /// Packed I32 words, I8 codes, or floats.
     pub codes: Vec<u8>,
-    /// In the scheme's scale type.
+    /// In the type of [`Scheme::stored_scales`].
     pub scales: Vec<u8>,
     /// I32 words packed along the rows, or I8; empty if symmetric.
     pub zero_points: Vec<u8>,
+    /// The scale for all weights, in F32; empty if there is none.
+    pub global_scale: Vec<u8>,
 }
 
 /// The role of a tensor that belongs to a stored matrix.
@@ -31,6 +33,8 @@ pub enum Role {
     Scales,
     /// Zero points.
     ZeroPoints,
+    /// The scale for all weights.
+    GlobalScale,
     /// The shape of the unpacked weights.
     Shape,
     /// Quantized weights as floating-point numbers.
@@ -45,6 +49,7 @@ impl Quantized {
             Role::Codes => &self.codes,
             Role::Scales => &self.scales,
             Role::ZeroPoints => &self.zero_points,
+            Role::GlobalScale => &self.global_scale,
             Role::Weights | Role::Shape | Role::Dequantized => &[],
         }
     }
@@ -52,7 +57,8 @@ impl Quantized {
     /// The same bytes, borrowed.
     #[must_use]
     pub fn view(&self) -> QuantizedView<'_> {
-        QuantizedView { codes: &self.codes, scales: &self.scales, zero_points: &self.zero_points }
+        let Self { codes, scales, zero_points, global_scale } = self;
+        QuantizedView { codes, scales, zero_points, global_scale }
     }
 }
 
@@ -61,10 +67,12 @@ impl Quantized {
 pub struct QuantizedView<'a> {
     /// Packed I32 words, I8 codes, or floats.
     pub codes: &'a [u8],
-    /// In the scheme's scale type.
+    /// In the type of [`Scheme::stored_scales`].
     pub scales: &'a [u8],
     /// I32 words packed along the rows, or I8; empty if symmetric.
     pub zero_points: &'a [u8],
+    /// The scale for all weights, in F32; empty if there is none.
+    pub global_scale: &'a [u8],
 }
 
 /// Buffers that are reused from tile to tile. One per thread; any quantizer may use it.
@@ -111,11 +119,11 @@ impl Quantizer {
     ///
     /// # Panics
     /// If the scheme's groups do not divide `cols` ([`Scheme::divides`]): a plan checks that. If it has floats, which are
-    /// for [`super::Float8`].
+    /// for [`super::Float8`] and [`super::Float4`].
     #[must_use]
     pub fn new(scheme: Scheme, observer: Observer, source: FloatType, cols: usize, isa: Isa) -> Self {
         assert!(scheme.divides(cols), "a plan must not let a group size through that does not divide a row");
-        assert!(scheme.storage != Storage::Float8, "integers are made here");
+        assert!(!scheme.storage.is_float(), "integers are made here");
         let rules = Rules::new(&scheme, source).of(&observer, &scheme);
         let turns = observer.turns(&scheme);
         let search = match observer {

@@ -199,10 +199,10 @@ impl Unpacked {
     #[must_use]
     pub fn code_bytes(&self, scheme: &Scheme, cols: usize) -> Vec<u8> {
         match scheme.storage {
-            Storage::Plain | Storage::Float8 => self.codes.iter().map(|&code| code as u8).collect(),
             Storage::Packed => {
                 self.codes.chunks(cols.max(1)).flat_map(|row| words(scheme.bits, row)).collect()
             }
+            _ => self.codes.iter().map(|&code| code as u8).collect(),
         }
     }
 

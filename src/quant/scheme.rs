@@ -72,6 +72,21 @@ pub enum Storage {
     Plain,
     /// One float of eight bits (E4M3) per byte (`float-quantized`).
     Float8,
+    /// Two floats of four bits (E2M1) per byte, and an exponent (E8M0) per group (`mxfp4-pack-quantized`).
+    Mxfp4,
+    /// Two floats of four bits (E2M1) per byte, a scale in E4M3 per group, and one in F32 for all (`nvfp4-pack-quantized`).
+    Nvfp4,
+}
+
+impl Storage {
+    /// Whether codes are floats.
+    #[must_use]
+    pub const fn is_float(self) -> bool {
+        match self {
+            Self::Packed | Self::Plain => false,
+            Self::Float8 | Self::Mxfp4 | Self::Nvfp4 => true,
+        }
+    }
 }
 
 /// The stored type of codes or zero points.
@@ -83,6 +98,8 @@ pub enum CodeType {
     I8,
     /// One float per byte.
     F8E4m3,
+    /// Two floats per byte, or an exponent.
+    U8,
 }
 
 impl CodeType {
@@ -91,7 +108,7 @@ impl CodeType {
     pub const fn bytes(self) -> usize {
         match self {
             Self::I32 => 4,
-            Self::I8 | Self::F8E4m3 => 1,
+            Self::I8 | Self::F8E4m3 | Self::U8 => 1,
         }
     }
 
@@ -102,6 +119,7 @@ impl CodeType {
             Self::I32 => "I32",
             Self::I8 => "I8",
             Self::F8E4m3 => "F8_E4M3",
+            Self::U8 => "U8",
         }
     }
 }
@@ -115,7 +133,7 @@ pub struct Scheme {
     pub symmetric: bool,
     /// Which weights share a scale.
     pub granularity: Granularity,
-    /// The type that scales are stored in, and that dequantized weights have.
+    /// The type that dequantized weights have, and that scales are stored in, but for floats of four bits.
     pub scale_type: FloatType,
     /// How codes lie in the file.
     pub storage: Storage,
@@ -164,6 +182,7 @@ impl Scheme {
             Storage::Packed => CodeType::I32,
             Storage::Plain => CodeType::I8,
             Storage::Float8 => CodeType::F8E4m3,
+            Storage::Mxfp4 | Storage::Nvfp4 => CodeType::U8,
         }
     }
 
@@ -173,6 +192,7 @@ impl Scheme {
         match self.storage {
             Storage::Packed => [rows, cols.div_ceil(self.bits.per_word())],
             Storage::Plain | Storage::Float8 => [rows, cols],
+            Storage::Mxfp4 | Storage::Nvfp4 => [rows, cols.div_ceil(2)],
         }
     }
 
@@ -183,7 +203,19 @@ impl Scheme {
         rows * words * self.code_type().bytes()
     }
 
-    /// The shape of the scales' tensor: `[out, groups]`, `[out, 1]` or `[1]`; its type is `scale_type`.
+    /// The type of the scales' tensor, as headers name it, and the bytes of a scale.
+    #[must_use]
+    pub const fn stored_scales(&self) -> (&'static str, usize) {
+        match self.storage {
+            Storage::Mxfp4 => (CodeType::U8.name(), 1),
+            Storage::Nvfp4 => (CodeType::F8E4m3.name(), 1),
+            Storage::Packed | Storage::Plain | Storage::Float8 => {
+                (self.scale_type.name(), self.scale_type.bytes())
+            }
+        }
+    }
+
+    /// The shape of the scales' tensor: `[out, groups]`, `[out, 1]` or `[1]`; its type is [`Scheme::stored_scales`].
     #[must_use]
     pub fn scales_shape(&self, rows: usize, cols: usize) -> Vec<usize> {
         match self.granularity {
@@ -201,7 +233,7 @@ impl Scheme {
             Granularity::Block(size) => rows.div_ceil(size) * self.groups_per_row(cols),
             Granularity::Group(_) | Granularity::Channel => rows * self.groups_per_row(cols),
         };
-        count * self.scale_type.bytes()
+        count * self.stored_scales().1
     }
 
     /// Whether zero points are packed in words along the rows: eight (int4) or four (int8) rows per word.
@@ -240,6 +272,12 @@ impl Scheme {
     pub fn zero_points_bytes(&self, rows: usize, cols: usize) -> usize {
         let elements = self.zero_points_shape(rows, cols).map_or(0, |shape| shape.iter().product());
         elements * self.zero_point_type().map_or(0, CodeType::bytes)
+    }
+
+    /// Whether a scale for all weights stands beside those of groups. Modules that engines fuse share it.
+    #[must_use]
+    pub const fn has_global_scale(&self) -> bool {
+        matches!(self.storage, Storage::Nvfp4)
     }
 
     /// The number that the rows of a tile must be a multiple of, so that its zero points begin a new word, or its rows a
@@ -301,6 +339,11 @@ mod tests {
         assert_eq!(blocks.scales_shape(130, 200), [2, 2]);
         assert_eq!((blocks.codes_bytes(130, 200), blocks.scales_bytes(130, 200)), (26_000, 8));
         assert_eq!((blocks.row_multiple(), blocks.code_type().name()), (128, "F8_E4M3"));
+
+        let floats = Scheme { storage: Storage::Mxfp4, ..Scheme { symmetric: true, ..BASE } };
+        assert_eq!((floats.codes_shape(10, 64), floats.scales_shape(10, 64)), ([10, 32], vec![10, 2]));
+        assert_eq!((floats.codes_bytes(10, 64), floats.scales_bytes(10, 64)), (320, 20));
+        assert_eq!((floats.code_type().name(), floats.stored_scales()), ("U8", ("U8", 1)));
 
         let symmetric = Scheme { symmetric: true, ..BASE };
         assert_eq!(symmetric.zero_points_shape(5, 64), None);

@@ -13,11 +13,14 @@ use super::{
 };
 
 mod chosen;
+mod compare;
+mod float4;
 mod float8;
 mod gptq;
 mod nearest;
 
 pub use chosen::Chosen;
+pub use float4::Float4;
 pub use float8::Float8;
 pub use gptq::{BadMoments, Correction, Gptq, Guided, Metric, OutputMetric, Rounded};
 

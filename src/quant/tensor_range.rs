@@ -43,6 +43,13 @@ pub struct Survey {
 #[derive(Debug, Clone)]
 pub struct SurveyPart(Part);
 
+impl SurveyPart {
+    /// Of weights whose greatest magnitude is this.
+    pub(super) fn of_magnitude(most: f32) -> Self {
+        Self(Part::Range(0.0, most))
+    }
+}
+
 /// A part that changes nothing.
 impl Default for SurveyPart {
     fn default() -> Self {
@@ -60,6 +67,11 @@ enum Part {
 }
 
 impl Survey {
+    /// The greatest weight that was seen.
+    pub(super) fn greatest(&self) -> f32 {
+        self.high
+    }
+
     /// Adds the part of a tile. Parts of one pass are merged in tile order.
     pub fn merge(&mut self, part: SurveyPart) {
         match part.0 {

@@ -187,6 +187,8 @@ mod tests {
                 "quantize-int4",
                 "quantize-int8",
                 "quantize-fp8",
+                "quantize-mxfp4",
+                "quantize-nvfp4",
                 "validate",
                 "check-warnings",
                 "evaluate",

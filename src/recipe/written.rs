@@ -118,6 +118,8 @@ pub(super) fn mark_patterns(recipe: &mut Recipe, tree: &Node) {
             Stage::QuantizeInt4(stage) => vec![("targets", &mut stage.targets)],
             Stage::QuantizeInt8(stage) => vec![("targets", &mut stage.targets)],
             Stage::QuantizeFp8(stage) => vec![("targets", &mut stage.targets)],
+            Stage::QuantizeMxfp4(stage) => vec![("targets", &mut stage.targets)],
+            Stage::QuantizeNvfp4(stage) => vec![("targets", &mut stage.targets)],
             _ => continue,
         };
         for (key, patterns) in lists {

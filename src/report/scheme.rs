@@ -29,7 +29,7 @@ pub struct SchemeRecord {
     /// `signed` if scales may be negative.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub scales: Option<String>,
-    /// The type of the scales, such as `BF16`.
+    /// The type in which scales are stored, such as `BF16`; `U8` if they are exponents.
     pub scale_dtype: String,
     /// How codes lie in the file: the name of the format in compressed-tensors, such as `pack-quantized`.
     pub storage: String,
@@ -79,7 +79,7 @@ impl SchemeRecord {
             },
             rounding: spec.is_calibrated().then(|| spec.rounding.name().to_owned()),
             scales: spec.observer.is_signed().then(|| "signed".to_owned()),
-            scale_dtype: scheme.scale_type.name().to_owned(),
+            scale_dtype: scheme.stored_scales().0.to_owned(),
             storage: encoding::of(scheme).name().to_owned(),
             activations: match spec.activations {
                 ActivationScheme::None => "none",
@@ -123,6 +123,8 @@ impl fmt::Display for SchemeRecord {
         let range = if self.symmetric { "symmetric" } else { "asymmetric" };
         match self.storage.as_str() {
             "float-quantized" => f.write_str("fp8, ")?,
+            "mxfp4-pack-quantized" => f.write_str("mxfp4, ")?,
+            "nvfp4-pack-quantized" => f.write_str("nvfp4, ")?,
             _ => write!(f, "int{} {range}, ", self.bits)?,
         }
         match self.group_size {

@@ -9,7 +9,7 @@ mod sink;
 pub(crate) mod solvers;
 pub(crate) mod tiles;
 pub(crate) mod weights;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Mutex;
 
 use super::event::Event;
@@ -18,9 +18,10 @@ use crate::finding::{Failure, Finding};
 use crate::format::encoding::{self, unquantized};
 use crate::ids::{ExportId, IdVec, OutputTensorId, TaskId};
 use crate::model::{Dtype, MatrixRows};
-use crate::plan::{Plan, Task, TaskOutput};
+use crate::plan::{Plan, Task, TaskOutput, shared_scales};
 use crate::quant::{
-    BadValue, BadWeight, Distortion, FloatType, Integers, Quantized, Scratch, Solver, Survey, TensorParams,
+    BadValue, BadWeight, Distortion, FloatType, Integers, Quantized, Scratch, Solver, Storage, Survey,
+    TensorParams,
 };
 use crate::run::context::Context;
 use crate::run::incremental::record::Finished;
@@ -78,7 +79,8 @@ pub(crate) struct Reading<'a> {
     pub workers: &'a Workers,
 }
 
-/// Looks at the tensors that have one scale for all of their weights, before that scale can be used.
+/// Looks at the tensors that have one scale for all of their weights, before that scale can be used; and at those that share it
+/// with them.
 pub(crate) fn survey(
     run: &Reading<'_>,
     solvers: &Solvers<'_>,
@@ -86,15 +88,25 @@ pub(crate) fn survey(
 ) -> Result<IdVec<TaskId, Option<TensorParams>>, Failure> {
     let plan = run.plan;
     let mut out = plan.tasks.map(|_| None);
+    let groups = shared_scales::groups(plan.content());
+    let group_of: HashMap<TaskId, &[TaskId]> =
+        groups.iter().flat_map(|group| group.iter().map(|task| (*task, group.as_slice()))).collect();
     for &index in tasks {
         let task = &plan.tasks[index];
-        let Some(solver) = solvers.of(index) else { continue };
+        let is_relabelled = plan.decisions[task.tensor()].spec().is_some_and(|spec| spec.is_relabelled);
+        let Some(solver) = solvers.of(index).filter(|_| !is_relabelled && out[index].is_none()) else {
+            continue;
+        };
         if solver.survey_passes() == 0 {
             continue;
         }
+        let together = group_of.get(&index).copied().unwrap_or(std::slice::from_ref(&index));
         let mut survey = solver.begin_survey();
         for _ in 0..solver.survey_passes() {
-            survey_pass(run, index, &*solver, &mut survey)?;
+            for &task in together {
+                let Some(solver) = solvers.of(task) else { continue };
+                survey_pass(run, task, &*solver, &mut survey)?;
+            }
             solver.end_pass(&mut survey);
             if solver.is_settled(&survey) {
                 break;
@@ -103,7 +115,7 @@ pub(crate) fn survey(
         let params = solver
             .tensor_params(&survey)
             .map_err(|what| bad_weight(plan, task, 0, BadWeight { row: 0, col: 0, what }))?;
-        out[index] = Some(params);
+        together.iter().for_each(|&task| out[task] = Some(params));
     }
     Ok(out)
 }
@@ -163,6 +175,17 @@ pub(crate) fn bad_weight(plan: &Plan, task: &Task, first_row: u64, bad: BadWeigh
              module alone with `modules_to_not_convert`."
         )),
     )
+}
+
+/// A block of MXFP4 that is no longer what the plan has seen; its row counts from `first_row`.
+fn too_wide(plan: &Plan, task: &Task, first_row: u64, (row, column): (usize, usize)) -> Failure {
+    let name = &plan.model.tensors[task.tensor()].name;
+    let row = first_row + row as u64;
+    let message =
+        format!("exponents of `{name}` lie more than 14 apart, from row {row} and column {column} on");
+    let finding = Finding::error("model::mxfp4", message);
+    let help = "They did not when the plan was made: something else writes to the model's folder. Run again when it is done.";
+    Failure::new(Exit::BadModel, finding.help(help))
 }
 
 impl Pass<'_> {
@@ -281,6 +304,13 @@ impl Pass<'_> {
         Ok(())
     }
 
+    /// Whether the weights of a task are stored as MXFP4.
+    fn is_mxfp4(&self, task: &Task) -> bool {
+        let encoded = self.plan.model.tensors[task.tensor()].encoded.as_ref();
+        let exact = encoded.and_then(|encoded| encoded.matrix.exact().ok());
+        exact.is_some_and(|exact| exact.scheme.storage == Storage::Mxfp4)
+    }
+
     /// Puts the codes of a tile into the buffers, and measures it if the checks ask for it.
     fn encode(
         &self,
@@ -296,7 +326,15 @@ impl Pass<'_> {
         let task = &self.plan.tasks[tile.task];
         if self.plan.decisions[task.tensor()].spec().is_some_and(|spec| spec.is_relabelled) {
             self.source.integers(task.tensor(), rows, integers)?;
-            integers.write(solver.scheme(), rows.view.cols as usize, quantized);
+            let (scheme, columns) = (solver.scheme(), rows.view.cols as usize);
+            match scheme.storage {
+                Storage::Float8 if self.is_mxfp4(task) => {
+                    integers
+                        .write_blocks(scheme, columns, quantized)
+                        .map_err(|at| too_wide(self.plan, task, rows.range.start, at))?
+                }
+                _ => integers.write(scheme, columns, quantized),
+            }
             let measure = || solver.measure(weights, quantized.view(), count, scratch);
             return Ok(self.checks.measure.then(measure));
         }

@@ -4,7 +4,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::layer::pattern::Pattern;
-use crate::quant::Granularity;
+use crate::quant::{Granularity, Storage};
 
 /// Which weights share a scale.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
@@ -174,9 +174,11 @@ pub trait Quantize {
     fn targets(&self) -> &[Pattern];
     /// Which weights share a scale.
     fn granularity(&self) -> Granularity;
-    /// Whether codes are floats.
-    fn is_float(&self) -> bool {
-        false
+    /// What weights become, in a word.
+    fn kind(&self) -> &'static str;
+    /// How codes lie in the file if they are floats; none if they are integers.
+    fn floats(&self) -> Option<Storage> {
+        None
     }
     /// Signed range without a zero point.
     fn symmetric(&self) -> bool;
@@ -310,6 +312,7 @@ macro_rules! quantize_stage {
 
         impl super::Quantize for $name {
             fn bits(&self) -> u8 { $bits }
+            fn kind(&self) -> &'static str { concat!("int", $bits) }
             fn targets(&self) -> &[crate::layer::pattern::Pattern] { &self.targets }
             fn granularity(&self) -> crate::quant::Granularity { self.granularity.with(self.group_size) }
             fn symmetric(&self) -> bool { self.symmetric }
@@ -329,3 +332,58 @@ macro_rules! quantize_stage {
     };
 }
 pub(super) use quantize_stage;
+
+/// The treatment of a row whose length is not a multiple of the group size, which the format fixes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum IndivisibleRows {
+    /// An error of the plan, listing the tensors.
+    #[default]
+    Error,
+    /// Leave such tensors alone.
+    Skip,
+}
+
+/// Defines the parameters of one stage that writes floats of four bits.
+macro_rules! float4_stage {
+    ($(#[$doc:meta])* $name:ident, $kind:literal, $storage:ident, group: $group:literal) => {
+        $(#[$doc])*
+        #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize, schemars::JsonSchema)]
+        #[serde(deny_unknown_fields)]
+        pub struct $name {
+            /// The modules to claim, among those that are neither skipped nor claimed: patterns over modules, or
+            /// layer types.
+            #[serde(default = "super::quantize::default_targets")]
+            #[schemars(length(min = 1))]
+            pub targets: Vec<crate::layer::pattern::Pattern>,
+            #[doc = concat!("The treatment of a row whose length is not a multiple of ", $group, ".")]
+            #[serde(default)]
+            pub indivisible: super::IndivisibleRows,
+            /// The treatment of modules that engines fuse and this recipe treats differently.
+            #[serde(default)]
+            pub siblings: super::SiblingPolicy,
+        }
+
+        impl super::Quantize for $name {
+            fn bits(&self) -> u8 { 4 }
+            fn kind(&self) -> &'static str { $kind }
+            fn floats(&self) -> Option<crate::quant::Storage> { Some(crate::quant::Storage::$storage) }
+            fn targets(&self) -> &[crate::layer::pattern::Pattern] { &self.targets }
+            fn granularity(&self) -> crate::quant::Granularity { crate::quant::Granularity::Group($group) }
+            fn symmetric(&self) -> bool { true }
+            fn observer(&self) -> super::ObserverChoice { super::ObserverChoice::Minmax }
+            fn rounding(&self) -> super::RoundingChoice { super::RoundingChoice::Nearest }
+            // Engines decode to it.
+            fn scale_dtype(&self) -> super::ScaleDtype { super::ScaleDtype::Bf16 }
+            fn activations(&self) -> super::ActivationScheme { super::ActivationScheme::None }
+            fn indivisible(&self) -> super::Indivisible {
+                match self.indivisible {
+                    super::IndivisibleRows::Error => super::Indivisible::Error,
+                    super::IndivisibleRows::Skip => super::Indivisible::Skip,
+                }
+            }
+            fn siblings(&self) -> super::SiblingPolicy { self.siblings }
+        }
+    };
+}
+pub(super) use float4_stage;

@@ -8,7 +8,7 @@ use super::{
     ActivationScheme, Indivisible, ObserverChoice, Quantize, RoundingChoice, ScaleDtype, SiblingPolicy,
 };
 use crate::layer::pattern::Pattern;
-use crate::quant::Granularity;
+use crate::quant::{Granularity, Storage};
 
 /// Rows and columns of a block.
 const BLOCK: usize = 128;
@@ -62,8 +62,12 @@ impl Quantize for QuantizeFp8 {
         8
     }
 
-    fn is_float(&self) -> bool {
-        true
+    fn kind(&self) -> &'static str {
+        "fp8"
+    }
+
+    fn floats(&self) -> Option<Storage> {
+        Some(Storage::Float8)
     }
 
     fn targets(&self) -> &[Pattern] {

@@ -137,6 +137,30 @@ fn floats_load_by_rows_and_in_blocks() {
 }
 
 #[test]
+fn floats_of_four_bits_load_in_bf16() {
+    const MXFP4: &str = "  - stage: quantize-mxfp4\n";
+    check("llama", MXFP4, "", "", "sglang-mxfp4");
+    check("qwen3-moe", MXFP4, "", "", "sglang-mxfp4");
+    assert_eq!(said(&plan_for("sglang", "llama", MXFP4)), "!sglang-mxfp4");
+    const NVFP4: &str = "  - stage: quantize-nvfp4\n";
+    check("llama", NVFP4, "", "", "");
+    let both = "!transformers-nvfp4-experts sglang-nvfp4-experts";
+    check("qwen3-moe", NVFP4, "!transformers-nvfp4-experts", "", both);
+    assert_eq!(said(&plan_for("sglang", "qwen3-moe", NVFP4)), "!sglang-nvfp4-experts");
+    for (dtype, transformers, vllm) in
+        [("F16", "!transformers-fp4-type", "vllm-mxfp4-f16"), ("F32", "!transformers-fp4-type", "")]
+    {
+        let mut other = Fixture::load("llama");
+        let tensors = other.shards.iter_mut().flat_map(|(_, tensors)| tensors);
+        tensors.for_each(|tensor| tensor.dtype = dtype.to_owned());
+        let model = tempfile::tempdir().expect("a temporary folder");
+        other.write(model.path());
+        assert_eq!(said(&plan_of("transformers", &model, MXFP4)), transformers, "{dtype}");
+        assert_eq!(said(&plan_of("vllm", &model, MXFP4)), vllm, "{dtype}");
+    }
+}
+
+#[test]
 fn integers_with_fp8_activations_are_for_hopper() {
     let fp8 = "    activations: dynamic-token-fp8\n";
     let both = "sglang-fp8-activations vllm-fp8-activations";

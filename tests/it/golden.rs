@@ -69,6 +69,7 @@ impl Case {
             codes: self.bytes(if self.scheme.storage == Storage::Packed { "weight_packed" } else { "codes" }),
             scales: self.bytes("weight_scale"),
             zero_points: self.tensors.get("weight_zero_point").map_or(&[], Vec::as_slice),
+            global_scale: &[],
         }
     }
 

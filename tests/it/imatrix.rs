@@ -186,6 +186,7 @@ impl Case {
             codes: codes.chunks(self.cols).flat_map(|row| words(self.scheme.bits, row)).collect(),
             scales: self.tensors["weight_scale"].clone(),
             zero_points: self.tensors.get("weight_zero_point").cloned().unwrap_or_default(),
+            global_scale: Vec::new(),
         }
     }
 
@@ -299,6 +300,7 @@ fn kernels_give_what_the_twin_does() {
             codes: twin.code_bytes(&case.scheme, case.cols),
             scales: twin.scale_bytes(&case.scheme),
             zero_points: twin.zero_point_bytes(&case.scheme, case.cols),
+            global_scale: Vec::new(),
         };
         for isa in Isa::available() {
             assert!(case.quantize(isa) == twin, "{} on {}", case.key, isa.name());

@@ -311,7 +311,7 @@ fn exponent(seed: usize, row: usize, group: usize) -> u8 {
 }
 
 /// A model of gpt-oss's family whose experts are MXFP4.
-fn gpt_oss() -> Model {
+pub fn gpt_oss() -> Model {
     let mut model = Model::llama()
         .with_config("model_type", json!("gpt_oss"))
         .with_config("architectures", json!(["GptOssForCausalLM"]))

@@ -43,18 +43,11 @@ impl ReadEncoding for Awq {
     }
 
     fn recognize(&self, model: &dyn Catalog, tensor: TensorId) -> Option<Result<Recognized, String>> {
-        let codes = model.tensor(tensor);
-        let (module, parameter) = codes.module_and_parameter();
-        if parameter != "qweight" {
-            return None;
-        }
-        match Parts::of(model, codes, module) {
-            // It is GPTQ's.
-            Ok(parts) if codes.shape[1] == parts.scales.shape[1] => {
-                let is_awq = model.declaration().is_some_and(|config| word(config, "quant_method") == "awq");
-                is_awq.then(|| Err("has the shape of GPTQ's codes, and `config.json` says AWQ".to_owned()))
-            }
-            Ok(parts) => Some(recognized(model, codes, &parts)),
+        match Parts::of_codes(model, tensor)? {
+            Ok(parts) if parts.are_gptq => parts
+                .are_declared_awq
+                .then(|| Err("has the shape of GPTQ's codes, and `config.json` says AWQ".to_owned())),
+            Ok(parts) => Some(recognized(model, parts.codes, &parts)),
             Err(why) => Some(Err(why)),
         }
     }

@@ -12,7 +12,7 @@ use serde_json::Value;
 
 use super::declared::{activations, has_format, weights, word};
 use super::mxfp4::experts;
-use super::small_floats::{E4M3, E5M2, e8m0, finite_scale, scale};
+use super::small_floats::{E4M3, E5M2, e4m3, e8m0, finite_scale, scale};
 use super::{
     Catalog, Encoding, Exact, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
 };
@@ -272,10 +272,6 @@ impl StoredMatrix for Matrix {
     }
 
     fn decode_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut [f32]) -> Result<(), String> {
-        let table = match self.codes {
-            Dtype::F8E4m3 => &E4M3,
-            _ => &E5M2,
-        };
         let codes = fetched.bytes(0, (row - fetched.rows.start) * self.columns, self.columns)?;
         let (of_row, of_all) = (self.scales_of(row..row + 1), self.scales_of(fetched.rows.clone()));
         let first = (of_row.start - of_all.start) * self.scale_bytes;
@@ -286,8 +282,10 @@ impl StoredMatrix for Matrix {
         };
         for (number, (out, codes)) in out.chunks_mut(width).zip(codes.chunks(width)).enumerate() {
             let scale = finite_scale(scale(self.scales, scales, number))?;
-            for (out, &code) in out.iter_mut().zip(codes) {
-                *out = table[usize::from(code)] * scale;
+            let pairs = out.iter_mut().zip(codes);
+            match self.codes {
+                Dtype::F8E4m3 => pairs.for_each(|(out, &code)| *out = e4m3(code) * scale),
+                _ => pairs.for_each(|(out, &code)| *out = E5M2[usize::from(code)] * scale),
             }
         }
         Ok(())

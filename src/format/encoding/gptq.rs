@@ -42,18 +42,12 @@ impl ReadEncoding for Gptq {
     }
 
     fn recognize(&self, model: &dyn Catalog, tensor: TensorId) -> Option<Result<Recognized, String>> {
-        let codes = model.tensor(tensor);
-        let (module, parameter) = codes.module_and_parameter();
-        if parameter != "qweight" {
-            return None;
+        match Parts::of_codes(model, tensor)? {
+            Ok(parts) => {
+                (parts.are_gptq && !parts.are_declared_awq).then(|| recognized(model, parts.codes, &parts))
+            }
+            Err(why) => Some(Err(why)),
         }
-        let parts = match Parts::of(model, codes, module) {
-            Ok(parts) => parts,
-            Err(why) => return Some(Err(why)),
-        };
-        // AWQ packs along the other axis.
-        let is_awq = model.declaration().is_some_and(|config| word(config, "quant_method") == "awq");
-        (!is_awq && codes.shape.get(1) == parts.scales.shape.get(1)).then(|| recognized(model, codes, &parts))
     }
 
     fn parts(&self) -> &'static [&'static str] {
@@ -71,19 +65,30 @@ impl ReadEncoding for Gptq {
     }
 }
 
-/// The tensors beside the codes of GPTQ or AWQ.
+/// The tensors of a matrix of GPTQ or AWQ.
 pub(super) struct Parts<'m> {
+    pub(super) codes: StoredTensor<'m>,
+    /// Whether rows are packed as GPTQ does it: AWQ packs along the other axis.
+    pub(super) are_gptq: bool,
+    /// Whether `config.json` says AWQ.
+    pub(super) are_declared_awq: bool,
     pub(super) scales: StoredTensor<'m>,
     pub(super) zeros: StoredTensor<'m>,
     pub(super) ids: Vec<TensorId>,
 }
 
 impl<'m> Parts<'m> {
-    /// The parts of a module.
+    /// The parts of the matrix whose codes a tensor may hold. None if its name is not that of codes.
     ///
     /// # Errors
-    /// If one is missing, has another type, or the codes are stored for one kernel.
-    pub(super) fn of(model: &'m dyn Catalog, codes: StoredTensor<'m>, module: &str) -> Result<Self, String> {
+    /// If a part is missing, has another type, or the codes are stored for one kernel.
+    pub(super) fn of_codes(model: &'m dyn Catalog, tensor: TensorId) -> Option<Result<Self, String>> {
+        let codes = model.tensor(tensor);
+        let (module, parameter) = codes.module_and_parameter();
+        (parameter == "qweight").then(|| Self::of(model, codes, module))
+    }
+
+    fn of(model: &'m dyn Catalog, codes: StoredTensor<'m>, module: &str) -> Result<Self, String> {
         refuse_layouts(model)?;
         let find = |parameter: &str| {
             let found = model.find(&format!("{module}.{parameter}"));
@@ -99,7 +104,10 @@ impl<'m> Parts<'m> {
         if scales.shape.len() != 2 || !matches!(scales.dtype, Dtype::F16 | Dtype::Bf16 | Dtype::F32) {
             return Err(format!("has scales of {} {:?}", scales.dtype, scales.shape));
         }
-        Ok(Self { scales, zeros, ids })
+        let are_gptq = codes.shape.get(1) == scales.shape.get(1);
+        let are_declared_awq =
+            model.declaration().is_some_and(|config| word(config, "quant_method") == "awq");
+        Ok(Self { codes, are_gptq, are_declared_awq, scales, zeros, ids })
     }
 }
 

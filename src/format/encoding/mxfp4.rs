@@ -1,4 +1,4 @@
-//! MXFP4: four-bit floats (E2M1), 32 along a row with one exponent (E8M0). It is only read.
+//! MXFP4: four-bit floats (E2M1), 32 along a row with one exponent (E8M0). It is read here; [`super::mxfp4_packed`] writes it.
 //!
 //! Under each of its names it is the same bytes, row by row of [out, in], the even column in the low half of a byte:
 //!
@@ -11,16 +11,51 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::declared::{has_format, word};
+use super::declared::{activations, has_format, word};
 use super::small_floats::{E2M1, e8m0};
 use super::{
-    Catalog, Encoding, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
+    Catalog, Encoding, Exact, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
+    unquantized,
 };
 use crate::format::Dtype;
 use crate::ids::TensorId;
+use crate::quant::{Bits, FloatType, Granularity, Integers, Scheme, Storage};
+use crate::stage::ActivationScheme;
 
 /// Weights that share an exponent.
 const GROUP: u64 = 32;
+
+/// What is said of a row with the exponent 255.
+const NO_NUMBER: &str = "has the exponent 255, which is no number";
+
+/// Exponents with which all codes are normal BF16 numbers.
+const NORMAL: std::ops::RangeInclusive<u8> = 2..=252;
+
+/// All bits of two BF16 numbers but their signs.
+const LOW: u32 = 0x7fff_7fff;
+
+/// Two codes of a byte as BF16 numbers, the low one first, and the bits to which an exponent is added: those of numbers that are not
+/// zero.
+static PAIRS: [[u32; 2]; 256] = pairs();
+
+const fn pairs() -> [[u32; 2]; 256] {
+    let mut pairs = [[0; 2]; 256];
+    let mut code = 0;
+    while code < 256 {
+        let mut half = 0;
+        while half < 2 {
+            let nibble = code >> (4 * half) & 15;
+            // BF16 is the upper half of F32.
+            let bits = E2M1[nibble].to_bits() >> 16;
+            let mask = if nibble & 7 == 0 { 0 } else { 0xffff };
+            pairs[code][0] |= bits << (16 * half);
+            pairs[code][1] |= mask << (16 * half);
+            half += 1;
+        }
+        code += 1;
+    }
+    pairs
+}
 
 /// Codes of MXFP4.
 #[derive(Debug)]
@@ -98,7 +133,7 @@ fn stack(model: &dyn Catalog, codes: StoredTensor<'_>, stem: &str) -> Result<Rec
     if let Some(last) = shape.last_mut() {
         *last = groups * GROUP;
     }
-    Ok(recognized(Some(stem.to_owned()), shape, part, true))
+    Ok(recognized(model, Some(stem.to_owned()), shape, part, true))
 }
 
 /// A matrix of its own.
@@ -120,7 +155,7 @@ fn single(model: &dyn Catalog, codes: StoredTensor<'_>, part: TensorId) -> Resul
         return Err(format!("is packed FP4, and `expert_dtype` in `config.json` says {told}"));
     }
     let name = (parameter != "weight").then(|| format!("{module}.weight"));
-    Ok(recognized(name, vec![rows, columns], part, false))
+    Ok(recognized(model, name, vec![rows, columns], part, false))
 }
 
 /// The type of the routed experts, as DeepSeek-V4 declares it.
@@ -130,7 +165,13 @@ pub(super) fn experts(model: &dyn Catalog) -> Option<String> {
     Some(told.as_str()?.to_ascii_lowercase())
 }
 
-fn recognized(name: Option<String>, shape: Vec<u64>, part: TensorId, is_stack: bool) -> Recognized {
+fn recognized(
+    model: &dyn Catalog,
+    name: Option<String>,
+    shape: Vec<u64>,
+    part: TensorId,
+    is_stack: bool,
+) -> Recognized {
     let columns = shape.last().copied().unwrap_or(0);
     Recognized {
         name,
@@ -138,8 +179,13 @@ fn recognized(name: Option<String>, shape: Vec<u64>, part: TensorId, is_stack: b
         dtype: Dtype::Bf16,
         parts: vec![part],
         unused: Vec::new(),
-        matrix: Box::new(Matrix { columns, is_stack }),
+        matrix: Box::new(Matrix { columns, is_stack, weights_only: weights_only(model) }),
     }
+}
+
+/// Whether engines leave the inputs of such weights as they are, as all but some compressed-tensors models say.
+fn weights_only(model: &dyn Catalog) -> bool {
+    model.declaration().is_none_or(|declared| activations(declared) == Some(ActivationScheme::None))
 }
 
 /// A matrix of codes, or a stack of them.
@@ -148,6 +194,8 @@ struct Matrix {
     columns: u64,
     /// gpt-oss's, which is [experts, in, out] if it is not quantized.
     is_stack: bool,
+    /// Whether engines leave its inputs as they are.
+    weights_only: bool,
 }
 
 impl StoredMatrix for Matrix {
@@ -160,13 +208,70 @@ impl StoredMatrix for Matrix {
         self.is_stack
     }
 
+    fn append_row(
+        &self,
+        fetched: &Fetched<'_>,
+        row: u64,
+        (dtype, out): (Dtype, &mut Vec<u8>),
+        weights: &mut [f32],
+    ) -> Result<(), String> {
+        let (at, bytes, groups) = (row - fetched.rows.start, self.columns / 2, self.columns / GROUP);
+        let exponents = fetched.bytes(1, at * groups, groups)?;
+        if dtype != Dtype::Bf16 || !exponents.iter().all(|exponent| NORMAL.contains(exponent)) {
+            self.decode_row(fetched, row, weights)?;
+            unquantized::write(weights, dtype, out);
+            return Ok(());
+        }
+        let codes = fetched.bytes(0, at * bytes, bytes)?.chunks(GROUP as usize / 2);
+        let start = out.len();
+        out.resize(start + self.columns as usize * 2, 0);
+        let pairs = out[start..].as_chunks_mut::<{ GROUP as usize * 2 }>().0;
+        for ((out, codes), &exponent) in pairs.iter_mut().zip(codes).zip(exponents) {
+            // Numbers of the table have the exponent 127 for 1.
+            let power = (u32::from(exponent) << 7).wrapping_sub(127 << 7) as u16;
+            let shift = u32::from(power) << 16 | u32::from(power);
+            for (out, &code) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
+                let [ones, mask] = PAIRS[usize::from(code)];
+                // Both halves at once: neither carries into the other.
+                let sum = ((ones & LOW) + (shift & LOW)) ^ ((ones ^ shift) & !LOW);
+                *out = (sum & mask | ones & !mask).to_le_bytes();
+            }
+        }
+        Ok(())
+    }
+
+    fn exact(&self) -> Result<Exact, String> {
+        if !self.weights_only {
+            return Err("its inputs are quantized in a way that is not written".to_owned());
+        }
+        let scheme = Scheme {
+            bits: Bits::Four,
+            symmetric: true,
+            granularity: Granularity::Group(GROUP as usize),
+            scale_type: FloatType::Bf16,
+            storage: Storage::Mxfp4,
+        };
+        Ok(Exact { scheme, activations: ActivationScheme::None, because: "codes and exponents copied" })
+    }
+
+    fn relabel_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut Integers) -> Result<(), String> {
+        let (row, bytes, groups) = (row - fetched.rows.start, self.columns / 2, self.columns / GROUP);
+        let exponents = fetched.bytes(1, row * groups, groups)?;
+        if exponents.contains(&u8::MAX) {
+            return Err(NO_NUMBER.to_owned());
+        }
+        out.codes.extend_from_slice(fetched.bytes(0, row * bytes, bytes)?);
+        out.scales.extend_from_slice(exponents);
+        Ok(())
+    }
+
     fn decode_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut [f32]) -> Result<(), String> {
         let (row, bytes, groups) = (row - fetched.rows.start, self.columns / 2, self.columns / GROUP);
         let codes = fetched.bytes(0, row * bytes, bytes)?.chunks(GROUP as usize / 2);
         let exponents = fetched.bytes(1, row * groups, groups)?;
         for ((out, codes), &exponent) in out.chunks_mut(GROUP as usize).zip(codes).zip(exponents) {
             if exponent == u8::MAX {
-                return Err("has the exponent 255, which is no number".to_owned());
+                return Err(NO_NUMBER.to_owned());
             }
             let scale = e8m0(exponent);
             for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {

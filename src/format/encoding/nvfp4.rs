@@ -1,4 +1,5 @@
-//! NVFP4: four-bit floats (E2M1), 16 along a row with a scale in FP8 (E4M3), and one scale in F32 for all. It is only read.
+//! NVFP4: four-bit floats (E2M1), 16 along a row with a scale in FP8 (E4M3), and one scale in F32 for all. It is read here;
+//! [`super::nvfp4_packed`] writes it.
 //!
 //! compressed-tensors' `nvfp4-pack-quantized` has `X.weight_packed`, `X.weight_scale` and `X.weight_global_scale`, by which
 //! the scales are divided. ModelOpt has `X.weight`, `X.weight_scale` and `X.weight_scale_2`, by which they are multiplied.
@@ -8,13 +9,15 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::declared::{has_format, word};
+use super::declared::{activations, has_format, word};
 use super::small_floats::{E2M1, E4M3, finite_scale, scale};
 use super::{
-    Catalog, Encoding, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
+    Catalog, Encoding, Exact, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
 };
 use crate::format::Dtype;
 use crate::ids::TensorId;
+use crate::quant::{Bits, FloatType, Granularity, Integers, Scheme, Storage};
+use crate::stage::ActivationScheme;
 
 /// Weights that share a scale.
 const GROUP: u64 = 16;
@@ -93,7 +96,11 @@ fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>, part: TensorId) -> R
         dtype: Dtype::Bf16,
         parts: vec![part, all],
         unused: ["input_global_scale", "input_scale"].into_iter().filter_map(find).collect(),
-        matrix: Box::new(Matrix { columns, divides: is_packed }),
+        matrix: Box::new(Matrix {
+            columns,
+            divides: is_packed,
+            weights_only: model.declaration().and_then(activations) == Some(ActivationScheme::None),
+        }),
     })
 }
 
@@ -103,6 +110,8 @@ struct Matrix {
     columns: u64,
     /// Scales are divided by that of all, not multiplied.
     divides: bool,
+    /// Whether engines leave its inputs as they are.
+    weights_only: bool,
 }
 
 impl StoredMatrix for Matrix {
@@ -112,6 +121,37 @@ impl StoredMatrix for Matrix {
             1 => Ranges::elements(rows, self.columns / GROUP),
             _ => Ranges::elements(0..1, 4),
         }
+    }
+
+    fn exact(&self) -> Result<Exact, String> {
+        if !self.divides {
+            return Err("the output has the reciprocal of its scale for all weights, which rounds".to_owned());
+        }
+        if !self.weights_only {
+            return Err("its inputs are quantized in a way that is not written".to_owned());
+        }
+        let scheme = Scheme {
+            bits: Bits::Four,
+            symmetric: true,
+            granularity: Granularity::Group(GROUP as usize),
+            scale_type: FloatType::Bf16,
+            storage: Storage::Nvfp4,
+        };
+        Ok(Exact { scheme, activations: ActivationScheme::None, because: "codes and scales copied" })
+    }
+
+    fn relabel_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut Integers) -> Result<(), String> {
+        let (row, bytes, groups) = (row - fetched.rows.start, self.columns / 2, self.columns / GROUP);
+        let of_all = fetched.bytes(2, 0, 4)?;
+        finite_scale(scale(Dtype::F32, of_all, 0))?;
+        let scales = fetched.bytes(1, row * groups, groups)?;
+        if scales.iter().any(|scale| E4M3[usize::from(*scale)].is_nan()) {
+            return Err("has a scale that is no number".to_owned());
+        }
+        out.codes.extend_from_slice(fetched.bytes(0, row * bytes, bytes)?);
+        out.scales.extend_from_slice(scales);
+        out.global_scale = of_all.to_vec();
+        Ok(())
     }
 
     fn decode_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut [f32]) -> Result<(), String> {

@@ -5,7 +5,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::Encoding;
+use super::{Encoding, unquantized};
 use crate::format::Dtype;
 use crate::ids::TensorId;
 use crate::quant::{Integers, Scheme};
@@ -119,6 +119,23 @@ pub trait StoredMatrix: fmt::Debug + Send + Sync {
     /// # Errors
     /// If the row means no weights: the reason, as in [`ReadEncoding::recognize`].
     fn decode_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut [f32]) -> Result<(), String>;
+
+    /// Appends the weights of a row, little endian and each rounded once, in the float type that they mean. `weights` has the
+    /// columns of a row, and is memory to be used.
+    ///
+    /// # Errors
+    /// As [`StoredMatrix::decode_row`].
+    fn append_row(
+        &self,
+        fetched: &Fetched<'_>,
+        row: u64,
+        (dtype, out): (Dtype, &mut Vec<u8>),
+        weights: &mut [f32],
+    ) -> Result<(), String> {
+        self.decode_row(fetched, row, weights)?;
+        unquantized::write(weights, dtype, out);
+        Ok(())
+    }
 
     /// Whether the family's own files hold these weights with the last two axes changed if they are plain numbers: so they are
     /// written then.

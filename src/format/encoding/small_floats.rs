@@ -3,16 +3,7 @@
 use half::{bf16, f16};
 
 use crate::format::Dtype;
-pub(super) use crate::quant::small_floats::{E2M1, E4M3, E5M2};
-
-/// 2^(code − 127); 255 is NaN. Code 0 is subnormal in F32.
-pub(super) fn e8m0(code: u8) -> f32 {
-    match code {
-        255 => f32::NAN,
-        0 => f32::from_bits(1 << 22),
-        _ => f32::from_bits(u32::from(code) << 23),
-    }
-}
+pub(super) use crate::quant::small_floats::{E2M1, E4M3, E5M2, e4m3, e8m0};
 
 /// The scale with this number. None if there is none, or if scales cannot have this type.
 pub(super) fn scale(dtype: Dtype, bytes: &[u8], number: usize) -> Option<f32> {
@@ -40,17 +31,5 @@ pub(super) fn finite_scale(scale: Option<f32>) -> Result<f32, String> {
     match scale.is_finite() {
         true => Ok(scale),
         false => Err(format!("has a scale that is no finite number ({scale})")),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn exponents_have_the_values_of_the_format() {
-        assert_eq!(e8m0(127), 1.0);
-        assert_eq!(e8m0(0), 2f32.powi(-127));
-        assert!(e8m0(255).is_nan());
     }
 }

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use serde_json::Value;
 
-use super::{Catalog, Fetched, ReadEncoding, Recognized, StoredTensor};
+use super::{Catalog, Fetched, ReadEncoding, Recognized, StoredTensor, unquantized};
 use crate::format::Dtype;
 use crate::ids::TensorId;
 use crate::quant::Integers;
@@ -39,6 +39,12 @@ impl TestModel {
         self.fetched(codes, found, rows, |fetched, row| {
             let mut weights = vec![f32::MAX; columns];
             found.matrix.decode_row(fetched, row, &mut weights)?;
+            // The way to bytes is another one in some encodings.
+            let (mut bytes, mut appended) = (Vec::new(), Vec::new());
+            unquantized::write(&weights, found.dtype, &mut bytes);
+            let to = (found.dtype, &mut appended);
+            found.matrix.append_row(fetched, row, to, &mut vec![f32::MAX; columns])?;
+            assert!(appended == bytes, "row {row}");
             out.append(&mut weights);
             Ok(())
         })?;

@@ -4,8 +4,8 @@ use proptest::prelude::*;
 
 use super::{ALL, Contents, of, readable};
 use crate::quant::{
-    Bits, Float8, FloatType, Granularity, Isa, Observer, Quantized, Quantizer, Role, Scheme, Scratch, Solver,
-    Storage,
+    Bits, Float4, Float8, FloatType, Granularity, Isa, Observer, Quantized, Quantizer, Role, Scheme, Scratch,
+    Solver, Storage,
 };
 
 fn schemes() -> impl Strategy<Value = Scheme> {
@@ -23,6 +23,14 @@ fn schemes() -> impl Strategy<Value = Scheme> {
         scale_type,
         storage: Storage::Float8,
     });
+    let nibbles = Scheme {
+        bits: Bits::Four,
+        symmetric: true,
+        granularity: Granularity::Group(32),
+        scale_type: FloatType::Bf16,
+        storage: Storage::Mxfp4,
+    };
+    let scaled = Scheme { granularity: Granularity::Group(16), storage: Storage::Nvfp4, ..nibbles };
     let integers = (bits, any::<bool>(), granularity, scale_type, storage).prop_map(
         |(bits, symmetric, granularity, scale_type, storage)| Scheme {
             bits,
@@ -32,7 +40,7 @@ fn schemes() -> impl Strategy<Value = Scheme> {
             storage,
         },
     );
-    prop_oneof![4 => integers, 1 => floats]
+    prop_oneof![4 => integers, 1 => floats, 1 => Just(nibbles), 1 => Just(scaled)]
 }
 
 proptest! {
@@ -47,12 +55,18 @@ proptest! {
         let columns = groups * 32;
         let solver: Box<dyn Solver> = match scheme.storage {
             Storage::Float8 => Box::new(Float8::new(scheme, FloatType::F32, columns)),
+            Storage::Mxfp4 | Storage::Nvfp4 => Box::new(Float4::new(scheme, FloatType::F32, columns)),
             _ => Box::new(Quantizer::new(scheme, Observer::Minmax, FloatType::F32, columns, Isa::Portable)),
         };
         let weights: Vec<f32> = (0..rows * columns).map(|i| seed[i * 7 % 64] * (1 + i % 5) as f32).collect();
         let bytes: Vec<u8> = weights.iter().flat_map(|weight| weight.to_le_bytes()).collect();
         let (mut quantized, mut scratch) = (Quantized::default(), Scratch::default());
 
+        let params = (solver.survey_passes() > 0).then(|| {
+            let mut survey = solver.begin_survey();
+            survey.merge(solver.survey(&survey, &bytes, rows).unwrap());
+            solver.tensor_params(&survey).unwrap()
+        });
         let written = ALL.iter().filter_map(|encoding| encoding.written());
         for encoding in written.filter(|encoding| encoding.stores(&scheme)) {
         let parts = encoding.parts(&scheme, rows as u64, columns as u64);
@@ -62,7 +76,7 @@ proptest! {
         for first in (0..rows).step_by(step) {
             let count = step.min(rows - first);
             let tile = &bytes[first * columns * 4..(first + count) * columns * 4];
-            solver.solve(None, tile, first..first + count, &mut quantized, &mut scratch).unwrap();
+            solver.solve(params.as_ref(), tile, first..first + count, &mut quantized, &mut scratch).unwrap();
             for (part, stored) in parts.iter().zip(&mut stored) {
                 let Some((start, bytes)) = part.of_tile(first as u64, quantized.part(part.role)) else {
                     continue;
@@ -83,7 +97,7 @@ proptest! {
             Some(stored[at].as_slice())
         };
         let decoded = encoding.decode(&scheme, rows, columns, &of_role).expect("all parts are there");
-        solver.solve(None, &bytes, 0..rows, &mut quantized, &mut scratch).unwrap();
+        solver.solve(params.as_ref(), &bytes, 0..rows, &mut quantized, &mut scratch).unwrap();
         let mut meant = Vec::new();
         solver.dequantize(quantized.view(), rows, &mut meant, &mut scratch);
         prop_assert_eq!(decoded, scheme.scale_type.widen(&meant));

@@ -1,4 +1,4 @@
-//! Rules about floats of eight bits: as weights, and as activations beside integers.
+//! Rules about floats of eight and four bits: as weights, and those of eight as activations beside integers.
 //!
 //! Those of vLLM were read in `compressed_tensors.py`, `compressed_tensors_moe.py`, `fp8_utils.py` and
 //! `mixed_precision/cutlass.py`, in copies that do not say their version; that of transformers was tried. That of SGLang is
@@ -6,6 +6,7 @@
 
 use super::{Engine, Manner, Refusal, Subject, is_expert};
 use crate::layer::LayerType;
+use crate::model::Dtype;
 use crate::quant::{Bits, Granularity, Storage};
 use crate::stage::ActivationScheme;
 
@@ -97,4 +98,81 @@ pub(super) fn integers_with_fp8_activations_in_sglang(subject: &Subject<'_>) -> 
         help: "Leave `activations` out, or export with `target: vllm`.".to_owned(),
         manner: Manner::Loudly,
     })
+}
+
+/// transformers decodes floats of four bits to BF16 whatever the model's type is, and the products with inputs of another type end
+/// in an error.
+pub(super) fn four_bits_in_another_type(subject: &Subject<'_>) -> Option<Refusal> {
+    let is_refused = is_float4(subject) && subject.source != Dtype::Bf16;
+    is_refused.then(|| Refusal {
+        engine: Engine::Transformers,
+        code: "plan::transformers-fp4-type",
+        message: format!(
+            "transformers decodes 4-bit floats to BF16, and does not run this {} model with them",
+            subject.source.name()
+        ),
+        key: "targets",
+        help: "Load the model with `dtype=\"bfloat16\"`, or quantize a copy of it in BF16.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// The one kernel of vLLM for MXFP4 weights has BF16 inputs alone.
+pub(super) fn mxfp4_in_f16(subject: &Subject<'_>) -> Option<Refusal> {
+    let is_refused = subject.spec.scheme.storage == Storage::Mxfp4 && subject.source == Dtype::F16;
+    is_refused.then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-mxfp4-f16",
+        message: "vLLM runs MXFP4 weights in BF16 only, and this model is F16".to_owned(),
+        key: "targets",
+        help: "Serve it with `--dtype bfloat16`, or quantize a copy of the model in BF16.".to_owned(),
+        manner: Manner::Sometimes,
+    })
+}
+
+/// SGLang has no scheme for MXFP4 weights of compressed-tensors beside inputs that stay as they are.
+pub(super) fn mxfp4_in_sglang(subject: &Subject<'_>) -> Option<Refusal> {
+    let is_refused = subject.spec.scheme.storage == Storage::Mxfp4;
+    is_refused.then(|| Refusal {
+        engine: Engine::Sglang,
+        code: "plan::sglang-mxfp4",
+        message: "SGLang does not load MXFP4 weights in the layout of compressed-tensors".to_owned(),
+        key: "targets",
+        help: "Use `quantize-int4`, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// transformers merges the experts of a layer and leaves out the scale for all weights of each ("unexpected keys" and no error).
+pub(super) fn nvfp4_experts(subject: &Subject<'_>) -> Option<Refusal> {
+    let is_refused = subject.spec.scheme.has_global_scale() && is_expert(subject);
+    is_refused.then(|| Refusal {
+        engine: Engine::Transformers,
+        code: "plan::transformers-nvfp4-experts",
+        message: "transformers misreads NVFP4 experts: it leaves out the scales for all of their weights"
+            .to_owned(),
+        key: "targets",
+        help: "Use `quantize-mxfp4` or `quantize-int4` for the experts, or export with `target: vllm`."
+            .to_owned(),
+        manner: Manner::Silently,
+    })
+}
+
+/// SGLang has schemes of NVFP4 experts whose inputs are NVFP4, too.
+pub(super) fn nvfp4_experts_in_sglang(subject: &Subject<'_>) -> Option<Refusal> {
+    let is_refused = subject.spec.scheme.has_global_scale() && is_expert(subject);
+    is_refused.then(|| Refusal {
+        engine: Engine::Sglang,
+        code: "plan::sglang-nvfp4-experts",
+        message: "SGLang does not load NVFP4 experts whose activations stay as they are".to_owned(),
+        key: "targets",
+        help: "Use `quantize-int4` for the experts, or export with `target: vllm`.".to_owned(),
+        manner: Manner::Loudly,
+    })
+}
+
+/// Whether weights are floats of four bits.
+fn is_float4(subject: &Subject<'_>) -> bool {
+    let scheme = &subject.spec.scheme;
+    scheme.storage.is_float() && scheme.bits == Bits::Four
 }

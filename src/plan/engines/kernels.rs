@@ -160,6 +160,13 @@ pub(super) const KERNELS: &[Kernel] = &[
     },
     Kernel {
         server: Server::Vllm,
+        name: "Marlin for FP4",
+        machines: "NVIDIA GPUs",
+        needs: "columns in multiples of 128 and rows of 64, or columns of 64 and rows of 128",
+        takes: marlin_fp4,
+    },
+    Kernel {
+        server: Server::Vllm,
         name: "CUTLASS W4A8",
         machines: "Hopper GPUs",
         needs: "BF16; int4 in groups of 128 with FP8 activations; rows and columns in multiples of 128",
@@ -305,8 +312,18 @@ fn cutlass_w4a8(matrix: &Matrix) -> Result<(), Unfit> {
     multiple("rows", matrix.rows, 128)
 }
 
+fn marlin_fp4(matrix: &Matrix) -> Result<(), Unfit> {
+    only(matrix.scheme.storage.is_float() && matrix.scheme.bits == Bits::Four)?;
+    marlin_tiles(matrix)
+}
+
 fn sglang_marlin(matrix: &Matrix) -> Result<(), Unfit> {
     marlin_scheme(matrix)?;
+    marlin_tiles(matrix)
+}
+
+/// Shapes that Marlin takes if nothing pads them.
+fn marlin_tiles(matrix: &Matrix) -> Result<(), Unfit> {
     let Matrix { rows, cols, .. } = *matrix;
     let fits = |by_rows: u64, by_cols: u64| rows.is_multiple_of(by_rows) && cols.is_multiple_of(by_cols);
     if fits(64, 128) || fits(128, 64) {

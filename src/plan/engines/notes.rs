@@ -2,6 +2,7 @@
 
 use crate::model::ModelFolder;
 use crate::plan::Task;
+use crate::plan::kv_cache;
 use crate::plan::layout::ExportPlan;
 use crate::plan::output_tensor::Content;
 use crate::quant::{Bits, Storage};
@@ -15,7 +16,7 @@ const SIGNED: &str = "negative scales run in transformers and on vLLM's CPU back
 /// Notes that are worth knowing but no reason to change a recipe: kernels that are missing on some machines.
 pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Vec<String> {
     let Content { model, decisions, tasks, .. } = content;
-    let mut notes: Vec<String> = not_loaded(model).into_iter().collect();
+    let mut notes: Vec<String> = not_loaded(model).into_iter().chain(kv_cache::note(model)).collect();
     let formatted = exports
         .iter()
         .any(|export| export.format == Format::CompressedTensors && export.target != Target::Transformers);

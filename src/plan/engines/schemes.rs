@@ -3,7 +3,7 @@
 use super::{Engine, Manner, Refusal, Subject, servers_do_not};
 use crate::layer::LayerType;
 use crate::model::Dtype;
-use crate::quant::{Bits, FloatType, Granularity, Storage};
+use crate::quant::{Bits, FloatType, Granularity, Scheme, Storage};
 use crate::stage::ActivationScheme;
 use crate::stage::export::Target;
 
@@ -45,8 +45,10 @@ pub(super) fn rounded_scales(subject: &Subject<'_>) -> Option<Refusal> {
         Dtype::F16 => scales != FloatType::F16,
         _ => false,
     };
-    let is_float = subject.spec.scheme.storage == Storage::Float8;
-    is_rounded.then(|| Refusal {
+    let Scheme { storage, bits, .. } = subject.spec.scheme;
+    let is_float = storage.is_float();
+    // Scales of four-bit floats are no floats of the model's type.
+    (is_rounded && !(is_float && bits == Bits::Four)).then(|| Refusal {
         // Of floats vLLM holds them in F32.
         engine: if is_float { Engine::Transformers } else { Engine::All },
         code: "plan::rounded-scales",
@@ -190,7 +192,8 @@ pub(super) fn int8_with_zero_points(subject: &Subject<'_>) -> Option<Refusal> {
 /// Group sizes that every WNA16 kernel takes are 32, 64 and 128; SGLang has kernels of these alone.
 pub(super) fn unusual_group(subject: &Subject<'_>) -> Option<Refusal> {
     let Granularity::Group(size) = subject.spec.scheme.granularity else { return None };
-    (weights_only(subject) && !matches!(size, 32 | 64 | 128)).then(|| Refusal {
+    let is_integer = !subject.spec.scheme.storage.is_float();
+    (is_integer && weights_only(subject) && !matches!(size, 32 | 64 | 128)).then(|| Refusal {
         engine: Engine::Servers,
         code: code(subject, "plan::vllm-group-size", "plan::sglang-group-size"),
         message: match subject.target {

@@ -29,7 +29,7 @@ fn strange(case: &Case, seed: u64) -> Quantized {
         .collect();
     let mut bytes = Vec::new();
     scheme.scale_type.narrow(&scales, &mut bytes);
-    Quantized { codes, scales: bytes, zero_points }
+    Quantized { codes, scales: bytes, zero_points, global_scale: Vec::new() }
 }
 
 /// For any stored bytes, the distortion is that of their dequantized weights, on every instruction set.

@@ -42,7 +42,7 @@ impl<'a> Reader<'a> {
         let (scheme, cols) = (&quantizer.scheme, quantizer.cols);
         let (flip, bias) = match scheme.storage {
             Storage::Packed => (0, -scheme.bits.qmin()),
-            Storage::Plain | Storage::Float8 => (0x80, 128),
+            _ => (0x80, 128),
         };
         let group_cols = scheme.group_cols(cols).max(1);
         let mut reader = Self {

@@ -6,10 +6,11 @@
 use std::ops::Range;
 
 use super::Solver;
+use super::compare::Blocks;
 use crate::quant::small_floats::{E4M3, E4M3_MAX, nearest_e4m3};
 use crate::quant::{
     BadValue, BadWeight, Distortion, FloatType, Granularity, Importance, Quantized, QuantizedView, Scheme,
-    Scratch, TensorParams, WorstGroup,
+    Scratch, TensorParams,
 };
 
 /// Stores matrices of one width as E4M3.
@@ -104,6 +105,22 @@ impl Float8 {
     }
 }
 
+impl Float8 {
+    /// The weights that codes and scales mean, rounded to the type of the scales.
+    fn meant(&self, quantized: QuantizedView<'_>) -> Vec<f32> {
+        let scale_type = self.scheme.scale_type;
+        let scales = scale_type.widen(quantized.scales);
+        let [_, width] = self.block();
+        let mut meant = Vec::with_capacity(quantized.codes.len());
+        for (codes, scales) in self.rows(quantized.codes, &scales) {
+            for (codes, scale) in codes.chunks(width).zip(scales) {
+                meant.extend(codes.iter().map(|code| scale_type.round(E4M3[usize::from(*code)] * scale)));
+            }
+        }
+        meant
+    }
+}
+
 impl Solver for Float8 {
     fn scheme(&self) -> &Scheme {
         &self.scheme
@@ -139,39 +156,8 @@ impl Solver for Float8 {
 
     fn measure(&self, tile: &[u8], quantized: QuantizedView<'_>, _: usize, _: &mut Scratch) -> Distortion {
         let weights = self.source.widen(tile);
-        let scales = self.scheme.scale_type.widen(quantized.scales);
-        let ([height, width], groups) = (self.block(), self.groups());
-        let importance = self.importance.as_ref().map(Importance::columns);
-        let mut all = Distortion { count: weights.len() as u64, ..Distortion::default() };
-        let mut of_blocks = vec![[0.0_f64; 2]; scales.len()];
-        let lines = weights.chunks(self.columns.max(1)).zip(self.rows(quantized.codes, &scales));
-        for (row, (line, (codes, scales))) in lines.enumerate() {
-            for (column, (&weight, &code)) in line.iter().zip(codes).enumerate() {
-                let group = column / width;
-                let meant = self.scheme.scale_type.round(E4M3[usize::from(code)] * scales[group]);
-                let error = weight - meant;
-                let (w, e) = (f64::from(weight), f64::from(weight) - f64::from(meant));
-                all.cross += w * e;
-                let block = &mut of_blocks[row / height * groups + group];
-                block[0] += w * w;
-                block[1] += e * e;
-                if let Some(importance) = importance {
-                    all.weighted_signal += f64::from(importance[column]) * w * w;
-                    all.weighted_noise += f64::from(importance[column]) * e * e;
-                }
-                if error.abs() > all.max_abs_error || error.is_nan() {
-                    (all.max_abs_error, all.max_abs_error_at) = (error.abs(), (row, column));
-                }
-                all.max_abs_weight = all.max_abs_weight.max(meant.abs());
-            }
-        }
-        for (block, [signal, noise]) in of_blocks.into_iter().enumerate() {
-            all.signal += signal;
-            all.noise += noise;
-            let (row, group) = (block / groups.max(1) * height, block % groups.max(1));
-            all.offer_group(WorstGroup { row, group, signal, noise });
-        }
-        all
+        let blocks = Blocks { columns: self.columns, block: self.block() };
+        blocks.distortion(&weights, &self.meant(quantized), self.importance.as_ref())
     }
 
     fn faint_signal(&self, tile: &[u8], quantized: QuantizedView<'_>, _: usize) -> f64 {
@@ -198,17 +184,7 @@ impl Solver for Float8 {
 
     fn dequantize(&self, quantized: QuantizedView<'_>, _: usize, out: &mut Vec<u8>, _: &mut Scratch) {
         out.clear();
-        let scale_type = self.scheme.scale_type;
-        let scales = scale_type.widen(quantized.scales);
-        let [_, width] = self.block();
-        let mut line = Vec::with_capacity(self.columns);
-        for (codes, scales) in self.rows(quantized.codes, &scales) {
-            line.clear();
-            for (codes, scale) in codes.chunks(width).zip(scales) {
-                line.extend(codes.iter().map(|code| E4M3[usize::from(*code)] * scale));
-            }
-            scale_type.narrow(&line, out);
-        }
+        self.scheme.scale_type.narrow(&self.meant(quantized), out);
     }
 }
 

@@ -17,7 +17,7 @@ use crate::fs::regular::Same;
 use crate::ids::{ExportId, FileId, IdVec, OutputTensorId, ShardId, TaskId, TensorId, each};
 use crate::plan::Checks;
 use crate::plan::fingerprint::Prints;
-use crate::plan::{ExportPlan, Plan};
+use crate::plan::{ExportPlan, Plan, shared_scales};
 use crate::publish::staging::FileStart;
 use crate::run::incremental::previous::{Store, Stores, Wanted};
 use crate::run::incremental::record::{Finished, WrittenPart};
@@ -117,6 +117,7 @@ impl<'s> Reuse<'s> {
         }
         check_sources(plan, source, stores, &mut tensors, workers)?;
         check_outputs(stores, &mut tensors, workers)?;
+        drop_torn(plan, stores, &mut tensors);
         let mut reuse = Self { prints, stores, tensors, starts: IdVec::new() };
         reuse.starts = plan
             .exports
@@ -317,6 +318,24 @@ fn check_outputs(
         tensors.is_taken[tensor] = false;
     }
     Ok(())
+}
+
+/// Drops tensors that share a scale with one that is made anew: it may be another by then. So it may be if only one of them is of a
+/// run that was interrupted.
+fn drop_torn(plan: &Plan, stores: &IdVec<ExportId, Stores>, tensors: &mut Tensors<'_>) {
+    for group in shared_scales::tensors(plan.content()) {
+        let is_whole = stores.numbered().all(|(export, stores)| {
+            let run = |tensor: &TensorId| {
+                let taken = tensors.of(*tensor, export)?;
+                Some(stores.stores[taken.store].is_staging)
+            };
+            let first = group.first().and_then(run);
+            first.is_some() && group.iter().all(|tensor| run(tensor) == first)
+        });
+        if !is_whole {
+            group.iter().for_each(|tensor| tensors.is_taken[*tensor] = false);
+        }
+    }
 }
 
 /// The checksum of a part of a file; of less of it, if the run is cancelled.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use crate::finding::Failure;
 use crate::ids::{IdVec, TaskId};
-use crate::plan::Plan;
 use crate::plan::select::float_type;
-use crate::quant::{Chosen, Float8, FloatType, Isa, Observer, Quantizer, Scheme, Solver, Storage};
+use crate::plan::{Plan, shared_scales};
+use crate::quant::{Chosen, Float4, Float8, FloatType, Isa, Observer, Quantizer, Scheme, Solver, Storage};
 use crate::run::chosen_codes::read_rows;
 
 /// Solvers, made once: preparing a search for ranges takes too long to do it for each tile.
@@ -31,17 +31,24 @@ struct OfKind {
 pub(crate) type Kind = (Scheme, Observer, FloatType, usize);
 
 impl<'p> Solvers<'p> {
-    /// Of some of a plan's tasks.
+    /// Of some of a plan's tasks, and of those that share scales with them.
     pub(crate) fn new(plan: &'p Plan, tasks: &[TaskId], isa: Isa) -> Self {
         let mut kinds: Vec<OfKind> = Vec::new();
         let mut of = plan.tasks.map(|_| None);
-        for &index in tasks {
+        let mut is_wanted = plan.tasks.map(|_| false);
+        tasks.iter().for_each(|&task| is_wanted[task] = true);
+        let is_shared = |group: &Vec<TaskId>| group.iter().any(|task| is_wanted[*task]);
+        let shared = shared_scales::groups(plan.content()).into_iter().filter(is_shared).flatten();
+        for index in tasks.iter().copied().chain(shared) {
             let Some(kind) = kind(plan, index) else { continue };
             let at = kinds.iter().position(|known| known.kind == kind).unwrap_or_else(|| {
                 let (scheme, observer, source, columns) = kind;
                 let solver: Box<dyn Solver> = match scheme.storage {
                     Storage::Float8 => Box::new(Float8::new(scheme, source, columns)),
-                    _ => Box::new(Quantizer::new(scheme, observer, source, columns, isa)),
+                    Storage::Mxfp4 | Storage::Nvfp4 => Box::new(Float4::new(scheme, source, columns)),
+                    Storage::Packed | Storage::Plain => {
+                        Box::new(Quantizer::new(scheme, observer, source, columns, isa))
+                    }
                 };
                 kinds.push(OfKind { kind, solver, first: index });
                 kinds.len() - 1

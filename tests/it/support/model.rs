@@ -36,6 +36,11 @@ impl Model {
         Self::sized(HIDDEN, INTERMEDIATE)
     }
 
+    /// A model without tensors.
+    pub fn empty(config: Map<String, Value>) -> Self {
+        Self { config, tensors: Vec::new(), shards: 2 }
+    }
+
     /// A Llama whose embeddings are its head.
     pub fn tied() -> Self {
         let mut model = Self::llama();
