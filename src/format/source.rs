@@ -6,19 +6,27 @@
 
 use std::fmt::Debug;
 use std::io::{self, ErrorKind, Read};
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::handles::Handle;
 use crate::fs::{positioned, regular};
 
 pub use identity::Identity;
+pub use trouble::Trouble;
 
+pub(crate) mod ahead;
+#[cfg(feature = "cloud")]
+mod cloud;
 pub mod folder;
 pub(crate) mod hub_cache;
 mod hub_layout;
 mod identity;
+mod stores;
+mod trouble;
 
 /// Codes of findings about sources, stable names for scripts.
 pub mod code {
@@ -28,10 +36,19 @@ pub mod code {
     pub const NOT_A_MODEL: &str = "model::not-a-model";
     /// A file system call failed.
     pub const IO: &str = "model::io";
+    /// A store or the Hub did not let it be read.
+    pub const DENIED: &str = "model::denied";
+    /// A store or the Hub did not answer, or not with what was asked for.
+    pub const UNREACHABLE: &str = "model::unreachable";
+    /// This build cannot read such a source.
+    pub const NOT_BUILT: &str = "model::not-built";
 }
 
 /// The kinds of values of `model`, for help texts.
 pub const GIVE: &str = "Give a model's folder, one `.safetensors` file, or `hf://org/name`.";
+
+/// Takes the bytes of a range that was asked for, in whatever thread they come.
+pub type Done = Box<dyn FnOnce(io::Result<Vec<u8>>) + Send>;
 
 /// A place that a model is read from.
 pub trait Source: Debug + Send + Sync {
@@ -57,6 +74,16 @@ pub trait Source: Debug + Send + Sync {
 
     /// The folder on this machine that holds the blobs. Outputs must not lie in it.
     fn folder(&self) -> Option<&Path> {
+        None
+    }
+
+    /// Whether its blobs come over a network, so that ranges are to be asked for before they are needed.
+    fn is_remote(&self) -> bool {
+        false
+    }
+
+    /// The commit that a name on the Hub stood for when the source was opened.
+    fn revision(&self) -> Option<&str> {
         None
     }
 
@@ -99,6 +126,13 @@ pub trait Blob: Debug + Send + Sync {
     /// If they cannot be read. [`ErrorKind::UnexpectedEof`] if the blob ends before.
     fn read_exact_at(&self, offset: u64, buffer: &mut [u8]) -> io::Result<()> {
         positioned::fill(buffer, offset, |buffer, offset| self.read_at(offset, buffer))
+    }
+
+    /// Asks for a range, and does not wait for it if the source can do so. `done` takes the bytes, perhaps at once.
+    fn begin(&self, range: Range<u64>, done: Done) {
+        let mut bytes = vec![0; usize::try_from(range.end.saturating_sub(range.start)).unwrap_or(0)];
+        let read = self.read_exact_at(range.start, &mut bytes);
+        done(read.map(|()| bytes));
     }
 
     /// The file on this machine that it is: the system copies files faster than this program.
@@ -198,7 +232,7 @@ pub struct Scheme {
 }
 
 /// The sources, by the beginning of a recipe's `model`. The last one takes every word that is left.
-pub const ALL: [Scheme; 2] = [hub_cache::SCHEME, folder::SCHEME];
+pub const ALL: [Scheme; 4] = [hub_cache::SCHEME, stores::S3, stores::GS, folder::SCHEME];
 
 fn scheme(word: &str) -> &'static Scheme {
     let [named @ .., last] = &ALL;
@@ -231,6 +265,9 @@ pub fn open(word: &str, base: &Path, follow: &[PathBuf]) -> Opened {
 /// The finding for something of a source that cannot be read.
 #[must_use]
 pub fn cannot_read(place: &str, error: &io::Error) -> Finding {
+    if let Some(trouble) = Trouble::of(error) {
+        return trouble.finding(place);
+    }
     let is_of_the_system = error.raw_os_error().is_some();
     let help = match error.kind() {
         ErrorKind::PermissionDenied if is_of_the_system => {
@@ -241,6 +278,14 @@ pub fn cannot_read(place: &str, error: &io::Error) -> Finding {
         _ => "Put the file itself there; `hf download` gets the files of a model.",
     };
     Finding::error(code::IO, format!("cannot read `{place}`: {error}")).help(help)
+}
+
+/// The failure of reading a model, by what was found: a store that does not answer may do so later.
+#[must_use]
+pub fn failure(findings: Vec<Finding>) -> Failure {
+    let mut errors = findings.iter().filter(|finding| finding.is_error()).peekable();
+    let is_temporary = errors.peek().is_some() && errors.all(|finding| finding.code == code::UNREACHABLE);
+    Failure { exit: if is_temporary { Exit::TryAgain } else { Exit::BadModel }, findings }
 }
 
 #[cfg(test)]

@@ -83,6 +83,22 @@ impl<'a> EncodedReader<'a> {
         Ok(())
     }
 
+    /// Gives the bytes of the files that [`EncodedReader::rows`] and [`EncodedReader::integers`] read for rows.
+    pub(crate) fn each_range(&self, rows: &MatrixRows, mut each: impl FnMut(ShardId, Range<u64>)) {
+        // Rows that are none are told when they are read.
+        let Ok((_, _, span)) = self.place(rows) else { return };
+        for part in 0..=self.encoded.parts.len() {
+            let index = part.checked_sub(1).map_or(self.tensor, |part| self.encoded.parts[part]);
+            let info = &self.folder.tensors[index];
+            let ranges = self.encoded.matrix.ranges(part, span.clone());
+            let bytes = ranges.bytes;
+            ranges.starts().for_each(|start| {
+                let start = info.offset + start;
+                each(info.shard, start..start + bytes);
+            });
+        }
+    }
+
     /// Where rows lie among all of the tensor: the first, the distance from each to the next, and all between them.
     fn place(&self, rows: &MatrixRows) -> Result<(u64, u64, Range<u64>), Failure> {
         let info = self.info;

@@ -9,9 +9,8 @@ use super::header::{self, Header};
 use super::name_index::NameIndex;
 use super::quantized;
 use super::tensor::{Shard, TensorInfo};
-use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Severity};
-use crate::format::source::{Blob, Dangling, Reader, Source, cannot_read};
+use crate::format::source::{Blob, Dangling, Reader, Source, cannot_read, failure};
 use crate::fs::regular::limit;
 use crate::ids::{IdVec, ShardId, TensorId};
 use crate::threads;
@@ -134,7 +133,7 @@ impl ModelFolder {
     /// # Errors
     /// If it cannot be opened, or is no longer a file in a place where the model's files may lie.
     pub fn open_other(&self, path: &str) -> Result<Box<dyn Blob>, Failure> {
-        self.source.open(path).map_err(|e| bad(vec![cannot_read(&self.source.place(path), &e)]))
+        self.source.open(path).map_err(|e| failure(vec![cannot_read(&self.source.place(path), &e)]))
     }
 
     /// Bytes of all tensors in the files.
@@ -183,7 +182,7 @@ fn read(
     if let Some(name) = source.single() {
         let unreadable = || source.open(name).err().map(|e| cannot_read(&source.name(), &e));
         if let Some(finding) = not_safetensors(name).or_else(unreadable) {
-            return Err(bad(vec![finding]));
+            return Err(failure(vec![finding]));
         }
     }
     let listing = Listing::of(source, &mut findings);
@@ -191,7 +190,7 @@ fn read(
         && include.is_empty()
         && let Some(finding) = elsewhere::pipeline(source, &listing)
     {
-        return Err(bad(vec![finding]));
+        return Err(failure(vec![finding]));
     }
     let config = config.unwrap_or_else(|| read_config(source, &listing, &mut findings));
     let Choice { files: chosen, index } = if is_single_file {
@@ -203,7 +202,7 @@ fn read(
         if !findings.iter().any(Finding::is_error) {
             findings.push(no_weights(source, &listing));
         }
-        return Err(bad(findings));
+        return Err(failure(findings));
     }
     let (shards, mut tensors) = read_headers(source, &chosen, &mut findings);
     let mut names = NameIndex::of(&tensors);
@@ -248,7 +247,7 @@ fn read(
         check_duplicates(&Held { shards: &shards, tensors: &tensors, names: &names }, &mut findings);
     }
     if findings.iter().any(Finding::is_error) {
-        return Err(bad(findings));
+        return Err(failure(findings));
     }
     if refuses_quantized {
         findings.extend(quantized::left_parts(&tensors));
@@ -336,10 +335,6 @@ fn read_shard(source: &dyn Source, name: &str) -> Result<(Shard, Header), Vec<Fi
     let metadata = std::mem::take(&mut header.metadata);
     let (len, data_start, identity) = (blob.bytes(), header.data_start, blob.identity().clone());
     Ok((Shard { name: name.to_owned(), len, data_start, metadata, identity }, header))
-}
-
-fn bad(findings: Vec<Finding>) -> Failure {
-    Failure { exit: Exit::BadModel, findings }
 }
 
 #[cfg(test)]

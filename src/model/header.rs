@@ -17,6 +17,7 @@ use super::name::{Name, Names, SharedNames, Span};
 use super::shape::Shape;
 use crate::finding::Finding;
 use crate::format::Dtype;
+use crate::format::source::Trouble;
 
 /// The longest header that is accepted, as in the reference implementation.
 pub const MAX_HEADER: u64 = 100_000_000;
@@ -113,7 +114,10 @@ pub fn read(mut source: impl Read, len: u64, file: &str) -> Result<Header, Vec<F
 }
 
 fn unreadable(file: &str, error: &std::io::Error) -> Finding {
-    Finding::error(code::IO, format!("cannot read `{file}`: {error}"))
+    match Trouble::of(error) {
+        Some(trouble) => trouble.finding(file),
+        None => Finding::error(code::IO, format!("cannot read `{file}`: {error}")),
+    }
 }
 
 /// Checks the JSON of a header whose file has `len` bytes and its data from `data_start` on.

@@ -235,6 +235,17 @@ impl MatrixRows {
         Stretches { start, step: view.column_stride * element, count: view.cols, len, is_column: true }
     }
 
+    /// The bytes of the tensor that [`MatrixRows::gather`] reads, in its order.
+    pub(crate) fn reads(&self, element: u64) -> impl Iterator<Item = Range<u64>> + use<> {
+        let stretches = self.stretches(element);
+        let (len, is_empty) = (stretches.len, self.count() == 0 || self.view.cols == 0);
+        let count = if is_empty { 0 } else { stretches.count };
+        (0..count).map(move |n| {
+            let start = stretches.start + n * stretches.step;
+            start..start + len
+        })
+    }
+
     /// Fills `out` with the rows, row after row. `read` fills a buffer with the tensor's bytes from a position on;
     /// `scratch` is memory to be used again. `out` has [`MatrixRows::bytes`].
     ///

@@ -11,7 +11,8 @@ use super::tensor::{Shard, TensorInfo};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::encoding::unquantized;
-use crate::format::source::{Blob, Source};
+use crate::format::source::ahead::Ahead;
+use crate::format::source::{self, Blob, Source, Trouble};
 use crate::fs::handles::Replaced;
 
 /// A weight file, to be read at positions.
@@ -27,10 +28,18 @@ impl WeightFile {
     /// # Errors
     /// It cannot be opened, or is not the file whose header was read.
     pub(crate) fn open(source: &dyn Source, shard: &Shard) -> Result<Self, Failure> {
-        let failed = |e| fail(code::IO, format!("cannot open `{}`: {e}", source.place(&shard.name)));
+        let failed = |e| match Trouble::of(&e) {
+            Some(trouble) => source::failure(vec![trouble.finding(&source.place(&shard.name))]),
+            None => fail(code::IO, format!("cannot open `{}`: {e}", source.place(&shard.name))),
+        };
         let blob = source.open(&shard.name).map_err(failed)?;
         let opened = Self { blob, name: shard.name.clone() };
         if *opened.blob.identity() == shard.identity { Ok(opened) } else { Err(opened.changed()) }
+    }
+
+    /// The file, read through a budget for what is asked for ahead of its readers.
+    pub(crate) fn through(self, ahead: &Ahead) -> Self {
+        Self { blob: ahead.around(self.blob), ..self }
     }
 
     /// Whether the file is still as it was when its header was read.
@@ -42,7 +51,14 @@ impl WeightFile {
             Ok(identity) if identity == shard.identity => Ok(()),
             Ok(_) => Err(self.changed()),
             Err(e) if Replaced::is(&e) => Err(self.changed()),
-            Err(e) => Err(fail(code::IO, format!("cannot read `{}`: {e}", self.name))),
+            Err(e) => Err(self.unreadable(&e, format!("cannot read `{}`: {e}", self.name))),
+        }
+    }
+
+    fn unreadable(&self, error: &std::io::Error, message: String) -> Failure {
+        match Trouble::of(error) {
+            Some(trouble) => source::failure(vec![trouble.finding(&self.name)]),
+            None => fail(code::IO, message),
         }
     }
 
@@ -72,7 +88,8 @@ impl WeightFile {
                     finding.help("The file was cut off while it was read; get it again."),
                 )
             } else {
-                fail(code::IO, format!("cannot read {bytes} bytes at {offset} of `{}`: {e}", self.name))
+                let message = format!("cannot read {bytes} bytes at {offset} of `{}`: {e}", self.name);
+                self.unreadable(&e, message)
             }
         })
     }

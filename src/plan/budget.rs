@@ -4,6 +4,7 @@ use super::layout::ExportPlan;
 use super::output_tensor::{Content, logical_bytes};
 use super::statistics::Weighing;
 use crate::finding::Finding;
+use crate::format::source::ahead::BLOCK;
 use crate::text::units::counted;
 
 /// Source bytes of a tile, unless a row is longer. Tiles stay in a core's cache from reading to writing. Their size
@@ -29,6 +30,16 @@ const NAMES: usize = 4;
 /// dequantized weights, the same in the source's type, and some to spare.
 const BYTES_PER_TILE_BYTE: u64 = 6;
 
+/// Bytes of a remote source that are asked for or kept ahead of their readers: 25 Gbit/s at the 90 MB/s that a request of
+/// a store gets need 28 blocks at a time.
+const AHEAD_BYTES: u64 = 32 * BLOCK;
+
+/// The least of them: tiles of four files are read in turn.
+const LEAST_AHEAD_BYTES: u64 = 4 * BLOCK;
+
+/// What the client keeps beside these: connections, and what is on the way through them.
+const CLIENT_BYTES: u64 = 32 << 20;
+
 /// The memory bound of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
@@ -36,6 +47,8 @@ pub struct Budget {
     pub workers: usize,
     /// Source bytes of the largest tile.
     pub tile_bytes: u64,
+    /// Bytes of a remote source that are asked for or kept ahead of their readers. None of a source on this machine.
+    pub ahead: u64,
     /// Bound of the resident memory, in bytes.
     pub bound: u64,
 }
@@ -130,12 +143,20 @@ pub(super) fn budget(
     }
     let a_worker = worker_bytes(tile_bytes);
     let held = held(content, exports);
-    let base = BASE_BYTES + weighing.bytes + held;
+    let is_remote = model.source.is_remote();
+    let of_remote = |bytes: u64| if is_remote { bytes } else { 0 };
+    let least_ahead = of_remote(LEAST_AHEAD_BYTES);
+    let base = BASE_BYTES + weighing.bytes + held + of_remote(CLIENT_BYTES) + least_ahead;
     let fits = memory.map_or(usize::MAX, |memory| {
         usize::try_from(memory.saturating_sub(base) / a_worker).unwrap_or(usize::MAX)
     });
     match threads.min(fits) {
         0 => Err(TooLittle { least: base + a_worker, held, tensors: model.tensors.len() }),
-        workers => Ok(Budget { workers, tile_bytes, bound: base + a_worker * workers as u64 }),
+        workers => {
+            let bound = base + a_worker * workers as u64;
+            let room = memory.map_or(u64::MAX, |memory| memory.saturating_sub(bound));
+            let more = of_remote(AHEAD_BYTES - LEAST_AHEAD_BYTES).min(room);
+            Ok(Budget { workers, tile_bytes, ahead: least_ahead + more, bound: bound + more })
+        }
     }
 }

@@ -8,7 +8,7 @@ use super::verify;
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::format::source::{Identity, Reader};
+use crate::format::source::{self, Identity, Reader, Trouble};
 use crate::fs::exclusive::Folder;
 use crate::fs::identity::FileIdentity;
 use crate::fs::regular;
@@ -121,6 +121,9 @@ impl Carried {
 }
 
 fn cannot_read(place: &str, error: &io::Error) -> Failure {
+    if let Some(trouble) = Trouble::of(error) {
+        return source::failure(vec![trouble.finding(place)]);
+    }
     let message = format!("cannot read {place}: {error}");
     Failure::new(Exit::BadModel, Finding::error(code::IO, message))
 }

@@ -190,6 +190,9 @@ fn revision(plan: &Plan) -> Option<String> {
         .stages
         .iter()
         .any(|stage| matches!(stage, Stage::Load(load) if load.model.starts_with("hf://")));
+    if let Some(commit) = plan.model.source.revision() {
+        return Some(commit.to_owned());
+    }
     let folder = plan.model.source.folder().filter(|_| is_of_hub)?;
     folder.file_name().map(|name| name.to_string_lossy().into_owned())
 }

@@ -68,6 +68,7 @@ pub(super) fn stream(run: &Context<'_>, tasks: Vec<TaskId>) -> Result<(), Failur
     let reading = Reading { plan: run.plan, source: run.source, workers: run.workers };
     let params = survey(&reading, &solvers, &tasks)?;
     let pass = Pass { run, solvers: &solvers, params: &params };
+    let _ahead = run.source.read_ahead(&tasks, run.workers.cancel());
     let queue = Queue::new(run.plan, tasks);
     run.workers.each(|| queue.next(), |tile, buffers| pass.tile(tile, buffers))
 }
@@ -127,6 +128,7 @@ fn survey_pass(
     survey: &mut Survey,
 ) -> Result<(), Failure> {
     let (plan, task) = (run.plan, &run.plan.tasks[index]);
+    let _ahead = run.source.read_ahead(&[index], run.workers.cancel());
     let queue = Queue::new(plan, vec![index]);
     // Parts are merged in tile order as they come, so that no more of them wait than there are workers.
     let so_far = survey.clone();

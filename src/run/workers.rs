@@ -89,7 +89,9 @@ impl Workers {
             while !has_failed.load(Ordering::Relaxed)
                 && let Some((at, thing)) = next()
             {
-                if let Err(failure) = self.cancel.check().and_then(|()| work(thing, &mut memory)) {
+                let done = self.cancel.check().and_then(|()| work(thing, &mut memory));
+                // What waits for a network ends with whatever error when the run is cancelled.
+                if let Err(failure) = done.map_err(|failure| self.cancel.check().err().unwrap_or(failure)) {
                     has_failed.store(true, Ordering::Relaxed);
                     first.offer(at, failure);
                 }

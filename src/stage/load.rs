@@ -14,7 +14,8 @@ use crate::layer::pattern::Pattern;
 #[serde(deny_unknown_fields)]
 pub struct Load {
     /// A Hugging Face model directory (safetensors, one or many shards), one `.safetensors` file, or
-    /// `hf://org/name[@revision]`: that snapshot in the local Hub cache; nothing is downloaded.
+    /// `hf://org/name[@revision]`: that snapshot in the local Hub cache; nothing is downloaded. Builds with the feature `cloud` read
+    /// a model that is not in the cache from the Hub, and `s3://bucket/prefix` and `gs://bucket/prefix` from object stores.
     #[schemars(length(min = 1))]
     pub model: String,
     /// Globs over the names of the weight files to read, whatever an index says. Default: the files that the index names; without one

@@ -19,6 +19,8 @@ mod float8;
 mod gates;
 mod golden;
 mod hostile;
+#[cfg(feature = "cloud")]
+mod hub;
 mod imatrix;
 mod incremental;
 mod init;
@@ -52,6 +54,8 @@ mod signals;
 mod skips;
 mod sources;
 mod statistics_files;
+#[cfg(feature = "cloud")]
+mod stores;
 mod streaming;
 mod support;
 mod tokenizers;

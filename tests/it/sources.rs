@@ -116,9 +116,73 @@ fn a_blob_that_is_exchanged_after_its_header_was_read_is_never_used() {
     memory.put(&shard, fs::read(workspace.path("model").join(&shard)).expect("a shard"));
     let failure = run(&plan).expect_err("it changed");
     assert_eq!(failure.findings[0].code, model::code::CHANGED, "{failure}");
+    // The same if the weights were asked for ahead.
+    let memory = memory.remote();
+    let plan = plan_from(&recipe, &memory).expect("a plan");
+    memory.put(&shard, memory.get(&shard).expect("a shard").0.to_vec());
+    let failure = run(&plan).expect_err("it changed");
+    assert_eq!(failure.findings[0].code, model::code::CHANGED, "{failure}");
     memory.put("config.json", b"{".to_vec());
     let failure = plan_from(&recipe, &memory).expect_err("a broken configuration");
     assert_eq!(failure.findings[0].code, model::code::CONFIG, "{failure}");
+}
+
+/// Models whose weights are read in every way that there is, each with stages for them.
+fn models_to_read() -> Vec<(Model, &'static str)> {
+    let fp8 = {
+        const UP: &str = "model.layers.0.mlp.up_proj";
+        let bytes = (0..256 * 128_u32).map(|i| (i.wrapping_mul(2_654_435_761) >> 20) as u8 & 0xBF).collect();
+        let config = json!({"quant_method": "fp8", "weight_block_size": [128, 128]});
+        let mut model =
+            Model::llama().without(&format!("{UP}.weight")).with_config("quantization_config", config);
+        model.add_bytes(&format!("{UP}.weight"), Dtype::F8_E4M3, &[256, 128], bytes);
+        let scales = [0.01_f32, 0.03].iter().flat_map(|scale| scale.to_le_bytes()).collect();
+        model.add_bytes(&format!("{UP}.weight_scale_inv"), Dtype::F32, &[2, 1], scales);
+        model
+    };
+    let int4 = "  - stage: quantize-int4\n";
+    vec![
+        (Model::llama(), int4),
+        (Model::llama(), "  - stage: quantize-int8\n    granularity: tensor\n    observer: mse\n"),
+        (Model::llama().in_f64(), int4),
+        (experts("qwen3_5_moe", "model.layers.0.mlp.experts", false).stacked, int4),
+        (experts("llama4", "model.layers.0.feed_forward.experts", true).stacked, int4),
+        (fp8, "  - stage: quantize-int8\n"),
+    ]
+}
+
+#[test]
+fn weights_behind_a_network_are_asked_for_ahead_and_no_byte_otherwise() {
+    for (number, (model, stage)) in models_to_read().into_iter().enumerate() {
+        let workspace = Workspace::with(&model);
+        let stages = format!(
+            "  - stage: load\n    model: model\n{stage}  - stage: validate\n  - stage: export\n    path: out\n    digest: blake3\n"
+        );
+        let recipe = workspace.whole_recipe(&stages);
+        let written = || {
+            let mut files = files(&workspace.path("out"));
+            files.retain(|name, _| name != report::FILE_NAME);
+            files
+        };
+        workspace.run(&recipe).exits(0);
+        let from_folder = written();
+        let memory = Memory::of(&workspace.path("model")).remote();
+        for folder in ["model", "out"] {
+            fs::remove_dir_all(workspace.path(folder)).expect("a folder");
+        }
+        fs::remove_file(hidden::record(&workspace.path("out"))).expect("a record");
+        let plan = plan_from(&recipe, &memory).expect("a plan");
+        assert!(plan.budget.ahead > 0 && plan.budget.bound > plan.budget.ahead);
+        memory.traffic();
+        run(&plan).expect("a run");
+        let [at_once, ahead] = memory.traffic();
+        assert!(written() == from_folder, "other bytes of model {number}");
+        let weights: u64 = plan.model.shards.iter().map(|shard| shard.len).sum();
+        let others: u64 = plan.model.others.iter().map(|file| file.len).sum();
+        assert!(ahead >= weights, "{ahead} of {weights} of model {number}");
+        // What is carried over is read to be looked at, and to be copied.
+        assert!(at_once <= 2 * others, "{at_once} of model {number} were read at once");
+    }
 }
 
 /// The value of an FP8 byte (E4M3, without infinities).

@@ -18,6 +18,8 @@ use monoquant::run::{Options, Outcome, Silent};
 use tempfile::TempDir;
 
 pub mod headers;
+#[cfg(feature = "cloud")]
+pub mod http;
 pub mod layout;
 pub mod memory;
 mod model;
@@ -172,7 +174,7 @@ impl Workspace {
     pub fn program(&self, name: impl AsRef<OsStr>) -> Command {
         let mut command = Command::new(name);
         command.current_dir(self.root()).env_clear();
-        command.env("COLUMNS", "100").env("NO_COLOR", "1").stdin(Stdio::null());
+        command.env("COLUMNS", "100").env("NO_COLOR", "1").env("HF_HUB_OFFLINE", "1").stdin(Stdio::null());
         command
     }
 
@@ -277,6 +279,14 @@ impl Ended {
     pub fn exits(self, status: i32) -> Said {
         assert_eq!(self.status, Some(status), "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
         Said { stdout: self.stdout, stderr: self.stderr }
+    }
+
+    /// The exit status, and all that was said, on one line and without frames.
+    #[cfg(feature = "cloud")]
+    pub fn told(self) -> (i32, String) {
+        let said = format!("{} {}", self.stdout, self.stderr);
+        let words: Vec<&str> = said.split_whitespace().filter(|word| *word != "│").collect();
+        (self.status.expect("it was not killed"), words.join(" "))
     }
 }
 

@@ -1,6 +1,7 @@
-//! The source that is a snapshot in the local Hub cache, `hf://org/name@revision`.
+//! The source that is a model of the Hub, `hf://org/name@revision`: a snapshot in the local cache, or else, in builds with
+//! the feature `cloud`, the Hub itself.
 //!
-//! Nothing is downloaded. The cache's layout is that of `huggingface_hub`: `models--ORG--NAME/refs/REVISION` holds a
+//! Nothing is downloaded into the cache. Its layout is that of `huggingface_hub`: `models--ORG--NAME/refs/REVISION` holds a
 //! commit, `models--ORG--NAME/snapshots/COMMIT` its files. They are read as those of any folder.
 #![expect(clippy::disallowed_methods, reason = "this is the source that looks into the cache")]
 
@@ -9,7 +10,7 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::{Scheme, code, folder};
+use super::{Opened, Scheme, code, folder};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, nearest};
 use crate::fs::regular::{self, limit};
@@ -20,10 +21,57 @@ const PREFIX: &str = "hf://";
 /// A name on the Hub, with or without a revision.
 pub(super) const SCHEME: Scheme = Scheme {
     prefix: PREFIX,
-    path: |word, _| find(word).map(Some),
+    path: |word, _| match find(word) {
+        Ok(snapshot) => Ok(Some(snapshot)),
+        Err(absent) if absent.may_be_at_the_hub() => Ok(None),
+        Err(absent) => Err(absent.failure),
+    },
     arrives,
-    open: |word, _, follow| folder::open(&find(word)?, follow),
+    open: |word, _, follow| match find(word) {
+        Ok(snapshot) => folder::open(&snapshot, follow),
+        Err(absent) if absent.may_be_at_the_hub() => from_the_hub(word),
+        Err(absent) => Err(absent.failure),
+    },
 };
+
+/// Why there is no snapshot.
+#[derive(Debug)]
+struct Absent {
+    failure: Failure,
+    /// Whether the name is one, and only the cache does not have the model.
+    is_not_cached: bool,
+}
+
+impl Absent {
+    fn may_be_at_the_hub(&self) -> bool {
+        cfg!(feature = "cloud") && self.is_not_cached && !is_offline()
+    }
+}
+
+impl From<Failure> for Absent {
+    fn from(failure: Failure) -> Self {
+        Self { failure, is_not_cached: false }
+    }
+}
+
+/// Whether the environment forbids to ask the Hub.
+fn is_offline() -> bool {
+    let value = env::var("HF_HUB_OFFLINE").unwrap_or_default();
+    ["1", "on", "true", "yes"].contains(&value.to_ascii_lowercase().as_str())
+}
+
+/// The model at the Hub that a word stands for. Its name was looked at.
+#[cfg(feature = "cloud")]
+fn from_the_hub(word: &str) -> Opened {
+    let name = word.strip_prefix(PREFIX).unwrap_or(word);
+    let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
+    super::cloud::hub::open(word, repository, revision)
+}
+
+#[cfg(not(feature = "cloud"))]
+fn from_the_hub(word: &str) -> Opened {
+    folder::open(&find(word).map_err(|absent| absent.failure)?, &[])
+}
 
 /// The cache, by the environment.
 fn cache() -> Option<PathBuf> {
@@ -40,7 +88,7 @@ fn arrives(word: &str) -> Vec<PathBuf> {
 }
 
 /// The snapshot that a word stands for.
-fn find(word: &str) -> Result<PathBuf, Failure> {
+fn find(word: &str) -> Result<PathBuf, Absent> {
     let name = word.strip_prefix(PREFIX).unwrap_or(word);
     match cache() {
         Some(cache) => snapshot(name, &cache),
@@ -50,7 +98,8 @@ fn find(word: &str) -> Result<PathBuf, Failure> {
                 format!("`{word}`: there is no home folder to find the Hub cache in"),
             )
             .help("Set `HF_HUB_CACHE` to the folder of the cache."),
-        )),
+        )
+        .into()),
     }
 }
 
@@ -82,20 +131,22 @@ fn repository_folder(cache: &Path, parts: &[&str]) -> PathBuf {
 }
 
 /// The snapshot of `name`, which is `org/name` or `org/name@revision`, in a cache.
-fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
+fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Absent> {
     let (repository, revision) = name.split_once('@').unwrap_or((name, "main"));
     let Some(parts) = parts(repository) else {
         return Err(fail(
             Finding::error(code::NOT_FOUND, format!("`{PREFIX}{name}` does not name a model of the Hub"))
                 .help("Write `hf://org/name` or `hf://org/name@revision`."),
-        ));
+        )
+        .into());
     };
     // A revision may have slashes (`refs/pr/1`), but must stay below the folder.
     if !revision.split('/').all(is_name) {
         return Err(fail(Finding::error(
             code::NOT_FOUND,
             format!("`{revision}` cannot be a revision of a model"),
-        )));
+        ))
+        .into());
     }
     let download = if revision == "main" {
         format!("hf download {repository}")
@@ -112,25 +163,30 @@ fn snapshot(name: &str, cache: &Path) -> Result<PathBuf, Failure> {
         Ok(commit) => commit.trim().to_owned(),
         // A revision may be a commit itself.
         Err(error) if error.kind() == ErrorKind::NotFound && !reference.is_symlink() => revision.to_owned(),
-        Err(error) => return Err(unreadable(error.to_string())),
+        Err(error) => return Err(unreadable(error.to_string()).into()),
     };
     if commit.is_empty() {
-        return Err(unreadable("it is empty".to_owned()));
+        return Err(unreadable("it is empty".to_owned()).into());
     }
     if !is_name(&commit) && commit != revision {
-        return Err(unreadable("it holds no name".to_owned()));
+        return Err(unreadable("it holds no name".to_owned()).into());
     }
     let snapshot = folder.join("snapshots").join(&commit);
     if is_name(&commit) && snapshot.is_dir() {
         return Ok(snapshot);
     }
     let message = format!("`{PREFIX}{name}` is not in the Hub cache at `{}`", cache.display());
-    let mut finding = Finding::error(code::NOT_FOUND, message)
-        .help(format!("Nothing is downloaded by itself; get it with `{download}`."));
+    let how = match (cfg!(feature = "cloud"), is_offline()) {
+        (true, true) => {
+            format!("`HF_HUB_OFFLINE` is set, so the Hub is not asked; get it with `{download}`.")
+        }
+        _ => format!("Nothing is downloaded by itself; get it with `{download}`."),
+    };
+    let mut finding = Finding::error(code::NOT_FOUND, message).help(how);
     if let Some(near) = near_repository(&parts.join("--"), cache) {
         finding = finding.help(format!("The cache has `{PREFIX}{near}`."));
     }
-    Err(fail(finding))
+    Err(Absent { failure: fail(finding), is_not_cached: true })
 }
 
 /// The model in the cache whose name is nearest.
@@ -180,11 +236,11 @@ mod tests {
     #[test]
     fn what_is_not_there_says_how_to_get_it() {
         let cache = cache();
-        let failure = snapshot("org/tinny", cache.path()).unwrap_err();
+        let failure = snapshot("org/tinny", cache.path()).unwrap_err().failure;
         assert_eq!(failure.exit, Exit::BadModel);
         let help = failure.findings[0].help.join("\n");
         assert!(help.contains("hf download org/tinny") && help.contains("hf://org/tiny"), "{help}");
-        let failure = snapshot("org/tiny@gone", cache.path()).unwrap_err();
+        let failure = snapshot("org/tiny@gone", cache.path()).unwrap_err().failure;
         assert!(failure.findings[0].help.join("\n").contains("--revision gone"));
     }
 
@@ -194,7 +250,8 @@ mod tests {
         for name in
             ["../x", "a/b/c", "", "org/", "org/tiny@../../..", "org/tiny@evil", "/etc", "org/..", "org/tiny@"]
         {
-            assert!(snapshot(name, cache.path()).is_err(), "{name}");
+            let absent = snapshot(name, cache.path()).unwrap_err();
+            assert!(!absent.is_not_cached, "{name}");
         }
     }
 

@@ -7,6 +7,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use super::*;
+use crate::exit::Exit;
 use crate::finding::Severity;
 use crate::format::{Dtype, source};
 use crate::ids::{ShardId, TensorId};

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::format::source::{Blob, Reader};
+use crate::format::source::{self, Blob, Reader, Trouble};
 use crate::fs::regular;
 use crate::ids::{ExportId, IdVec};
 use crate::plan::Plan;
@@ -70,12 +70,15 @@ pub(crate) fn complete(
 }
 
 fn read_source(plan: &Plan, name: &str, cancel: &Cancel) -> Result<String, Failure> {
-    let source = &plan.model.source;
+    let model = &plan.model.source;
     let identify = |blob: Box<dyn Blob>| verify::identify("", Reader::new(&*blob), true, cancel);
-    let identified = source.open(name).and_then(identify);
+    let identified = model.open(name).and_then(identify);
     cancel.check()?;
     hash(identified).map_err(|error| {
-        let message = format!("cannot read {}: {error}", source.place(name));
+        if let Some(trouble) = Trouble::of(&error) {
+            return source::failure(vec![trouble.finding(&model.place(name))]);
+        }
+        let message = format!("cannot read {}: {error}", model.place(name));
         Failure::new(Exit::BadModel, Finding::error("model::io", message))
     })
 }

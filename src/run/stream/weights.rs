@@ -1,10 +1,12 @@
 //! The model's weight files, for the whole run: tiles of weights in a type that can be quantized, and their checksums.
 
 use std::convert::Infallible;
+use std::ops::Range;
 
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::finding::Failure;
+use crate::format::source::ahead::{Ahead, Reading};
 use crate::ids::{IdVec, ShardId, TaskId, TensorId};
 use crate::model::encoded::EncodedReader;
 use crate::model::read::{MatrixReader, WeightFile};
@@ -12,13 +14,15 @@ use crate::model::{MatrixRows, MatrixView, TensorInfo};
 use crate::plan::Plan;
 use crate::quant::Integers;
 use crate::run::stream::collector::Collector;
-use crate::run::stream::tiles::{Span, Tile};
+use crate::run::stream::tiles::{Queue, Span, Tile};
 
 /// Every weight file of the model.
 #[derive(Debug)]
 pub(crate) struct Weights<'p> {
     plan: &'p Plan,
     files: IdVec<ShardId, WeightFile>,
+    /// Where what comes over a network is kept until it is read.
+    ahead: Option<Ahead>,
 }
 
 /// A worker's memory for source bytes, reused for each tile.
@@ -43,10 +47,50 @@ impl<'p> Weights<'p> {
     /// # Errors
     /// If one cannot be opened, or is no longer the file whose header was read.
     pub(crate) fn open(plan: &'p Plan) -> Result<Self, Failure> {
-        let files = plan.model.shards.iter();
-        let files =
-            files.map(|shard| WeightFile::open(&*plan.model.source, shard)).collect::<Result<_, _>>()?;
-        Ok(Self { plan, files })
+        let source = &*plan.model.source;
+        let ahead = source.is_remote().then(|| Ahead::new(plan.budget.ahead));
+        let open = |shard| {
+            let file = WeightFile::open(source, shard)?;
+            Ok(match &ahead {
+                Some(ahead) => file.through(ahead),
+                None => file,
+            })
+        };
+        let files = plan.model.shards.iter().map(open).collect::<Result<_, Failure>>()?;
+        Ok(Self { plan, files, ahead })
+    }
+
+    /// Has the weights of tasks asked for in the order of their tiles, as far ahead as the budget allows, until the
+    /// result is dropped. None if they are on this machine.
+    pub(crate) fn read_ahead(&self, tasks: &[TaskId], cancel: &Cancel) -> Option<Reading<'_>> {
+        let mut list = self.ahead.as_ref()?.list();
+        let queue = Queue::new(self.plan, tasks.to_vec());
+        while let Some((_, tile)) = queue.next() {
+            self.each_range(&tile, |shard, range| list.add(shard.index(), range));
+        }
+        Some(list.begin(cancel))
+    }
+
+    /// The bytes of the files that are read for a tile.
+    fn each_range(&self, tile: &Tile, mut each: impl FnMut(ShardId, Range<u64>)) {
+        let index = self.plan.tasks[tile.task].tensor();
+        let tensor = &self.plan.model.tensors[index];
+        let mut of_tensor = |range: Range<u64>| {
+            each(tensor.shard, tensor.offset + range.start..tensor.offset + range.end);
+        };
+        match &tile.span {
+            Span::Bytes(range) => of_tensor(range.clone()),
+            Span::Rows(rows) => match EncodedReader::new(&self.plan.model, &self.files, index) {
+                None => rows.reads(tensor.stored.bits() / 8).for_each(of_tensor),
+                Some(reader) => {
+                    reader.each_range(rows, &mut each);
+                    // What is re-labelled is read as weights, and once more as integers.
+                    if self.plan.decisions[index].spec().is_some_and(|spec| spec.is_relabelled) {
+                        reader.each_range(rows, each);
+                    }
+                }
+            },
+        }
     }
 
     /// Reads stored bytes of a tensor into `buffer`.
@@ -87,6 +131,16 @@ impl<'p> Weights<'p> {
         collector: &Collector<'_>,
         cancel: &Cancel,
     ) -> Result<IdVec<ShardId, u64>, Failure> {
+        let others = self.read_by_no_tile(tasks, is_wanted);
+        let _ahead = self.ahead.as_ref().map(|ahead| {
+            let mut list = ahead.list();
+            let headers = self.plan.model.shards.numbered();
+            headers.for_each(|(index, shard)| list.add(index.index(), 0..shard.data_start));
+            for tensor in others.iter().map(|&index| &self.plan.model.tensors[index]) {
+                list.add(tensor.shard.index(), tensor.offset..tensor.offset + tensor.bytes);
+            }
+            list.begin(cancel)
+        });
         let mut headers = IdVec::with_capacity(self.files.len());
         for (index, shard) in self.plan.model.shards.numbered() {
             let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
@@ -94,21 +148,25 @@ impl<'p> Weights<'p> {
             headers.push(checksum::of(&header));
             collector.source_header(index, &header);
         }
-        for (index, tensor) in self.plan.model.tensors.numbered() {
-            if tensor.part_of.is_some_and(is_wanted) {
-                self.sum_up(index, collector, cancel)?;
-            }
-        }
-        // What tiles read in pieces that are too small, or more than once, is not summed up on the way.
+        others.into_iter().try_for_each(|index| self.sum_up(index, collector, cancel))?;
+        Ok(headers)
+    }
+
+    /// The tensors of which tiles do not read every byte once: parts of encoded weights, and those that are read in pieces
+    /// that are too small, or more than once.
+    fn read_by_no_tile(&self, tasks: &[TaskId], is_wanted: &dyn Fn(TensorId) -> bool) -> Vec<TensorId> {
+        let tensors = self.plan.model.tensors.numbered();
+        let parts = tensors.filter(|(_, tensor)| tensor.part_of.is_some_and(is_wanted));
+        let mut out: Vec<TensorId> = parts.map(|(index, _)| index).collect();
         let mut last = None;
         for task in tasks.iter().map(|&task| &self.plan.tasks[task]) {
             let view = task.matrix(&self.plan.model);
             if !self.sums_up_tiles(task.tensor(), view) && last != Some(task.tensor()) {
                 last = Some(task.tensor());
-                self.sum_up(task.tensor(), collector, cancel)?;
+                out.push(task.tensor());
             }
         }
-        Ok(headers)
+        out
     }
 
     fn sum_up(&self, index: TensorId, collector: &Collector<'_>, cancel: &Cancel) -> Result<(), Failure> {

@@ -2,10 +2,12 @@
 
 use std::collections::BTreeMap;
 use std::io;
+use std::ops::Range;
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 
-use monoquant::format::source::{Blob, Entry, Identity, Kind, Source};
+use monoquant::format::source::{Blob, Done, Entry, Identity, Kind, Source};
 use monoquant::fs::handles::Replaced;
 
 /// A file: its bytes, and how often it was exchanged.
@@ -13,7 +15,11 @@ type File = (Arc<[u8]>, usize);
 
 /// Files by their names, which can be exchanged.
 #[derive(Debug, Clone, Default)]
-pub struct Memory(Arc<Mutex<BTreeMap<String, File>>>);
+pub struct Memory {
+    files: Arc<Mutex<BTreeMap<String, File>>>,
+    /// Bytes that were read at once, and bytes that were asked for, if it is to be treated like a store.
+    remote: Option<Arc<[AtomicU64; 2]>>,
+}
 
 impl Memory {
     /// The files of a folder.
@@ -23,15 +29,27 @@ impl Memory {
         memory
     }
 
+    /// The same files, as if they were behind a network.
+    pub fn remote(self) -> Self {
+        Self { remote: Some(Arc::default()), ..self }
+    }
+
+    /// Bytes that were read at once, and bytes that were asked for ahead, since this was called last.
+    pub fn traffic(&self) -> [u64; 2] {
+        let counts = self.remote.as_ref().expect("it is remote");
+        [0, 1].map(|which| counts[which].swap(0, Ordering::SeqCst))
+    }
+
     /// Puts a file in, or in the place of another.
     pub fn put(&self, name: &str, bytes: Vec<u8>) {
-        let mut files = self.0.lock().expect("no thread has panicked");
+        let mut files = self.files.lock().expect("no thread has panicked");
         let version = files.get(name).map_or(0, |(_, version)| version + 1);
         files.insert(name.to_owned(), (bytes.into(), version));
     }
 
-    fn get(&self, name: &str) -> io::Result<File> {
-        let files = self.0.lock().expect("no thread has panicked");
+    /// A file.
+    pub fn get(&self, name: &str) -> io::Result<File> {
+        let files = self.files.lock().expect("no thread has panicked");
         files.get(name).cloned().ok_or_else(|| io::ErrorKind::NotFound.into())
     }
 }
@@ -46,12 +64,16 @@ impl Source for Memory {
     }
 
     fn list(&self) -> Vec<Entry> {
-        let files = self.0.lock().expect("no thread has panicked");
+        let files = self.files.lock().expect("no thread has panicked");
         let blob = |(name, (bytes, _)): (&String, &File)| Entry {
             path: name.clone(),
             kind: Kind::Blob(bytes.len() as u64),
         };
         files.iter().map(blob).collect()
+    }
+
+    fn is_remote(&self) -> bool {
+        self.remote.is_some()
     }
 
     fn open(&self, path: &str) -> io::Result<Box<dyn Blob>> {
@@ -94,6 +116,18 @@ impl Blob for Bytes {
         let rest = self.bytes.get(offset as usize..).unwrap_or_default();
         let count = rest.len().min(buffer.len()).min(1000);
         buffer[..count].copy_from_slice(&rest[..count]);
+        if let Some(counts) = &self.memory.remote {
+            counts[0].fetch_add(count as u64, Ordering::SeqCst);
+        }
         Ok(count)
+    }
+
+    fn begin(&self, range: Range<u64>, done: Done) {
+        let is_same = self.identity_now().is_ok_and(|identity| identity == self.identity);
+        let bytes = self.bytes[range.start as usize..range.end as usize].to_vec();
+        if let Some(counts) = &self.memory.remote {
+            counts[1].fetch_add(bytes.len() as u64, Ordering::SeqCst);
+        }
+        std::thread::spawn(move || done(if is_same { Ok(bytes) } else { Err(Replaced.into()) }));
     }
 }
