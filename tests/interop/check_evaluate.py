@@ -2,7 +2,7 @@
 
 usage: check_evaluate.py MONOQUANT OUT [--repository DIR] [--windows N] [--output DIR...]
 
-Quantizes DIR/examples/tiny-llama by recipes llama-int4 and llama-int4-mse, also with signed scales, llama-int4-guided and llama-w8a8; with --output also measures directories that are
+Quantizes DIR/examples/tiny-llama by recipes llama-int4 and llama-int4-mse, these and llama-int4-guided with signed scales, and llama-w8a8; with --output also measures directories that are
 there, such as one of llm-compressor's GPTQ. With activation order (`weight_g_idx`), which compressed-tensors no longer loads, its codes are
 decoded here and put into the original model. Exit status 1 where one figure differs.
 """
@@ -19,7 +19,7 @@ RECIPES = {
     "llama-int4-signed": ("llama-int4", SIGNED),
     "llama-int4-mse": ("llama-int4-mse", []),
     "llama-int4-mse-signed": ("llama-int4-mse", SIGNED),
-    "llama-int4-guided": ("llama-int4-guided", []),
+    "llama-int4-guided-signed": ("llama-int4-guided", SIGNED),
     "llama-w8a8": ("llama-w8a8", []),
 }
 
