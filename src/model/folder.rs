@@ -148,7 +148,7 @@ impl ModelFolder {
 /// no weight.
 ///
 /// # Errors
-/// Everything that is wrong, together, as [`Exit::BadModel`].
+/// Everything that is wrong, together.
 pub fn open(source: Arc<dyn Source>, include: &[&str], exclude: &[&str]) -> Result<ModelFolder, Failure> {
     read(source, None, include, exclude, true)
 }

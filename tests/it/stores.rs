@@ -132,7 +132,7 @@ fn made() -> (Workspace, BTreeMap<String, Vec<u8>>) {
 
 #[test]
 fn a_model_in_a_bucket_gives_the_bytes_of_one_in_a_folder_whatever_the_network_does() {
-    for faults in [None] {
+    for faults in [None, Some(2), Some(3), Some(7)] {
         let (workspace, expected) = made();
         let (bucket, endpoint) = Bucket { faults, ..Bucket::of(&workspace) }.start();
         let said = run(&workspace, &endpoint, &RUN);

@@ -29,6 +29,12 @@ use crate::sync::lock;
 /// How long a listing tells what is there: the weight files of a model are looked at one after the other.
 const FRESH: Duration = Duration::from_secs(5);
 
+/// How long what fails is tried again.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Tries of a list.
+const LIST_TRIES: usize = 6;
+
 /// How long a machine of a cloud may take to answer that it has credentials of its own.
 const METADATA_WAIT: Duration = Duration::from_secs(2);
 
@@ -47,7 +53,7 @@ const CLIENT: [(ClientConfigKey, &str); 4] = [
 fn retry() -> RetryConfig {
     let (first, most) = (Duration::from_millis(100), Duration::from_secs(10));
     let backoff = BackoffConfig { init_backoff: first, max_backoff: most, base: 2.0 };
-    RetryConfig { backoff, max_retries: 10, retry_timeout: Duration::from_secs(120) }
+    RetryConfig { backoff, max_retries: 10, retry_timeout: PATIENCE }
 }
 
 /// The store of a bucket. Credentials and endpoint come from the environment.
@@ -126,8 +132,25 @@ struct At {
 }
 
 impl At {
-    /// All objects, or as many as a model may have and one more.
+    /// All objects, or as many as a model may have and one more. The client asks again for what is not answered, but not for a list
+    /// that is cut off.
     fn list(&self) -> Result<Vec<ObjectMeta>, Error> {
+        let (start, mut tries) = (Instant::now(), 1);
+        loop {
+            match self.list_once() {
+                Err(error)
+                    if tries < LIST_TRIES
+                        && start.elapsed() < PATIENCE
+                        && trouble(&error).code == code::UNREACHABLE =>
+                {
+                    tries += 1;
+                }
+                listed => return listed,
+            }
+        }
+    }
+
+    fn list_once(&self) -> Result<Vec<ObjectMeta>, Error> {
         let (store, prefix) = (Arc::clone(&self.store), self.prefix.clone());
         let listed = wait(async move {
             let mut objects = Vec::new();
