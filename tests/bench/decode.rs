@@ -1,4 +1,5 @@
-//! The same weights as BF16, as FP8 in blocks and as MXFP4, quantized to int4 in turn: `cargo bench --bench decode -- [DIRECTORY]`.
+//! The same weights as BF16, as FP8 in blocks and as MXFP4, quantized to int4 in turn: `cargo bench --bench decode -- [DIRECTORY]`,
+//! with a directory that is there.
 //!
 //! Decoding is part of a tile. Weights per second are told for each source, and their ratio to those of BF16, which is the figure to
 //! compare: medians of rounds in one run.
