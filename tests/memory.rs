@@ -3,15 +3,23 @@
 #![expect(unsafe_code, reason = "an allocator is unsafe")]
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
+use std::path::Path;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use monoquant::network::{
-    LayerWeights, Layout, Linear, OutputSum, Part, Rounding, StageMoments, StageSize, round_stage,
+    Backwards, Checkpoint, LayerWeights, Layout, Linear, OutputSum, Part, Pass, Rounding, StageMoments,
+    StageSize, round_stage,
 };
+use monoquant::plan::{self, Limits};
 use monoquant::quant::{Bits, FloatType, Granularity, Isa, Observer, Quantizer, Scheme, Storage};
+use monoquant::recipe::{self, Overrides};
 
 static HELD: AtomicUsize = AtomicUsize::new(0);
 static MOST: AtomicUsize = AtomicUsize::new(0);
+
+/// Held by the test that counts.
+static ALONE: Mutex<()> = Mutex::new(());
 
 struct Counting;
 
@@ -104,6 +112,7 @@ fn taken(size: &StageSize<'_>) -> u64 {
 
 #[test]
 fn a_stage_takes_the_bytes_that_are_stated() {
+    let _alone = ALONE.lock();
     let size = StageSize {
         columns: 1024,
         rows: &[1024, 256, 256],
@@ -124,6 +133,50 @@ fn a_stage_takes_the_bytes_that_are_stated() {
         let (stated, taken) = (size.bytes_of_rounding(), taken(&size));
         assert!(taken <= stated, "{size:?}: {taken} bytes, stated {stated}");
         assert!(taken * 5 >= stated * 2, "{size:?}: only {taken} bytes, stated {stated}");
+    }
+}
+
+/// Gradients of the example, on 16 samples of 256 tokens: what the plan states beside what the process and its threads take. That
+/// room for threads is asked for before they start is not among it: it is given back at once.
+#[test]
+fn the_way_back_takes_the_bytes_that_are_stated() {
+    let _alone = ALONE.lock();
+    let example = Path::new(env!("CARGO_MANIFEST_DIR")).join("examples/tiny-llama");
+    let folder = tempfile::tempdir().expect("a folder");
+    let file = folder.path().join("recipe.yaml");
+    let text = format!(
+        "version: 1\nname: back\nstages:\n- stage: load\n  model: '{}'\n\
+         - stage: resolve-skips\n  modules_to_not_convert: [lm_head]\n\
+         - stage: calibrate\n  samples: 16\n  sequence_length: 256\n\
+         - stage: quantize-int4\n  rounding: guided\n- stage: export\n  path: out\n",
+        example.display()
+    );
+    std::fs::write(&file, text).expect("a recipe");
+    for threads in [1, 2] {
+        let loaded = recipe::load(&file, &Overrides::default()).expect("a recipe");
+        let plan = plan::plan(loaded, Limits { threads: Some(threads), memory: None }).expect("a plan");
+        let (runs, roundings) =
+            (plan.runs.as_ref().expect("runs"), plan.roundings.as_ref().expect("rounded"));
+        let (run, gradients) = (roundings.run(runs).expect("text"), roundings.gradients.expect("gradients"));
+        assert_eq!((gradients.samples, gradients.tokens), (16, 4096));
+        let stated = gradients.layer_bytes + gradients.stream_bytes;
+        let checkpoint = Checkpoint::open(&plan.model).expect("the example");
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("a pool");
+        pool.broadcast(|_| drop(squares(64, 0.1)));
+        let before = HELD.load(Ordering::SeqCst);
+        MOST.store(before, Ordering::SeqCst);
+        let back = || {
+            let blocks = |_: usize, linear: &Linear| Some(gradients.block(linear.rows));
+            let how = Backwards { weights: &checkpoint, seed: 0, blocks: &blocks, tell: &|_, _| Ok(()) };
+            let pass = Pass::new(&runs.description, &run.windows)?;
+            pass.output_moments(&how, &mut || Ok(None), &mut |_, _| Ok(()))
+        };
+        pool.install(back).expect("gradients");
+        let taken = (MOST.load(Ordering::SeqCst) - before) as u64;
+        assert!(taken <= stated, "{threads}: {taken} bytes, stated {stated}");
+        // Two threads need not be at their most at once.
+        let least = if threads == 1 { 4 } else { 3 };
+        assert!(taken * 5 >= stated * least, "{threads}: only {taken} bytes, stated {stated}");
     }
 }
 

@@ -39,6 +39,23 @@ pub(super) fn place(matrix: &Linear) -> Place {
     (matrix.module().to_owned(), expert)
 }
 
+/// Rows that were heard at each place, put side by side in their order: of one place at a time, so that only its rows are there
+/// twice.
+pub(super) fn each_together(
+    heard: impl IntoIterator<Item = (Place, Vec<f32>)>,
+    mut with: impl FnMut(&Place, &[f32]),
+) {
+    let mut pieces: BTreeMap<Place, Vec<Vec<f32>>> = BTreeMap::new();
+    for (place, rows) in heard {
+        pieces.entry(place).or_default().push(rows);
+    }
+    for (place, pieces) in pieces {
+        let together = pieces.concat();
+        drop(pieces);
+        with(&place, &together);
+    }
+}
+
 impl Moments {
     /// For these matrices. Of matrices with the same inputs one is enough.
     #[must_use]
@@ -150,15 +167,11 @@ impl Listener for Moments {
     }
 
     fn keep(&mut self, heard: Vec<Self::Heard>) -> Result<(), Finding> {
-        let mut together: BTreeMap<Place, Vec<f32>> = BTreeMap::new();
-        for (place, inputs) in heard.into_iter().flatten() {
-            together.entry(place).or_default().extend(inputs);
-        }
-        for (place, inputs) in together {
-            if let Some(sum) = self.chosen.get_mut(&place) {
-                sum.add(&inputs);
+        each_together(heard.into_iter().flatten(), |place, inputs| {
+            if let Some(sum) = self.chosen.get_mut(place) {
+                sum.add(inputs);
             }
-        }
+        });
         Ok(())
     }
 

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::batches::blocks;
-use super::moments::{Place, place};
+use super::moments::{Place, each_together, place};
 use super::parts::Linear;
 use super::product::{View, multiply};
 
@@ -57,15 +57,11 @@ impl OutputMoments {
 
     /// Adds rows of gradients, those of one matrix in their order.
     pub(super) fn add(&mut self, heard: Vec<(Place, Vec<f32>)>) {
-        let mut together: BTreeMap<Place, Vec<f32>> = BTreeMap::new();
-        for (place, rows) in heard {
-            together.entry(place).or_default().extend(rows);
-        }
-        for (place, rows) in together {
-            if let Some(sum) = self.chosen.get_mut(&place) {
-                sum.add(&rows);
+        each_together(heard, |place, rows| {
+            if let Some(sum) = self.chosen.get_mut(place) {
+                sum.add(rows);
             }
-        }
+        });
     }
 }
 

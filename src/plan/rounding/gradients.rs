@@ -25,8 +25,8 @@ const BATCH_TOKENS: u64 = 4096;
 /// Pieces of the vocabulary in which answers are drawn.
 const PIECE: u64 = 8192;
 
-/// Copies of what a window's steps read and write: kept, at work, and their gradients.
-const COPIES: u64 = 3;
+/// Copies of what a window's steps read and write: kept, and gradients of what is at work.
+const COPIES: u64 = 2;
 
 /// How a matrix is asked to be rounded.
 #[derive(Debug, Clone, Copy)]
@@ -101,17 +101,17 @@ impl Gradients {
             out.most = out.most.div_ceil(2).max(LEAST_BLOCK);
         }
         let longest = windows.iter().map(Vec::len).max().unwrap_or(0) as u64;
-        let batch = (BATCH * longest).min(BATCH_TOKENS).max(longest);
+        let batch = (BATCH * longest).min(BATCH_TOKENS).max(longest).min(out.tokens as u64);
         let hidden = runs.description.hidden as u64;
         out.stream_bytes = (layers.len() as u64 + 2) * out.tokens as u64 * hidden * 4;
         out.kept_bytes = layers.iter().map(|program| moments(&out, program)).sum();
         let of_layer = |program: &Program| {
             let weights: u64 = program.matrices().map(|matrix| (matrix.rows * matrix.columns) as u64).sum();
-            let (inputs, outputs) = numbers(program);
-            // What is heard is put side by side before it is summed.
-            let at_work =
-                2 * batch * outputs + COPIES * longest * threads as u64 * (inputs + outputs + 2 * hidden);
-            4 * (weights + at_work) + moments(&out, program)
+            let (inputs, outputs, widest) = numbers(program);
+            let window = COPIES * longest * threads as u64 * (inputs + outputs + 2 * hidden);
+            // What is heard of a batch is put side by side, one matrix after another, once all windows are through.
+            let at_work = window.max(batch * widest);
+            4 * (weights + batch * (outputs + hidden) + at_work) + moments(&out, program)
         };
         let head = 4 * (PIECE * hidden + 2 * batch * hidden + threads as u64 * longest * PIECE);
         out.layer_bytes = layers.iter().map(of_layer).max().unwrap_or(0).max(head);
@@ -143,20 +143,22 @@ impl Gradients {
     }
 }
 
-/// Numbers that go into the matrices of a layer, and out of them, for each token.
-fn numbers(program: &Program) -> (u64, u64) {
+/// Numbers that go into the matrices of a layer, out of them, and out of the step of it that makes most, for each token.
+fn numbers(program: &Program) -> (u64, u64, u64) {
     let chosen = program.ops.iter().filter_map(|op| match op {
         Op::Route { router, .. } => Some(router.chosen),
         _ => None,
     });
     let chosen = chosen.max().unwrap_or(1);
     let of_step = |op: &Op| match op {
-        Op::Linear { matrix, .. } => (matrix.columns, matrix.rows),
-        Op::Experts { matrices, .. } => {
-            matrices.first().map_or((0, 0), |matrix| (matrix.columns * chosen, matrix.rows * chosen))
-        }
+        Op::Linear { matrix, .. } => (matrix.columns as u64, matrix.rows as u64),
+        Op::Experts { matrices, .. } => matrices
+            .first()
+            .map_or((0, 0), |matrix| ((matrix.columns * chosen) as u64, (matrix.rows * chosen) as u64)),
         _ => (0, 0),
     };
     let all = program.ops.iter().map(of_step);
-    all.fold((0, 0), |(inputs, outputs), (own, made)| (inputs + own as u64, outputs + made as u64))
+    all.fold((0, 0, 0), |(inputs, outputs, widest), (own, made)| {
+        (inputs + own, outputs + made, widest.max(made))
+    })
 }
