@@ -5,6 +5,8 @@
 
 use crate::quant::simd::machine::{LANES, Machine, f16_to_f32};
 
+mod narrow;
+
 /// A floating-point type that weights or scales are stored in.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum FloatType {
@@ -80,22 +82,6 @@ impl FloatType {
             Self::F32 => all::<F32>(bytes),
             Self::F16 => all::<F16>(bytes),
             Self::Bf16 => all::<Bf16>(bytes),
-        }
-    }
-
-    /// Appends `values`, each rounded to this type, as little-endian bytes.
-    pub fn narrow(self, values: &[f32], out: &mut Vec<u8>) {
-        fn all<T: Float>(values: &[f32], out: &mut [u8]) {
-            for (raw, &x) in T::elements_mut(out).iter_mut().zip(values) {
-                *raw = T::narrow(T::round(x));
-            }
-        }
-        let start = out.len();
-        out.resize(start + values.len() * self.bytes(), 0);
-        match self {
-            Self::F32 => all::<F32>(values, &mut out[start..]),
-            Self::F16 => all::<F16>(values, &mut out[start..]),
-            Self::Bf16 => all::<Bf16>(values, &mut out[start..]),
         }
     }
 

@@ -18,7 +18,9 @@ use super::{
 };
 use crate::format::Dtype;
 use crate::ids::TensorId;
-use crate::quant::{Bits, FloatType, Granularity, Integers, Scheme, Storage};
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::Machine;
+use crate::quant::{Bits, FloatType, Granularity, Integers, Isa, Scheme, Storage};
 use crate::stage::ActivationScheme;
 
 /// Parameters that scale an FP8 `weight` of the same module.
@@ -280,15 +282,37 @@ impl StoredMatrix for Matrix {
             Layout::Block { columns, .. } => usize::try_from(columns).unwrap_or(usize::MAX),
             Layout::Tensor | Layout::Channel => codes.len().max(1),
         };
-        for (number, (out, codes)) in out.chunks_mut(width).zip(codes.chunks(width)).enumerate() {
-            let scale = finite_scale(scale(self.scales, scales, number))?;
+        let scales = (0..codes.len().div_ceil(width))
+            .map(|number| finite_scale(scale(self.scales, scales, number)))
+            .collect::<Result<Vec<f32>, String>>()?;
+        Isa::detect().run(Decode { codes, of: self.codes, width, scales: &scales, out });
+        Ok(())
+    }
+}
+
+/// A row of codes times its scales, compiled for each instruction set.
+struct Decode<'a> {
+    codes: &'a [u8],
+    of: Dtype,
+    /// Columns that share a scale.
+    width: usize,
+    scales: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl Job for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        let blocks = self.out.chunks_mut(self.width).zip(self.codes.chunks(self.width));
+        for ((out, codes), &scale) in blocks.zip(self.scales) {
             let pairs = out.iter_mut().zip(codes);
-            match self.codes {
+            match self.of {
                 Dtype::F8E4m3 => pairs.for_each(|(out, &code)| *out = e4m3(code) * scale),
                 _ => pairs.for_each(|(out, &code)| *out = E5M2[usize::from(code)] * scale),
             }
         }
-        Ok(())
     }
 }
 

@@ -19,7 +19,9 @@ use super::{
 };
 use crate::format::Dtype;
 use crate::ids::TensorId;
-use crate::quant::{Bits, FloatType, Granularity, Integers, Scheme, Storage};
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::Machine;
+use crate::quant::{Bits, FloatType, Granularity, Integers, Isa, Scheme, Storage};
 use crate::stage::ActivationScheme;
 
 /// Weights that share an exponent.
@@ -31,30 +33,45 @@ const NO_NUMBER: &str = "has the exponent 255, which is no number";
 /// Exponents with which all codes are normal BF16 numbers.
 const NORMAL: std::ops::RangeInclusive<u8> = 2..=252;
 
-/// All bits of two BF16 numbers but their signs.
-const LOW: u32 = 0x7fff_7fff;
+/// Bytes of the codes that share an exponent.
+const CODES: usize = GROUP as usize / 2;
 
-/// Two codes of a byte as BF16 numbers, the low one first, and the bits to which an exponent is added: those of numbers that are not
-/// zero.
-static PAIRS: [[u32; 2]; 256] = pairs();
+/// One in each half of a word.
+const ONES: u32 = 0x0001_0001;
 
-const fn pairs() -> [[u32; 2]; 256] {
-    let mut pairs = [[0; 2]; 256];
-    let mut code = 0;
-    while code < 256 {
-        let mut half = 0;
-        while half < 2 {
-            let nibble = code >> (4 * half) & 15;
-            // BF16 is the upper half of F32.
-            let bits = E2M1[nibble].to_bits() >> 16;
-            let mask = if nibble & 7 == 0 { 0 } else { 0xffff };
-            pairs[code][0] |= bits << (16 * half);
-            pairs[code][1] |= mask << (16 * half);
-            half += 1;
+/// The two codes of a byte as BF16 numbers, the low one first, times 2^(exponent − 127), an exponent of [`NORMAL`]: both halves of
+/// the word at once, since neither carries into the other.
+#[inline(always)]
+fn pair(byte: u8, exponent: u8) -> u32 {
+    let nibbles = u32::from(byte & 15) | u32::from(byte >> 4) << 16;
+    let (magnitudes, signs) = (nibbles & (7 * ONES), (nibbles & (8 * ONES)) << 12);
+    // From 1 on, which is code 2, codes are one bit of a significand below an exponent; code 1 is 0.5, and no 0.75.
+    let is_some = (magnitudes + 7 * ONES) >> 3 & ONES;
+    let is_half = is_some ^ (magnitudes + 6 * ONES) >> 3 & ONES;
+    let first = u32::from(exponent - 1) << 7;
+    let numbers = first * ONES + (magnitudes << 6) - (is_half << 6);
+    numbers & (is_some << 16).wrapping_sub(is_some) | signs
+}
+
+/// A row of codes with their exponents, which are [`NORMAL`], as BF16. Compiled for each instruction set.
+struct Decode<'a> {
+    codes: &'a [u8],
+    exponents: &'a [u8],
+    out: &'a mut [u8],
+}
+
+impl Job for Decode<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        let groups = self.codes.as_chunks::<CODES>().0.iter().zip(self.exponents);
+        for (out, (codes, &exponent)) in self.out.as_chunks_mut::<{ 4 * CODES }>().0.iter_mut().zip(groups) {
+            for (out, &code) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
+                *out = pair(code, exponent).to_le_bytes();
+            }
         }
-        code += 1;
     }
-    pairs
 }
 
 /// Codes of MXFP4.
@@ -222,21 +239,10 @@ impl StoredMatrix for Matrix {
             unquantized::write(weights, dtype, out);
             return Ok(());
         }
-        let codes = fetched.bytes(0, at * bytes, bytes)?.chunks(GROUP as usize / 2);
+        let codes = fetched.bytes(0, at * bytes, bytes)?;
         let start = out.len();
         out.resize(start + self.columns as usize * 2, 0);
-        let pairs = out[start..].as_chunks_mut::<{ GROUP as usize * 2 }>().0;
-        for ((out, codes), &exponent) in pairs.iter_mut().zip(codes).zip(exponents) {
-            // Numbers of the table have the exponent 127 for 1.
-            let power = (u32::from(exponent) << 7).wrapping_sub(127 << 7) as u16;
-            let shift = u32::from(power) << 16 | u32::from(power);
-            for (out, &code) in out.as_chunks_mut::<4>().0.iter_mut().zip(codes) {
-                let [ones, mask] = PAIRS[usize::from(code)];
-                // Both halves at once: neither carries into the other.
-                let sum = ((ones & LOW) + (shift & LOW)) ^ ((ones ^ shift) & !LOW);
-                *out = (sum & mask | ones & !mask).to_le_bytes();
-            }
-        }
+        Isa::detect().run(Decode { codes, exponents, out: &mut out[start..] });
         Ok(())
     }
 
@@ -267,7 +273,7 @@ impl StoredMatrix for Matrix {
 
     fn decode_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut [f32]) -> Result<(), String> {
         let (row, bytes, groups) = (row - fetched.rows.start, self.columns / 2, self.columns / GROUP);
-        let codes = fetched.bytes(0, row * bytes, bytes)?.chunks(GROUP as usize / 2);
+        let codes = fetched.bytes(0, row * bytes, bytes)?.chunks(CODES);
         let exponents = fetched.bytes(1, row * groups, groups)?;
         for ((out, codes), &exponent) in out.chunks_mut(GROUP as usize).zip(codes).zip(exponents) {
             if exponent == u8::MAX {
