@@ -1,6 +1,7 @@
 //! What rounding holds in memory, counted byte by byte. A program of its own, so that nothing else allocates beside it.
 
 #![expect(unsafe_code, reason = "an allocator is unsafe")]
+#![expect(clippy::disallowed_methods, reason = "it writes the recipe that it plans")]
 
 use std::alloc::{GlobalAlloc, Layout as Memory, System};
 use std::path::Path;
