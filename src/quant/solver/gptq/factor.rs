@@ -6,13 +6,22 @@
 
 use rayon::prelude::*;
 
-use crate::quant::product::{View, multiply_shared};
+use crate::quant::Isa;
+use crate::quant::product::{View, multiply, multiply_shared};
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::Machine;
 
 /// Rows and columns of a block on the diagonal.
 const BLOCK: usize = 64;
 
 /// Columns of a strip of the inverse, whose zeros are not multiplied.
 const STRIP: usize = 512;
+
+/// Columns of a strip that are made together: the unit of parallel work.
+const PIECE: usize = 128;
+
+/// Rows that are solved side by side.
+const BESIDE: usize = 16;
 
 /// The first row whose pivot is not positive: the matrix is not positive definite, as far as F64 can tell.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,7 +45,10 @@ pub(super) fn cholesky(matrix: &mut [f64], n: usize) -> Result<(), NotPositive> 
         let (diagonal, below) = panel.split_at_mut(width * width);
         pivots(diagonal, width).map_err(|NotPositive(row)| NotPositive(start + row))?;
         let diagonal = &*diagonal;
-        below.par_chunks_exact_mut(width).for_each(|row| forward(diagonal, row));
+        let isa = Isa::detect();
+        below
+            .par_chunks_mut(BESIDE * width)
+            .for_each(|rows| isa.run(Forward { lower: diagonal, width, rows }));
         for (row, columns) in (start..n).zip(panel.chunks_exact(width)) {
             matrix[row * n + start..row * n + end].copy_from_slice(columns);
         }
@@ -63,12 +75,7 @@ fn pivots(block: &mut [f64], n: usize) -> Result<(), NotPositive> {
     Ok(())
 }
 
-/// Solves x·Lᵀ = row in place, L being a lower block as wide as the row.
-fn forward(lower: &[f64], row: &mut [f64]) {
-    forward_of(lower, row.len(), row);
-}
-
-/// The same for the first rows of a block `width` wide.
+/// Solves x·Lᵀ = row in place, L being the first rows of a lower block `width` wide.
 fn forward_of(lower: &[f64], width: usize, row: &mut [f64]) {
     for column in 0..row.len() {
         let (known, rest) = row.split_at_mut(column);
@@ -78,36 +85,98 @@ fn forward_of(lower: &[f64], width: usize, row: &mut [f64]) {
     }
 }
 
+/// The same for some rows at once, L being a whole block: each sum in the same order. Compiled for each instruction set.
+struct Forward<'a> {
+    lower: &'a [f64],
+    width: usize,
+    /// At most [`BESIDE`].
+    rows: &'a mut [f64],
+}
+
+impl Job for Forward<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        let Self { lower, width, rows } = self;
+        // Column by column, so that rows are beside each other.
+        let mut columns = [[0f64; BESIDE]; BLOCK];
+        for (place, row) in rows.chunks_exact(width).enumerate() {
+            columns.iter_mut().zip(row).for_each(|(column, x)| column[place] = *x);
+        }
+        for at in 0..width {
+            let (known, rest) = columns.split_at_mut(at);
+            let factors = &lower[at * width..(at + 1) * width];
+            let mut sums = [0f64; BESIDE];
+            for (known, factor) in known.iter().zip(factors) {
+                sums.iter_mut().zip(known).for_each(|(sum, x)| *sum += x * factor);
+            }
+            rest[0].iter_mut().zip(&sums).for_each(|(x, sum)| *x = (*x - sum) / factors[at]);
+        }
+        for (place, row) in rows.chunks_exact_mut(width).enumerate() {
+            row.iter_mut().zip(&columns).for_each(|(x, column)| *x = column[place]);
+        }
+    }
+}
+
 /// Replaces a lower triangle [n, n] with a positive diagonal by its inverse, which is one as well. What is above the
 /// diagonal must be 0.
 pub(super) fn invert(lower: &mut [f64], n: usize) {
-    let mut rows = Vec::new();
+    let isa = Isa::detect();
     for start in (0..n).step_by(BLOCK) {
         let end = n.min(start + BLOCK);
-        // −L[block, before] · inverse[before, before] beside the unit matrix.
-        rows.clear();
-        rows.resize((end - start) * end, 0.0);
-        for strip in (0..start).step_by(STRIP) {
-            let width = STRIP.min(start - strip);
-            let left = View::rows(&lower[start * n + strip..], n);
-            let right = View::rows(&lower[strip * n + strip..], n);
-            let to = (&mut rows[strip..], end);
-            multiply_shared((end - start, start - strip, width), left, right, to, -1.0, false);
+        let known = &*lower;
+        // −L[block, before] · inverse[before, before] beside the unit matrix, some columns at a time.
+        let piece = |from: usize| {
+            let width = PIECE.min(end - from);
+            let mut rows = vec![0.0; (end - start) * width];
+            if from < start {
+                let strip = from / STRIP * STRIP;
+                let left = View::rows(&known[start * n + strip..], n);
+                let right = View::rows(&known[strip * n + from..], n);
+                let size = (end - start, start - strip, width.min(start - from));
+                multiply(size, left, right, (&mut rows, width), -1.0, false);
+            }
+            for column in start.max(from)..from + width {
+                rows[(column - start) * width + column - from] = 1.0;
+            }
+            isa.run(Solve { factors: &known[start * n + start..], n, rows: &mut rows, width });
+            rows
+        };
+        let starts: Vec<usize> = (0..end).step_by(PIECE).collect();
+        let pieces: Vec<Vec<f64>> = starts.par_iter().map(|from| piece(*from)).collect();
+        for (from, rows) in starts.into_iter().zip(pieces) {
+            let width = PIECE.min(end - from);
+            for (row, inverse) in (start..end).zip(rows.chunks_exact(width)) {
+                lower[row * n + from..row * n + from + width].copy_from_slice(inverse);
+            }
         }
-        for row in 0..end - start {
-            rows[row * end + start + row] = 1.0;
-        }
-        for row in 0..end - start {
-            let (above, own) = rows.split_at_mut(row * end);
-            let (own, factors) = (&mut own[..end], &lower[(start + row) * n + start..]);
-            for (above, factor) in above.chunks_exact(end).zip(factors) {
+    }
+}
+
+/// Solves L·x = rows in place for some columns, L being a block on the diagonal. Compiled for each instruction set.
+struct Solve<'a> {
+    /// From the block's first number on, in rows of `n`.
+    factors: &'a [f64],
+    n: usize,
+    rows: &'a mut [f64],
+    width: usize,
+}
+
+impl Job for Solve<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        let Self { factors, n, rows, width } = self;
+        for row in 0..rows.len() / width {
+            let (above, own) = rows.split_at_mut(row * width);
+            let (own, factors) = (&mut own[..width], &factors[row * n..]);
+            for (above, factor) in above.chunks_exact(width).zip(factors) {
                 own.iter_mut().zip(above).for_each(|(own, above)| *own -= factor * above);
             }
             let pivot = factors[row];
             own.iter_mut().for_each(|own| *own /= pivot);
-        }
-        for (row, inverse) in (start..end).zip(rows.chunks_exact(end)) {
-            lower[row * n..row * n + end].copy_from_slice(inverse);
         }
     }
 }

@@ -56,7 +56,8 @@ impl Guided {
     /// errors, products and slopes, the levels of some rows times the moments, and the block's factor.
     #[must_use]
     pub fn bytes(columns: usize, group: usize, rows: usize) -> u64 {
-        let levels = 4 * descent::levels_at_once(columns, group, rows) * (columns / group.max(1)) * columns;
+        let levels =
+            4 * descent::levels_at_once(columns, group, rows) * (columns / group.max(1) + 1) * columns;
         (28 * rows * columns + levels + 16 * rows * rows) as u64
     }
 

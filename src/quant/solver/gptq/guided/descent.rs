@@ -21,10 +21,13 @@ const SWEEPS: usize = 4;
 const BAND: usize = 128;
 
 /// Numbers of levels times moments that are held at a time.
-const STORE: usize = 1 << 24;
+const STORE: usize = 1 << 25;
 
-/// Rows at most whose levels are multiplied at a time.
-const TOGETHER: usize = 16;
+/// Rows at most whose levels are multiplied at a time: the library copies all moments for each such product.
+const TOGETHER: usize = 64;
+
+/// Rows that pass on changes of their scales to each other one by one, and to all later rows together.
+const NEAR: usize = 16;
 
 /// Columns whose slopes are one product.
 const STRIP: usize = 32;
@@ -91,23 +94,53 @@ impl Fit<'_> {
                 let some = first..end.min(first + together);
                 let levels = self.levels(grids, some.clone());
                 let of_levels = self.times_moments(grids.group, &levels, some.len());
-                for row in some.clone() {
-                    let (own, later) = slopes[(row - start) * columns..].split_at_mut(columns);
-                    has_changed |= self.isa.run(Row {
-                        fit: self,
-                        grids,
-                        row,
-                        place: (row - first, some.len()),
-                        levels: &levels[(row - first) * columns..(row - first + 1) * columns],
-                        of_levels: &of_levels,
-                        slopes: own,
-                        later: &mut later[..(end - row - 1) * columns],
-                        products: &mut products[row * columns..(row + 1) * columns],
+                for near in some.clone().step_by(NEAR) {
+                    let near = near..some.end.min(near + NEAR);
+                    let mut changes = Vec::with_capacity(near.len());
+                    for row in near.clone() {
+                        let (own, later) = slopes[(row - start) * columns..].split_at_mut(columns);
+                        let change = self.isa.run(Row {
+                            fit: self,
+                            grids,
+                            row,
+                            place: (row - first, some.len()),
+                            levels: &levels[(row - first) * columns..(row - first + 1) * columns],
+                            of_levels: &of_levels,
+                            slopes: own,
+                            products: &mut products[row * columns..(row + 1) * columns],
+                        });
+                        if change.is_empty() {
+                            continue;
+                        }
+                        changes.push((row, change));
+                        let later = later[..(near.end - row - 1) * columns].chunks_exact_mut(columns);
+                        for (slopes, other) in later.zip(row + 1..) {
+                            self.isa.run(Later {
+                                slopes,
+                                own: self.moments(other),
+                                changes: &changes[changes.len() - 1..],
+                            });
+                        }
+                    }
+                    has_changed |= !changes.is_empty();
+                    let after = &mut slopes[(near.end - start) * columns..(end - start) * columns];
+                    after.par_chunks_exact_mut(columns).enumerate().for_each(|(index, slopes)| {
+                        self.isa.run(Later {
+                            slopes,
+                            own: self.moments(near.end + index),
+                            changes: &changes,
+                        });
                     });
                 }
             }
         }
         has_changed
+    }
+
+    /// How errors of an output work together with those of all others.
+    fn moments(&self, row: usize) -> &[f32] {
+        let rows = self.outputs.rows;
+        &self.outputs.moments[row * rows..(row + 1) * rows]
     }
 
     /// Codes less zero points of some rows.
@@ -141,18 +174,16 @@ struct Row<'a, 'b> {
     levels: &'a [f32],
     of_levels: &'a [f32],
     slopes: &'a mut [f32],
-    /// The slopes of later rows of the band.
-    later: &'a mut [f32],
     products: &'a mut [f32],
 }
 
 impl Job for Row<'_, '_> {
-    type Output = bool;
+    /// What has become of the products; nothing if no scale has changed.
+    type Output = Vec<f32>;
 
     #[inline(always)]
-    fn run<M: Machine>(self, _: M) -> bool {
-        let Self { fit, grids, row, place: (place, count), levels, of_levels, slopes, later, products } =
-            self;
+    fn run<M: Machine>(self, _: M) -> Vec<f32> {
+        let Self { fit, grids, row, place: (place, count), levels, of_levels, slopes, products } = self;
         let (rows, columns, size) = (fit.outputs.rows, fit.metric.columns, grids.group);
         let groups = columns / size;
         let strength = fit.outputs.moments[row * (rows + 1)];
@@ -174,15 +205,29 @@ impl Job for Row<'_, '_> {
                 *slope += strength * (step * of);
             }
         }
-        if change.is_empty() {
-            return false;
-        }
         products.iter_mut().zip(&change).for_each(|(product, change)| *product += change);
-        for (after, slopes) in later.chunks_exact_mut(columns).enumerate() {
-            let shared = fit.outputs.moments[(row + 1 + after) * rows + row];
-            slopes.iter_mut().zip(&change).for_each(|(slope, change)| *slope += shared * change);
+        change
+    }
+}
+
+/// What changes of earlier rows' scales do to the slopes of a row, compiled for each instruction set.
+struct Later<'a> {
+    slopes: &'a mut [f32],
+    /// The row's own moments of gradients.
+    own: &'a [f32],
+    /// The earlier rows, and the changes of their products.
+    changes: &'a [(usize, Vec<f32>)],
+}
+
+impl Job for Later<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        for (row, change) in self.changes {
+            let shared = self.own[*row];
+            self.slopes.iter_mut().zip(change).for_each(|(slope, change)| *slope += shared * change);
         }
-        true
     }
 }
 
