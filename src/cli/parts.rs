@@ -95,7 +95,7 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     let part = part(text, &|name| std::env::var(name).ok()).map_err(|why| {
         Failure::new(Exit::BadRecipe, Finding::error("cli::part", format!("--part {text}: {why}")))
     })?;
-    let plan = crate::plan::plan(loaded(&args.recipe)?, limits(&args.recipe))?;
+    let mut plan = crate::plan::plan(loaded(&args.recipe)?, limits(&args.recipe))?;
     if output.format() != Format::Json {
         output.findings(&plan.warnings);
     }
@@ -104,9 +104,13 @@ pub(super) fn run(args: &RunArgs, output: &Output, signals: &Signals) -> Result<
     let options = Options { isa, fresh, ..Options::default() };
     let listener = listener(output);
     let running = signals.running(&options.cancel);
-    let done = crate::run::parts::run_part(&plan, part, &options, listener.as_ref())?;
+    let warnings = plan.warnings.len();
+    let done = crate::run::parts::run_part(&mut plan, part, &options, listener.as_ref())?;
     drop(listener);
     drop(running);
+    if output.format() != Format::Json {
+        output.findings(&plan.warnings[warnings..]);
+    }
     let made = done.files.iter().filter(|(_, is_made)| *is_made).count();
     if output.format() == Format::Json {
         let files: Vec<_> =

@@ -61,13 +61,15 @@ fn carry_out(args: &RunArgs, ci: &Ci<'_>, output: &Output, signals: &Signals) ->
     let running = signals.running(&options.cancel);
     let warnings = plan.warnings.len();
     crate::run::calibrate::calibrate(&mut plan, &options, listener.as_ref())?;
-    crate::run::rounding::round(&mut plan, &options, listener.as_ref())?;
+    let until = args.wait.map(|wait| Instant::now() + wait);
+    let round = || crate::run::rounding::round(&mut plan, &options, listener.as_ref());
+    waiting(until, &options.cancel, round)?;
     if !is_json {
         output.findings(&plan.warnings[warnings..]);
     }
     let noted = Noted::new(listener.as_ref());
     let join = || crate::run::run(&plan, &options, &noted);
-    let mut outcome = waiting(args.wait, &options.cancel, join)?;
+    let mut outcome = waiting(until, &options.cancel, join)?;
     let read = noted.read();
     drop(listener);
     drop(running);
@@ -89,20 +91,19 @@ fn carry_out(args: &RunArgs, ci: &Ci<'_>, output: &Output, signals: &Signals) ->
     Ok(outcome.exit)
 }
 
-/// Tries a join again as long as files are missing, until the time is over.
+/// Tries a step of a join again as long as files are missing, until the time is over.
 fn waiting<T>(
-    wait: Option<Duration>,
+    until: Option<Instant>,
     cancel: &Cancel,
     mut join: impl FnMut() -> Result<T, Failure>,
 ) -> Result<T, Failure> {
-    let start = Instant::now();
     loop {
         match join() {
             Err(failure)
-                if failure.exit == Exit::TryAgain && wait.is_some_and(|wait| start.elapsed() < wait) =>
+                if failure.exit == Exit::TryAgain && until.is_some_and(|until| Instant::now() < until) =>
             {
-                let until = Instant::now() + PAUSE;
-                while Instant::now() < until {
+                let next = Instant::now() + PAUSE;
+                while Instant::now() < next {
                     cancel.check()?;
                     std::thread::sleep(Duration::from_millis(50));
                 }

@@ -173,6 +173,7 @@ pub struct MomentsFile {
     file: File,
     places: BTreeMap<String, Place>,
     same: BTreeMap<String, String>,
+    metadata: BTreeMap<String, String>,
 }
 
 impl MomentsFile {
@@ -229,7 +230,8 @@ impl MomentsFile {
             )));
         }
         let identity = Identity::of_file(&metadata);
-        Ok(Self { name, identity, file, places, same })
+        let metadata = header.metadata.into_iter().collect();
+        Ok(Self { name, identity, file, places, same, metadata })
     }
 
     /// The identity of the file that was opened.
@@ -299,6 +301,38 @@ impl MomentsFile {
             }
         }
         Ok(Some((whole, rows)))
+    }
+
+    /// The mean square of each column of a matrix's inputs, which is the diagonal of its moments, and how many rows it is of. None if
+    /// the file has none, or of no rows.
+    ///
+    /// # Errors
+    /// As [`Self::mean`]; only the diagonal is looked at.
+    pub fn mean_squares(&self, matrix: &Linear) -> Result<Option<(Vec<f32>, u64)>, Finding> {
+        let Some((place, rows)) = self.find(matrix)?.filter(|(_, rows)| *rows > 0) else { return Ok(None) };
+        let bad = |what: String| {
+            wrong(format!("the moments of `{}` in `{}` {what}", self.module(matrix), self.name))
+        };
+        let numbers = triangle(place.columns as u64);
+        let start = place.offset + 4 * numbers * expert(matrix) as u64;
+        let mut squares = Vec::with_capacity(place.columns);
+        for column in 0..place.columns as u64 {
+            let mut number = [0; 4];
+            positioned::read_exact_at(&self.file, &mut number, start + 4 * (triangle(column + 1) - 1))
+                .map_err(|error| bad(format!("cannot be read: {error}")))?;
+            let square = f32::from_le_bytes(number);
+            if !square.is_finite() || square < 0.0 {
+                return Err(bad(format!("hold {square} for the column {column}, which is no square")));
+            }
+            squares.push(square);
+        }
+        Ok(Some((squares, rows)))
+    }
+
+    /// What its metadata says of something.
+    #[must_use]
+    pub fn metadata(&self, what: &str) -> Option<&str> {
+        self.metadata.get(what).map(String::as_str)
     }
 
     /// The modules that the file has moments of, of its own or of others with the same inputs.

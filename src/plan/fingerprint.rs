@@ -78,6 +78,11 @@ impl Prints {
     /// The fingerprints of a plan's source tensors. They do not cover the tensors' bytes, but the statistics that weigh them.
     #[must_use]
     pub(crate) fn of(plan: &Plan) -> Self {
+        Self::with(plan, true)
+    }
+
+    /// With the codes that rounding with calibration has chosen, or without.
+    fn with(plan: &Plan, codes: bool) -> Self {
         let (exports, tensors) = (plan.exports.len(), plan.model.tensors.len());
         let mut out = Self {
             exports,
@@ -88,7 +93,7 @@ impl Prints {
         let group_of: HashMap<TensorId, &[TensorId]> =
             groups.iter().flat_map(|group| group.iter().map(|tensor| (*tensor, group.as_slice()))).collect();
         for tensor in plan.model.tensors.ids() {
-            let mut numbers = numbers(plan, tensor);
+            let mut numbers = numbers(plan, tensor, codes);
             for other in group_of.get(&tensor).copied().unwrap_or_default() {
                 add(&mut numbers, format_args!(" {:?}", plan.model.tensors[*other].name));
             }
@@ -118,7 +123,7 @@ fn add(hasher: &mut blake3::Hasher, text: fmt::Arguments<'_>) {
     let _ = hasher.write_fmt(text);
 }
 
-fn numbers(plan: &Plan, tensor: TensorId) -> blake3::Hasher {
+fn numbers(plan: &Plan, tensor: TensorId, codes: bool) -> blake3::Hasher {
     let info = &plan.model.tensors[tensor];
     let encoded = info.encoded.as_ref().map(|encoded| (encoded.encoding, &encoded.matrix));
     let action = plan.decisions[tensor].spec().map(|spec| (spec.scheme, spec.observer, spec.is_relabelled));
@@ -133,7 +138,9 @@ fn numbers(plan: &Plan, tensor: TensorId) -> blake3::Hasher {
             }
             add(&mut hasher, format_args!(" {}", columns.finalize().to_hex()));
         }
-        if let Some(codes) = plan.roundings.as_ref().and_then(|roundings| roundings.chosen(index)) {
+        if let Some(codes) =
+            plan.roundings.as_ref().and_then(|roundings| roundings.chosen(index)).filter(|_| codes)
+        {
             add(&mut hasher, format_args!(" {}", codes.hash));
         }
     }
@@ -152,10 +159,20 @@ fn outputs(plan: &Plan, export: &ExportPlan, tensor: TensorId, mut hasher: blake
 }
 
 /// The fingerprint of all that decides the weight files of a run and their records, on whatever machine: the same for all
-/// parts that can be joined. Gates, other files and the places of the outputs are not in it.
+/// parts that can be joined, whatever codes they have chosen so far. Gates, other files and the places of the outputs are not in it.
 #[must_use]
-pub(crate) fn of_plan(plan: &Plan, prints: &Prints, checks: Checks) -> Fingerprint {
+pub(crate) fn of_plan(plan: &Plan, checks: Checks) -> Fingerprint {
+    let prints = Prints::with(plan, false);
     let mut hasher = blake3::Hasher::new();
+    if let Some(roundings) = &plan.roundings {
+        add(
+            &mut hasher,
+            format_args!("{:?} ", roundings.moments.as_ref().map(|given| given.identity.anywhere())),
+        );
+        for spec in plan.decisions.iter().filter_map(|decision| decision.spec()) {
+            add(&mut hasher, format_args!("{:?} ", spec.rounding));
+        }
+    }
     add(&mut hasher, format_args!("{BUILD} {checks:?} {}", plan.asks_for_hashes()));
     for shard in &plan.model.shards {
         add(&mut hasher, format_args!(" {:?} {:?}", shard.name, shard.identity.anywhere()));

@@ -28,6 +28,14 @@ pub struct Unit {
     pub bytes: u64,
 }
 
+impl Unit {
+    /// The name of its first file.
+    #[must_use]
+    pub fn name<'p>(&self, plan: &'p Plan) -> &'p str {
+        self.files.first().map_or("", |&(export, file)| &plan.exports[export].files[file].name)
+    }
+}
+
 /// The units of a plan, in the order of their first files. Files without tensors are in none.
 #[must_use]
 pub fn units(plan: &Plan) -> Vec<Unit> {

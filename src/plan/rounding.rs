@@ -357,6 +357,13 @@ impl Plan {
         self.roundings.as_ref().is_some_and(|of| of.matrices > 0 && !of.is_done)
     }
 
+    /// Bytes of the codes of tasks that are still to be rounded with moments, as they are kept beside the first output.
+    #[must_use]
+    pub fn codes_bytes(&self, tasks: impl Iterator<Item = TaskId>) -> u64 {
+        let is_open = |task: &TaskId| self.roundings.as_ref().is_some_and(|of| of.of(*task).is_none());
+        tasks.filter(is_open).map(|task| codes_bytes(self.content(), &self.tasks[task])).sum()
+    }
+
     /// Takes what has come of the matrices that are rounded with moments. Those that had to be rounded to nearest are warnings.
     pub fn round_by(&mut self, results: BTreeMap<TaskId, Rounded>) {
         let Some(mut roundings) = self.roundings.take() else { return };

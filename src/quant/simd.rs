@@ -45,13 +45,13 @@ impl Isa {
         }
     }
 
+    /// All that there are, slowest first.
+    pub(crate) const ALL: [Self; 4] = [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512];
+
     /// All that this machine has, slowest first.
     #[must_use]
     pub fn available() -> Vec<Self> {
-        [Self::Portable, Self::Neon, Self::Avx2, Self::Avx512]
-            .into_iter()
-            .filter(|isa| isa.is_available())
-            .collect()
+        Self::ALL.into_iter().filter(|isa| isa.is_available()).collect()
     }
 
     /// Whether this machine has it.

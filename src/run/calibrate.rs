@@ -8,13 +8,14 @@ use super::kept;
 use super::model_pass::{Places, Progress, Watched, facts, failed};
 use super::outcome::Options;
 use super::preflight::preflight;
-use crate::calibration::{self, Statistics};
+use crate::calibration::{self, Format, ModuleStatistics, Statistics};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::ids::StageId;
 use crate::network::{
     Checkpoint, LayerWeights, Linear, MeanSquares, Moments, MomentsLayout, MomentsWriter, Part, Pass, Program,
 };
+use crate::plan::rounding::GivenMoments;
 use crate::plan::{ModelRun, ModelRuns, Plan};
 use crate::publish::lock::Lock;
 use crate::publish::{files, hidden};
@@ -23,7 +24,8 @@ use crate::text::units::{bytes, counted};
 use crate::threads::Pool;
 
 /// Runs the `calibrate` stage that quantize stages of a plan wait for, and gives the plan its statistics. They are taken from the last
-/// run if the weights, the tokens and the build are those of now. A plan without such a stage stays as it is.
+/// run if the weights, the tokens and the build are those of now, and from the moments that the stage names if layers are rounded with
+/// these. A plan without such a stage stays as it is.
 ///
 /// # Errors
 /// If an output cannot be written later, the model cannot be read or its activations stop being finite, or the run is cancelled.
@@ -31,13 +33,18 @@ pub fn calibrate(plan: &mut Plan, options: &Options, listener: &dyn Listener) ->
     if !plan.is_pending() {
         return Ok(());
     }
-    preflight(plan)?;
     let mut measured = BTreeMap::new();
     for &quantize in &plan.weighing.pending {
         let Some(stage) = statistics_of(&plan.recipe().stages, quantize) else { continue };
         if let std::collections::btree_map::Entry::Vacant(entry) = measured.entry(stage) {
-            let bytes = statistics_file(plan, stage, options, listener)?;
-            entry.insert(parse(&bytes)?);
+            let given = plan.roundings.as_ref().filter(|of| of.calibrate == stage);
+            entry.insert(match given.and_then(|of| of.moments.as_ref()) {
+                Some(given) => of_moments(plan, given).map_err(|finding| failed(&options.cancel, finding))?,
+                None => {
+                    preflight(plan)?;
+                    parse(&statistics_file(plan, stage, options, listener)?)?
+                }
+            });
         }
     }
     plan.weigh_by(&measured)
@@ -45,6 +52,36 @@ pub fn calibrate(plan: &mut Plan, options: &Options, listener: &dyn Listener) ->
 
 fn parse(bytes: &[u8]) -> Result<Statistics, Failure> {
     calibration::parse(bytes).map_err(|finding| Failure::new(Exit::BadModel, finding))
+}
+
+/// The statistics of all matrices of layers that a file has moments of: mean squares are the diagonals.
+fn of_moments(plan: &Plan, given: &GivenMoments) -> Result<Statistics, Finding> {
+    let file = given.open_again()?;
+    let mut modules: BTreeMap<&str, ModuleStatistics> = BTreeMap::new();
+    let layers = plan.runs.iter().flat_map(|runs| &runs.description.layers);
+    for matrix in layers.flat_map(Program::matrices) {
+        let name = matrix.module();
+        if modules.contains_key(name) && matrix.part == Part::Whole {
+            continue;
+        }
+        let found = file.mean_squares(matrix)?;
+        if found.is_none() && matrix.part == Part::Whole {
+            continue;
+        }
+        let (squares, rows) = found.unwrap_or_else(|| (vec![0.0; matrix.columns], 0));
+        let empty = || ModuleStatistics { name: name.to_owned(), sums: Vec::new(), counts: Vec::new() };
+        let module = modules.entry(name).or_insert_with(empty);
+        module.sums.extend(squares.iter().map(|square| square * rows as f32));
+        module.counts.push(rows as f64);
+    }
+    let number = |what| file.metadata(what).and_then(|text| text.parse().ok());
+    Ok(Statistics {
+        format: Format::Safetensors,
+        modules: modules.into_values().collect(),
+        samples: number("samples"),
+        tokens: number("tokens"),
+        sources: file.metadata("source").map(str::to_owned).into_iter().collect(),
+    })
 }
 
 /// The statistics file of a `calibrate` stage: kept by an earlier run, or measured now.

@@ -1,4 +1,5 @@
-//! Codes that rounding with calibration has chosen, kept in a folder beside an output: one file per layer.
+//! Codes that rounding with calibration has chosen, kept in a folder beside an output: one file per layer; in a run of parts one
+//! per layer and unit.
 //!
 //! A file begins with its key, which is a hash of all that decides the codes, and with a hash of its index. The index names the
 //! matrices and says where they lie in the data behind it, and the hash of that. A matrix is its codes, packed row by row, then
@@ -21,6 +22,7 @@ use crate::publish::files::{self, cannot_write};
 use crate::publish::hidden;
 use crate::quant::Scheme;
 use crate::quant::reference::{Unpacked, from_words, words};
+use crate::run::parts::own_name;
 
 /// Digits of a hash in hexadecimal.
 const DIGITS: usize = 64;
@@ -30,6 +32,30 @@ const LONGEST_INDEX: u64 = 1 << 28;
 
 /// Bytes that are hashed at once.
 const STRETCH: usize = 1 << 20;
+
+/// Where files of layers are.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct LayerFiles<'a> {
+    /// The output that they are beside.
+    pub target: &'a Path,
+    /// The first file of the unit whose matrices they hold; none if they hold all.
+    pub unit: Option<&'a str>,
+}
+
+impl LayerFiles<'_> {
+    fn path_of(&self, layer: usize) -> PathBuf {
+        let unit = self.unit.map(|unit| format!("-of-{}", &blake3::hash(unit.as_bytes()).to_hex()[..16]));
+        hidden::rounding(self.target).join(format!("layer-{layer}{}", unit.unwrap_or_default()))
+    }
+
+    /// Where a file is written. Parts take no lock, so that each has a name of its own.
+    fn temporary(&self) -> PathBuf {
+        match self.unit {
+            None => hidden::new(self.target),
+            Some(_) => hidden::rounding(self.target).join(format!("new-{}", own_name())),
+        }
+    }
+}
 
 /// The matrices of a file.
 #[derive(Debug, Default, Serialize, Deserialize)]
@@ -98,20 +124,20 @@ impl NewFile {
         self.index.matrices.push(Entry { module: module.to_owned(), result: Kept::Nearest { why } });
     }
 
-    /// Writes the file of a layer, and gives back what is in it. The lock of the output must be held.
+    /// Writes the file of a layer, and gives back what is in it. If it is not of a unit, the lock of the output must be held.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub(super) fn write(mut self, target: &Path, layer: usize, key: &str) -> Result<Layer, Failure> {
+    pub(super) fn write(mut self, of: &LayerFiles<'_>, layer: usize, key: &str) -> Result<Layer, Failure> {
         self.index.bytes = self.data.len() as u64;
         self.index.hash = blake3::hash(&self.data).to_hex().to_string();
-        let path = path_of(target, layer);
+        let path = of.path_of(layer);
         let text = serde_json::to_vec(&self.index)
             .map_err(|error| cannot_write("write", &path, &io::Error::other(error)))?;
         let head = format!("{key}{}", blake3::hash(&text).to_hex());
-        let folder = hidden::rounding(target);
+        let folder = hidden::rounding(of.target);
         Folder::open_or_create(&folder).map_err(|error| cannot_write("make", &folder, &error))?;
-        files::replace(&path, &hidden::new(target), |file| {
+        files::replace(&path, &of.temporary(), |file| {
             file.write_all(head.as_bytes())?;
             file.write_all(&(text.len() as u64).to_le_bytes())?;
             file.write_all(&text)?;
@@ -158,9 +184,9 @@ impl Layer {
     }
 
     /// What an earlier run has kept of a layer, if it is of this key and whole.
-    pub(super) fn read(target: &Path, layer: usize, key: &str) -> Option<Self> {
-        let path = path_of(target, layer);
-        Folder::open(&hidden::rounding(target)).ok()?;
+    pub(super) fn read(of: &LayerFiles<'_>, layer: usize, key: &str) -> Option<Self> {
+        let path = of.path_of(layer);
+        Folder::open(&hidden::rounding(of.target)).ok()?;
         let mut file = exclusive::open_existing(&path).ok()?;
         let mut start = [0; 2 * DIGITS + 8];
         file.read_exact(&mut start).ok()?;
@@ -192,25 +218,20 @@ impl Layer {
     }
 }
 
-/// Removes the files of layers but for these, and what was kept to make them: gradients and streams.
+/// Removes the files of layers but for these, those of units among them, and what was kept to make them: gradients and streams.
 pub(super) fn remove_others(target: &Path, kept: &[usize]) {
     let Ok(folder) = Folder::open(&hidden::rounding(target)) else { return };
     let Ok(mut tree) = folder.tree() else { return };
     let is_over = |name: &Path| {
         let (what, number) = name.to_str()?.split_once('-')?;
-        let number: usize = number.parse().ok()?;
         Some(match what {
-            "layer" => !kept.contains(&number),
-            _ => matches!(what, "gradients" | "stream"),
+            "layer" => !number.parse().is_ok_and(|number| kept.contains(&number)),
+            _ => matches!(what, "gradients" | "stream" | "new"),
         })
     };
     tree.retain(|entry| entry.is_file() && is_over(&entry.name).unwrap_or(false));
     // What cannot be removed is in nobody's way.
     let _ = folder.remove_listed(&tree);
-}
-
-fn path_of(target: &Path, layer: usize) -> PathBuf {
-    hidden::rounding(target).join(format!("layer-{layer}"))
 }
 
 fn data_start(text: u64) -> u64 {

@@ -69,7 +69,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let source = Weights::open(plan)?;
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
     let prints = Prints::of(plan);
-    let parts = options.join.then(|| fingerprint::of_plan(plan, &prints, checks));
+    let parts = options.join.then(|| fingerprint::of_plan(plan, checks));
     let mut stores = IdVec::with_capacity(plan.exports.len());
     for export in &plan.exports {
         let mut found = Stores::default();

@@ -6,11 +6,13 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use super::calibrate;
 use super::context::Context;
 use super::event::{Event, Listener};
 use super::finish::{header, identities};
 use super::outcome::Options;
 use super::preflight::{check_places, check_room};
+use super::rounding;
 use super::stream;
 use super::workers::Workers;
 use crate::exit::Exit;
@@ -21,7 +23,7 @@ use crate::fs::rename;
 use crate::ids::{ExportId, IdVec, TaskId, TensorId};
 use crate::plan::fingerprint::{self, Fingerprint, Prints};
 use crate::plan::parts::{Part, Unit, deal, units};
-use crate::plan::{Checks, Plan};
+use crate::plan::{Checks, Plan, Roundings};
 use crate::publish::files::{cannot_write, create_dir_all, sync_file, sync_way};
 use crate::publish::staging::FileStart;
 use crate::publish::{Staging, flush, hidden};
@@ -58,10 +60,24 @@ pub fn check(plan: &Plan) -> Result<(), Failure> {
     let Some((stage, _)) = stages.find(|(_, stage)| matches!(stage, Stage::Calibrate(_))) else {
         return Ok(());
     };
-    let finding = Finding::error("parts::model-runs", "parts of a run cannot run the model, and `calibrate` does")
-        .at_opt(plan.stage_place(stage), "this stage")
-        .help("Measure once, with `monoquant calibrate RECIPE -o FILE`, and name the file: `calibration: {file: FILE}`. \
-               Rounding that looks at activations needs the model, and is done by a run that is not in parts.");
+    let with_moments = |of: &Roundings| of.moments.is_some() && of.gradients.is_none();
+    let help = match &plan.roundings {
+        Some(of) if with_moments(of) => return Ok(()),
+        Some(of) if of.gradients.is_some() => {
+            "`rounding: guided` takes gradients through the whole model. `rounding: gptq` can be run in parts, with given moments."
+        }
+        Some(_) => {
+            "With `sequential: false` layers are rounded apart from each other. Measure once, with `monoquant calibrate RECIPE -o STATISTICS \
+             --moments MOMENTS`, and name the second file here: `moments: MOMENTS`."
+        }
+        None => {
+            "Measure once, with `monoquant calibrate RECIPE -o FILE`, and name the file: `calibration: {file: FILE}`."
+        }
+    };
+    let finding =
+        Finding::error("parts::model-runs", "parts of a run cannot run the model, and `calibrate` does")
+            .at_opt(plan.stage_place(stage), "this stage")
+            .help(help);
     Err(plan.loaded.tell_failure(Failure::new(Exit::BadRecipe, finding)))
 }
 
@@ -77,13 +93,20 @@ pub(super) fn folder(target: &Path, id: Fingerprint) -> PathBuf {
 /// As those of a run, if the weights are wrong or something cannot be read or written; and if what was written is not what
 /// is read back.
 pub fn run_part(
-    plan: &Plan,
+    plan: &mut Plan,
     part: Part,
     options: &Options,
     listener: &dyn Listener,
 ) -> Result<PartOutcome, Failure> {
     check(plan)?;
-    carry_out(plan, part, options, listener).map_err(|failure| plan.loaded.tell_failure(failure))
+    let units = units(plan);
+    let mine = deal(&units, part.count).into_iter().nth(part.index).unwrap_or_default();
+    let mine: Vec<&Unit> = mine.into_iter().map(|unit| &units[unit]).collect();
+    let done = check_places(plan)
+        .and_then(|()| calibrate::calibrate(plan, options, listener))
+        .and_then(|()| rounding::round_units(plan, &mine, options, listener))
+        .and_then(|()| carry_out(plan, &mine, options, listener));
+    done.map_err(|failure| plan.loaded.tell_failure(failure))
 }
 
 /// What is the same for all units of a part.
@@ -100,19 +123,15 @@ struct Job<'a> {
 
 fn carry_out(
     plan: &Plan,
-    part: Part,
+    share: &[&Unit],
     options: &Options,
     listener: &dyn Listener,
 ) -> Result<PartOutcome, Failure> {
-    check_places(plan)?;
     let (checks, cancel) = (Checks::of(plan.recipe()), &options.cancel);
-    let units = units(plan);
-    let share: Vec<&Unit> =
-        deal(&units, part.count).get(part.index).into_iter().flatten().map(|&unit| &units[unit]).collect();
     let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes(), cancel.clone())?;
     let source = Weights::open(plan)?;
     let prints = Prints::of(plan);
-    let id = fingerprint::of_plan(plan, &prints, checks);
+    let id = fingerprint::of_plan(plan, checks);
     let folders: IdVec<ExportId, PathBuf> = plan.exports.map(|export| folder(&export.path, id));
     let stores: IdVec<ExportId, Stores> = plan
         .exports
@@ -282,7 +301,7 @@ impl Job<'_> {
 }
 
 /// A name that no other process uses, on any machine.
-fn own_name() -> String {
+pub(super) fn own_name() -> String {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
     let text = format!("{} {} {now}", host(), std::process::id());
     format!("work-{}", &blake3::hash(text.as_bytes()).to_hex()[..16])
@@ -308,6 +327,14 @@ pub(super) fn check_all_there(plan: &Plan, reuse: &Reuse<'_>) -> Result<(), Fail
     for &task in left.iter().filter(|&&task| Cut::of(plan, task).total > 0) {
         is_left[plan.tasks[task].tensor()] = true;
     }
+    check_left(plan, &is_left)
+}
+
+/// Looks whether parts have left nothing of these tensors to do.
+///
+/// # Errors
+/// As [`check_all_there`].
+pub(super) fn check_left(plan: &Plan, is_left: &IdVec<TensorId, bool>) -> Result<(), Failure> {
     let units = units(plan);
     let missing = units.iter().filter(|unit| unit.tensors.iter().any(|&tensor| is_left[tensor]));
     let missing: Vec<&str> = missing

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use super::chosen_codes::{self, Errors, Layer, NewFile};
+use super::chosen_codes::{self, Errors, Layer, LayerFiles, NewFile};
 use super::event::{Event, Listener};
 use super::model_pass::{Places, Progress, Watched, failed};
 use super::outcome::Options;
@@ -18,6 +18,7 @@ use crate::network::{
     Checkpoint, Hidden, LayerWeights, Linear, Moments, MomentsFile, Part, Pass, Program, Round, Rounding,
     Sequence, Silent, StageMoments, round_stage, stage_parts,
 };
+use crate::plan::parts::Unit;
 use crate::plan::rounding::{LayerMatrix, Rounded, of_layer};
 use crate::plan::{ModelRun, ModelRuns, Plan, Roundings};
 use crate::publish::files;
@@ -27,21 +28,28 @@ use crate::text::units::counted;
 use crate::threads::Pool;
 
 mod gradients;
+mod in_parts;
 mod keys;
 mod values;
+
+pub(super) use in_parts::round_units;
 
 use gradients::{GradientFiles, Walk};
 use keys::Keys;
 use values::Values;
 
 /// Chooses the codes of all matrices that a plan rounds with calibration, or takes them from the last run, and gives them to the
-/// plan. A plan without such matrices stays as it is.
+/// plan. A plan without such matrices stays as it is. A join takes the codes of its parts.
 ///
 /// # Errors
-/// If an output cannot be written later, the model cannot be read or its activations stop being finite, or the run is cancelled.
+/// If an output cannot be written later, the model cannot be read or its activations stop being finite, or the run is cancelled;
+/// and if the codes of some part of a join are not there yet.
 pub fn round(plan: &mut Plan, options: &Options, listener: &dyn Listener) -> Result<(), Failure> {
     if !plan.awaits_rounding() {
         return Ok(());
+    }
+    if options.join {
+        return in_parts::join(plan);
     }
     preflight(plan)?;
     let layers = {
@@ -49,11 +57,26 @@ pub fn round(plan: &mut Plan, options: &Options, listener: &dyn Listener) -> Res
         let (Some(run), Some(export)) = (roundings.run(runs), plan.exports.first()) else { return Ok(()) };
         files::create_dir_all(export.path.parent().unwrap_or(&export.path))?;
         let lock = Lock::take(&export.path)?;
-        let work = Work::new(plan, (runs, run, roundings), &export.path, options)?;
-        let layers = work.layers(options, listener)?;
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        let work = Work::new(plan, (runs, run, roundings), (&export.path, None), (isa, &options.cancel))?;
+        let layers = work.layers(options.fresh, listener)?;
         drop(lock);
         layers
     };
+    give(plan, layers);
+    Ok(())
+}
+
+/// Whether a matrix is rounded with moments, and is one of a unit if that is asked for.
+fn is_wanted(roundings: &Roundings, unit: Option<&Unit>, matrix: &LayerMatrix<'_>) -> bool {
+    matrix.spec.is_calibrated()
+        && !matrix.tasks.is_empty()
+        && matrix.tasks.iter().all(|rows| roundings.of(rows.task).is_none())
+        && unit.is_none_or(|unit| unit.tensors.binary_search(&matrix.tensor).is_ok())
+}
+
+/// Gives a plan what has come of its matrices.
+fn give(plan: &mut Plan, layers: Vec<Layer>) {
     let by_name: HashMap<String, Rounded> = layers.into_iter().flat_map(|layer| layer.matrices).collect();
     let tasks = plan.tasks.numbered();
     let results = tasks.filter_map(|(number, task)| {
@@ -63,7 +86,6 @@ pub fn round(plan: &mut Plan, options: &Options, listener: &dyn Listener) -> Res
     });
     let results: BTreeMap<_, _> = results.collect();
     plan.round_by(results);
-    Ok(())
 }
 
 /// What all layers share.
@@ -74,6 +96,9 @@ struct Work<'p> {
     /// With the models that run: two if layers are rounded one after another.
     run: ModelRun,
     target: &'p Path,
+    /// Whose matrices are rounded; none if all are.
+    unit: Option<&'p Unit>,
+    isa: Isa,
     values: Values<'p>,
     cancel: &'p Cancel,
     checkpoint: Checkpoint<'p>,
@@ -90,8 +115,8 @@ impl<'p> Work<'p> {
     fn new(
         plan: &'p Plan,
         (runs, run, roundings): (&'p ModelRuns, &'p ModelRun, &'p Roundings),
-        target: &'p Path,
-        options: &'p Options,
+        (target, unit): (&'p Path, Option<&'p Unit>),
+        (isa, cancel): (Isa, &'p Cancel),
     ) -> Result<Self, Failure> {
         let models = if roundings.is_sequential { 2 } else { 1 };
         Ok(Self {
@@ -100,27 +125,36 @@ impl<'p> Work<'p> {
             roundings,
             run: ModelRun { models, ..run.clone() },
             target,
-            values: Values::new(plan, options.isa.unwrap_or_else(Isa::detect)),
-            cancel: &options.cancel,
+            unit,
+            isa,
+            values: Values::new(plan, isa),
+            cancel,
             checkpoint: Checkpoint::open(&plan.model)?,
         })
     }
 
     /// Whether a matrix is rounded with moments.
     fn is_wanted(&self, matrix: &LayerMatrix<'_>) -> bool {
-        let is_open = |task| self.roundings.of(task).is_none();
-        matrix.spec.is_calibrated()
-            && !matrix.tasks.is_empty()
-            && matrix.tasks.iter().all(|rows| is_open(rows.task))
+        is_wanted(self.roundings, self.unit, matrix)
+    }
+
+    /// Where codes are kept.
+    fn files(&self) -> LayerFiles<'p> {
+        LayerFiles { target: self.target, unit: self.unit.map(|unit| unit.name(self.plan)) }
     }
 
     /// The codes of all layers.
-    fn layers(&self, options: &Options, listener: &dyn Listener) -> Result<Vec<Layer>, Failure> {
+    fn layers(&self, is_fresh: bool, listener: &dyn Listener) -> Result<Vec<Layer>, Failure> {
         let programs = &self.runs.description.layers;
         let matrices: Vec<Vec<LayerMatrix<'_>>> =
             programs.iter().map(|program| of_layer(self.plan.content(), program)).collect();
-        let Keys { layers: keys, gradients } =
-            keys::of(self.plan, &self.run, self.roundings, &matrices, options);
+        let Keys { layers: keys, gradients } = match self.unit {
+            None => keys::of(self.plan, &self.run, self.roundings, &matrices, self.isa),
+            Some(_) => Keys {
+                layers: keys::anywhere(self.plan, self.roundings, &matrices, self.isa),
+                gradients: None,
+            },
+        };
         let guides = self.roundings.gradients.zip(gradients).map(|(gradients, facts)| {
             GradientFiles::new(self.target, gradients, &facts, &matrices, |matrix| self.is_wanted(matrix))
         });
@@ -132,7 +166,7 @@ impl<'p> Work<'p> {
                 if !matrices.iter().any(|matrix| self.is_wanted(matrix)) {
                     return Some(Layer::empty());
                 }
-                if options.fresh { None } else { Layer::read(self.target, layer, key) }
+                if is_fresh { None } else { Layer::read(&self.files(), layer, key) }
             })
             .collect();
         let missing = known.iter().filter(|layer| layer.is_none()).count();
@@ -148,10 +182,13 @@ impl<'p> Work<'p> {
         }
         if let Some(last) = known.iter().rposition(Option::is_none) {
             let all = All { matrices: &matrices, keys: &keys, guides: guides.as_ref() };
-            self.walk(&mut known[..=last], &all, options.fresh, listener)?;
+            self.walk(&mut known[..=last], &all, is_fresh, listener)?;
             self.checkpoint.check_unchanged()?;
         }
         let layers: Vec<Layer> = known.into_iter().flatten().collect();
+        if self.unit.is_some() {
+            return Ok(layers);
+        }
         let has_some = |(layer, of): (usize, &Layer)| (!of.matrices.is_empty()).then_some(layer);
         let kept: Vec<usize> = layers.iter().enumerate().filter_map(has_some).collect();
         chosen_codes::remove_others(self.target, &kept);
@@ -227,7 +264,7 @@ impl<'p> Work<'p> {
                     Some(known) => self.pass_by(&at, known, &mut streams, &progress)?,
                     None => {
                         let file = self.round(&at, &mut streams, (&progress, holds))?;
-                        *known = Some(file.write(self.target, layer, &keys[layer])?);
+                        *known = Some(file.write(&self.files(), layer, &keys[layer])?);
                     }
                 }
             }

@@ -4,12 +4,12 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use crate::format::source::Identity;
 use crate::ids::TensorId;
+use crate::plan::fingerprint::BUILD;
 use crate::plan::rounding::{Gradients, LayerMatrix, Rounded};
 use crate::plan::{ModelRun, Plan, Roundings};
 use crate::quant::Isa;
 use crate::run::kept::key;
 use crate::run::model_pass::facts;
-use crate::run::outcome::Options;
 
 /// What decides codes.
 pub(super) struct Keys {
@@ -26,9 +26,8 @@ pub(super) fn of(
     run: &ModelRun,
     roundings: &Roundings,
     matrices: &[Vec<LayerMatrix<'_>>],
-    options: &Options,
+    isa: Isa,
 ) -> Keys {
-    let isa = options.isa.unwrap_or_else(Isa::detect);
     let mut weights = facts(plan, run);
     weights.push(format!("{isa:?}"));
     // A change of a file that is so new might not show in its identity: such codes are not found again.
@@ -72,6 +71,27 @@ pub(super) fn of(
         }
     }
     Keys { layers: out, gradients }
+}
+
+/// The keys of layers that are rounded in parts with given moments: the same on all machines, where files are known by their length
+/// and the time of their last change.
+pub(super) fn anywhere(
+    plan: &Plan,
+    roundings: &Roundings,
+    matrices: &[Vec<LayerMatrix<'_>>],
+    isa: Isa,
+) -> Vec<String> {
+    let mut facts = vec![BUILD.to_owned(), isa.name().to_owned()];
+    facts.extend(roundings.moments.iter().map(|given| given.identity.anywhere()));
+    facts.extend(
+        plan.model.shards.iter().map(|shard| format!("{} {}", shard.name, shard.identity.anywhere())),
+    );
+    let facts = key(facts);
+    let of_layer = |matrices: &Vec<LayerMatrix<'_>>| {
+        let own = matrices.iter().map(|matrix| of_matrix(plan, roundings, matrix));
+        key(std::iter::once(facts.clone()).chain(own))
+    };
+    matrices.iter().map(of_layer).collect()
 }
 
 /// How a matrix is quantized.

@@ -95,3 +95,54 @@ fn a_file_that_does_not_fit_is_named() {
     let found = told(&alone("gptq", GIVEN));
     assert!(found.contains("columns, not"), "{found}");
 }
+
+/// Units whose codes parts have chosen, whatever their number, give what one run gives.
+#[test]
+fn parts_round_with_a_file_as_one_run_does() {
+    let workspace = workspace();
+    moments(&workspace);
+    let with_moments = alone("gptq", GIVEN).replace("    gradient_samples: 4\n", "");
+    let recipe = workspace.recipe(&(with_moments + "  - stage: validate\n"));
+    let text = fs::read_to_string(&recipe).expect("a recipe");
+    fs::write(&recipe, text.replace("    path: out\n", "    path: out\n    shards: 1MB\n"))
+        .expect("a recipe");
+    let run = |args: &[&str]| workspace.monoquant([&["run", "recipe.yaml"], args].concat());
+    run(&[]).exits(0);
+    let whole = files(&workspace.path("out"));
+    assert!(whole.len() > 6, "several files: {:?}", whole.keys());
+    workspace.monoquant(["clean", "recipe.yaml"]).exits(0);
+    fs::remove_dir_all(workspace.path("out")).expect("the output");
+    let _ = fs::remove_file(workspace.path(".out.monoquant-record"));
+
+    run(&["--part", "0/3", "--threads", "1"]).exits(0);
+    let said = run(&["--join"]).exits(75).stderr;
+    assert!(said.contains("parts::missing"), "{said}");
+    let said = run(&["--part", "0/1"]).exits(0).stdout;
+    assert!(!said.contains(" 0 there before"), "{said}");
+    // Codes that are lost are chosen again, and the files that were made with them stay.
+    fs::remove_dir_all(workspace.path(".out.monoquant-rounding")).expect("the codes");
+    run(&["--join"]).exits(75);
+    let said = run(&["--part", "0/1"]).exits(0).stdout;
+    assert!(said.contains("0 made"), "{said}");
+    run(&["--join"]).exits(0);
+    assert!(files(&workspace.path("out")) == whole);
+    assert!(!workspace.path(".out.monoquant-parts").exists());
+    // Another join finds it all there.
+    let said = run(&["--join"]).exits(0).stdout;
+    assert!(said.contains("up to date"), "{said}");
+}
+
+#[test]
+fn what_cannot_be_rounded_in_parts_says_what_could_be() {
+    let workspace = workspace();
+    for (stages, expected) in [
+        (alone("gptq", ""), "`moments: MOMENTS`"),
+        (alone("gptq", "").replace("    sequential: false\n", ""), "`sequential: false`"),
+        (alone("guided", ""), "`rounding: gptq` can be run in parts"),
+    ] {
+        workspace.recipe(&stages);
+        let said = workspace.monoquant(["run", "recipe.yaml", "--part", "0/2"]).exits(2).stderr;
+        let words = said.split_whitespace().filter(|word| *word != "│").collect::<Vec<_>>().join(" ");
+        assert!(words.contains("parts::model-runs") && words.contains(expected), "{said}");
+    }
+}

@@ -1,0 +1,66 @@
+//! Rounding with calibration in parts: each unit's matrices by themselves, with given moments, and a join of their codes.
+
+use super::{Work, give, is_wanted, keys};
+use crate::finding::Failure;
+use crate::plan::Plan;
+use crate::plan::parts::{Unit, units};
+use crate::plan::rounding::of_layer;
+use crate::publish::files;
+use crate::quant::Isa;
+use crate::run::chosen_codes::{Layer, LayerFiles};
+use crate::run::event::Listener;
+use crate::run::outcome::Options;
+use crate::run::parts;
+use crate::run::preflight::check_room;
+
+/// Chooses the codes of the matrices of some units, as [`super::round`] does for those of all, with given moments.
+///
+/// # Errors
+/// As [`super::round`].
+pub(in crate::run) fn round_units(
+    plan: &mut Plan,
+    units: &[&Unit],
+    options: &Options,
+    listener: &dyn Listener,
+) -> Result<(), Failure> {
+    let mut layers = Vec::new();
+    if let (true, Some(runs), Some(roundings)) = (plan.awaits_rounding(), &plan.runs, &plan.roundings) {
+        let (Some(run), Some(export)) = (roundings.run(runs), plan.exports.first()) else { return Ok(()) };
+        files::create_dir_all(export.path.parent().unwrap_or(&export.path))?;
+        let tasks = units.iter().flat_map(|unit| &unit.tensors).flat_map(|&tensor| plan.tasks_of(tensor));
+        let codes = plan.codes_bytes(tasks);
+        check_room(plan, &plan.exports.ids().map(|id| if id.index() == 0 { codes } else { 0 }).collect())?;
+        let isa = options.isa.unwrap_or_else(Isa::detect);
+        for unit in units {
+            let of = (export.path.as_path(), Some(*unit));
+            let work = Work::new(plan, (runs, run, roundings), of, (isa, &options.cancel))?;
+            layers.extend(work.layers(options.fresh, listener)?);
+        }
+    }
+    give(plan, layers);
+    Ok(())
+}
+
+/// Takes the codes that parts have chosen, each on a processor of whatever kind.
+pub(super) fn join(plan: &mut Plan) -> Result<(), Failure> {
+    let mut layers = Vec::new();
+    let mut is_left = plan.model.tensors.map(|_| false);
+    if let (Some(runs), Some(roundings), Some(export)) = (&plan.runs, &plan.roundings, plan.exports.first()) {
+        let programs = &runs.description.layers;
+        let matrices: Vec<_> = programs.iter().map(|program| of_layer(plan.content(), program)).collect();
+        let all_keys = Isa::ALL.map(|isa| keys::anywhere(plan, roundings, &matrices, isa));
+        for unit in units(plan) {
+            let (name, is_wanted) = (unit.name(plan), |matrix: &_| is_wanted(roundings, Some(&unit), matrix));
+            let of = LayerFiles { target: &export.path, unit: Some(name) };
+            let wanted = matrices.iter().enumerate().filter(|(_, matrices)| matrices.iter().any(&is_wanted));
+            let read = |(layer, _)| all_keys.iter().find_map(|keys| Layer::read(&of, layer, &keys[layer]));
+            match wanted.map(read).collect::<Option<Vec<Layer>>>() {
+                Some(read) => layers.extend(read),
+                None => unit.tensors.iter().for_each(|&tensor| is_left[tensor] = true),
+            }
+        }
+    }
+    parts::check_left(plan, &is_left)?;
+    give(plan, layers);
+    Ok(())
+}
