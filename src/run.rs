@@ -31,7 +31,7 @@ mod workers;
 
 pub use crate::cancel::Cancel;
 pub use crate::run::incremental::record::sealed as sealed_record;
-pub use event::{Event, Listener, Silent};
+pub use event::{Event, Link, Listener, Silent};
 pub use executor::{restore, run};
 pub use outcome::{Options, Outcome, Work};
 pub use preflight::preflight;

@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+pub use crate::format::source::ahead::Link;
 use crate::ids::{StageId, TensorId};
 use crate::quant::Distortion;
 use crate::report::GateOutcome;
@@ -45,6 +46,8 @@ pub enum Event {
         /// Source bytes of the tile.
         bytes: u64,
     },
+    /// What has come from the place of the weights, if that is not this machine. Follows a tile.
+    Link(Link),
     /// A tensor was finished.
     Tensor {
         /// Index among the model's tensors.

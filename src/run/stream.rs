@@ -204,6 +204,9 @@ impl Pass<'_> {
         }
         let bytes = buffers.source.weights.len() as u64;
         self.listener.on_event(&Event::Tile { tensor: task.tensor(), bytes });
+        if let Some(link) = self.source.link() {
+            self.listener.on_event(&Event::Link(link));
+        }
         if self.collector.tile_done(task.tensor()) {
             let distortion = self.collector.distortion_of(tile.task);
             for (export, journal) in self.journals.numbered() {

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
-use crate::run::{Event, Listener};
+use crate::run::{Event, Link, Listener};
 use crate::sync::lock;
 use crate::text;
 use crate::text::units;
@@ -88,12 +88,43 @@ impl Listener for Noted<'_> {
     }
 }
 
+/// The interval over which the speed of a link is taken.
+const INTERVAL: Duration = Duration::from_secs(1);
+
+/// How fast weights come from another machine.
+#[derive(Debug, Default)]
+struct Speed {
+    /// When it was looked at, and how much had come by then.
+    last: Option<(Instant, u64)>,
+    told: String,
+}
+
+impl Speed {
+    /// What is said of a link at a time.
+    fn of(&mut self, link: &Link, now: Instant) -> &str {
+        match self.last.filter(|(_, bytes)| *bytes <= link.bytes) {
+            None => self.last = Some((now, link.bytes)),
+            Some((then, bytes)) => {
+                let took = now.saturating_duration_since(then);
+                if took >= INTERVAL {
+                    let rate = (link.bytes - bytes) as f64 / took.as_secs_f64();
+                    let requests = units::counted(link.requests, "request");
+                    self.told = format!("link {}/s, {requests}", units::bytes(rate as u64));
+                    self.last = Some((now, link.bytes));
+                }
+            }
+        }
+        &self.told
+    }
+}
+
 /// A bar with bytes, rate and time left, on standard error.
 #[derive(Debug)]
 pub(crate) struct Bar {
     bar: ProgressBar,
     /// Columns of the terminal.
     width: usize,
+    speed: Mutex<Speed>,
 }
 
 impl Bar {
@@ -102,7 +133,11 @@ impl Bar {
     pub(crate) fn new(width: usize) -> Option<Self> {
         let target = ProgressDrawTarget::stderr();
         let is_drawn = !target.is_hidden();
-        is_drawn.then(|| Self { bar: ProgressBar::with_draw_target(Some(0), target), width })
+        is_drawn.then(|| Self {
+            bar: ProgressBar::with_draw_target(Some(0), target),
+            width,
+            speed: Mutex::default(),
+        })
     }
 
     fn style(&self, templates: [(usize, &str); 3]) {
@@ -140,6 +175,9 @@ impl Listener for Bar {
                 self.bar.set_message(format!("{name}: layer {layer} of {layers}"));
             }
             Event::Tile { bytes, .. } => self.bar.inc(*bytes),
+            Event::Link(link) => {
+                self.bar.set_message(lock(&self.speed).of(link, Instant::now()).to_owned());
+            }
             Event::Written { .. } => self.clear(),
             _ => {}
         }
@@ -181,6 +219,7 @@ pub(crate) struct Lines {
     last: Mutex<Instant>,
     /// When a model began to run.
     passes: Mutex<Option<Instant>>,
+    speed: Mutex<Speed>,
     is_verbose: bool,
 }
 
@@ -189,7 +228,14 @@ impl Lines {
     #[must_use]
     pub(crate) fn new(is_verbose: bool) -> Self {
         let last = Mutex::new(Instant::now());
-        Self { total: AtomicU64::new(0), done: AtomicU64::new(0), last, passes: Mutex::new(None), is_verbose }
+        Self {
+            total: AtomicU64::new(0),
+            done: AtomicU64::new(0),
+            last,
+            passes: Mutex::new(None),
+            speed: Mutex::default(),
+            is_verbose,
+        }
     }
 }
 
@@ -231,8 +277,13 @@ impl Listener for Lines {
                 if last.elapsed() >= HEARTBEAT {
                     *last = Instant::now();
                     let total = self.total.load(Ordering::Relaxed);
-                    say(&format!("{} of {}", units::bytes(done), units::bytes(total)));
+                    let link = lock(&self.speed).told.clone();
+                    let link = if link.is_empty() { link } else { format!("; {link}") };
+                    say(&format!("{} of {}{link}", units::bytes(done), units::bytes(total)));
                 }
+            }
+            Event::Link(link) => {
+                lock(&self.speed).of(link, Instant::now());
             }
             Event::Layer { name, layer, layers, done, total, tokens } => {
                 if *done == 0 {
@@ -260,5 +311,28 @@ impl Listener for Lines {
             Event::Published { told, .. } if self.is_verbose => say(&format!("published {told}")),
             _ => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_speed_of_a_link_is_that_of_the_last_interval() {
+        let (mut speed, start) = (Speed::default(), Instant::now());
+        let mut at = |ms, bytes| {
+            let link = Link { bytes, requests: 3 };
+            speed.of(&link, start + Duration::from_millis(ms)).to_owned()
+        };
+        let told = |bytes| format!("link {}/s, 3 requests", units::bytes(bytes));
+        assert_eq!(at(0, 0), "");
+        assert_eq!(at(900, 90 << 20), "");
+        assert_eq!(at(1000, 100 << 20), told(100 << 20));
+        assert_eq!(at(1500, 100 << 20), told(100 << 20));
+        assert_eq!(at(3000, 110 << 20), told(5 << 20));
+        // Another pass.
+        assert_eq!(at(4000, 1 << 20), told(5 << 20));
+        assert_eq!(at(5000, 3 << 20), told(2 << 20));
     }
 }

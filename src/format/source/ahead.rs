@@ -2,6 +2,8 @@
 //!
 //! Blobs are cut into blocks. A block is asked for when there is room for it in the budget, kept until all that will be
 //! read of it was read, and then dropped. If a reader needs a block that there was no room for, it is asked for at once.
+//! A pass begins with a few requests and makes one more with each answer: on a slow link the first blocks are there long before
+//! the budget is full, and later ones do not all come at the same moment.
 //! Reads that were not announced go to the blob itself.
 
 use std::collections::HashMap;
@@ -18,6 +20,9 @@ use crate::sync::lock;
 
 /// Bytes of a block: fewer make a request cost more than its bytes, and more fill the budget with too few of them.
 pub(crate) const BLOCK: u64 = 8 << 20;
+
+/// Requests that a pass begins with.
+const FIRST: usize = 4;
 
 /// How long a reader waits before it looks if the run was cancelled.
 const LOOK: Duration = Duration::from_millis(100);
@@ -47,7 +52,21 @@ struct State {
     next: usize,
     /// Bytes of the blocks that are asked for or kept.
     held: u64,
+    /// Requests without an answer, and how many there may be.
+    requests: usize,
+    most: usize,
+    /// Bytes that have come.
+    came: u64,
     cancel: Cancel,
+}
+
+/// What goes on between a run and the place that it reads from.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Link {
+    /// Bytes that have come, in this pass.
+    pub bytes: u64,
+    /// Requests without an answer.
+    pub requests: usize,
 }
 
 /// Blocks by the number of their blob and their own number in it.
@@ -109,6 +128,13 @@ impl Ahead {
         Box::new(Through { blob, number: blobs.len() - 1, shared: Arc::clone(&self.0) })
     }
 
+    /// What has come, and what is awaited.
+    #[must_use]
+    pub(crate) fn link(&self) -> Link {
+        let state = lock(&self.0.state);
+        Link { bytes: state.came, requests: state.requests }
+    }
+
     /// A list without ranges.
     #[must_use]
     pub(crate) fn list(&self) -> List<'_> {
@@ -147,9 +173,9 @@ impl<'a> List<'a> {
             list,
             blocks: self.blocks,
             places: self.places,
-            next: 0,
-            held: 0,
+            most: FIRST,
             cancel: cancel.clone(),
+            ..State::default()
         };
         self.ahead.0.go_on(state);
         Reading(self.ahead)
@@ -173,7 +199,8 @@ impl Shared {
         let mut asked = Vec::new();
         while let Some(block) = state.blocks.get(state.next) {
             if matches!(block.content, Content::Waiting) && block.left > 0 {
-                if state.held > 0 && state.held + block.bytes() > self.budget {
+                let is_full = state.held > 0 && state.held + block.bytes() > self.budget;
+                if is_full || state.requests >= state.most {
                     break;
                 }
                 asked.push(state.next);
@@ -206,18 +233,24 @@ impl Shared {
         }
     }
 
-    fn arrived(&self, (list, index): (u64, usize), got: io::Result<Vec<u8>>) {
+    fn arrived(self: &Arc<Self>, (list, index): (u64, usize), got: io::Result<Vec<u8>>) {
         let mut state = lock(&self.state);
         if state.list == list
             && let Some(block) = state.blocks.get_mut(index)
         {
+            let came = got.as_ref().map_or(0, |bytes| bytes.len() as u64);
             block.content = match got {
                 Ok(bytes) if bytes.len() as u64 == block.bytes() => Content::Here(Arc::new(bytes)),
                 Ok(_) => Content::Failed(ErrorKind::UnexpectedEof.into()),
                 Err(error) => Content::Failed(error),
             };
+            state.came += came;
+            state.requests = state.requests.saturating_sub(1);
+            state.most = state.most.saturating_add(1);
+            self.go_on(state);
+        } else {
+            drop(state);
         }
-        drop(state);
         self.changed.notify_all();
     }
 
@@ -265,6 +298,7 @@ impl State {
         if let Some(block) = self.blocks.get_mut(index) {
             block.content = Content::Asked;
             self.held += block.bytes();
+            self.requests += 1;
         }
     }
 

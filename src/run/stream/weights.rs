@@ -6,7 +6,7 @@ use std::ops::Range;
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::finding::Failure;
-use crate::format::source::ahead::{Ahead, Reading};
+use crate::format::source::ahead::{Ahead, Link, Reading};
 use crate::ids::{IdVec, ShardId, TaskId, TensorId};
 use crate::model::encoded::EncodedReader;
 use crate::model::read::{MatrixReader, WeightFile};
@@ -69,6 +69,11 @@ impl<'p> Weights<'p> {
             self.each_range(&tile, |shard, range| list.add(shard.index(), range));
         }
         Some(list.begin(cancel))
+    }
+
+    /// What goes on between this machine and the one that has the weights; none if that is this one.
+    pub(crate) fn link(&self) -> Option<Link> {
+        self.ahead.as_ref().map(Ahead::link)
     }
 
     /// The bytes of the files that are read for a tile.

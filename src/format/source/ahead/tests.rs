@@ -172,3 +172,29 @@ fn a_reader_stops_waiting_when_the_run_is_cancelled_and_late_answers_are_nothing
     new(Ok(bytes_of(0..50)));
     assert!(read(&*blob, 0..50));
 }
+
+#[test]
+fn requests_grow_in_number_with_the_answers() {
+    let ahead = Ahead::new(100 * BLOCK);
+    let (blob, receiver) = slow(20);
+    let _blob = ahead.around(blob);
+    let mut list = ahead.list();
+    list.add(0, 0..20 * BLOCK);
+    let reading = list.begin(&Cancel::default());
+    assert_eq!(ahead.link(), Link { bytes: 0, requests: FIRST });
+    let mut first: Vec<(Range<u64>, Asked)> = receiver.try_iter().collect();
+    assert_eq!(first.len(), FIRST);
+    // Each answer makes two new requests: its own place, and one more.
+    for answered in 1..=3 {
+        let (range, Asked(done)) = first.remove(0);
+        done(Ok(bytes_of(range)));
+        assert_eq!(ahead.link().requests, FIRST + answered);
+    }
+    assert_eq!(ahead.link().bytes, 3 * BLOCK);
+    // A request that fails counts as answered.
+    let (_, Asked(done)) = first.remove(0);
+    done(Err(ErrorKind::ConnectionReset.into()));
+    assert_eq!(ahead.link(), Link { bytes: 3 * BLOCK, requests: FIRST + 4 });
+    drop(reading);
+    assert_eq!(ahead.link(), Link { bytes: 0, requests: 0 });
+}
