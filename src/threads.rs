@@ -148,6 +148,18 @@ pub(crate) fn map_each<'a, T: Sync, R: Send>(
     map_by(things, 1, work)
 }
 
+/// Things that are waited for at once.
+const WAITING: usize = 32;
+
+/// As [`map_each`], where the work is to wait for another machine: much of it at once, however few cores there are.
+pub(crate) fn map_waiting<'a, T: Sync, R: Send>(
+    things: &'a [T],
+    work: impl Fn(&'a T) -> R + Send + Sync,
+) -> Vec<R> {
+    let pool = Pool::start(WAITING.min(things.len()), 0);
+    pool.install(|| things.par_iter().with_max_len(1).map(work).collect())
+}
+
 fn map_by<'a, T: Sync, R: Send>(
     things: &'a [T],
     handful: usize,
@@ -211,6 +223,7 @@ mod tests {
             let doubled: Vec<usize> = things.iter().map(|thing| thing * 2).collect();
             assert_eq!(map(&things, |thing| thing * 2), doubled);
             assert_eq!(map_each(&things, |thing| thing * 2), doubled);
+            assert_eq!(map_waiting(&things, |thing| thing * 2), doubled);
             let mut backwards: Vec<usize> = (0..count).rev().collect();
             sort_by(&mut backwards, Ord::cmp);
             assert_eq!(backwards, things);

@@ -302,8 +302,9 @@ fn read_headers(
     chosen: &[OtherFile],
     findings: &mut Vec<Finding>,
 ) -> (IdVec<ShardId, Shard>, IdVec<TensorId, TensorInfo>) {
+    let read = |file: &OtherFile| read_shard(source, &file.path);
     let read: Vec<Result<(Shard, Header), Vec<Finding>>> =
-        threads::map_each(chosen, |file| read_shard(source, &file.path));
+        if source.is_remote() { threads::map_waiting(chosen, read) } else { threads::map_each(chosen, read) };
     let (mut shards, mut tensors) = (IdVec::new(), Vec::new());
     for result in read {
         match result {

@@ -15,6 +15,7 @@ use crate::plan::Plan;
 use crate::quant::Integers;
 use crate::run::stream::collector::Collector;
 use crate::run::stream::tiles::{Queue, Span, Tile};
+use crate::threads;
 
 /// Every weight file of the model.
 #[derive(Debug)]
@@ -119,10 +120,13 @@ impl<'p> Weights<'p> {
     /// # Errors
     /// If one has changed: the bytes read from it may be of two versions.
     pub(crate) fn check_unchanged(&self) -> Result<(), Failure> {
-        self.files
-            .iter()
-            .zip(&self.plan.model.shards)
-            .try_for_each(|(file, shard)| file.check_unchanged(shard))
+        let files: Vec<_> = self.files.iter().zip(&self.plan.model.shards).collect();
+        match self.ahead {
+            None => files.into_iter().try_for_each(|(file, shard)| file.check_unchanged(shard)),
+            Some(_) => threads::map_waiting(&files, |(file, shard)| file.check_unchanged(shard))
+                .into_iter()
+                .collect(),
+        }
     }
 
     /// Computes the checksums of the bytes that no tile reads: parts of encoded weights beside their codes,
