@@ -9,6 +9,7 @@ use std::path::Path;
 
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place};
+use crate::fs::paths;
 use crate::ids::{ExportId, IdVec, StageId, TaskId, TensorId};
 use crate::model::{LayerClass, MatrixView, ModelFolder};
 use crate::recipe::{Loaded, Recipe};
@@ -130,9 +131,16 @@ impl Plan {
         export.map_or_else(|| Path::new(""), |export| &export.path)
     }
 
-    /// A path as people are told it: with variables of the recipe as they were written.
+    /// A path as people are told it: with variables of the recipe as they were written, and for an output in an object store the
+    /// place there.
     #[must_use]
     pub fn told_path(&self, path: &Path) -> String {
+        for export in &self.exports {
+            if let (Some(store), Ok(rest)) = (&export.store, path.strip_prefix(&export.path)) {
+                let rest = rest.display().to_string();
+                return self.loaded.told(&format!("{store}/{rest}")).trim_end_matches('/').to_owned();
+            }
+        }
         self.loaded.told(&path.display().to_string())
     }
 
@@ -238,6 +246,7 @@ fn compiled(draft: Draft, limits: Limits) -> Result<Plan, Failure> {
     findings.extend(problems);
     let exports = exports(content);
     findings.extend(export_paths::export_paths(content, &exports));
+    findings.extend(export_paths::stores(content.loaded, &exports));
     findings.extend(outputs::check(content, &exports));
     for export in &exports {
         findings.extend(engines::check(content, export));
@@ -303,7 +312,8 @@ fn exports(content: Content<'_>) -> IdVec<ExportId, ExportPlan> {
             format: export.format,
             target: export.target,
             overwrite: export.overwrite,
-            path: normalized(&loaded.resolve_path(&export.path)),
+            path: normalized(&loaded.output_path(&export.path)),
+            store: paths::is_store(&export.path).then(|| export.path.trim_end_matches('/').to_owned()),
             has_index: files.len() > 1 || model.index.is_some(),
             config,
             card,

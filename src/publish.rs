@@ -7,5 +7,7 @@ pub mod hidden;
 pub(crate) mod lock;
 pub mod occupant;
 pub(crate) mod staging;
+#[cfg(feature = "cloud")]
+pub(crate) mod store;
 
 pub use crate::publish::staging::Staging;

@@ -26,6 +26,8 @@ pub mod rounding;
 pub(crate) mod stream;
 mod sums;
 pub mod sweep;
+#[cfg(feature = "cloud")]
+mod to_store;
 pub mod verify;
 mod workers;
 

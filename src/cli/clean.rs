@@ -19,7 +19,7 @@ pub(super) fn clean(args: &CleanArgs, output: &Output) -> Result<Exit, Failure> 
     let mut removed = 0;
     for stage in &loaded.recipe.stages {
         let Stage::Export(export) = stage else { continue };
-        let path = crate::plan::normalized(&loaded.resolve_path(&export.path));
+        let path = crate::plan::normalized(&loaded.output_path(&export.path));
         let lock = Lock::take(&path)?;
         let remains = [hidden::staging(&path), hidden::interrupted(&path), hidden::journal(&path)];
         removed += remains.iter().filter(|path| exclusive::is_there(path)).count();

@@ -58,7 +58,7 @@ impl Rounded {
                 Stage::Export(export) => Some(export),
                 _ => None,
             })?;
-            let folder = plan::normalized(&draft.loaded.resolve_path(&export.path));
+            let folder = plan::normalized(&draft.loaded.output_path(&export.path));
             report::read(&folder.join(report::FILE_NAME)).ok()
         });
         Self { roundings, report }

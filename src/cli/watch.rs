@@ -177,7 +177,7 @@ fn tell_inputs(loaded: &Loaded, inputs: &Inputs) {
                 others.extend(stage.text.iter().chain(&stage.moments).map(|file| loaded.resolve_path(file)));
             }
             Stage::Evaluate(stage) => others.extend(stage.text.iter().map(|text| loaded.resolve_path(text))),
-            Stage::Export(export) => outputs.push(loaded.resolve_path(&export.path)),
+            Stage::Export(export) => outputs.push(loaded.output_path(&export.path)),
             _ => {}
         }
     }

@@ -20,7 +20,7 @@ pub use trouble::Trouble;
 
 pub(crate) mod ahead;
 #[cfg(feature = "cloud")]
-mod cloud;
+pub(crate) mod cloud;
 pub mod folder;
 pub(crate) mod hub_cache;
 mod hub_layout;

@@ -17,6 +17,12 @@ pub(crate) fn is_address(word: &str) -> bool {
     word.split_once("://").is_some_and(|(scheme, _)| is_scheme(scheme))
 }
 
+/// Whether a word stands for a place in an object store.
+#[must_use]
+pub(crate) fn is_store(word: &str) -> bool {
+    ["s3://", "gs://"].iter().any(|scheme| word.starts_with(scheme))
+}
+
 /// A path without links. It must exist.
 ///
 /// # Errors

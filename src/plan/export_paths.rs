@@ -6,6 +6,8 @@ use super::ExportPlan;
 use crate::finding::Finding;
 use crate::fs::paths;
 use crate::plan::output_tensor::Content;
+use crate::recipe::Loaded;
+use crate::stage::export::Overwrite;
 
 /// A path without `.` and `..`, as far as that can be told without the file system.
 pub(crate) fn normalized(path: &std::path::Path) -> PathBuf {
@@ -30,6 +32,41 @@ pub(crate) fn normalized(path: &std::path::Path) -> PathBuf {
 /// A path with its links resolved, as far as it exists; the rest need not.
 fn canonical(path: &std::path::Path) -> PathBuf {
     paths::canonical(&std::path::absolute(path).unwrap_or_else(|_| path.to_owned()))
+}
+
+/// What is wrong with outputs in object stores, as far as their words tell.
+pub(super) fn stores(loaded: &Loaded, exports: &[ExportPlan]) -> Vec<Finding> {
+    let mut findings = Vec::new();
+    for (position, export) in exports.iter().enumerate() {
+        let Some(word) = &export.store else { continue };
+        let place = |key: &str| loaded.place(&format!("/stages/{}/{key}", export.stage));
+        if cfg!(not(feature = "cloud")) {
+            let message = "this build of monoquant does not write to object stores";
+            let finding = Finding::error("export::not-built", message).at_opt(place("path"), "this place");
+            findings.push(finding.help(
+                "Build it with `cargo build --release --locked --features cloud`, or give the folder of an output.",
+            ));
+        }
+        if export.overwrite == Overwrite::Replace
+            && loaded.says(&format!("/stages/{}/overwrite", export.stage))
+        {
+            let message = "an output in an object store is never replaced";
+            let finding =
+                Finding::error("export::store-replace", message).at_opt(place("overwrite"), "this word");
+            findings.push(finding.help(
+                "Readers could see half of the old one and half of the new one. Choose a new prefix for each output, and leave out \
+                 `overwrite`.",
+            ));
+        }
+        let is_below =
+            |word: &str, other: &str| word.strip_prefix(other).is_some_and(|rest| rest.starts_with('/'));
+        let mut others = exports[..position].iter().filter_map(|other| other.store.as_ref());
+        if others.any(|other| is_below(word, other) || is_below(other, word)) {
+            let finding = Finding::error("plan::output-path", "one export lies inside another");
+            findings.push(finding.at_opt(place("path"), "choose another path"));
+        }
+    }
+    findings
 }
 
 /// Output paths that would destroy the model or each other.

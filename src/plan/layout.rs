@@ -119,8 +119,11 @@ pub struct ExportPlan {
     pub target: Target,
     /// The action if the directory already exists.
     pub overwrite: Overwrite,
-    /// The output directory, resolved against the recipe's folder.
+    /// The output directory, resolved against the recipe's folder. For an output in an object store, the directory on this
+    /// machine in which it is made.
     pub path: PathBuf,
+    /// The prefix in an object store at which it is published, such as `s3://bucket/prefix`.
+    pub store: Option<String>,
     /// The weight files.
     pub files: IdVec<FileId, OutputFile>,
     /// The tensors, by file and offset.

@@ -11,6 +11,7 @@ use super::written::{self, Concealer, Written};
 use super::{check, environment, order, statistics, text};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding, Place, SourceText};
+use crate::fs::paths;
 use crate::ids::StageId;
 use crate::recipe::Recipe;
 use crate::recipe::unused_parameters;
@@ -69,6 +70,21 @@ impl Loaded {
     #[must_use]
     pub fn resolve_path(&self, path: &str) -> PathBuf {
         self.base_of(path).join(path)
+    }
+
+    /// The directory on this machine in which the output of an `export` with a path is made. An output in an object store is made in
+    /// a directory of its own, below the one that `MONOQUANT_SCRATCH` names or else `.monoquant-scratch` beside the recipe.
+    #[must_use]
+    pub fn output_path(&self, path: &str) -> PathBuf {
+        if !paths::is_store(path) {
+            return self.resolve_path(path);
+        }
+        let path = path.trim_end_matches('/');
+        let scratch = std::env::var_os("MONOQUANT_SCRATCH").filter(|folder| !folder.is_empty());
+        let scratch = scratch.map_or_else(|| self.base.join(".monoquant-scratch"), PathBuf::from);
+        let name = path.rsplit('/').next().unwrap_or_default();
+        let hash = blake3::hash(path.as_bytes()).to_hex();
+        scratch.join(format!("{name}-{}", &hash[..8]))
     }
 
     /// The folder that a path of the recipe is relative to.

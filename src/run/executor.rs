@@ -11,6 +11,8 @@ use super::outcome::{Options, Outcome, Work};
 use super::parts;
 use super::preflight::{check_places, check_space};
 use super::stream;
+#[cfg(feature = "cloud")]
+use super::to_store;
 use super::workers::Workers;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
@@ -40,7 +42,11 @@ use crate::stage::Stage;
 /// nothing is published, and earlier outputs stay untouched. There is one exception: if moving the second of several
 /// outputs fails, the first stays published.
 pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
-    carry_out(plan, options, listener).map_err(|failure| plan.loaded.tell_failure(failure))
+    #[cfg(feature = "cloud")]
+    let done = to_store::run(plan, options, listener, &|| carry_out(plan, options, listener));
+    #[cfg(not(feature = "cloud"))]
+    let done = carry_out(plan, options, listener);
+    done.map_err(|failure| plan.loaded.tell_failure(failure))
 }
 
 fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
@@ -177,7 +183,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
 pub fn restore(loaded: &Loaded) -> Result<(), Failure> {
     for stage in &loaded.recipe.stages {
         let Stage::Export(export) = stage else { continue };
-        let path = crate::plan::normalized(&loaded.resolve_path(&export.path));
+        let path = crate::plan::normalized(&loaded.output_path(&export.path));
         if exclusive::is_there(&hidden::old(&path)) {
             let lock = Lock::take(&path)?;
             exchange::restore(&path)?;

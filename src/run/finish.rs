@@ -326,8 +326,10 @@ impl Job<'_> {
             self.record(index, ready, Tensors::Of(&journal))?;
             remove_failed_report(&export.path);
             done.report_paths.push(path.join(report::FILE_NAME));
-            let told = plan.told_path(&path);
-            done.events.push(Event::Published { path: path.clone(), told });
+            if export.store.is_none() {
+                let told = plan.told_path(&path);
+                done.events.push(Event::Published { path: path.clone(), told });
+            }
             done.published.push(path);
         }
         Ok(())

@@ -51,11 +51,7 @@ pub(super) fn made_files<'p>(
         let write = |out: &mut dyn Write| export.write_index(plan.content(), out);
         out.push(MadeFile { name: name.to_owned(), write: Box::new(write) });
     }
-    let (recipe, written) = stored_recipe(plan, export);
-    let recipe = crate::recipe::emit_with(&recipe, &written).map_err(|error| {
-        let finding = Finding::error("publish::recipe", format!("cannot write the recipe down: {error}"));
-        Failure::new(Exit::Internal, finding)
-    })?;
+    let recipe = recipe_text(plan, export)?;
     if let Some(card) = &export.card {
         let text = card::text(plan, id, card, results, &recipe);
         let write = move |out: &mut dyn Write| out.write_all(text.as_bytes());
@@ -66,13 +62,26 @@ pub(super) fn made_files<'p>(
     Ok(out)
 }
 
+/// The text of the recipe that an output holds.
+///
+/// # Errors
+/// If it cannot be written as YAML.
+pub(super) fn recipe_text(plan: &Plan, export: &ExportPlan) -> Result<String, Failure> {
+    let (recipe, written) = stored_recipe(plan, export);
+    crate::recipe::emit_with(&recipe, &written).map_err(|error| {
+        let finding = Finding::error("publish::recipe", format!("cannot write the recipe down: {error}"));
+        Failure::new(Exit::Internal, finding)
+    })
+}
+
 /// The recipe as an output holds it: relative paths are relative to the output, so that it runs from there to the same result.
 /// With it the values with variables, at their JSON pointers, as they are written then.
 fn stored_recipe(plan: &Plan, export: &ExportPlan) -> (Recipe, Vec<(String, String)>) {
     let mut recipe = plan.recipe().clone();
     let from = absolute(&export.path);
     let moved = |path: &str| {
-        let is_relative = !paths::is_address(path) && Path::new(path).is_relative();
+        // No way leads from an object store to this machine.
+        let is_relative = export.store.is_none() && !paths::is_address(path) && Path::new(path).is_relative();
         is_relative.then(|| relative(&from, &absolute(&plan.loaded.resolve_path(path))))
     };
     let way = relative(&from, &absolute(&plan.loaded.base));
@@ -104,7 +113,7 @@ fn stored_recipe(plan: &Plan, export: &ExportPlan) -> (Recipe, Vec<(String, Stri
             if let Some(whole) = whole.filter(|_| !is_written && !paths::is_address(path)) {
                 match key.as_str() {
                     // The way to an output beside this one; `.` for this one.
-                    "path" => *path = relative(&from, &absolute(Path::new(&whole))),
+                    "path" if export.store.is_none() => *path = relative(&from, &absolute(Path::new(&whole))),
                     key => written.extend(public_path(key, &whole).map(|public| (pointer, public))),
                 }
                 continue;

@@ -10,6 +10,8 @@ use crate::fs::exclusive::{self, Kind};
 use crate::fs::limits;
 use crate::ids::{ExportId, IdVec};
 use crate::plan::{ExportPlan, Plan};
+#[cfg(feature = "cloud")]
+use crate::publish::store::Store;
 use crate::publish::{files, hidden, occupant};
 use crate::report::ledger;
 use crate::text::units;
@@ -29,7 +31,8 @@ pub(super) fn check_places(plan: &Plan) -> Result<(), Failure> {
         let checked = hidden::check(&export.path)
             .and_then(|()| occupant::check(&export.path, export.overwrite).map(drop))
             .and_then(|()| check_failed_report(&export.path))
-            .and_then(|()| check_lengths(plan, export));
+            .and_then(|()| check_lengths(plan, export))
+            .and_then(|()| look_at_store(export));
         checked.map_err(|mut failure| {
             // A fault of the path itself is shown at the place where the path is written.
             if failure.exit == Exit::BadRecipe {
@@ -111,6 +114,19 @@ fn check_lengths(plan: &Plan, export: &ExportPlan) -> Result<(), Failure> {
             "Raise the limit (`ulimit -f`); weights can be cut into shorter files by `shards` of `export`.",
         );
     Err(Failure::new(Exit::CannotWrite, finding))
+}
+
+/// Looks whether the store of an output can be reached.
+#[cfg(feature = "cloud")]
+fn look_at_store(export: &ExportPlan) -> Result<(), Failure> {
+    let Some(word) = &export.store else { return Ok(()) };
+    Store::at(word, String::new())?.look()
+}
+
+/// The plan of a build without stores has none.
+#[cfg(not(feature = "cloud"))]
+fn look_at_store(_: &ExportPlan) -> Result<(), Failure> {
+    Ok(())
 }
 
 /// The report of a failed run replaces the one of an earlier failed run, and nothing else.

@@ -21,6 +21,9 @@ mod listing;
 pub(super) mod objects;
 mod told;
 
+pub(crate) use objects::{Bucket, connect, patiently};
+pub(crate) use told::trouble;
+
 /// Bytes that the first small read of a blob gets: more headers than not are shorter.
 const HEAD: u64 = 256 << 10;
 
@@ -50,7 +53,7 @@ type Pending<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 ///
 /// # Errors
 /// If the thread cannot be started, or has ended.
-fn wait<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> io::Result<T> {
+pub(crate) fn wait<T: Send + 'static>(work: impl Future<Output = T> + Send + 'static) -> io::Result<T> {
     let (sender, receiver) = sync_channel(1);
     runtime()?.spawn(async move {
         let _ = sender.send(work.await);

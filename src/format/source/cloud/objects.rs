@@ -13,6 +13,7 @@ use std::time::{Duration, Instant};
 use futures_util::StreamExt;
 use object_store::aws::{AmazonS3Builder, AmazonS3ConfigKey};
 use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
+use object_store::multipart::MultipartStore;
 use object_store::path::Path;
 use object_store::{
     BackoffConfig, ClientConfigKey, Error, GetOptions, ObjectMeta, ObjectStore, ObjectStoreExt, RetryConfig,
@@ -32,8 +33,8 @@ const FRESH: Duration = Duration::from_secs(5);
 /// How long what fails is tried again.
 const PATIENCE: Duration = Duration::from_secs(120);
 
-/// Tries of a list.
-const LIST_TRIES: usize = 6;
+/// Tries of what the client does not ask for again by itself.
+const TRIES: usize = 6;
 
 /// How long a machine of a cloud may take to answer that it has credentials of its own.
 const METADATA_WAIT: Duration = Duration::from_secs(2);
@@ -56,8 +57,34 @@ fn retry() -> RetryConfig {
     RetryConfig { backoff, max_retries: 10, retry_timeout: PATIENCE }
 }
 
+/// A bucket: objects, and uploads in parts that other processes may end.
+pub(crate) trait Bucket: ObjectStore + MultipartStore {}
+
+impl<T: ObjectStore + MultipartStore> Bucket for T {}
+
+/// Asks again as long as the answer may be another one: the client does so for what is not answered, but not for a list that is cut
+/// off, or where the same request sent twice could do something else.
+///
+/// # Errors
+/// The last one.
+pub(crate) fn patiently<T>(ask: impl Fn() -> Result<T, Error>) -> Result<T, Error> {
+    let (start, mut tries) = (Instant::now(), 1);
+    loop {
+        match ask() {
+            Err(error)
+                if tries < TRIES
+                    && start.elapsed() < PATIENCE
+                    && trouble(&error).code == code::UNREACHABLE =>
+            {
+                tries += 1;
+            }
+            answer => return answer,
+        }
+    }
+}
+
 /// The store of a bucket. Credentials and endpoint come from the environment.
-fn store(scheme: &str, bucket: &str) -> Result<Arc<dyn ObjectStore>, Trouble> {
+fn store(scheme: &str, bucket: &str) -> Result<Arc<dyn Bucket>, Trouble> {
     let wrong = |error: Error| Trouble {
         code: code::IO,
         what: error.to_string(),
@@ -94,21 +121,28 @@ fn store(scheme: &str, bucket: &str) -> Result<Arc<dyn ObjectStore>, Trouble> {
     Ok(Arc::new(builder.build().map_err(wrong)?))
 }
 
-/// Opens the source that a word stands for.
-pub(in crate::format::source) fn open(word: &str) -> Opened {
+/// The bucket and the prefix that a word such as `s3://bucket/prefix` stands for. Nothing is asked for yet.
+///
+/// # Errors
+/// If it names no bucket or cannot be a prefix, or the environment does not tell how to reach the bucket.
+pub(crate) fn connect(word: &str) -> Result<(Arc<dyn Bucket>, Path), Trouble> {
     let (scheme, rest) = word.split_once("://").unwrap_or_default();
     let (bucket, prefix) = rest.split_once('/').unwrap_or((rest, ""));
-    let fail = |trouble: &Trouble| failure(vec![trouble.finding(word)]);
     let wrong = |what: &str| Trouble {
         code: code::NOT_FOUND,
         what: what.to_owned(),
         help: format!("Write `{scheme}://bucket/prefix`, with the prefix that the model's files have."),
     };
     if bucket.is_empty() {
-        return Err(fail(&wrong("it names no bucket")));
+        return Err(wrong("it names no bucket"));
     }
-    let prefix = Path::parse(prefix).map_err(|_| fail(&wrong("its prefix cannot be one")))?;
-    let store = store(scheme, bucket).map_err(|trouble| fail(&trouble))?;
+    let prefix = Path::parse(prefix).map_err(|_| wrong("its prefix cannot be one"))?;
+    Ok((store(scheme, bucket)?, prefix))
+}
+
+/// Opens the source that a word stands for.
+pub(in crate::format::source) fn open(word: &str) -> Opened {
+    let (store, prefix) = connect(word).map_err(|trouble| failure(vec![trouble.finding(word)]))?;
     Ok(Arc::new(Objects::list(word, store, prefix)?))
 }
 
@@ -132,22 +166,9 @@ struct At {
 }
 
 impl At {
-    /// All objects, or as many as a model may have and one more. The client asks again for what is not answered, but not for a list
-    /// that is cut off.
+    /// All objects, or as many as a model may have and one more.
     fn list(&self) -> Result<Vec<ObjectMeta>, Error> {
-        let (start, mut tries) = (Instant::now(), 1);
-        loop {
-            match self.list_once() {
-                Err(error)
-                    if tries < LIST_TRIES
-                        && start.elapsed() < PATIENCE
-                        && trouble(&error).code == code::UNREACHABLE =>
-                {
-                    tries += 1;
-                }
-                listed => return listed,
-            }
-        }
+        patiently(|| self.list_once())
     }
 
     fn list_once(&self) -> Result<Vec<ObjectMeta>, Error> {

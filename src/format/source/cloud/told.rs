@@ -37,7 +37,7 @@ pub(super) fn told(error: &Error) -> io::Error {
 }
 
 /// An error of a store, told by the status and the code of its answer.
-pub(super) fn trouble(error: &Error) -> Trouble {
+pub(crate) fn trouble(error: &Error) -> Trouble {
     let text = whole(error);
     let status = between(&text, "status code: ", " ").and_then(|status| status.parse::<u16>().ok());
     let said = between(&text, "<Code>", "</Code>").unwrap_or_default();

@@ -1,0 +1,226 @@
+use std::fs;
+use std::path::Path as File;
+use std::sync::atomic::Ordering;
+use std::thread;
+
+use object_store::memory::InMemory;
+
+use super::upload::Record;
+use super::*;
+use crate::report::FileRecord;
+
+/// An output on this machine, and a bucket.
+struct Lab {
+    folder: tempfile::TempDir,
+    bucket: Arc<InMemory>,
+}
+
+const PREFIX: &str = "models/tiny";
+
+/// More than one part, one part, nothing, and files beside them.
+const LENGTHS: [(&str, usize); 5] = [
+    ("model-00001-of-00003.safetensors", (8 << 20) + 5),
+    ("model-00002-of-00003.safetensors", 100),
+    ("model-00003-of-00003.safetensors", 0),
+    ("deep/tokenizer.json", 50),
+    ("config.json", 20),
+];
+
+impl Lab {
+    fn new() -> Self {
+        let folder = tempfile::tempdir().unwrap();
+        for (name, len) in LENGTHS {
+            let path = folder.path().join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, (0..len).map(|at| (at % 251) as u8).collect::<Vec<_>>()).unwrap();
+        }
+        Self { folder, bucket: Arc::new(InMemory::new()) }
+    }
+
+    fn store(&self, plan: &str) -> Store {
+        let bucket: Arc<dyn Bucket> = Arc::clone(&self.bucket) as Arc<dyn Bucket>;
+        Store::new("s3://lab/models/tiny", bucket, Path::from(PREFIX), plan.to_owned())
+    }
+
+    /// A process that dies after so many requests.
+    fn dying(&self, plan: &str, requests: usize) -> Store {
+        Store { left: requests.into(), ..self.store(plan) }
+    }
+
+    fn files(&self) -> Vec<Local> {
+        LENGTHS.map(|(name, _)| self.file(name)).into_iter().collect()
+    }
+
+    fn file(&self, name: &str) -> Local {
+        let Sum { bytes, crc64nvme } = Sum::of(&fs::read(self.folder.path().join(name)).unwrap());
+        Local::new(self.folder.path(), FileRecord { name: name.to_owned(), bytes, crc64nvme, blake3: None })
+    }
+
+    fn publish(&self, store: &Store) -> Result<(), Failure> {
+        store.publish(&self.files(), &Cancel::default())
+    }
+
+    /// The names below the prefix, without those that are not for readers.
+    fn visible(&self) -> Vec<String> {
+        let keys = self.store("any").list(&Path::from(PREFIX)).unwrap();
+        let names = keys.iter().map(|key| key.as_ref()[PREFIX.len() + 1..].to_owned());
+        let mut names: Vec<String> = names.filter(|name| !name.starts_with(OURS)).collect();
+        names.sort();
+        names
+    }
+
+    fn assert_published(&self) {
+        let mut names = LENGTHS.map(|(name, _)| name);
+        names.sort_unstable();
+        assert_eq!(self.visible(), names);
+        for name in names {
+            let there = self.store("any").file(name).unwrap();
+            assert!(there == fs::read(File::new(self.folder.path()).join(name)).unwrap(), "{name}");
+        }
+    }
+
+    /// A reader takes what has a `config.json` for a model: then everything must be there.
+    fn assert_absent_or_whole(&self) {
+        if self.visible().iter().any(|name| name == LAST) {
+            self.assert_published();
+        }
+    }
+}
+
+fn code(failure: &Failure) -> (&'static str, Exit) {
+    (failure.findings[0].code, failure.exit)
+}
+
+#[test]
+fn a_publication_is_whole_and_done_again_without_harm() {
+    let lab = Lab::new();
+    let store = lab.store("p");
+    assert!(store.claim().unwrap() && !store.claim().unwrap());
+    assert!(store.published().unwrap().is_none());
+    lab.publish(&store).unwrap();
+    lab.assert_published();
+    let manifest = store.published().unwrap().unwrap();
+    let config = fs::read(lab.folder.path().join(LAST)).unwrap();
+    assert!(manifest.has(LAST, &config) && !manifest.has(LAST, b"{}") && !manifest.has("other", &config));
+    let before = store.list(&Path::from(PREFIX)).unwrap();
+    lab.publish(&store).unwrap();
+    assert_eq!(store.list(&Path::from(PREFIX)).unwrap(), before);
+    assert!(store.list(&store.own("uploads").unwrap()).unwrap().is_empty());
+}
+
+#[test]
+fn a_process_may_die_after_any_request_and_another_goes_on() {
+    // So many requests make a publication.
+    let lab = Lab::new();
+    let counted = lab.dying("p", 10_000);
+    lab.publish(&counted).unwrap();
+    let all = 10_000 - counted.left.load(Ordering::SeqCst);
+    assert!(all > 20, "{all}");
+    for requests in 0..all {
+        let lab = Lab::new();
+        lab.publish(&lab.dying("p", requests)).unwrap_err();
+        lab.assert_absent_or_whole();
+        // The next one dies, too, and the third does not.
+        let _ = lab.publish(&lab.dying("p", all / 2));
+        lab.assert_absent_or_whole();
+        lab.publish(&lab.store("p")).unwrap();
+        lab.assert_published();
+        let store = lab.store("p");
+        assert!(store.list(&store.own("uploads").unwrap()).unwrap().is_empty(), "after {requests}");
+    }
+}
+
+#[test]
+fn processes_of_one_plan_may_publish_at_once() {
+    for _ in 0..5 {
+        let lab = Lab::new();
+        let ended: Vec<Result<(), Failure>> = thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(|| lab.publish(&lab.store("p")))).collect();
+            threads.into_iter().map(|thread| thread.join().unwrap()).collect()
+        });
+        for ended in ended {
+            ended.unwrap();
+        }
+        lab.assert_published();
+    }
+}
+
+#[test]
+fn nothing_is_visible_before_all_uploads_are_recorded() {
+    let lab = Lab::new();
+    let store = lab.store("p");
+    store.claim().unwrap();
+    let records: Vec<Record> = lab
+        .files()
+        .iter()
+        .filter(|file| file.is_uploaded())
+        .map(|file| store.uploaded(file, &Cancel::default()).unwrap())
+        .collect();
+    assert_eq!((records.len(), lab.visible().len()), (3, 0));
+    // A second process takes the records of the first.
+    for (file, record) in lab.files().iter().zip(&records) {
+        assert_eq!(lab.store("p").uploaded(file, &Cancel::default()).unwrap(), *record);
+    }
+    let cancel = Cancel::default();
+    cancel.cancel();
+    assert_eq!(lab.store("p").publish(&lab.files(), &cancel).unwrap_err().exit, Exit::Interrupted);
+    assert!(lab.visible().is_empty());
+}
+
+#[test]
+fn a_prefix_is_of_one_plan_and_is_given_back_by_a_run_that_published_nothing() {
+    let lab = Lab::new();
+    let (first, second) = (lab.store("first"), lab.store("second"));
+    assert!(first.claim().unwrap());
+    assert_eq!(code(&second.claim().unwrap_err()), (code::CLAIMED, Exit::CannotWrite));
+    assert_eq!(code(&lab.publish(&second).unwrap_err()), (code::CLAIMED, Exit::CannotWrite));
+    first.withdraw().unwrap();
+    assert!(lab.store("any").list(&Path::from(PREFIX)).unwrap().is_empty(), "nothing is left");
+    assert!(second.claim().unwrap());
+    // The first is at its end meanwhile: it does not publish.
+    assert_eq!(code(&lab.publish(&first).unwrap_err()).0, code::CLAIMED);
+    lab.publish(&second).unwrap();
+    // What is published is not given back.
+    second.withdraw().unwrap();
+    assert_eq!(code(&first.claim().unwrap_err()).0, code::CLAIMED);
+    lab.assert_published();
+}
+
+#[test]
+fn nothing_is_ever_replaced() {
+    let lab = Lab::new();
+    let store = lab.store("p");
+    store.create(&store.key("notes.txt").unwrap(), b"mine").unwrap();
+    assert_eq!(code(&store.claim().unwrap_err()), (code::OCCUPIED, Exit::CannotWrite));
+    assert!(store.read(&store.claim_key().unwrap()).unwrap().is_none());
+
+    // The same weights with another recipe beside them.
+    let lab = Lab::new();
+    lab.publish(&lab.store("p")).unwrap();
+    fs::write(lab.folder.path().join("deep/tokenizer.json"), "another").unwrap();
+    assert_eq!(code(&lab.publish(&lab.store("p")).unwrap_err()).0, code::CLAIMED);
+    assert!(lab.store("p").file("deep/tokenizer.json").unwrap().len() == 50);
+
+    // Somebody has put a file there after the claim.
+    for name in ["model-00002-of-00003.safetensors", "deep/tokenizer.json"] {
+        let lab = Lab::new();
+        let store = lab.store("p");
+        store.claim().unwrap();
+        store.create(&store.key(name).unwrap(), b"mine").unwrap();
+        assert_eq!(code(&lab.publish(&store).unwrap_err()).0, code::CLAIMED, "{name}");
+        assert!(store.file(name).unwrap() == b"mine" && store.published().unwrap().is_none());
+    }
+}
+
+#[test]
+fn names_that_no_store_holds_and_records_of_others_are_told() {
+    let lab = Lab::new();
+    let store = lab.store("p");
+    assert_eq!(code(&store.key("a//b").unwrap_err()).0, code::STORE);
+    let file = lab.file("model-00002-of-00003.safetensors");
+    let key = store.own("files/model-00002-of-00003.safetensors.json").unwrap();
+    store.create(&key, b"{").unwrap();
+    assert_eq!(code(&store.uploaded(&file, &Cancel::default()).unwrap_err()).0, code::OCCUPIED);
+    let trouble = Trouble::temporary("it sleeps");
+    assert_eq!(code(&failed("s3://lab/m", &trouble)), (code::UNREACHABLE, Exit::TryAgain));
+}
