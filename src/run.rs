@@ -29,6 +29,7 @@ pub mod sweep;
 #[cfg(feature = "cloud")]
 mod to_store;
 pub mod verify;
+mod verify_store;
 mod workers;
 
 pub use crate::cancel::Cancel;

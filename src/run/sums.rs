@@ -26,13 +26,25 @@ pub(super) fn text(folder: &Folder, cancel: &Cancel) -> io::Result<String> {
     let mut out = String::new();
     for (name, hash) in names.iter().zip(hashes) {
         let parts: Vec<_> = name.components().map(|part| part.as_os_str().to_string_lossy()).collect();
-        let _ = writeln!(out, "{hash}  {}", parts.join("/"));
+        out.push_str(&line(&hash, &parts.join("/")));
     }
     Ok(out)
 }
 
+/// The line of a file.
+pub(super) fn line(hash: &str, name: &str) -> String {
+    format!("{hash}  {name}\n")
+}
+
 fn hash(folder: &Folder, name: &Path, cancel: &Cancel) -> io::Result<String> {
-    let mut file = folder.open_file(name, false)?;
+    hash_of(folder.open_file(name, false)?, cancel)
+}
+
+/// The SHA-256 of a file, in hexadecimal.
+///
+/// # Errors
+/// If it cannot be read, or the work is cancelled.
+pub(super) fn hash_of(mut file: impl Read, cancel: &Cancel) -> io::Result<String> {
     let (mut hasher, mut buffer) = (Sha256::new(), vec![0; 1 << 20]);
     loop {
         if cancel.is_cancelled() {

@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Component, Path};
 
-use super::sums;
+use super::{sums, verify_store};
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::exit::Exit;
@@ -30,13 +30,16 @@ pub struct Verified {
     pub unchecked: Vec<String>,
 }
 
-/// Checks an output directory against its own report: all files for which the report has checksums. Nothing outside
-/// of the directory is read.
+/// Checks an output directory, or an output at a place in an object store, against its own report: all files for which the report
+/// has checksums. Nothing outside of it is read.
 ///
 /// # Errors
 /// [`Exit::OutputDamaged`] with everything that is not as it was written, or if the report lists no written files;
 /// [`Exit::BadModel`] if there is no report.
 pub fn verify(folder: &Path) -> Result<Verified, Failure> {
+    if let Some(word) = folder.to_str().filter(|word| paths::is_store(word)) {
+        return verify_store::verify(word);
+    }
     let place = folder.join(report::FILE_NAME);
     let unreadable = |error: io::Error| report::unreadable(&place, &error);
     let opened = paths::real(folder).and_then(|folder| Folder::open(&folder)).map_err(unreadable)?;
@@ -125,7 +128,7 @@ fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecor
 }
 
 /// Claims of a report that cannot be true, although all files match it.
-fn contradictions(bytes: &[u8], report: &Report, output: &OutputRecord) -> Vec<String> {
+pub(super) fn contradictions(bytes: &[u8], report: &Report, output: &OutputRecord) -> Vec<String> {
     let mut out = Vec::new();
     let edited = std::str::from_utf8(bytes).map_or(Some("is not text"), |text| report::edited(text, report));
     out.extend(edited.map(|why| format!("{} {why}", report::FILE_NAME)));
@@ -158,7 +161,7 @@ fn sorted(tree: &BTreeMap<&Path, &Entry>, output: &OutputRecord, report: &Report
     Verified { report: report.clone(), weights, carried, made, unchecked }
 }
 
-fn damaged(messages: Vec<String>) -> Failure {
+pub(super) fn damaged(messages: Vec<String>) -> Failure {
     let findings = messages
         .into_iter()
         .map(|message| {

@@ -70,7 +70,8 @@ pub struct Export {
     /// The format of the weights.
     #[serde(default)]
     pub format: Format,
-    /// The output directory.
+    /// The output directory. Builds with the feature `cloud` publish to object stores, too: `s3://bucket/prefix` and
+    /// `gs://bucket/prefix`, where nothing is ever replaced.
     #[schemars(length(min = 1))]
     pub path: String,
     /// Whose loading rules are errors in the plan.

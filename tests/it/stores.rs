@@ -1,104 +1,12 @@
-//! Models in object stores, read from a server that speaks as much of S3 as that takes.
+//! Models in object stores, and outputs there, with a server that speaks as much of S3 as that takes.
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex};
+use std::sync::atomic::Ordering;
 
-use crate::support::http::{Answer, Request, Run, serve};
+use crate::support::bucket::Bucket;
+use crate::support::http::Run;
 use crate::support::{Model, Workspace, files};
-
-/// A bucket called `lab`. A fault every so many requests: too busy, or a body that is cut off.
-#[derive(Default)]
-struct Bucket {
-    objects: Mutex<BTreeMap<String, Vec<u8>>>,
-    faults: Option<usize>,
-    /// The code of an error that answers every request.
-    refuses: Option<(u16, &'static str)>,
-    /// After so many ranges of weights all objects are exchanged.
-    exchanged: Option<usize>,
-    requests: AtomicUsize,
-    ranges: AtomicUsize,
-}
-
-fn tag(bytes: &[u8]) -> String {
-    format!("\"{}\"", &blake3::hash(bytes).to_hex()[..32])
-}
-
-fn error(status: u16, code: &str) -> Answer {
-    Answer::new(
-        status,
-        format!("<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>"),
-    )
-}
-
-impl Bucket {
-    fn of(workspace: &Workspace) -> Self {
-        let objects = files(&workspace.path("model")).into_iter();
-        let objects = objects.map(|(name, bytes)| (format!("m/{name}"), bytes)).collect();
-        Self { objects: Mutex::new(objects), ..Self::default() }
-    }
-
-    fn start(self) -> (Arc<Self>, String) {
-        let bucket = Arc::new(self);
-        let serving = Arc::clone(&bucket);
-        (bucket, serve(move |request| serving.answer(request)))
-    }
-
-    fn answer(&self, request: &Request) -> Answer {
-        let number = self.requests.fetch_add(1, Ordering::SeqCst);
-        let kind =
-            self.faults.map_or(2, |every| if number % every == every - 1 { number / every % 2 } else { 2 });
-        if kind == 0 {
-            return error(503, "SlowDown");
-        }
-        if let Some((status, code)) = self.refuses {
-            return error(status, code);
-        }
-        let answer = self.found(request);
-        Answer { is_cut: kind == 1 && request.method == "GET", ..answer }
-    }
-
-    fn found(&self, request: &Request) -> Answer {
-        let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
-        let Some(key) = path.strip_prefix("/lab") else { return error(404, "NoSuchBucket") };
-        let mut objects = self.objects.lock().expect("a lock");
-        if query.contains("list-type=2") {
-            let listed = objects.iter().filter(|(key, _)| key.starts_with("m/")).map(|(key, bytes)| {
-                format!(
-                    "<Contents><Key>{key}</Key><LastModified>2026-01-01T00:00:00.000Z</LastModified><ETag>{}</ETag>\
-                     <Size>{}</Size></Contents>",
-                    tag(bytes).replace('"', "&quot;"),
-                    bytes.len()
-                )
-            });
-            let listed: String = listed.collect();
-            return Answer::new(
-                200,
-                format!(
-                    "<ListBucketResult><Name>lab</Name><IsTruncated>false</IsTruncated>{listed}</ListBucketResult>"
-                ),
-            );
-        }
-        let key = key.trim_start_matches('/');
-        let is_inside = request.header("range").is_some_and(|range| !range.starts_with("bytes=0-"));
-        if key.ends_with(".safetensors")
-            && is_inside
-            && self.exchanged == Some(self.ranges.fetch_add(1, Ordering::SeqCst))
-        {
-            for bytes in objects.values_mut() {
-                bytes.reverse();
-            }
-        }
-        let Some(bytes) = objects.get(key) else { return error(404, "NoSuchKey") };
-        if request.header("if-match").is_some_and(|wanted| wanted != tag(bytes)) {
-            return error(412, "PreconditionFailed");
-        }
-        Answer::of(bytes, request)
-            .with("ETag", tag(bytes))
-            .with("Last-Modified", "Thu, 01 Jan 2026 00:00:00 GMT")
-    }
-}
 
 fn run(workspace: &Workspace, endpoint: &str, args: &[&str]) -> Run {
     let mut command = workspace.command(args.iter().copied());
@@ -187,4 +95,146 @@ fn answers_of_a_store_are_told_by_name_and_status() {
         .env("AWS_SECRET_ACCESS_KEY", "s");
     let ended = workspace.ended(command.output().expect("the binary runs"));
     assert!(ended.exits(3).stderr.contains("AWS_ALLOW_HTTP"));
+}
+
+/// The workspace's recipe with its output at a prefix, and what a run to a folder makes of it.
+fn to_store() -> (Workspace, BTreeMap<String, Vec<u8>>) {
+    let workspace = Workspace::with(&Model::llama());
+    let stages = "  - stage: load\n    model: model\n  - stage: quantize-int4\n  - stage: validate\n";
+    let recipe =
+        |path: &str| workspace.whole_recipe(&format!("{stages}  - stage: export\n    path: {path}\n"));
+    workspace.run(&recipe("out")).exits(0);
+    let mut expected = files(&workspace.path("out"));
+    expected.retain(|name, _| !name.starts_with("monoquant"));
+    fs::remove_dir_all(workspace.path("out")).expect("the output");
+    recipe("s3://lab/o/tiny");
+    (workspace, expected)
+}
+
+/// The files of an output at a prefix that do not name their place.
+fn published(bucket: &Bucket) -> BTreeMap<String, Vec<u8>> {
+    let mut files = bucket.files("o/tiny");
+    files.retain(|name, _| !name.starts_with("monoquant"));
+    files
+}
+
+const TO_STORE: [&str; 2] = ["run", "recipe.yaml"];
+
+#[test]
+fn an_output_in_a_bucket_is_that_of_a_folder_whatever_the_network_does() {
+    for faults in [None, Some(3), Some(4), Some(7)] {
+        let (workspace, expected) = to_store();
+        let (bucket, endpoint) = Bucket { faults, ..Bucket::default() }.start();
+        let said = run(&workspace, &endpoint, &TO_STORE);
+        assert_eq!(said.status, 0, "{faults:?}: {}", said.said);
+        assert!(said.said.contains("s3://lab/o/tiny"), "{}", said.said);
+        assert!(published(&bucket) == expected, "{faults:?}");
+        assert!(bucket.files("o/tiny").contains_key("monoquant-report.json"));
+        // An upload whose beginning was not answered is known to nobody.
+        assert!(faults.is_some() || bucket.uploads.lock().expect("a lock").is_empty());
+        let left = files(&workspace.path(".monoquant-scratch"));
+        assert!(left.keys().all(|name| name.ends_with("-lock")), "{:?}", left.keys());
+        let before = bucket.objects.lock().expect("a lock").len();
+        let said = run(&workspace, &endpoint, &TO_STORE);
+        assert!(said.status == 0 && said.said.contains("up to date"), "{}", said.said);
+        let said = run(&workspace, &endpoint, &["run", "recipe.yaml", "--fresh"]);
+        assert_eq!(said.status, 0, "{}", said.said);
+        assert_eq!(bucket.objects.lock().expect("a lock").len(), before);
+        for command in
+            [&["verify", "s3://lab/o/tiny"][..], &["compare", "s3://lab/o/tiny", "s3://lab/o/tiny"]]
+        {
+            let said = run(&workspace, &endpoint, command);
+            assert_eq!(said.status, 0, "{command:?}: {}", said.said);
+        }
+        // Others do not touch it.
+        let recipe = fs::read_to_string(workspace.path("recipe.yaml")).expect("the recipe");
+        workspace.write("recipe.yaml", recipe.replace("quantize-int4", "quantize-int8"));
+        let said = run(&workspace, &endpoint, &TO_STORE);
+        assert!(said.status == 4 && said.said.contains("export::claimed"), "{}", said.said);
+        assert!(published(&bucket) == expected, "{faults:?}");
+    }
+}
+
+#[test]
+fn an_output_in_a_bucket_is_verified_there() {
+    let (workspace, _) = to_store();
+    let recipe = fs::read_to_string(workspace.path("recipe.yaml")).expect("the recipe");
+    workspace.write("recipe.yaml", format!("{recipe}    digest: sha256\n"));
+    let (bucket, endpoint) = Bucket::default().start();
+    assert_eq!(run(&workspace, &endpoint, &TO_STORE).status, 0);
+    let verify = ["verify", "s3://lab/o/tiny"];
+    assert_eq!(run(&workspace, &endpoint, &verify).status, 0);
+    let change = |name: &str, change: &dyn Fn(&mut Vec<u8>)| {
+        let key = format!("o/tiny/{name}");
+        let object = bucket.objects.lock().expect("a lock")[&key].clone();
+        change(&mut bucket.objects.lock().expect("a lock").get_mut(&key).expect("the object").bytes);
+        let said = run(&workspace, &endpoint, &verify);
+        assert!(said.status == 5 && said.said.contains(name), "{}", said.said);
+        bucket.objects.lock().expect("a lock").insert(key, object);
+    };
+    change("model.safetensors", &|bytes| *bytes.last_mut().expect("a byte") ^= 1);
+    change("tokenizer.json", &|bytes| bytes.push(b' '));
+    change("SHA256SUMS", &|bytes| bytes[0] ^= 1);
+    bucket.objects.lock().expect("a lock").remove("o/tiny/config.json");
+    let said = run(&workspace, &endpoint, &verify);
+    assert!(said.status == 5 && said.said.contains("not there"), "{}", said.said);
+    let said = run(&workspace, &endpoint, &["verify", "s3://lab/m"]);
+    assert_eq!(said.status, 3, "{}", said.said);
+}
+
+#[test]
+fn a_failed_gate_leaves_nothing_in_a_bucket_and_other_gates_may_pass() {
+    let gate = "  - stage: check-warnings\n    sqnr_warning_threshold: 90\n    sqnr_error_threshold: 80\n";
+    let workspace = Workspace::with(&Model::llama());
+    workspace.whole_recipe(&format!(
+        "  - stage: load\n    model: model\n  - stage: quantize-int4\n{gate}  - stage: export\n    path: s3://lab/o/tiny\n"
+    ));
+    let (bucket, endpoint) = Bucket::default().start();
+    let said = run(&workspace, &endpoint, &TO_STORE);
+    assert_eq!(said.status, 1, "{}", said.said);
+    assert!(
+        bucket.objects.lock().expect("a lock").is_empty()
+            && bucket.uploads.lock().expect("a lock").is_empty()
+    );
+    let recipe = fs::read_to_string(workspace.path("recipe.yaml")).expect("the recipe");
+    workspace.write("recipe.yaml", recipe.replace(gate, ""));
+    let said = run(&workspace, &endpoint, &TO_STORE);
+    assert_eq!(said.status, 0, "{}", said.said);
+    assert!(bucket.files("o/tiny").contains_key("config.json"));
+    // The same weights with other gates are another output.
+    workspace.write("recipe.yaml", recipe);
+    let said = run(&workspace, &endpoint, &TO_STORE);
+    assert!(said.status == 4 && said.said.contains("other gates"), "{}", said.said);
+}
+
+#[test]
+fn what_keeps_an_output_out_of_a_bucket_is_told_before_the_work() {
+    let (workspace, _) = to_store();
+    let cases = [
+        ((403, "ExpiredToken"), "the credentials have expired"),
+        ((403, "SignatureDoesNotMatch"), "the credentials are wrong"),
+        ((404, "NoSuchBucket"), "there is no such bucket"),
+    ];
+    for (refuses, words) in cases {
+        let (_, endpoint) = Bucket { refuses: Some(refuses), ..Bucket::default() }.start();
+        for command in ["plan", "run"] {
+            let said = run(&workspace, &endpoint, &[command, "recipe.yaml"]);
+            assert!(said.status == 4 && said.said.contains(words), "{command} {refuses:?}: {}", said.said);
+            assert!(!said.said.contains("secret-of-the-test"));
+        }
+    }
+    let (_, endpoint) = Bucket { is_read_only: true, ..Bucket::default() }.start();
+    let said = run(&workspace, &endpoint, &TO_STORE);
+    assert!(said.status == 4 && said.said.contains("access is denied"), "{}", said.said);
+    assert!(!workspace.path(".monoquant-scratch").exists(), "no work was done");
+    // Of somebody else.
+    let (bucket, endpoint) = Bucket::default().start();
+    bucket.objects.lock().expect("a lock").insert("o/tiny/notes".to_owned(), Default::default());
+    let said = run(&workspace, &endpoint, &TO_STORE);
+    assert!(said.status == 4 && said.said.contains("export::occupied"), "{}", said.said);
+    assert_eq!(bucket.objects.lock().expect("a lock").len(), 1);
+    let recipe = fs::read_to_string(workspace.path("recipe.yaml")).expect("the recipe");
+    workspace.write("recipe.yaml", format!("{recipe}    overwrite: replace\n"));
+    let planned = run(&workspace, &endpoint, &["plan", "recipe.yaml"]);
+    assert!(planned.status == 2 && planned.said.contains("export::store-replace"), "{}", planned.said);
 }

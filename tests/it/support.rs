@@ -17,6 +17,8 @@ use monoquant::report::Report;
 use monoquant::run::{Options, Outcome, Silent};
 use tempfile::TempDir;
 
+#[cfg(feature = "cloud")]
+pub mod bucket;
 pub mod headers;
 #[cfg(feature = "cloud")]
 pub mod http;

@@ -13,6 +13,7 @@ pub struct Request {
     pub target: String,
     /// By lower-case names.
     pub headers: BTreeMap<String, String>,
+    pub body: Vec<u8>,
 }
 
 impl Request {
@@ -42,11 +43,13 @@ pub struct Answer {
     pub body: Vec<u8>,
     /// Whether the body ends half way.
     pub is_cut: bool,
+    /// Whether the connection ends before the answer.
+    pub is_lost: bool,
 }
 
 impl Answer {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), is_cut: false }
+        Self { status, headers: Vec::new(), body: body.into(), is_cut: false, is_lost: false }
     }
 
     pub fn with(mut self, name: &'static str, value: impl Into<String>) -> Self {
@@ -100,9 +103,13 @@ fn talk(stream: TcpStream, answer: &dyn Fn(&Request) -> Answer) -> std::io::Resu
             headers.insert(name.to_ascii_lowercase(), value.trim().to_owned());
         }
         let length = headers.get("content-length").and_then(|length| length.parse().ok()).unwrap_or(0);
-        std::io::copy(&mut (&mut reader).take(length), &mut std::io::sink())?;
-        let request = Request { method, target, headers };
+        let mut body = Vec::new();
+        (&mut reader).take(length).read_to_end(&mut body)?;
+        let request = Request { method, target, headers, body };
         let answer = answer(&request);
+        if answer.is_lost {
+            return Ok(());
+        }
         write!(writer, "HTTP/1.1 {} status\r\nContent-Length: {}\r\n", answer.status, answer.body.len())?;
         for (name, value) in &answer.headers {
             write!(writer, "{name}: {value}\r\n")?;
