@@ -81,7 +81,12 @@ impl Prints {
         Self::with(plan, true)
     }
 
-    /// With the codes that rounding with calibration has chosen, or without.
+    /// The same without the codes that rounding with calibration has chosen, which parts choose one after another.
+    #[must_use]
+    pub(crate) fn without_codes(plan: &Plan) -> Self {
+        Self::with(plan, false)
+    }
+
     fn with(plan: &Plan, codes: bool) -> Self {
         let (exports, tensors) = (plan.exports.len(), plan.model.tensors.len());
         let mut out = Self {
@@ -159,10 +164,9 @@ fn outputs(plan: &Plan, export: &ExportPlan, tensor: TensorId, mut hasher: blake
 }
 
 /// The fingerprint of all that decides the weight files of a run and their records, on whatever machine: the same for all
-/// parts that can be joined, whatever codes they have chosen so far. Gates, other files and the places of the outputs are not in it.
+/// parts that can be joined, if its prints are without codes. Gates, other files and the places of the outputs are not in it.
 #[must_use]
-pub(crate) fn of_plan(plan: &Plan, checks: Checks) -> Fingerprint {
-    let prints = Prints::with(plan, false);
+pub(crate) fn of_plan(plan: &Plan, prints: &Prints, checks: Checks) -> Fingerprint {
     let mut hasher = blake3::Hasher::new();
     if let Some(roundings) = &plan.roundings {
         add(

@@ -75,7 +75,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let source = Weights::open(plan)?;
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
     let prints = Prints::of(plan);
-    let parts = options.join.then(|| fingerprint::of_plan(plan, checks));
+    let parts = options.join.then(|| fingerprint::of_plan(plan, &Prints::without_codes(plan), checks));
     let mut stores = IdVec::with_capacity(plan.exports.len());
     for export in &plan.exports {
         let mut found = Stores::default();

@@ -131,7 +131,7 @@ fn carry_out(
     let workers = Workers::start(plan.budget.workers, plan.budget.worker_bytes(), cancel.clone())?;
     let source = Weights::open(plan)?;
     let prints = Prints::of(plan);
-    let id = fingerprint::of_plan(plan, checks);
+    let id = fingerprint::of_plan(plan, &Prints::without_codes(plan), checks);
     let folders: IdVec<ExportId, PathBuf> = plan.exports.map(|export| folder(&export.path, id));
     let stores: IdVec<ExportId, Stores> = plan
         .exports

@@ -11,7 +11,7 @@ use super::{Workspace, files};
 #[derive(Clone, Default)]
 pub struct Object {
     pub bytes: Vec<u8>,
-    sum: Option<String>,
+    pub sum: Option<String>,
 }
 
 /// An upload: its object, and its parts.
@@ -36,7 +36,7 @@ pub struct Bucket {
     pub exchanged: Option<usize>,
     pub requests: AtomicUsize,
     pub ranges: AtomicUsize,
-    begun: AtomicUsize,
+    pub begun: AtomicUsize,
 }
 
 /// The header of a checksum in the metadata of an object.
@@ -136,6 +136,16 @@ impl Bucket {
     /// The answer to a request that writes.
     fn changed(&self, request: &Request) -> Answer {
         let (path, query) = request.target.split_once('?').unwrap_or((&request.target, ""));
+        if request.method == "POST" && query == "delete" {
+            let text = String::from_utf8_lossy(&request.body).into_owned();
+            let keys = text.split("<Key>").skip(1).filter_map(|rest| rest.split_once("</Key>"));
+            let mut objects = self.objects.lock().expect("a lock");
+            let gone = keys.map(|(key, _)| {
+                objects.remove(key);
+                format!("<Deleted><Key>{key}</Key></Deleted>")
+            });
+            return Answer::new(200, format!("<DeleteResult>{}</DeleteResult>", gone.collect::<String>()));
+        }
         let Some(key) = path.strip_prefix("/lab/").map(str::to_owned) else {
             return error(404, "NoSuchBucket");
         };
