@@ -1,11 +1,11 @@
 //! The files of a finished output on this machine.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::Sum;
 use crate::digest::checksum;
 use crate::finding::Failure;
+use crate::fs::regular;
 use crate::publish::files::cannot_write;
 use crate::report::FileRecord;
 
@@ -34,7 +34,7 @@ impl Local {
 
     /// All bytes of a small file.
     pub(super) fn read(&self) -> Result<Vec<u8>, Failure> {
-        fs::read(&self.path).map_err(|error| cannot_write("read", &self.path, &error))
+        regular::read_bounded(&self.path, SMALL).map_err(|error| cannot_write("read", &self.path, &error))
     }
 }
 

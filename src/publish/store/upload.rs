@@ -107,8 +107,8 @@ impl Store {
         };
         let sent: Result<(), Failure> = thread::scope(|scope| {
             let threads: Vec<_> = (0..count.min(AT_ONCE)).map(|_| scope.spawn(send)).collect();
-            let ends = threads.into_iter().map(|thread| thread.join());
-            ends.map(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+            let mut ends = threads.into_iter().map(|thread| thread.join());
+            ends.try_for_each(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });
         if let Err(failure) = sent {
             let _ = self.abort(&file.name, &upload);
