@@ -18,6 +18,7 @@ pub(crate) mod incremental;
 mod kept;
 pub mod lockfile;
 mod made;
+mod missing;
 mod model_pass;
 mod outcome;
 pub mod parts;
@@ -29,7 +30,6 @@ pub mod sweep;
 #[cfg(feature = "cloud")]
 mod to_store;
 pub mod verify;
-mod verify_store;
 mod workers;
 
 pub use crate::cancel::Cancel;

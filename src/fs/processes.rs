@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::regular::{self, limit};
 
@@ -13,6 +14,14 @@ fn word(path: &str) -> Option<String> {
 #[must_use]
 pub(crate) fn host() -> String {
     word("/proc/sys/kernel/hostname").unwrap_or_default()
+}
+
+/// A name that no other process uses, on any machine.
+#[must_use]
+pub(crate) fn own_name() -> String {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+    let text = format!("{} {} {now}", host(), std::process::id());
+    format!("work-{}", &blake3::hash(text.as_bytes()).to_hex()[..16])
 }
 
 /// An identifier of the current start of the system.

@@ -17,12 +17,12 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Folder};
 use crate::fs::positioned::read_exact_at;
+use crate::fs::processes::own_name;
 use crate::plan::rounding::{ChosenCodes, KeptFile, Rounded};
 use crate::publish::files::{self, cannot_write};
 use crate::publish::hidden;
 use crate::quant::Scheme;
 use crate::quant::reference::{Unpacked, from_words, words};
-use crate::run::parts::own_name;
 
 /// Digits of a hash in hexadecimal.
 const DIGITS: usize = 64;

@@ -7,6 +7,7 @@ use super::context::Context;
 use super::evaluate;
 use super::event::{Event, Listener};
 use super::finish::{Job, header};
+use super::missing;
 use super::outcome::{Options, Outcome, Work};
 use super::parts;
 use super::preflight::{check_places, check_space};
@@ -94,7 +95,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let search = Search { plan, source: &source, checks, workers: &workers, is_wanted: &|_| true };
     let reuse = Reuse::find(&search, prints, &stores)?;
     if options.join {
-        parts::check_all_there(plan, &reuse)?;
+        missing::check_all_there(plan, &reuse)?;
     }
     let tasks = reuse.tasks_left(plan);
     let (taken_over, redone) = reuse.counts(plan);

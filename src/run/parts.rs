@@ -4,7 +4,6 @@
 //! part may be killed, repeated or run twice at once: a file with a record is whole, and whoever makes it makes the same bytes.
 
 use std::path::{Path, PathBuf};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use super::calibrate;
 use super::context::Context;
@@ -18,7 +17,7 @@ use super::workers::Workers;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Folder};
-use crate::fs::processes::host;
+use crate::fs::processes::own_name;
 use crate::fs::rename;
 use crate::ids::{ExportId, IdVec, TaskId, TensorId};
 use crate::plan::fingerprint::{self, Fingerprint, Prints};
@@ -34,13 +33,8 @@ use crate::run::incremental::record::{self, Finished, Tensors};
 use crate::run::incremental::reuse::{Reuse, Search};
 use crate::run::incremental::take_over;
 use crate::run::stream::collector::Collector;
-use crate::run::stream::tiles::Cut;
 use crate::run::stream::weights::Weights;
 use crate::stage::Stage;
-use crate::text::units::counted;
-
-/// Files that are named when some are missing.
-const NAMED: usize = 8;
 
 /// What a part has done.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,13 +294,6 @@ impl Job<'_> {
     }
 }
 
-/// A name that no other process uses, on any machine.
-pub(super) fn own_name() -> String {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-    let text = format!("{} {} {now}", host(), std::process::id());
-    format!("work-{}", &blake3::hash(text.as_bytes()).to_hex()[..16])
-}
-
 /// Why there is no record of a tensor that was written.
 fn not_finished(plan: &Plan, tensor: TensorId) -> Failure {
     let name = &plan.model.tensors[tensor].name;
@@ -315,47 +302,6 @@ fn not_finished(plan: &Plan, tensor: TensorId) -> Failure {
         "The disk or the memory of this machine may be faulty. Nothing was recorded; run the part again.",
     );
     Failure::new(Exit::OutputDamaged, finding)
-}
-
-/// Looks whether parts have made everything that a plan wants.
-///
-/// # Errors
-/// [`Exit::TryAgain`] with the first files that are missing.
-pub(super) fn check_all_there(plan: &Plan, reuse: &Reuse<'_>) -> Result<(), Failure> {
-    let left = reuse.tasks_left(plan);
-    let mut is_left = plan.model.tensors.map(|_| false);
-    for &task in left.iter().filter(|&&task| Cut::of(plan, task).total > 0) {
-        is_left[plan.tasks[task].tensor()] = true;
-    }
-    check_left(plan, &is_left)
-}
-
-/// Looks whether parts have left nothing of these tensors to do.
-///
-/// # Errors
-/// As [`check_all_there`].
-pub(super) fn check_left(plan: &Plan, is_left: &IdVec<TensorId, bool>) -> Result<(), Failure> {
-    let units = units(plan);
-    let missing = units.iter().filter(|unit| unit.tensors.iter().any(|&tensor| is_left[tensor]));
-    let missing: Vec<&str> = missing
-        .flat_map(|unit| &unit.files)
-        .map(|&(export, file)| plan.exports[export].files[file].name.as_str())
-        .collect();
-    if missing.is_empty() {
-        return Ok(());
-    }
-    let all: usize = units.iter().map(|unit| unit.files.len()).sum();
-    let more = missing.len().saturating_sub(NAMED);
-    let mut names = missing[..missing.len().min(NAMED)].join(", ");
-    if more > 0 {
-        names.push_str(&format!(" and {more} more"));
-    }
-    let message = format!("{} of {} are not there yet: {names}", missing.len(), counted(all, "file"));
-    let finding = Finding::error("parts::missing", message).help(
-        "Each is made by one of `monoquant run RECIPE --part I/N`, with the same recipe, model and version. Parts that have failed can be run \
-         again, with any N; `--wait 6h` waits for them.",
-    );
-    Err(Failure::new(Exit::TryAgain, finding))
 }
 
 /// Removes what parts have left of a run that is published.

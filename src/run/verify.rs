@@ -5,7 +5,7 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::path::{Component, Path};
 
-use super::{sums, verify_store};
+use super::sums;
 use crate::cancel::Cancel;
 use crate::digest::checksum;
 use crate::exit::Exit;
@@ -14,6 +14,8 @@ use crate::fs::exclusive::{Entry, Folder};
 use crate::fs::paths;
 use crate::fs::regular::{self, Same, limit};
 use crate::report::{self, FileRecord, OutputRecord, Report};
+
+mod store;
 
 /// The files that were found to be as they were written.
 #[derive(Debug)]
@@ -38,7 +40,7 @@ pub struct Verified {
 /// [`Exit::BadModel`] if there is no report.
 pub fn verify(folder: &Path) -> Result<Verified, Failure> {
     if let Some(word) = folder.to_str().filter(|word| paths::is_store(word)) {
-        return verify_store::verify(word);
+        return store::verify(word);
     }
     let place = folder.join(report::FILE_NAME);
     let unreadable = |error: io::Error| report::unreadable(&place, &error);
@@ -128,7 +130,7 @@ fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecor
 }
 
 /// Claims of a report that cannot be true, although all files match it.
-pub(super) fn contradictions(bytes: &[u8], report: &Report, output: &OutputRecord) -> Vec<String> {
+fn contradictions(bytes: &[u8], report: &Report, output: &OutputRecord) -> Vec<String> {
     let mut out = Vec::new();
     let edited = std::str::from_utf8(bytes).map_or(Some("is not text"), |text| report::edited(text, report));
     out.extend(edited.map(|why| format!("{} {why}", report::FILE_NAME)));
@@ -161,7 +163,7 @@ fn sorted(tree: &BTreeMap<&Path, &Entry>, output: &OutputRecord, report: &Report
     Verified { report: report.clone(), weights, carried, made, unchecked }
 }
 
-pub(super) fn damaged(messages: Vec<String>) -> Failure {
+fn damaged(messages: Vec<String>) -> Failure {
     let findings = messages
         .into_iter()
         .map(|message| {

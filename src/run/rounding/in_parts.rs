@@ -9,8 +9,8 @@ use crate::publish::files;
 use crate::quant::Isa;
 use crate::run::chosen_codes::{Layer, LayerFiles};
 use crate::run::event::Listener;
+use crate::run::missing::check_left;
 use crate::run::outcome::Options;
-use crate::run::parts;
 use crate::run::preflight::check_room;
 
 /// Chooses the codes of the matrices of some units, as [`super::round`] does for those of all, with given moments.
@@ -60,7 +60,7 @@ pub(super) fn join(plan: &mut Plan) -> Result<(), Failure> {
             }
         }
     }
-    parts::check_left(plan, &is_left)?;
+    check_left(plan, &is_left)?;
     give(plan, layers);
     Ok(())
 }

@@ -2,15 +2,15 @@
 
 use std::path::Path;
 
-use super::sums;
-use super::verify::{Verified, contradictions, damaged, identify};
+use super::{Verified, contradictions, damaged, identify};
 use crate::cancel::Cancel;
 use crate::finding::Failure;
 use crate::format::source::{self, Kind, Reader, Source};
 use crate::fs::regular::limit;
 use crate::report::{self, FileRecord, OutputRecord};
+use crate::run::sums;
 
-/// Checks an output against the report beside it, as [`super::verify::verify`] does. The report lists every output of its run: that
+/// Checks an output against the report beside it, as [`super::verify`] does. The report lists every output of its run: that
 /// of the place is the one whose files are there.
 ///
 /// # Errors
