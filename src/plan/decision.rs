@@ -126,10 +126,11 @@ impl QuantSpec {
         self.scheme.expected_sqnr(&self.observer, usize::try_from(together).ok()?)
     }
 
-    /// The same as if the observer were `minmax`.
+    /// The same as if the observer were `minmax`, with scales of the same signs.
     #[must_use]
     pub fn expected_sqnr_of_minmax(&self, rows: u64, columns: u64) -> Option<f64> {
-        Self { observer: Observer::Minmax, ..self.clone() }.expected_sqnr(rows, columns)
+        let observer = if self.observer.is_signed() { Observer::SignedMinmax } else { Observer::Minmax };
+        Self { observer, ..self.clone() }.expected_sqnr(rows, columns)
     }
 }
 

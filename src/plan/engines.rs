@@ -98,6 +98,8 @@ struct Subject<'a> {
     target: Target,
     /// Whether the export has packed codes and plain ones.
     has_both_storages: bool,
+    /// Whether all that is quantized is quantized alike.
+    has_one_scheme: bool,
 }
 
 /// Findings for everything in an export that an engine cannot load.
@@ -109,12 +111,12 @@ pub(super) fn check(content: Content<'_>, export: &ExportPlan) -> Vec<Finding> {
     // The first tensor of each (stage, rule) carries the finding; the others are counted.
     let mut found: Vec<(StageId, Refusal, &str, usize)> = Vec::new();
     let model_type = model.config.model_type().unwrap_or_default();
-    let has = |storage: Storage| {
-        let mut specs =
-            decisions.iter().filter_map(|decision| super::layout::spec_at(decision, export.stage));
-        specs.any(|spec| spec.scheme.storage == storage)
-    };
+    let specs =
+        || decisions.iter().filter_map(|decision| super::layout::spec_at(decision, export.stage));
+    let has = |storage: Storage| specs().any(|spec| spec.scheme.storage == storage);
     let has_both_storages = has(Storage::Packed) && has(Storage::Plain);
+    let of_first = specs().next().map(|spec| (spec.scheme, spec.activations));
+    let has_one_scheme = specs().all(|spec| Some((spec.scheme, spec.activations)) == of_first);
     let mut known_schemes: Vec<(Scheme, ActivationScheme)> = Vec::new();
     let mut expert_schemes = Vec::new();
     let mut fused = decisions.map(|_| false);
@@ -137,6 +139,7 @@ pub(super) fn check(content: Content<'_>, export: &ExportPlan) -> Vec<Finding> {
             model_type,
             target: export.target,
             has_both_storages,
+            has_one_scheme,
         };
         let scheme = (spec.scheme, spec.activations);
         let mut refusals: Vec<Refusal> = RULES.iter().filter_map(|rule| rule(&subject)).collect();
@@ -226,9 +229,9 @@ const RULES: &[fn(&Subject<'_>) -> Option<Refusal>] = &[
     floats::integers_with_fp8_activations_in_sglang,
     floats::four_bits_in_another_type,
     floats::mxfp4_in_f16,
+    floats::mxfp4_with_activations,
     floats::mxfp4_in_sglang,
     floats::nvfp4_experts,
-    floats::nvfp4_experts_in_sglang,
     sglang::experts_with_activations,
     sglang::experts_with_zero_points,
     sglang::experts_beside_plain_codes,

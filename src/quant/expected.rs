@@ -17,7 +17,7 @@ const LOG2_N: [f64; COLUMNS] =
     [3.0, 4.0, 5.0, 6.0, 7.0, 8.0, 9.0, 10.0, 11.0, 12.0, 13.0, 14.0, 15.0, 16.0, 20.0, 24.0];
 
 /// Signal to noise in dB, int4, any scale type.
-const INT4: [[f64; COLUMNS]; 4] = [
+const INT4: [[f64; COLUMNS]; 6] = [
     // symmetric, minmax
     [
         21.94, 21.20, 20.46, 19.76, 19.12, 18.52, 18.00, 17.50, //
@@ -38,10 +38,20 @@ const INT4: [[f64; COLUMNS]; 4] = [
         25.14, 23.42, 22.15, 21.17, 20.43, 19.89, 19.55, 19.30, //
         19.04, 18.75, 18.40, 18.07, 17.72, 17.45, 16.35, 15.32,
     ],
+    // signed scales, minmax
+    [
+        23.84, 22.40, 21.32, 20.46, 19.73, 19.11, 18.57, 18.07, //
+        17.62, 17.23, 16.84, 16.51, 16.15, 15.85, 14.81, 14.00,
+    ],
+    // signed scales, mse
+    [
+        24.44, 22.91, 21.77, 20.92, 20.27, 19.78, 19.42, 19.08, //
+        18.74, 18.41, 18.05, 17.75, 17.40, 17.11, 16.08, 15.27,
+    ],
 ];
 
 /// The same of int8, scales F32 or F16.
-const INT8: [[f64; COLUMNS]; 4] = [
+const INT8: [[f64; COLUMNS]; 6] = [
     // symmetric, minmax
     [
         46.55, 45.81, 45.07, 44.37, 43.73, 43.13, 42.60, 42.11, //
@@ -62,10 +72,20 @@ const INT8: [[f64; COLUMNS]; 4] = [
         49.49, 47.77, 46.47, 45.42, 44.56, 43.83, 43.21, 42.66, //
         42.18, 41.76, 41.37, 41.04, 40.74, 40.56, 40.25, 39.88,
     ],
+    // signed scales, minmax
+    [
+        48.11, 46.63, 45.51, 44.61, 43.86, 43.21, 42.66, 42.16, //
+        41.71, 41.32, 40.92, 40.59, 40.23, 39.93, 38.89, 38.08,
+    ],
+    // signed scales, mse
+    [
+        46.59, 45.92, 45.23, 44.54, 43.88, 43.27, 42.72, 42.22, //
+        41.78, 41.41, 41.06, 40.81, 40.56, 40.42, 40.27, 39.85,
+    ],
 ];
 
 /// The same of int8, scales and weights BF16.
-const INT8_BF16: [[f64; COLUMNS]; 4] = [
+const INT8_BF16: [[f64; COLUMNS]; 6] = [
     // symmetric, minmax
     [
         46.72, 45.76, 44.94, 44.20, 43.54, 42.92, 42.37, 41.86, //
@@ -85,6 +105,16 @@ const INT8_BF16: [[f64; COLUMNS]; 4] = [
     [
         48.57, 46.99, 45.85, 44.99, 44.26, 43.60, 43.01, 42.44, //
         41.93, 41.49, 41.08, 40.76, 40.49, 40.33, 40.05, 39.73,
+    ],
+    // signed scales, minmax
+    [
+        47.57, 46.15, 45.13, 44.33, 43.64, 43.01, 42.45, 41.92, //
+        41.45, 41.05, 40.68, 40.37, 40.05, 39.79, 38.85, 38.03,
+    ],
+    // signed scales, mse
+    [
+        47.10, 46.07, 45.17, 44.39, 43.69, 43.07, 42.51, 41.98, //
+        41.52, 41.15, 40.81, 40.56, 40.33, 40.21, 40.06, 39.71,
     ],
 ];
 
@@ -111,10 +141,9 @@ impl Scheme {
             Storage::Packed | Storage::Plain => {}
         }
         let mse = match observer {
-            Observer::Minmax => 0,
+            Observer::Minmax | Observer::SignedMinmax => 0,
             // `imatrix-mse`.
-            Observer::SignedMinmax => return None,
-            Observer::Mse(mse) if mse.last || mse.signed => return None,
+            Observer::Mse(mse) if mse.last => return None,
             Observer::Mse(_) => 1,
             Observer::Percentile(_) => return None,
         };
@@ -123,7 +152,12 @@ impl Scheme {
             (Bits::Eight, FloatType::F32 | FloatType::F16) => &INT8,
             (Bits::Eight, FloatType::Bf16) => &INT8_BF16,
         };
-        let row = &table[if self.symmetric { 0 } else { 2 } + mse];
+        let of_scheme = match self.symmetric {
+            true if observer.turns(self) => 4,
+            true => 0,
+            false => 2,
+        };
+        let row = &table[of_scheme + mse];
         let sharing = self.group_cols(cols);
         if sharing < 2 {
             return None;
@@ -159,6 +193,7 @@ mod tests {
             (32, minmax, 20.47),
             (128, mse, 19.87),
             (32, mse, 21.13),
+            (128, Observer::SignedMinmax, 19.73),
         ] {
             assert!((expected(group(size), observer, 4096) - want).abs() < 0.05);
         }
@@ -179,7 +214,6 @@ mod tests {
         let channel = scheme(Bits::Eight, true, Granularity::Channel, FloatType::F32);
         assert_eq!(channel.expected_sqnr(&Observer::Percentile(99.9), 4096), None);
         assert_eq!(channel.expected_sqnr(&Observer::Mse(Mse::imatrix()), 4096), None);
-        assert_eq!(channel.expected_sqnr(&Observer::SignedMinmax, 4096), None);
         assert_eq!(channel.expected_sqnr(&Observer::Minmax, 1), None);
         assert_eq!(channel.expected_sqnr(&Observer::Minmax, 0), None);
     }
@@ -197,7 +231,8 @@ mod tests {
                         (Granularity::Group(96), 384),
                         (Granularity::Channel, 1024),
                     ] {
-                        for observer in [Observer::Minmax, Observer::Mse(Mse::default())] {
+                        let mse = |signed| Observer::Mse(Mse { signed, ..Mse::default() });
+                        for observer in [Observer::Minmax, Observer::SignedMinmax, mse(false), mse(true)] {
                             let scheme = scheme(bits, symmetric, granularity, source);
                             let quantizer = Quantizer::new(scheme, observer, source, cols, Isa::detect());
                             let rows = bytes.len() / quantizer.row_bytes();

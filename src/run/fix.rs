@@ -14,7 +14,7 @@ use crate::plan::{Limits, Plan};
 use crate::quant::{Bits, Distortion, Granularity};
 use crate::recipe::{Loaded, Overrides, from_text};
 use crate::report::ledger;
-use crate::stage::Stage;
+use crate::stage::{ActivationScheme, Stage};
 
 mod edit;
 mod trial;
@@ -244,18 +244,34 @@ type Sets = Vec<(&'static str, String)>;
 /// Changes of a stage to try, each with its name: those that cost no bytes first.
 fn changes(plan: &Plan, stage: StageId, group: &Option<usize>) -> Vec<(String, Sets)> {
     let name = plan.recipe().stages[stage].name();
-    let mse = ("observer", "mse".to_owned());
-    let mut out = vec![(format!("`observer: mse` in `{name}`"), vec![mse.clone()])];
-    let sizes = [64, 32].into_iter().filter(|size| group.is_some_and(|group| *size < group));
-    for size in sizes {
-        let smaller = ("group_size", size.to_string());
-        out.push((format!("`group_size: {size}` in `{name}`"), vec![smaller.clone()]));
-        out.push((
-            format!("`group_size: {size}` and `observer: mse` in `{name}`"),
-            vec![smaller, mse.clone()],
-        ));
-    }
-    out
+    let smaller = [64, 32].into_iter().filter(|size| group.is_some_and(|group| *size < group));
+    let sizes: Vec<Sets> = std::iter::once(Vec::new())
+        .chain(smaller.map(|size| vec![("group_size", size.to_string())]))
+        .collect();
+    let searched = ("observer", "mse".to_owned());
+    let signed = may_be_signed(plan, stage).then(|| ("scales", "signed".to_owned()));
+    let of_same_size = || {
+        let alone = signed.iter().chain([&searched]).map(|set| vec![set.clone()]);
+        let both = signed.iter().map(|signed| vec![signed.clone(), searched.clone()]);
+        std::iter::once(Vec::new()).chain(alone).chain(both)
+    };
+    let sets = sizes.iter().flat_map(|size| of_same_size().map(|sets| [size.clone(), sets].concat()));
+    let in_words = |sets: &Sets| {
+        let each: Vec<String> = sets.iter().map(|(key, value)| format!("`{key}: {value}`")).collect();
+        format!("{} in `{name}`", each.join(", "))
+    };
+    sets.filter(|sets| !sets.is_empty()).map(|sets| (in_words(&sets), sets)).collect()
+}
+
+/// Whether scales of a stage are positive and would be better if they had either sign: those of int4 weights, if they have no zero
+/// points and inputs are left as they are.
+fn may_be_signed(plan: &Plan, stage: StageId) -> bool {
+    let mut specs = plan.decisions.iter().filter_map(|decision| decision.spec()).filter(|spec| spec.stage == stage);
+    specs.any(|spec| {
+        let scheme = &spec.scheme;
+        let is_int4 = scheme.bits == Bits::Four && !scheme.storage.is_float();
+        is_int4 && scheme.symmetric && spec.activations == ActivationScheme::None && !spec.observer.is_signed()
+    })
 }
 
 /// The tensors that are quantized to some numbers of bits, those that engines fuse together.
@@ -348,7 +364,7 @@ fn fewest(
 #[must_use]
 pub fn none(before: Vec<Finding>) -> Failure {
     let finding = Finding::error("fix::none", "no change that was tried lets the gates pass")
-        .help("`observer: mse`, groups of 64 and 32, eight bits for layers, and layers left as they are were tried. Lower the thresholds, or mend the model.");
+        .help("`scales: signed`, `observer: mse`, groups of 64 and 32, eight bits for layers, and layers left as they are were tried. Lower the thresholds, or mend the model.");
     let findings = before.into_iter().chain([finding]).collect();
     Failure { exit: Exit::GateFailed, findings }
 }

@@ -127,7 +127,7 @@ impl<'p> Work<'p> {
             target,
             unit,
             isa,
-            values: Values::new(plan, isa),
+            values: Values::new(plan, isa, cancel)?,
             cancel,
             checkpoint: Checkpoint::open(&plan.model)?,
         })

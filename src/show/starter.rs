@@ -144,13 +144,15 @@ fn text(wish: &Wish, parameters: &[(&str, &str)], plan: Option<&Plan>) -> String
     }
     line(&format!("  - stage: {}", scheme.stage()));
     parameters.iter().for_each(|(key, value)| line(&format!("    {key}: {value}")));
+    if *scheme == Scheme::Int4 {
+        line(
+            "    # Scales of either sign: half a dB more of the same size and speed. Every engine takes them, whatever its kernel.",
+        );
+        line("    scales: signed");
+    }
     if plan.is_some() && *scheme == Scheme::Int4 {
         line("    # A search for better ranges: up to 1 dB more, and slower here. The result is as fast.");
         line("    # observer: mse");
-        line(
-            "    # Scales of either sign: half a dB more of the same size and speed. Engines multiply by them as they are.",
-        );
-        line("    # scales: signed");
     }
     line("");
     line("  - stage: validate");

@@ -14,10 +14,11 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 BESIDE = {
     "llama-int4, `observer: mse`": ("llama-int4", ["quantize-int4.observer=mse"]),
     "llama-int4-mse, `observer: minmax`": ("llama-int4-mse", ["quantize-int4.observer=minmax"]),
-    "llama-int4, `scales: signed`": ("llama-int4", ["quantize-int4.scales=signed"]),
-    "llama-int4, `observer: mse`, `scales: signed`": ("llama-int4", ["quantize-int4.observer=mse", "quantize-int4.scales=signed"]),
-    "llama-int4-gptq, `scales: signed`": ("llama-int4-gptq", ["quantize-int4.scales=signed"]),
-    "llama-int4-guided, `scales: signed`": ("llama-int4-guided", ["quantize-int4.scales=signed"]),
+    "llama-int4, `scales: positive`": ("llama-int4", ["quantize-int4.scales=positive"]),
+    "llama-int4, `observer: mse`, `scales: positive`": ("llama-int4", ["quantize-int4.observer=mse", "quantize-int4.scales=positive"]),
+    "llama-int4-mse, `scales: positive`": ("llama-int4-mse", ["quantize-int4.scales=positive"]),
+    "llama-int4-gptq, `scales: positive`": ("llama-int4-gptq", ["quantize-int4.scales=positive"]),
+    "llama-int4-guided, `scales: positive`": ("llama-int4-guided", ["quantize-int4.scales=positive"]),
     "llama-int4-asymmetric, `observer: mse`": ("llama-int4-asymmetric", ["quantize-int4.observer=mse"]),
 }
 

@@ -139,16 +139,16 @@ fn floats_load_by_rows_and_in_blocks() {
 #[test]
 fn floats_of_four_bits_load_in_bf16() {
     const MXFP4: &str = "  - stage: quantize-mxfp4\n";
-    check("llama", MXFP4, "", "", "sglang-mxfp4");
-    check("qwen3-moe", MXFP4, "", "", "sglang-mxfp4");
+    let both = "sglang-mxfp4 vllm-mxfp4-activations";
+    check("llama", MXFP4, "", "vllm-mxfp4-activations", both);
+    check("qwen3-moe", MXFP4, "", "vllm-mxfp4-activations", both);
     assert_eq!(said(&plan_for("sglang", "llama", MXFP4)), "!sglang-mxfp4");
     const NVFP4: &str = "  - stage: quantize-nvfp4\n";
     check("llama", NVFP4, "", "", "");
-    let both = "!transformers-nvfp4-experts sglang-nvfp4-experts";
-    check("qwen3-moe", NVFP4, "!transformers-nvfp4-experts", "", both);
-    assert_eq!(said(&plan_for("sglang", "qwen3-moe", NVFP4)), "!sglang-nvfp4-experts");
+    check("qwen3-moe", NVFP4, "!transformers-nvfp4-experts", "", "!transformers-nvfp4-experts");
+    assert_eq!(said(&plan_for("sglang", "qwen3-moe", NVFP4)), "");
     for (dtype, transformers, vllm) in
-        [("F16", "!transformers-fp4-type", "vllm-mxfp4-f16"), ("F32", "!transformers-fp4-type", "")]
+        [("F16", "!transformers-fp4-type", "vllm-mxfp4-activations vllm-mxfp4-f16"), ("F32", "!transformers-fp4-type", "vllm-mxfp4-activations")]
     {
         let mut other = Fixture::load("llama");
         let tensors = other.shards.iter_mut().flat_map(|(_, tensors)| tensors);
@@ -167,6 +167,9 @@ fn integers_with_fp8_activations_are_for_hopper() {
     check("llama", &format!("{INT4}{fp8}"), "", "vllm-fp8-activations", both);
     check("llama", &format!("{INT4}{fp8}    group_size: 32\n"), "", "!vllm-fp8-activations", both);
     check("llama", &format!("{INT8}{fp8}"), "", "!vllm-fp8-activations", both);
+    let experts = format!("{INT4}{fp8}    targets: [\"re:.*mlp\\\\.experts\\\\..*\"]\n");
+    assert_eq!(said(&plan_for("sglang", "qwen3-moe", &experts)), "sglang-fp8-activations");
+    assert_eq!(said(&plan_for("sglang", "qwen3-moe", &format!("{experts}{INT8}"))), "!sglang-fp8-activations");
 }
 
 #[test]

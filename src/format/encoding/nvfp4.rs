@@ -2,14 +2,15 @@
 //! [`super::nvfp4_packed`] writes it.
 //!
 //! compressed-tensors' `nvfp4-pack-quantized` has `X.weight_packed`, `X.weight_scale` and `X.weight_global_scale`, by which
-//! the scales are divided. ModelOpt has `X.weight`, `X.weight_scale` and `X.weight_scale_2`, by which they are multiplied.
+//! the scales are divided. ModelOpt has `X.weight`, `X.weight_scale` and `X.weight_scale_2`, by which they are multiplied:
+//! the one format's scale is the reciprocal of the other's, which is the same number of F32 for a power of two alone.
 //! A weight is code × scale, each product in F32, rounded once to BF16.
 
 use std::ops::Range;
 
 use serde_json::Value;
 
-use super::declared::{activations, has_format, word};
+use super::declared::{activations, has_format, weights, word};
 use super::small_floats::{E2M1, E4M3, finite_scale, scale};
 use super::{
     Catalog, Encoding, Exact, Fetched, Ranges, ReadEncoding, Recognized, Refusal, StoredMatrix, StoredTensor,
@@ -90,26 +91,62 @@ fn recognized(model: &dyn Catalog, codes: StoredTensor<'_>, part: TensorId) -> R
     if of_all.dtype != Dtype::F32 || of_all.shape.iter().product::<u64>() != 1 {
         return Err(format!("has `{}` of {} {:?}, not one F32", of_all.name, of_all.dtype, of_all.shape));
     }
+    let weights_only = model.declaration().is_some_and(weights_only);
+    // Where the matrix can be re-labelled for all else, the scale's value decides.
+    let by_all = match (is_packed, weights_only) {
+        (true, _) => ByAll::Divides,
+        (false, false) => ByAll::Multiplies { power_of_two: false },
+        (false, true) => {
+            let bytes = model.bytes(all, 0..4)?;
+            ByAll::Multiplies { power_of_two: scale(Dtype::F32, &bytes, 0).is_some_and(is_power_of_two) }
+        }
+    };
     Ok(Recognized {
         name: is_packed.then(|| format!("{module}.weight")),
         shape: vec![rows, columns],
         dtype: Dtype::Bf16,
         parts: vec![part, all],
         unused: ["input_global_scale", "input_scale"].into_iter().filter_map(find).collect(),
-        matrix: Box::new(Matrix {
-            columns,
-            divides: is_packed,
-            weights_only: model.declaration().and_then(activations) == Some(ActivationScheme::None),
-        }),
+        matrix: Box::new(Matrix { columns, by_all, weights_only }),
     })
+}
+
+/// Whether engines leave the inputs of such weights as they are. ModelOpt's algorithm `NVFP4` quantizes them, but where all
+/// groups say that it does not; `W4A16_NVFP4` does not. vLLM reads both so.
+fn weights_only(declaration: &Value) -> bool {
+    let algorithm = word(declaration, "quant_algo");
+    let leaves_inputs = activations(declaration) == Some(ActivationScheme::None);
+    match algorithm.as_str() {
+        "" => leaves_inputs,
+        "w4a16_nvfp4" => true,
+        _ => leaves_inputs && weights(declaration).next().is_some(),
+    }
+}
+
+/// Whether the number and its reciprocal are powers of two that F32 has in full.
+fn is_power_of_two(number: f32) -> bool {
+    const MANTISSA: u32 = (1 << 23) - 1;
+    let is_normal = number.is_normal() && number.recip().is_normal();
+    is_normal && number > 0.0 && number.to_bits() & MANTISSA == 0
+}
+
+/// What the scale for all weights does to the others.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum ByAll {
+    /// It divides them, as in compressed-tensors.
+    Divides,
+    /// It multiplies them, as in ModelOpt.
+    Multiplies {
+        /// Whether it is known to be a power of two, whose reciprocal does the same by dividing.
+        power_of_two: bool,
+    },
 }
 
 /// A matrix of codes.
 #[derive(Debug, Clone, Copy)]
 struct Matrix {
     columns: u64,
-    /// Scales are divided by that of all, not multiplied.
-    divides: bool,
+    by_all: ByAll,
     /// Whether engines leave its inputs as they are.
     weights_only: bool,
 }
@@ -124,12 +161,20 @@ impl StoredMatrix for Matrix {
     }
 
     fn exact(&self) -> Result<Exact, String> {
-        if !self.divides {
-            return Err("the output has the reciprocal of its scale for all weights, which rounds".to_owned());
-        }
         if !self.weights_only {
             return Err("its inputs are quantized in a way that is not written".to_owned());
         }
+        let because = match self.by_all {
+            ByAll::Divides => "codes and scales copied",
+            ByAll::Multiplies { power_of_two: true } => {
+                "codes and scales copied, and the reciprocal of the scale for all weights, which is a power of two"
+            }
+            ByAll::Multiplies { power_of_two: false } => {
+                return Err(
+                    "the output has the reciprocal of its scale for all weights, which rounds: it is no power of two".to_owned()
+                );
+            }
+        };
         let scheme = Scheme {
             bits: Bits::Four,
             symmetric: true,
@@ -137,20 +182,20 @@ impl StoredMatrix for Matrix {
             scale_type: FloatType::Bf16,
             storage: Storage::Nvfp4,
         };
-        Ok(Exact { scheme, activations: ActivationScheme::None, because: "codes and scales copied" })
+        Ok(Exact { scheme, activations: ActivationScheme::None, because })
     }
 
     fn relabel_row(&self, fetched: &Fetched<'_>, row: u64, out: &mut Integers) -> Result<(), String> {
         let (row, bytes, groups) = (row - fetched.rows.start, self.columns / 2, self.columns / GROUP);
-        let of_all = fetched.bytes(2, 0, 4)?;
-        finite_scale(scale(Dtype::F32, of_all, 0))?;
+        let of_all = finite_scale(scale(Dtype::F32, fetched.bytes(2, 0, 4)?, 0))?;
+        let divisor = if self.by_all == ByAll::Divides { of_all } else { of_all.recip() };
         let scales = fetched.bytes(1, row * groups, groups)?;
         if scales.iter().any(|scale| E4M3[usize::from(*scale)].is_nan()) {
             return Err("has a scale that is no number".to_owned());
         }
         out.codes.extend_from_slice(fetched.bytes(0, row * bytes, bytes)?);
         out.scales.extend_from_slice(scales);
-        out.global_scale = of_all.to_vec();
+        out.global_scale = divisor.to_le_bytes().to_vec();
         Ok(())
     }
 
@@ -161,7 +206,10 @@ impl StoredMatrix for Matrix {
         let of_all = finite_scale(scale(Dtype::F32, fetched.bytes(2, 0, 4)?, 0))?;
         for ((out, codes), &code) in out.chunks_mut(GROUP as usize).zip(codes).zip(scales) {
             let local = E4M3[usize::from(code)];
-            let scale = finite_scale(Some(if self.divides { local / of_all } else { local * of_all }))?;
+            let scale = finite_scale(Some(match self.by_all {
+                ByAll::Divides => local / of_all,
+                ByAll::Multiplies { .. } => local * of_all,
+            }))?;
             for (pair, byte) in out.as_chunks_mut::<2>().0.iter_mut().zip(codes) {
                 *pair = [E2M1[usize::from(byte & 15)] * scale, E2M1[usize::from(byte >> 4)] * scale];
             }

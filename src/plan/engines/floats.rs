@@ -1,8 +1,7 @@
 //! Rules about floats of eight and four bits: as weights, and those of eight as activations beside integers.
 //!
-//! Those of vLLM were read in `compressed_tensors.py`, `compressed_tensors_moe.py`, `fp8_utils.py` and
-//! `mixed_precision/cutlass.py`, in copies that do not say their version; that of transformers was tried. That of SGLang is
-//! assumed, since no scheme for it is known: it was neither read nor tried.
+//! Those of vLLM 0.32.0 and SGLang 0.5.23 were read in their sources: `tests/interop/README.md` says where. Those of transformers
+//! were tried.
 
 use super::{Engine, Manner, Refusal, Subject, is_expert};
 use crate::layer::LayerType;
@@ -85,18 +84,29 @@ pub(super) fn integers_with_fp8_activations(subject: &Subject<'_>) -> Option<Ref
     })
 }
 
-/// SGLang is assumed to have no scheme for integers with FP8 activations ("No compressed-tensors compatible scheme").
+/// SGLang has no scheme for integers with FP8 activations ("No compressed-tensors compatible scheme") but for experts, on GPUs
+/// since Hopper, in models of this one scheme: it looks for the experts' under `Linear`, and for the format of all.
 pub(super) fn integers_with_fp8_activations_in_sglang(subject: &Subject<'_>) -> Option<Refusal> {
-    let spec = subject.spec;
-    let is_refused =
-        spec.activations == ActivationScheme::DynamicTokenFp8 && spec.scheme.storage != Storage::Float8;
-    is_refused.then(|| Refusal {
+    let (scheme, activations) = (&subject.spec.scheme, subject.spec.activations);
+    if activations != ActivationScheme::DynamicTokenFp8 || scheme.storage == Storage::Float8 {
+        return None;
+    }
+    let is_known = is_expert(subject) && scheme.bits == Bits::Four && scheme.symmetric && subject.has_one_scheme;
+    Some(Refusal {
         engine: Engine::Sglang,
         code: "plan::sglang-fp8-activations",
-        message: "SGLang does not load integer weights together with FP8 activations".to_owned(),
+        message: match is_known {
+            true => "SGLang runs int4 experts with FP8 activations on GPUs since Hopper only".to_owned(),
+            false => "SGLang does not load integer weights together with FP8 activations, but for int4 experts where nothing else \
+                      is quantized"
+                .to_owned(),
+        },
         key: "activations",
-        help: "Leave `activations` out, or export with `target: vllm`.".to_owned(),
-        manner: Manner::Loudly,
+        help: match is_known {
+            true => "Leave `activations` out for other machines: the codes are the same.".to_owned(),
+            false => "Leave `activations` out, or export with `target: vllm`.".to_owned(),
+        },
+        manner: if is_known { Manner::Sometimes } else { Manner::Loudly },
     })
 }
 
@@ -130,9 +140,27 @@ pub(super) fn mxfp4_in_f16(subject: &Subject<'_>) -> Option<Refusal> {
     })
 }
 
-/// SGLang has no scheme for MXFP4 weights of compressed-tensors beside inputs that stay as they are.
-pub(super) fn mxfp4_in_sglang(subject: &Subject<'_>) -> Option<Refusal> {
+/// vLLM takes MXFP4 weights for MXFP4 layers, whatever their configuration says of activations: where the GPU multiplies these
+/// numbers, inputs are quantized to them.
+pub(super) fn mxfp4_with_activations(subject: &Subject<'_>) -> Option<Refusal> {
     let is_refused = subject.spec.scheme.storage == Storage::Mxfp4;
+    is_refused.then(|| Refusal {
+        engine: Engine::Vllm,
+        code: "plan::vllm-mxfp4-activations",
+        message: "vLLM quantizes the inputs of MXFP4 layers to MXFP4 on Blackwell GPUs, too, which costs quality that is not measured here"
+            .to_owned(),
+        key: "targets",
+        help: "`quantize-nvfp4` leaves inputs as they are. So does `--linear-backend marlin` when the model is served, but for experts."
+            .to_owned(),
+        manner: Manner::Sometimes,
+    })
+}
+
+/// SGLang has no scheme for MXFP4 weights of compressed-tensors. It takes experts of Kimi-K3 for its own MXFP4, if the format of
+/// the whole config says so.
+pub(super) fn mxfp4_in_sglang(subject: &Subject<'_>) -> Option<Refusal> {
+    let is_known = subject.model_type == "kimi_k3" && is_expert(subject) && subject.has_one_scheme;
+    let is_refused = subject.spec.scheme.storage == Storage::Mxfp4 && !is_known;
     is_refused.then(|| Refusal {
         engine: Engine::Sglang,
         code: "plan::sglang-mxfp4",
@@ -155,19 +183,6 @@ pub(super) fn nvfp4_experts(subject: &Subject<'_>) -> Option<Refusal> {
         help: "Use `quantize-mxfp4` or `quantize-int4` for the experts, or export with `target: vllm`."
             .to_owned(),
         manner: Manner::Silently,
-    })
-}
-
-/// SGLang has schemes of NVFP4 experts whose inputs are NVFP4, too.
-pub(super) fn nvfp4_experts_in_sglang(subject: &Subject<'_>) -> Option<Refusal> {
-    let is_refused = subject.spec.scheme.has_global_scale() && is_expert(subject);
-    is_refused.then(|| Refusal {
-        engine: Engine::Sglang,
-        code: "plan::sglang-nvfp4-experts",
-        message: "SGLang does not load NVFP4 experts whose activations stay as they are".to_owned(),
-        key: "targets",
-        help: "Use `quantize-int4` for the experts, or export with `target: vllm`.".to_owned(),
-        manner: Manner::Loudly,
     })
 }
 

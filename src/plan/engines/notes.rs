@@ -10,8 +10,8 @@ use crate::stage::ActivationScheme;
 use crate::stage::export::{Format, Target};
 
 /// What is known of engines and scales below zero. `tests/interop/README.md` says where it was read.
-const SIGNED: &str = "negative scales run in transformers and on vLLM's CPU backend as was tried; the kernels for GPUs of vLLM and \
-                      SGLang multiply by them, as their sources say";
+const SIGNED: &str = "negative scales run in transformers and on vLLM's CPU backend as was tried; the kernels for GPUs of vLLM \
+                      0.32.0 and SGLang 0.5.23 multiply by them, as their sources say";
 
 /// Notes that are worth knowing but no reason to change a recipe: kernels that are missing on some machines.
 pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Vec<String> {

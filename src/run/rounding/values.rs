@@ -2,17 +2,21 @@
 
 use rayon::prelude::*;
 
+use crate::cancel::Cancel;
 use crate::finding::Failure;
-use crate::ids::TaskId;
+use crate::ids::{IdVec, TaskId};
 use crate::network::Layout;
-use crate::plan::Plan;
 use crate::plan::rounding::{ChosenCodes, LayerMatrix, TaskRows};
+use crate::plan::{Plan, shared_scales};
 use crate::quant::reference::Unpacked;
 use crate::quant::{
     BadWeight, FloatType, Isa, Observer, Quantized, Quantizer, Scheme, Scratch, Solver, TensorParams,
 };
 use crate::run::chosen_codes::read_rows;
 use crate::run::stream::solvers::{Solvers, kind};
+use crate::run::stream::weights::Weights;
+use crate::run::stream::{self, Reading};
+use crate::run::workers::Workers;
 
 /// Rows that are rounded at once, and that codes may be packed along.
 const TILE: usize = 64;
@@ -20,14 +24,31 @@ const TILE: usize = 64;
 /// Makes the values of matrices.
 pub(super) struct Values<'p> {
     solvers: Solvers<'p>,
+    /// Of tasks that share a scale with others.
+    shared: IdVec<TaskId, Option<TensorParams>>,
     plan: &'p Plan,
     isa: Isa,
 }
 
 impl<'p> Values<'p> {
-    pub(super) fn new(plan: &'p Plan, isa: Isa) -> Self {
+    /// Looks at the weights that share a scale with others.
+    ///
+    /// # Errors
+    /// If they cannot be read or quantized, or the work is cancelled.
+    pub(super) fn new(plan: &'p Plan, isa: Isa, cancel: &Cancel) -> Result<Self, Failure> {
         let tasks: Vec<TaskId> = plan.tasks.ids().collect();
-        Self { solvers: Solvers::new(plan, &tasks, isa), plan, isa }
+        let solvers = Solvers::new(plan, &tasks, isa);
+        let sharing = shared_scales::groups(plan.content()).concat();
+        let shared = match sharing.is_empty() {
+            true => plan.tasks.map(|_| None),
+            false => {
+                let workers =
+                    Workers::start(plan.budget.workers, plan.budget.worker_bytes(), cancel.clone())?;
+                let reading = Reading { plan, source: &Weights::open(plan)?, workers: &workers };
+                stream::survey(&reading, &solvers, &sharing)?
+            }
+        };
+        Ok(Self { solvers, shared, plan, isa })
     }
 
     /// How a matrix is stored. Its observer chooses nothing.
@@ -102,8 +123,10 @@ impl<'p> Values<'p> {
         let mut bytes = Vec::new();
         source.narrow(&own, &mut bytes);
         drop(own);
-        let params =
-            if solver.survey_passes() > 0 { Some(survey(&*solver, &bytes, part.rows)?) } else { None };
+        let params = match self.shared[part.task] {
+            None if solver.survey_passes() > 0 => Some(survey(&*solver, &bytes, part.rows)?),
+            shared => shared,
+        };
         let tile = TILE * columns * source.bytes();
         let tiles = bytes.par_chunks(tile.max(1)).enumerate().map(|(number, tile)| {
             let (mut out, mut values, mut scratch) = (Quantized::default(), Vec::new(), Scratch::default());
@@ -157,5 +180,59 @@ pub(super) fn some_rows(matrix: &Unpacked, rows: &TaskRows, scheme: &Scheme, col
         codes: pick(&matrix.codes, rows, columns),
         scales: pick(&matrix.scales, rows, groups),
         zero_points: pick(&matrix.zero_points, rows, groups),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::network::{Checkpoint, Linear, Weights as _};
+    use crate::plan::rounding::of_layer;
+    use crate::plan::{Limits, plan};
+    use crate::recipe::{Overrides, from_text};
+    use crate::run::event::Silent;
+    use crate::run::outcome::Options;
+
+    /// Of NVFP4, whose matrices share a scale if engines fuse them, beside a matrix that is rounded with calibration.
+    #[test]
+    fn what_later_layers_see_is_what_is_written() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let folder = tempfile::tempdir().unwrap();
+        let text = format!(
+            "version: 1\nname: streams\nstages:\n  - {{stage: load, model: {:?}}}\n  - {{stage: resolve-skips, modules_to_not_convert: [lm_head]}}\n  - \
+             {{stage: calibrate, samples: 2, sequence_length: 16, on_missing: ignore}}\n  - {{stage: quantize-int4, rounding: gptq, targets: \
+             [layers.3.mlp.down_proj]}}\n  - {{stage: quantize-nvfp4}}\n  - {{stage: export, path: {:?}}}\n",
+            root.join("examples/tiny-llama"),
+            folder.path().join("out")
+        );
+        let env = |_: &str| None;
+        let loaded = from_text("test", &text, root, &Overrides::default(), &env).unwrap();
+        let mut plan = plan(loaded, Limits::default()).unwrap();
+        let options = Options::default();
+        crate::run::rounding::round(&mut plan, &options, &Silent).unwrap();
+        crate::run::run(&plan, &options, &Silent).unwrap();
+
+        let values = Values::new(&plan, Isa::detect(), &Cancel::default()).unwrap();
+        let open = |path: &Path| {
+            let source = crate::format::source::folder::open(path, &[]).unwrap();
+            crate::model::folder::open(source, &[], &[]).unwrap()
+        };
+        let written = open(&folder.path().join("out"));
+        let (before, after) =
+            (Checkpoint::open(&plan.model).unwrap(), Checkpoint::open(&written).unwrap());
+        let runs = plan.runs.as_ref().unwrap();
+        let mut compared = 0;
+        for program in &runs.description.layers {
+            for matrix in of_layer(plan.content(), program).iter().filter(|matrix| !matrix.spec.is_calibrated()) {
+                let Linear { tensor, rows, .. } = matrix.linear;
+                let read = |checkpoint: &Checkpoint<'_>| checkpoint.read(tensor, 0..*rows).unwrap();
+                let seen = values.of(matrix, &read(&before), |_| None).unwrap();
+                assert!(seen == read(&after), "{tensor}");
+                compared += 1;
+            }
+        }
+        assert_eq!(compared, 27);
     }
 }

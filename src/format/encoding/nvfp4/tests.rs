@@ -72,3 +72,66 @@ fn what_is_incomplete_is_refused() {
         assert!(model.rows("m.weight_packed", &found, 0..1).unwrap_err().contains("no finite number"));
     }
 }
+
+/// The declaration of ModelOpt, and whether its weights alone are quantized.
+fn modelopt(algorithm: &str, inputs: Option<Value>) -> Value {
+    let mut declared = serde_json::json!({"quant_method": "modelopt", "quant_algo": algorithm});
+    if let Some(inputs) = inputs {
+        let weights = serde_json::json!({"num_bits": 4, "type": "float", "group_size": 16});
+        declared["config_groups"] =
+            serde_json::json!({"group_0": {"input_activations": inputs, "weights": weights}});
+    }
+    declared
+}
+
+#[test]
+fn powers_of_two_of_modelopt_have_a_reciprocal_that_means_the_same() {
+    let columns = 32;
+    let codes: Vec<u8> = (0..columns).map(|n| (n * 37 + 11) as u8).collect();
+    let scales = vec![0x38, 0x01, 0x7e, 0x40];
+    for (of_all, is_exact) in [
+        (2.0_f32.powi(-13), true),
+        (2.0_f32.powi(110), true),
+        // Its reciprocal is not a normal number.
+        (2.0_f32.powi(127), false),
+        (0.0001, false),
+        (-0.25, false),
+    ] {
+        let mut model = model(false, [2, columns], codes.clone(), scales.clone(), of_all);
+        model.declaration = Some(modelopt("W4A16_NVFP4", None));
+        let found = model.recognize(&Nvfp4, "m.weight").unwrap().unwrap();
+        let exact = found.matrix.exact();
+        assert_eq!(exact.is_ok(), is_exact, "{of_all}: {exact:?}");
+        if !is_exact {
+            assert!(exact.unwrap_err().contains("no power of two"));
+            continue;
+        }
+        let integers = model.integers("m.weight", &found, 0..2).unwrap();
+        assert_eq!((&integers.codes, &integers.scales), (&codes, &scales));
+        let divisor = f32::from_le_bytes(integers.global_scale.as_slice().try_into().unwrap());
+        let mut packed = self::model(true, [2, columns], codes.clone(), scales.clone(), divisor);
+        packed.declaration = Some(serde_json::json!({"quant_method": "compressed-tensors"}));
+        let same = packed.recognize(&Nvfp4, "m.weight_packed").unwrap().unwrap();
+        let bits = |rows: Vec<f32>| rows.into_iter().map(f32::to_bits).collect::<Vec<u32>>();
+        assert_eq!(
+            bits(model.rows("m.weight", &found, 0..2).unwrap()),
+            bits(packed.rows("m.weight_packed", &same, 0..2).unwrap())
+        );
+    }
+}
+
+#[test]
+fn what_quantizes_its_inputs_is_not_relabelled() {
+    let inputs = serde_json::json!({"num_bits": 4, "type": "float", "group_size": 16, "dynamic": false});
+    for (declared, is_exact) in [
+        (modelopt("NVFP4", None), false),
+        (modelopt("NVFP4", Some(inputs.clone())), false),
+        (modelopt("NVFP4", Some(Value::Null)), true),
+        (modelopt("W4A16_NVFP4", None), true),
+    ] {
+        let mut model = model(false, [1, 16], vec![0x21; 8], vec![0x38], 0.25);
+        model.declaration = Some(declared.clone());
+        let exact = model.recognize(&Nvfp4, "m.weight").unwrap().unwrap().matrix.exact();
+        assert_eq!(exact.is_ok(), is_exact, "{declared}: {exact:?}");
+    }
+}
