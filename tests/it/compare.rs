@@ -232,10 +232,10 @@ fn a_mend_is_tried_where_answers_are_judged() {
         let found = json(&workspace.path("out/monoquant-report.json"));
         found["evaluations"][0]["kl"]["mean"].as_f64().expect("a KL")
     };
-    let (minmax, mse) = (kl(""), kl("    observer: mse\n"));
-    assert!(mse < minmax, "{mse} {minmax}");
+    let (positive, signed) = (kl(""), kl("    scales: signed\n"));
+    assert!(signed < positive, "{signed} {positive}");
     // A gate that one change passes which costs no bytes, and one that takes eight bits.
-    for (most, change) in [(f64::midpoint(minmax, mse), "`observer: mse`"), (minmax / 4.0, "int8")] {
+    for (most, change) in [(f64::midpoint(positive, signed), "`scales: signed`"), (positive / 4.0, "int8")] {
         let before = yaml("", most);
         workspace.write("recipe.yaml", &before);
         workspace.monoquant(["run", "recipe.yaml", "-q"]).exits(1);

@@ -9,10 +9,6 @@ use crate::quant::{Bits, Storage};
 use crate::stage::ActivationScheme;
 use crate::stage::export::{Format, Target};
 
-/// What is known of engines and scales below zero. `tests/interop/README.md` says where it was read.
-const SIGNED: &str = "negative scales run in transformers and on vLLM's CPU backend as was tried; the kernels for GPUs of vLLM \
-                      0.32.0 and SGLang 0.5.23 multiply by them, as their sources say";
-
 /// Notes that are worth knowing but no reason to change a recipe: kernels that are missing on some machines.
 pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Vec<String> {
     let Content { model, decisions, tasks, .. } = content;
@@ -30,13 +26,6 @@ pub(in crate::plan) fn notes(content: Content<'_>, exports: &[ExportPlan]) -> Ve
                 && t.activations == ActivationScheme::None
         })
     };
-    let is_signed = |task: &Task| {
-        let spec = decisions[task.tensor()].spec();
-        spec.is_some_and(|spec| spec.scheme.symmetric && spec.observer.is_signed())
-    };
-    if tasks.iter().any(is_signed) {
-        notes.push(SIGNED.to_owned());
-    }
     if tasks.iter().any(|task| packed(task, Bits::Eight)) {
         notes.push("weights-only int8 runs on vLLM's GPUs, not on its CPU backend".to_owned());
     }
