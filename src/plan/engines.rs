@@ -111,8 +111,7 @@ pub(super) fn check(content: Content<'_>, export: &ExportPlan) -> Vec<Finding> {
     // The first tensor of each (stage, rule) carries the finding; the others are counted.
     let mut found: Vec<(StageId, Refusal, &str, usize)> = Vec::new();
     let model_type = model.config.model_type().unwrap_or_default();
-    let specs =
-        || decisions.iter().filter_map(|decision| super::layout::spec_at(decision, export.stage));
+    let specs = || decisions.iter().filter_map(|decision| super::layout::spec_at(decision, export.stage));
     let has = |storage: Storage| specs().any(|spec| spec.scheme.storage == storage);
     let has_both_storages = has(Storage::Packed) && has(Storage::Plain);
     let of_first = specs().next().map(|spec| (spec.scheme, spec.activations));

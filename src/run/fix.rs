@@ -266,11 +266,15 @@ fn changes(plan: &Plan, stage: StageId, group: &Option<usize>) -> Vec<(String, S
 /// Whether scales of a stage are positive and would be better if they had either sign: those of int4 weights, if they have no zero
 /// points and inputs are left as they are.
 fn may_be_signed(plan: &Plan, stage: StageId) -> bool {
-    let mut specs = plan.decisions.iter().filter_map(|decision| decision.spec()).filter(|spec| spec.stage == stage);
+    let mut specs =
+        plan.decisions.iter().filter_map(|decision| decision.spec()).filter(|spec| spec.stage == stage);
     specs.any(|spec| {
         let scheme = &spec.scheme;
         let is_int4 = scheme.bits == Bits::Four && !scheme.storage.is_float();
-        is_int4 && scheme.symmetric && spec.activations == ActivationScheme::None && !spec.observer.is_signed()
+        is_int4
+            && scheme.symmetric
+            && spec.activations == ActivationScheme::None
+            && !spec.observer.is_signed()
     })
 }
 

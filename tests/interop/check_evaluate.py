@@ -2,7 +2,7 @@
 
 usage: check_evaluate.py MONOQUANT OUT [--repository DIR] [--windows N] [--output DIR...]
 
-Quantizes DIR/examples/tiny-llama by recipes llama-int4 and llama-int4-mse, these and llama-int4-guided with signed scales, and llama-w8a8; with --output also measures directories that are
+Quantizes DIR/examples/tiny-llama by recipes llama-int4 and llama-int4-mse, with signed and with positive scales, llama-int4-guided and llama-w8a8; with --output also measures directories that are
 there, such as one of llm-compressor's GPTQ. With activation order (`weight_g_idx`), which compressed-tensors no longer loads, its codes are
 decoded here and put into the original model. Exit status 1 where one figure differs.
 """
@@ -12,14 +12,14 @@ import perplexity
 from safetensors import safe_open
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-SIGNED = ["--set", "quantize-int4.scales=signed"]
+POSITIVE = ["--set", "quantize-int4.scales=positive"]
 # Label → (recipe, overrides).
 RECIPES = {
     "llama-int4": ("llama-int4", []),
-    "llama-int4-signed": ("llama-int4", SIGNED),
+    "llama-int4-positive": ("llama-int4", POSITIVE),
     "llama-int4-mse": ("llama-int4-mse", []),
-    "llama-int4-mse-signed": ("llama-int4-mse", SIGNED),
-    "llama-int4-guided-signed": ("llama-int4-guided", SIGNED),
+    "llama-int4-mse-positive": ("llama-int4-mse", POSITIVE),
+    "llama-int4-guided": ("llama-int4-guided", []),
     "llama-w8a8": ("llama-w8a8", []),
 }
 

@@ -46,7 +46,9 @@ def main():
             ("imatrix-mse", "llama-int4-calibrated", "imatrix-mse"),
         ]:
             path = os.path.abspath(os.path.join(a.out, f"g{group}-{symmetric}-{label.replace(', ', '-')}"))
-            settings = [f"quantize-int4.{key}={value}" for key, value in (("group_size", group), ("symmetric", symmetric), ("observer", observer))]
+            # Signs of scales are the peer's, which has none below zero.
+            keys = {"group_size": group, "symmetric": symmetric, "observer": observer, "scales": "positive"}
+            settings = [f"quantize-int4.{key}={value}" for key, value in keys.items()]
             command = [a.monoquant, "run", "-q", os.path.join(a.repository, "recipes", recipe + ".yaml"), "--output", path]
             subprocess.run(command + [part for setting in settings for part in ("--set", setting)], check=True)
             got = perplexity.measure(perplexity.load(path), windows, reference)

@@ -147,9 +147,10 @@ fn floats_of_four_bits_load_in_bf16() {
     check("llama", NVFP4, "", "", "");
     check("qwen3-moe", NVFP4, "!transformers-nvfp4-experts", "", "!transformers-nvfp4-experts");
     assert_eq!(said(&plan_for("sglang", "qwen3-moe", NVFP4)), "");
-    for (dtype, transformers, vllm) in
-        [("F16", "!transformers-fp4-type", "vllm-mxfp4-activations vllm-mxfp4-f16"), ("F32", "!transformers-fp4-type", "vllm-mxfp4-activations")]
-    {
+    for (dtype, transformers, vllm) in [
+        ("F16", "!transformers-fp4-type", "vllm-mxfp4-activations vllm-mxfp4-f16"),
+        ("F32", "!transformers-fp4-type", "vllm-mxfp4-activations"),
+    ] {
         let mut other = Fixture::load("llama");
         let tensors = other.shards.iter_mut().flat_map(|(_, tensors)| tensors);
         tensors.for_each(|tensor| tensor.dtype = dtype.to_owned());
@@ -169,7 +170,10 @@ fn integers_with_fp8_activations_are_for_hopper() {
     check("llama", &format!("{INT8}{fp8}"), "", "!vllm-fp8-activations", both);
     let experts = format!("{INT4}{fp8}    targets: [\"re:.*mlp\\\\.experts\\\\..*\"]\n");
     assert_eq!(said(&plan_for("sglang", "qwen3-moe", &experts)), "sglang-fp8-activations");
-    assert_eq!(said(&plan_for("sglang", "qwen3-moe", &format!("{experts}{INT8}"))), "!sglang-fp8-activations");
+    assert_eq!(
+        said(&plan_for("sglang", "qwen3-moe", &format!("{experts}{INT8}"))),
+        "!sglang-fp8-activations"
+    );
 }
 
 #[test]

@@ -91,7 +91,8 @@ pub(super) fn integers_with_fp8_activations_in_sglang(subject: &Subject<'_>) -> 
     if activations != ActivationScheme::DynamicTokenFp8 || scheme.storage == Storage::Float8 {
         return None;
     }
-    let is_known = is_expert(subject) && scheme.bits == Bits::Four && scheme.symmetric && subject.has_one_scheme;
+    let is_known =
+        is_expert(subject) && scheme.bits == Bits::Four && scheme.symmetric && subject.has_one_scheme;
     Some(Refusal {
         engine: Engine::Sglang,
         code: "plan::sglang-fp8-activations",

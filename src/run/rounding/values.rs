@@ -220,12 +220,13 @@ mod tests {
             crate::model::folder::open(source, &[], &[]).unwrap()
         };
         let written = open(&folder.path().join("out"));
-        let (before, after) =
-            (Checkpoint::open(&plan.model).unwrap(), Checkpoint::open(&written).unwrap());
+        let (before, after) = (Checkpoint::open(&plan.model).unwrap(), Checkpoint::open(&written).unwrap());
         let runs = plan.runs.as_ref().unwrap();
         let mut compared = 0;
         for program in &runs.description.layers {
-            for matrix in of_layer(plan.content(), program).iter().filter(|matrix| !matrix.spec.is_calibrated()) {
+            for matrix in
+                of_layer(plan.content(), program).iter().filter(|matrix| !matrix.spec.is_calibrated())
+            {
                 let Linear { tensor, rows, .. } = matrix.linear;
                 let read = |checkpoint: &Checkpoint<'_>| checkpoint.read(tensor, 0..*rows).unwrap();
                 let seen = values.of(matrix, &read(&before), |_| None).unwrap();
