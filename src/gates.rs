@@ -3,12 +3,12 @@
 //!
 //! Gates are judged in the order of the recipe, from the measurements of the single pass over the weights.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use crate::exit::Exit;
 use crate::finding::{Finding, Severity};
 use crate::ids::{IdVec, StageId, TensorId};
-use crate::plan::{Plan, QuantSpec};
+use crate::plan::{ExportPlan, OutputFile, Plan, QuantSpec};
 use crate::quant::Distortion;
 use crate::report::evaluation::Evaluation;
 use crate::report::measured::Measured;
@@ -44,12 +44,28 @@ pub struct Judgement {
     pub evaluations: Vec<Evaluation>,
 }
 
-/// Judges every gate of a plan. `folders` holds the weight files of each export, one folder per export.
+/// The weight files of an export, as they are written.
+#[derive(Debug)]
+pub struct Written<'a> {
+    /// The folder that they are in.
+    pub folder: &'a Path,
+    /// Those that are in it. The others were looked at by [`damage`] when they were written, and are no longer here.
+    pub files: Vec<&'a OutputFile>,
+}
+
+/// The first difference between weight files of an export and what was planned, in words: their sizes, and their headers as any
+/// reader sees them.
+#[must_use]
+pub fn damage(plan: &Plan, export: &ExportPlan, written: &Written<'_>) -> Option<String> {
+    written::sizes(written).or_else(|| written::headers(plan.content(), export, written))
+}
+
+/// Judges every gate of a plan, with what is written of each export.
 #[must_use]
 pub fn judge(
     plan: &Plan,
     measured: &Measured,
-    folders: &[PathBuf],
+    written: &[Written<'_>],
     evaluations: Vec<Evaluation>,
 ) -> Judgement {
     let tensors = &measured.tensors;
@@ -69,7 +85,7 @@ pub fn judge(
         };
         let gate = match stage {
             Stage::Validate(validate) => {
-                let (complaints, is_damaged) = validate_complaints(plan, measured, folders, index, validate);
+                let (complaints, is_damaged) = validate_complaints(plan, measured, written, index, validate);
                 let on_failure = validate.on_failure.or(plan.recipe().on_failure).unwrap_or(OnFailure::Error);
                 let exit = if is_damaged { Exit::OutputDamaged } else { Exit::GateFailed };
                 Gate {
@@ -189,7 +205,7 @@ fn name(plan: &Plan, tensor: TensorId) -> &str {
 fn validate_complaints(
     plan: &Plan,
     measured: &Measured,
-    folders: &[PathBuf],
+    written: &[Written<'_>],
     stage: StageId,
     validate: &Validate,
 ) -> (Vec<Finding>, bool) {
@@ -256,16 +272,16 @@ fn validate_complaints(
                     );
                     complain("checks", Finding::error("output::round-trip", message).help(help));
                 }
-                for (export, folder) in plan.exports.iter().zip(folders) {
-                    if let Some(problem) = written::headers(plan.content(), export, folder) {
+                for (export, written) in plan.exports.iter().zip(written) {
+                    if let Some(problem) = written::headers(plan.content(), export, written) {
                         is_damaged = true;
                         complain("checks", Finding::error("output::round-trip", problem));
                     }
                 }
             }
             Check::Size => {
-                for (export, folder) in plan.exports.iter().zip(folders) {
-                    if let Some(problem) = written::sizes(export, folder) {
+                for written in written {
+                    if let Some(problem) = written::sizes(written) {
                         is_damaged = true;
                         complain("checks", Finding::error("output::size", problem));
                     }

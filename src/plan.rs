@@ -41,6 +41,7 @@ pub mod parts;
 mod phases;
 mod relabelled;
 pub mod rounding;
+mod scratch;
 pub(crate) mod select;
 pub(crate) mod shared_scales;
 mod source_model;

@@ -28,6 +28,8 @@ pub(crate) mod stream;
 mod sums;
 pub mod sweep;
 #[cfg(feature = "cloud")]
+mod targets;
+#[cfg(feature = "cloud")]
 mod to_store;
 pub mod verify;
 mod workers;

@@ -1,16 +1,15 @@
 //! Checks of written weight files against the plan: sizes, and headers as any reader sees them.
 
-use std::path::Path;
-
+use super::Written;
 use crate::fs::regular;
 use crate::model::header;
 use crate::plan::{Content, ExportPlan};
 
-/// The first file of a folder that has another size than planned, in words.
+/// The first file that has another size than planned, in words.
 #[must_use]
-pub(super) fn sizes(export: &ExportPlan, folder: &Path) -> Option<String> {
-    export.files.iter().find_map(|file| {
-        let found = regular::length(&folder.join(&file.name));
+pub(super) fn sizes(written: &Written<'_>) -> Option<String> {
+    written.files.iter().find_map(|file| {
+        let found = regular::length(&written.folder.join(&file.name));
         match found {
             Ok(len) if len == file.bytes => None,
             Ok(len) => Some(format!("{} has {len} bytes and not the planned {}", file.name, file.bytes)),
@@ -19,11 +18,11 @@ pub(super) fn sizes(export: &ExportPlan, folder: &Path) -> Option<String> {
     })
 }
 
-/// Opens a written folder as any reader would and compares every tensor with the plan; the first difference, in words.
+/// Opens written files as any reader would and compares every tensor with the plan; the first difference, in words.
 #[must_use]
-pub(super) fn headers(content: Content<'_>, export: &ExportPlan, folder: &Path) -> Option<String> {
-    export.files.iter().find_map(|file| {
-        let opened = regular::open(&folder.join(&file.name));
+pub(super) fn headers(content: Content<'_>, export: &ExportPlan, written: &Written<'_>) -> Option<String> {
+    written.files.iter().find_map(|file| {
+        let opened = regular::open(&written.folder.join(&file.name));
         let read = opened.map(|opened| header::read(opened, file.bytes, &file.name));
         let found = match read {
             Ok(Ok(header)) => header,

@@ -154,9 +154,14 @@ impl ExportPlan {
     /// Bytes that it takes on its disk, except for the report, the recipe and the index.
     #[must_use]
     pub fn disk_needed(&self, model: &ModelFolder) -> u64 {
+        self.weight_bytes() + self.other_bytes(model)
+    }
+
+    /// The size of the files that are carried over and of config.json.
+    #[must_use]
+    pub fn other_bytes(&self, model: &ModelFolder) -> u64 {
         let copied: u64 = self.copies.iter().map(|&index| model.others[index].len).sum();
-        let config = self.config.as_ref().map_or(0, String::len) as u64;
-        self.weight_bytes() + copied + config
+        copied + self.config.as_ref().map_or(0, String::len) as u64
     }
 }
 

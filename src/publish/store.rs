@@ -5,7 +5,8 @@
 //! 1. `.monoquant/claim` is created, with the plan. Whoever finds another plan there goes away.
 //! 2. Weight files are uploaded in parts, and the uploads are not ended: there is nothing to be seen. Each upload is noted in
 //!    `.monoquant/PLAN/uploads/`, so that what a process leaves behind that dies can be removed.
-//! 3. `.monoquant/PLAN/files/FILE.json` is created, with what ends the upload. Who comes second ends the first one's.
+//! 3. `.monoquant/PLAN/files/FILE.json` is created for files that are made together, with what ends their uploads, and what a run
+//!    needs to know of them that has not made them. Who comes second ends the first one's.
 //! 4. `.monoquant/PLAN/manifest.json` is created, with the checksums of all files: who would publish others goes away.
 //! 5. The uploads are ended; then the other files are created, `config.json` last.
 //!
@@ -27,7 +28,10 @@ use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::format::source::cloud::{Bucket, connect, patiently, trouble, wait};
 use crate::format::source::{self, Trouble};
+use crate::fs::processes::own_name;
+use crate::threads;
 pub(crate) use local::Local;
+pub(crate) use upload::{Going, Group};
 
 mod local;
 mod upload;
@@ -48,6 +52,12 @@ pub(crate) mod code {
 
 /// The name of what is not for readers.
 const OURS: &str = ".monoquant";
+
+/// What the names of objects begin with that are made to see whether that is allowed.
+const TRIAL: &str = ".monoquant/try-";
+
+/// The object that lists what is published.
+const MANIFEST: &str = "manifest.json";
 
 /// The file without which no reader takes a prefix for a model.
 const LAST: &str = "config.json";
@@ -236,13 +246,35 @@ impl Store {
         self.list(&self.prefix).map(drop)
     }
 
+    /// Looks whether the prefix can be claimed and written, before a model runs. Until it has run, what is computed may not be known
+    /// so well that another plan can be told from this one: then `is_known` is false.
+    ///
+    /// # Errors
+    /// As those of [`Store::claim`].
+    pub(crate) fn try_to_write(&self, is_known: bool) -> Result<(), Failure> {
+        let claim = self.claim_key()?;
+        match self.read(&claim)? {
+            Some(there) if is_known && there != self.owner() => return Err(self.claimed()),
+            Some(_) => {}
+            None => self.check_is_free(&claim)?,
+        }
+        let trial = self.key(&format!("{TRIAL}{}", own_name()))?;
+        self.create(&trial, b"")?;
+        self.delete(&trial)
+    }
+
+    /// What the claim says.
+    fn owner(&self) -> Vec<u8> {
+        serde_json::to_vec(&Owner { plan: self.id.clone() }).unwrap_or_default()
+    }
+
     /// Claims the prefix for the plan. Says whether this call did it, and no other process of the plan.
     ///
     /// # Errors
     /// If it is another plan's or holds something else, or the store cannot be reached or written.
     pub(crate) fn claim(&self) -> Result<bool, Failure> {
         let key = self.claim_key()?;
-        let owner = serde_json::to_vec(&Owner { plan: self.id.clone() }).unwrap_or_default();
+        let owner = self.owner();
         if let Some(there) = self.read(&key)? {
             return if there == owner { Ok(false) } else { Err(self.claimed()) };
         }
@@ -269,7 +301,10 @@ impl Store {
 
     fn check_is_free(&self, claim: &Path) -> Result<(), Failure> {
         let own = self.key(&format!("{OURS}/{}", self.id))?;
-        match self.list(&self.prefix)?.iter().find(|key| *key != claim && !key.prefix_matches(&own)) {
+        let trial = format!("{}/{TRIAL}", self.prefix);
+        let is_foreign =
+            |key: &&Path| *key != claim && !key.prefix_matches(&own) && !key.as_ref().starts_with(&trial);
+        match self.list(&self.prefix)?.iter().find(is_foreign) {
             None => Ok(()),
             Some(key) => Err(self.refuse(
                 code::OCCUPIED,
@@ -295,7 +330,7 @@ impl Store {
     /// # Errors
     /// If the store cannot be reached.
     pub(crate) fn published(&self) -> Result<Option<Manifest>, Failure> {
-        let Some(bytes) = self.read(&self.own("manifest.json")?)? else { return Ok(None) };
+        let Some(bytes) = self.read(&self.own(MANIFEST)?)? else { return Ok(None) };
         let manifest: Manifest = self.parsed(&bytes)?;
         let Some(last) = manifest.last() else { return Ok(None) };
         let is_there = self.read(&self.key(last)?)?.is_some();
@@ -318,20 +353,28 @@ impl Store {
         })
     }
 
-    /// Publishes the files of a finished output.
+    /// Publishes the files of a finished output: those of this machine, and those that are uploaded.
     ///
     /// # Errors
     /// If the prefix is another plan's, files of others are in the place of these, or the store or the disk fails. Then the same call may
-    /// be made again.
-    pub(crate) fn publish(&self, files: &[Local], cancel: &Cancel) -> Result<(), Failure> {
+    /// be made again, with the groups that are there then.
+    pub(crate) fn publish(
+        &self,
+        files: &[Local],
+        mut groups: Vec<Group>,
+        going: &Going<'_>,
+    ) -> Result<(), Failure> {
         self.claim()?;
-        let mut records = BTreeMap::new();
         for file in files.iter().filter(|file| file.is_uploaded()) {
-            records.insert(file.name.as_str(), self.uploaded(file, cancel)?);
+            if !groups.iter().any(|group| group.has(&file.name)) {
+                groups.push(self.uploaded(std::slice::from_ref(file), "", going)?);
+            }
         }
-        let manifest =
-            Manifest { files: files.iter().map(|file| (file.name.clone(), file.sum.clone())).collect() };
-        let (key, text) = (self.own("manifest.json")?, serde_json::to_vec(&manifest).unwrap_or_default());
+        let uploads = || groups.iter().flat_map(Group::records);
+        let sums = files.iter().map(|file| (file.name.clone(), file.sum.clone()));
+        let sums = sums.chain(uploads().map(|(name, record)| (name.clone(), record.sum.clone())));
+        let manifest = Manifest { files: sums.collect() };
+        let (key, text) = (self.own(MANIFEST)?, serde_json::to_vec(&manifest).unwrap_or_default());
         let created = self.create(&key, &text)?;
         if matches!(created, Created::Other(_)) {
             return Err(self.has_others());
@@ -340,10 +383,9 @@ impl Store {
             // It was given back meanwhile, and is another plan's by now.
             return self.delete(&key).and(Err(failure));
         }
-        cancel.check()?;
-        for (name, record) in &records {
-            self.end_upload(name, record)?;
-        }
+        going.cancel.check()?;
+        let ended = threads::map_waiting(&groups, |group| self.end_uploads(group));
+        ended.into_iter().collect::<Result<(), Failure>>()?;
         let (last, small): (Vec<&Local>, Vec<&Local>) = files
             .iter()
             .filter(|file| !file.is_uploaded())
@@ -353,7 +395,22 @@ impl Store {
                 return Err(self.has_others());
             }
         }
-        self.sweep(&records)
+        self.sweep(&uploads().collect())
+    }
+
+    /// Removes all that a run has uploaded whose gates have failed, and gives the prefix back; nothing if another run of the plan is
+    /// about to publish.
+    ///
+    /// # Errors
+    /// If the store cannot be reached.
+    pub(crate) fn discard(&self) -> Result<(), Failure> {
+        if self.read(&self.own(MANIFEST)?)?.is_some() {
+            return Ok(());
+        }
+        // Nobody is to count on an upload that is gone.
+        self.list(&self.own("files")?)?.iter().try_for_each(|key| self.delete(key))?;
+        self.sweep(&BTreeMap::new())?;
+        self.withdraw()
     }
 
     /// That the plan has published other files, or something else is in the place of one.

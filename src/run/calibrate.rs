@@ -7,7 +7,7 @@ use super::event::{Event, Listener};
 use super::kept;
 use super::model_pass::{Places, Progress, Watched, facts, failed};
 use super::outcome::Options;
-use super::preflight::preflight;
+use super::preflight::before_the_model_runs;
 use crate::calibration::{self, Format, ModuleStatistics, Statistics};
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
@@ -41,7 +41,7 @@ pub fn calibrate(plan: &mut Plan, options: &Options, listener: &dyn Listener) ->
             entry.insert(match given.and_then(|of| of.moments.as_ref()) {
                 Some(given) => of_moments(plan, given).map_err(|finding| failed(&options.cancel, finding))?,
                 None => {
-                    preflight(plan)?;
+                    before_the_model_runs(plan)?;
                     parse(&statistics_file(plan, stage, options, listener)?)?
                 }
             });

@@ -48,6 +48,13 @@ pub enum Event {
     },
     /// What has come from the place of the weights, if that is not this machine. Follows a tile.
     Link(Link),
+    /// What was sent to object stores so far.
+    Upload {
+        /// Bytes that were sent.
+        sent: u64,
+        /// Of so many.
+        total: u64,
+    },
     /// A tensor was finished.
     Tensor {
         /// Index among the model's tensors.

@@ -18,11 +18,10 @@ use super::workers::Workers;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive;
-use crate::gates;
-use crate::ids::{ExportId, IdVec, StageId};
-use crate::plan::Checks;
-use crate::plan::Plan;
+use crate::gates::{self, Written};
+use crate::ids::{ExportId, FileId, IdVec, StageId};
 use crate::plan::fingerprint::{self, Prints};
+use crate::plan::{Checks, OutputFile, Plan};
 use crate::publish::lock::Lock;
 use crate::publish::{Staging, exchange, flush, hidden, occupant, staging};
 use crate::quant::Isa;
@@ -44,13 +43,22 @@ use crate::stage::Stage;
 /// outputs fails, the first stays published.
 pub fn run(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
     #[cfg(feature = "cloud")]
-    let done = to_store::run(plan, options, listener, &|| carry_out(plan, options, listener));
+    let done = to_store::run(plan, options, listener, &|uploaded, listener| {
+        carry_out(plan, uploaded, options, listener)
+    });
     #[cfg(not(feature = "cloud"))]
-    let done = carry_out(plan, options, listener);
+    let done = carry_out(plan, None, options, listener);
     done.map_err(|failure| plan.loaded.tell_failure(failure))
 }
 
-fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<Outcome, Failure> {
+/// Makes the outputs; if weight files are uploaded, all but these.
+fn carry_out(
+    plan: &Plan,
+    uploaded: Option<IdVec<ExportId, Stores>>,
+    options: &Options,
+    listener: &dyn Listener,
+) -> Result<Outcome, Failure> {
+    let is_join = options.join || uploaded.is_some();
     if plan.awaits_rounding() {
         let finding =
             Finding::error("run::not-rounded", "codes are to be chosen before weights are streamed")
@@ -58,7 +66,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         return Err(Failure::new(Exit::Internal, finding));
     }
     check_places(plan)?;
-    check_space(plan, options.join)?;
+    check_space(plan, is_join)?;
     // The locks are held until everything is in its place and recorded. The values that use them are dropped first.
     let mut locks = Vec::with_capacity(plan.exports.len());
     let mut occupants = IdVec::with_capacity(plan.exports.len());
@@ -77,8 +85,8 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let headers = plan.exports.iter().map(|export| header(plan, export, checks)).collect();
     let prints = Prints::of(plan);
     let parts = options.join.then(|| fingerprint::of_plan(plan, &Prints::without_codes(plan), checks));
-    let mut stores = IdVec::with_capacity(plan.exports.len());
-    for export in &plan.exports {
+    let mut stores = uploaded.unwrap_or_else(|| plan.exports.map(|_| Stores::default()));
+    for (export, all) in plan.exports.iter().zip(&mut stores) {
         let mut found = Stores::default();
         if options.fresh {
             staging::clear(&export.path);
@@ -87,14 +95,15 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         }
         let parts = parts.and_then(|id| previous::of_parts(plan, export, &parts::folder(&export.path, id)));
         found.stores.extend(parts);
-        stores.push(found);
+        all.stores.append(&mut found.stores);
+        all.notes.append(&mut found.notes);
     }
     for note in stores.iter().flat_map(|stores| &stores.notes) {
         listener.on_event(&Event::Note { text: plan.loaded.told(note) });
     }
     let search = Search { plan, source: &source, checks, workers: &workers, is_wanted: &|_| true };
     let reuse = Reuse::find(&search, prints, &stores)?;
-    if options.join {
+    if is_join {
         missing::check_all_there(plan, &reuse)?;
     }
     let tasks = reuse.tasks_left(plan);
@@ -104,7 +113,8 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
     let collector = Collector::new(plan);
     collector.output_headers();
     take_over::remember(plan, &reuse, checks, &collector);
-    let source_headers = source.sum_up_the_rest((&tasks, &|_| true), &collector, cancel)?;
+    let source_headers = source.headers(cancel)?;
+    source.sum_up_the_rest((&tasks, &|_| true), &source_headers, &collector, cancel)?;
     let work = Work { taken_over, redone };
     let job = Job { plan, options, listener, headers, occupants, reuse: &reuse, work };
     let mut built = None;
@@ -138,7 +148,7 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
         built = Some((staging, journals));
     }
     source.check_unchanged()?;
-    let mut measured = collector.finish(&source_headers);
+    let mut measured = collector.finish(&source_headers.checksums);
     let folders: IdVec<ExportId, PathBuf> = match &built {
         Some((staging, _)) => staging.iter().map(|staging| staging.folder.clone()).collect(),
         None => plan.exports.iter().map(|export| export.path.clone()).collect(),
@@ -157,7 +167,16 @@ fn carry_out(plan: &Plan, options: &Options, listener: &dyn Listener) -> Result<
             return Err(failure);
         }
     };
-    let mut judgement = gates::judge(plan, &measured, &folders, evaluations);
+    let written: Vec<Written<'_>> = plan
+        .exports
+        .numbered()
+        .zip(&folders)
+        .map(|((index, export), folder)| {
+            let is_here = |(file, _): &(FileId, &OutputFile)| reuse.uploaded(index, *file).is_none();
+            Written { folder, files: export.files.numbered().filter(is_here).map(|(_, file)| file).collect() }
+        })
+        .collect();
+    let mut judgement = gates::judge(plan, &measured, &written, evaluations);
     plan.loaded.tell(&mut judgement.complaints);
     plan.loaded.tell(&mut judgement.shown);
     let is_export = |stage: StageId| matches!(plan.recipe().stages[stage], Stage::Export(_));

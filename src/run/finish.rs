@@ -14,12 +14,10 @@ use super::made::{MadeFile, made_files};
 use super::outcome::{Options, Outcome, Work};
 use super::sums;
 use super::verify::Digester;
-use crate::cancel::Cancel;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
 use crate::fs::exclusive::{self, Entry, Folder};
 use crate::fs::identity::FileIdentity;
-use crate::fs::regular::Same;
 use crate::gates::Judgement;
 use crate::ids::{ExportId, IdVec};
 use crate::plan::Checks;
@@ -58,6 +56,7 @@ pub(super) fn header(plan: &Plan, export: &ExportPlan, checks: Checks) -> Header
         name: file.name.clone(),
         identity: None,
         blake3: None,
+        uploaded: None,
     };
     header.files = export.files.iter().map(unwritten).collect();
     header
@@ -412,7 +411,7 @@ impl Job<'_> {
                 tree.iter().filter(|entry| entry.is_file()).count() == files.len()
                     && tree.iter().all(is_expected)
                     && made.iter().all(|made| made.is_in(&folder))
-                    && (!export.sums || are_sums(&folder, &self.options.cancel))
+                    && (!export.sums || sums::are_there(&folder, &self.options.cancel))
                     && carried.iter().all(|carried| carried.is_in(&folder, stores, &self.options.cancel))
             },
         )
@@ -424,7 +423,12 @@ impl Job<'_> {
             return Ok(());
         }
         let cancel = &self.options.cancel;
-        let text = Folder::open(&staging.folder).and_then(|folder| sums::text(&folder, cancel));
+        let files = self.plan.exports[index].files.numbered();
+        let uploaded = files.filter_map(|(file, planned)| {
+            let hash = self.reuse.uploaded(index, file)?.uploaded.as_ref()?.sha256.clone()?;
+            Some((planned.name.clone(), hash))
+        });
+        let text = Folder::open(&staging.folder).and_then(|folder| sums::text(&folder, uploaded, cancel));
         cancel.check()?;
         let text = text.map_err(|error| files::cannot_write("hash", &staging.folder, &error))?;
         staging.write(Path::new(SUMS_FILE_NAME), |out| out.write_all(text.as_bytes()))
@@ -453,13 +457,6 @@ impl Job<'_> {
         }
         made.iter().try_for_each(|made| staging.write(Path::new(&made.name), &made.write))
     }
-}
-
-/// Whether the hashes in a folder are those of its files.
-fn are_sums(folder: &Folder, cancel: &Cancel) -> bool {
-    let Ok(file) = folder.open_file(Path::new(SUMS_FILE_NAME), false) else { return false };
-    let mut same = Same::new(file);
-    sums::text(folder, cancel).and_then(|text| same.write_all(text.as_bytes())).is_ok() && same.reached_end()
 }
 
 /// The identities of files that are complete; none for a file in which a later change might not show.

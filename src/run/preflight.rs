@@ -25,6 +25,17 @@ pub fn preflight(plan: &Plan) -> Result<(), Failure> {
     looked_at.map_err(|failure| plan.loaded.tell_failure(failure))
 }
 
+/// As [`preflight`], before a model runs: what is only known by writing is tried as well.
+///
+/// # Errors
+/// As [`preflight`], and if a place in an object store belongs to another plan or cannot be written.
+pub(super) fn before_the_model_runs(plan: &Plan) -> Result<(), Failure> {
+    preflight(plan)?;
+    #[cfg(feature = "cloud")]
+    super::targets::try_to_write(plan).map_err(|failure| plan.loaded.tell_failure(failure))?;
+    Ok(())
+}
+
 /// Looks whether nothing is in the places of a plan's outputs that must stay.
 pub(super) fn check_places(plan: &Plan) -> Result<(), Failure> {
     plan.exports.iter().try_for_each(|export| {
@@ -47,12 +58,17 @@ pub(super) fn check_places(plan: &Plan) -> Result<(), Failure> {
 
 /// Looks whether the disks have room for the outputs. Files that parts have made are there already.
 pub(super) fn check_space(plan: &Plan, is_join: bool) -> Result<(), Failure> {
-    let mut needed = plan.exports.map(|export| {
+    let needed = plan.exports.numbered().map(|(id, export)| {
         // The remains of an interrupted run are cleared before anything is written.
         let there = disk::folder_bytes(&hidden::staging(&export.path));
         let parts = if is_join { disk::folder_bytes(&hidden::parts(&export.path)) } else { 0 };
-        export.disk_needed(&plan.model).saturating_sub(there + parts)
+        let needed = match is_join && plan.uploads_as_made() {
+            true => export.other_bytes(&plan.model),
+            false => plan.room_needed(id),
+        };
+        needed.saturating_sub(there + parts)
     });
+    let mut needed: IdVec<ExportId, u64> = needed.collect();
     if let Some((export, needed)) = plan.exports.iter().zip(needed.iter_mut()).next() {
         *needed += kept_by_rounding(plan, export);
     }

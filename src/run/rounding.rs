@@ -10,7 +10,7 @@ use super::chosen_codes::{self, Errors, Layer, LayerFiles, NewFile};
 use super::event::{Event, Listener};
 use super::model_pass::{Places, Progress, Watched, failed};
 use super::outcome::Options;
-use super::preflight::preflight;
+use super::preflight::before_the_model_runs;
 use crate::cancel::Cancel;
 use crate::finding::{Failure, Finding};
 use crate::ids::TaskId;
@@ -51,7 +51,7 @@ pub fn round(plan: &mut Plan, options: &Options, listener: &dyn Listener) -> Res
     if options.join {
         return in_parts::join(plan);
     }
-    preflight(plan)?;
+    before_the_model_runs(plan)?;
     let layers = {
         let (Some(runs), Some(roundings)) = (&plan.runs, &plan.roundings) else { return Ok(()) };
         let (Some(run), Some(export)) = (roundings.run(runs), plan.exports.first()) else { return Ok(()) };

@@ -1,7 +1,7 @@
 //! `SHA256SUMS`: the hashes of all files of an output, as `sha256sum -c` reads them.
 
 use std::fmt::Write;
-use std::io::{self, Read};
+use std::io::{self, Read, Write as _};
 use std::path::Path;
 
 use rayon::prelude::*;
@@ -9,13 +9,18 @@ use sha2::{Digest, Sha256};
 
 use crate::cancel::Cancel;
 use crate::fs::exclusive::Folder;
+use crate::fs::regular::Same;
 use crate::plan::copies::SUMS_FILE_NAME;
 
-/// The hashes of all files of a folder but of that file itself, in the order of their names.
+/// The hashes of all files of a folder but of that file itself, and of others that are known, in the order of their names.
 ///
 /// # Errors
 /// If a file cannot be read, or the work is cancelled.
-pub(super) fn text(folder: &Folder, cancel: &Cancel) -> io::Result<String> {
+pub(super) fn text(
+    folder: &Folder,
+    known: impl IntoIterator<Item = (String, String)>,
+    cancel: &Cancel,
+) -> io::Result<String> {
     let tree = folder.tree()?;
     let mut names: Vec<&Path> =
         tree.iter().filter(|entry| entry.is_file()).map(|entry| entry.name.as_path()).collect();
@@ -23,12 +28,20 @@ pub(super) fn text(folder: &Folder, cancel: &Cancel) -> io::Result<String> {
     names.sort_unstable();
     let hashes: Vec<String> =
         names.par_iter().map(|name| hash(folder, name, cancel)).collect::<io::Result<_>>()?;
-    let mut out = String::new();
-    for (name, hash) in names.iter().zip(hashes) {
+    let in_folder = names.iter().zip(hashes).map(|(name, hash)| {
         let parts: Vec<_> = name.components().map(|part| part.as_os_str().to_string_lossy()).collect();
-        out.push_str(&line(&hash, &parts.join("/")));
-    }
-    Ok(out)
+        (parts.join("/"), hash)
+    });
+    let mut all: Vec<(String, String)> = in_folder.chain(known).collect();
+    all.sort_by(|(one, _), (other, _)| Path::new(one).cmp(Path::new(other)));
+    Ok(all.iter().map(|(name, hash)| line(hash, name)).collect())
+}
+
+/// Whether the hashes in a folder are those of its files.
+pub(super) fn are_there(folder: &Folder, cancel: &Cancel) -> bool {
+    let Ok(file) = folder.open_file(Path::new(SUMS_FILE_NAME), false) else { return false };
+    let mut same = Same::new(file);
+    text(folder, [], cancel).and_then(|text| same.write_all(text.as_bytes())).is_ok() && same.reached_end()
 }
 
 /// The line of a file.

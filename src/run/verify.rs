@@ -117,7 +117,7 @@ fn damages(folder: &Folder, tree: &BTreeMap<&Path, &Entry>, output: &OutputRecor
     if let Some(name) = &output.sums {
         let found = folder.open_file(Path::new(name), false).and_then(|file| {
             let mut same = Same::new(file);
-            same.write_all(sums::text(folder, &Cancel::default())?.as_bytes())?;
+            same.write_all(sums::text(folder, [], &Cancel::default())?.as_bytes())?;
             Ok(same.reached_end())
         });
         if !found.is_ok_and(|is_same| is_same) {

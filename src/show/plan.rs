@@ -9,13 +9,13 @@ use serde_json::{Value, json};
 
 use crate::finding::{Diagnostic, Failure, diagnostics};
 use crate::fs::disk::free_space;
-use crate::ids::{StageId, TensorId};
+use crate::ids::{ExportId, StageId, TensorId};
 use crate::model::Shape;
 use crate::plan::layout::Left;
 use crate::plan::output_tensor::logical_bytes;
 use crate::plan::rounding::{Gradients, Rounded};
 use crate::plan::task_list::task_list;
-use crate::plan::{Decision, ExportPlan, ModelRun, Plan};
+use crate::plan::{Decision, ModelRun, Plan};
 use crate::report::SchemeRecord;
 use crate::report::ledger::{bytes_out, format_name, written_path};
 use crate::show::each::Each;
@@ -170,8 +170,14 @@ pub(crate) fn text_at(plan: &Plan, width: usize, all: bool) -> String {
         bytes(plan.source_bytes()),
         String::new(),
     ]];
-    for export in &plan.exports {
-        let free = free_space(&export.path);
+    for (id, export) in plan.exports.numbered() {
+        let (needed, free) = (plan.room_needed(id), free_space(&export.path));
+        let free = free.map_or_else(String::new, |free| format!("of {} free", bytes(free)));
+        let (what, how) = match (&export.store, plan.uploads_as_made()) {
+            (None, _) => ("disk", ""),
+            (Some(_), true) => ("scratch", "; weight files are uploaded as they are made"),
+            (Some(_), false) => ("scratch", "; uploaded when all is made and judged"),
+        };
         rows.push(vec![
             "writes".to_owned(),
             format!("{} bytes", grouped(export.weight_bytes())),
@@ -179,10 +185,10 @@ pub(crate) fn text_at(plan: &Plan, width: usize, all: bool) -> String {
             format!("{} in {}", counted(export.files.len(), "file"), plan.told_path(&export.path)),
         ]);
         rows.push(vec![
-            "disk".to_owned(),
-            format!("{} bytes", grouped(export.disk_needed(&plan.model))),
-            bytes(export.disk_needed(&plan.model)),
-            free.map_or_else(String::new, |free| format!("of {} free", bytes(free))),
+            what.to_owned(),
+            format!("{} bytes", grouped(needed)),
+            bytes(needed),
+            format!("{free}{how}").trim_start_matches("; ").to_owned(),
         ]);
         rows.extend(crate::report::engines::rows(plan, export.stage));
     }
@@ -324,7 +330,7 @@ pub fn json(plan: &Plan) -> Result<impl Serialize, Failure> {
         kept: kept.iter().map(group).collect(),
         model_runs: plan.runs.iter().flat_map(|runs| &runs.runs).map(model_run_json).collect(),
         rounding: rounding_json(plan),
-        exports: plan.exports.iter().map(|export| export_json(plan, export)).collect(),
+        exports: plan.exports.ids().map(|export| export_json(plan, export)).collect(),
         memory_bound: plan.budget.bound,
         threads: plan.budget.workers,
         warnings: diagnostics(&plan.warnings),
@@ -360,7 +366,8 @@ fn model_run_json(run: &ModelRun) -> Value {
     json!({"stage": run.stage, "texts": run.texts, "samples": run.windows.len(), "tokens": run.tokens()})
 }
 
-fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {
+fn export_json(plan: &Plan, id: ExportId) -> impl Serialize {
+    let export = &plan.exports[id];
     #[derive(Serialize)]
     struct Export<'p, C, T> {
         stage: StageId,
@@ -390,7 +397,7 @@ fn export_json(plan: &Plan, export: &ExportPlan) -> impl Serialize {
         path: written_path(plan, export.stage),
         format: format_name(export.format),
         bytes: export.weight_bytes(),
-        disk_needed: export.disk_needed(&plan.model),
+        disk_needed: plan.room_needed(id),
         disk_free: free_space(Path::new(&export.path)),
         carried: files::carried_json(plan, export),
         left: &export.left,

@@ -91,12 +91,13 @@ impl Listener for Noted<'_> {
 /// The interval over which the speed of a link is taken.
 const INTERVAL: Duration = Duration::from_secs(1);
 
-/// How fast weights come from another machine.
+/// How fast weights come from another machine, and what was sent to one.
 #[derive(Debug, Default)]
 struct Speed {
     /// When it was looked at, and how much had come by then.
     last: Option<(Instant, u64)>,
     told: String,
+    sent: String,
 }
 
 impl Speed {
@@ -116,6 +117,17 @@ impl Speed {
         }
         &self.told
     }
+
+    /// Takes note of what was sent.
+    fn sent(&mut self, sent: u64, total: u64) {
+        self.sent = format!("{} of {} uploaded", units::bytes(sent), units::bytes(total));
+    }
+
+    /// All that is known.
+    fn line(&self) -> String {
+        let known = [self.told.as_str(), self.sent.as_str()].into_iter().filter(|text| !text.is_empty());
+        known.collect::<Vec<_>>().join("; ")
+    }
 }
 
 /// A bar with bytes, rate and time left, on standard error.
@@ -125,6 +137,8 @@ pub(crate) struct Bar {
     /// Columns of the terminal.
     width: usize,
     speed: Mutex<Speed>,
+    /// Whether the bar shows what is sent, all being read.
+    is_sending: AtomicBool,
 }
 
 impl Bar {
@@ -137,6 +151,7 @@ impl Bar {
             bar: ProgressBar::with_draw_target(Some(0), target),
             width,
             speed: Mutex::default(),
+            is_sending: AtomicBool::new(false),
         })
     }
 
@@ -157,6 +172,7 @@ impl Listener for Bar {
         }
         match event {
             Event::Started { bytes, .. } => {
+                self.is_sending.store(false, Ordering::Relaxed);
                 self.style(TILES);
                 self.bar.reset();
                 self.bar.set_message("");
@@ -176,8 +192,25 @@ impl Listener for Bar {
             }
             Event::Tile { bytes, .. } => self.bar.inc(*bytes),
             Event::Link(link) => {
-                self.bar.set_message(lock(&self.speed).of(link, Instant::now()).to_owned());
+                let mut speed = lock(&self.speed);
+                speed.of(link, Instant::now());
+                self.bar.set_message(speed.line());
             }
+            Event::Upload { sent, total } => {
+                let mut speed = lock(&self.speed);
+                speed.sent(*sent, *total);
+                self.bar.set_message(speed.line());
+                if self.bar.is_finished() && !self.is_sending.swap(true, Ordering::Relaxed) {
+                    // Nothing is read any more.
+                    self.style(TILES);
+                    self.bar.reset();
+                }
+                if self.is_sending.load(Ordering::Relaxed) {
+                    self.bar.set_length(*total);
+                    self.bar.set_position(*sent);
+                }
+            }
+            Event::Published { .. } => self.clear(),
             Event::Written { .. } => self.clear(),
             _ => {}
         }
@@ -277,13 +310,21 @@ impl Listener for Lines {
                 if last.elapsed() >= HEARTBEAT {
                     *last = Instant::now();
                     let total = self.total.load(Ordering::Relaxed);
-                    let link = lock(&self.speed).told.clone();
+                    let link = lock(&self.speed).line();
                     let link = if link.is_empty() { link } else { format!("; {link}") };
                     say(&format!("{} of {}{link}", units::bytes(done), units::bytes(total)));
                 }
             }
             Event::Link(link) => {
                 lock(&self.speed).of(link, Instant::now());
+            }
+            Event::Upload { sent, total } => {
+                lock(&self.speed).sent(*sent, *total);
+                let Ok(mut last) = self.last.try_lock() else { return };
+                if last.elapsed() >= HEARTBEAT {
+                    *last = Instant::now();
+                    say(&lock(&self.speed).sent);
+                }
             }
             Event::Layer { name, layer, layers, done, total, tokens } => {
                 if *done == 0 {

@@ -55,6 +55,7 @@ mod skips;
 mod sources;
 mod statistics_files;
 #[cfg(feature = "cloud")]
+mod store_parts;
 mod stores;
 mod streaming;
 mod support;

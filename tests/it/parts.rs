@@ -183,6 +183,28 @@ fn parts_of_another_plan_are_never_taken() {
 }
 
 #[test]
+fn two_joins_at_once_publish_one_output() {
+    let (workspace, whole) = workspace(&Model::llama().in_shards(3), GATED);
+    for _ in 0..3 {
+        part(&workspace, "0/1").exits(0);
+        let joins = [0, 1].map(|_| {
+            let mut command = workspace.command(["run", "recipe.yaml", "--join"]);
+            command.stdout(std::process::Stdio::null()).stderr(std::process::Stdio::piped());
+            command.spawn().expect("the binary runs")
+        });
+        // The second one finds the output locked, up to date, or the parts gone.
+        let ended = joins.map(|join| join.wait_with_output().expect("it ends").status.code());
+        assert!(
+            ended.contains(&Some(0)) && ended.iter().all(|code| [Some(0), Some(4)].contains(code)),
+            "{ended:?}"
+        );
+        assert_eq!(files(&workspace.path("out")), whole);
+        fs::remove_dir_all(workspace.path("out")).expect("the output");
+        fs::remove_file(workspace.path(".out.monoquant-record")).expect("the record");
+    }
+}
+
+#[test]
 fn a_failed_gate_keeps_the_parts_and_a_mended_one_touches_no_weight() {
     let (workspace, _) = workspace(&Model::llama().in_shards(3), GATED);
     let strict = "  - stage: quantize-int4\n  - stage: check-warnings\n    sqnr_error_threshold: 90\n    sqnr_warning_threshold: 90\n    on_failure: error\n";

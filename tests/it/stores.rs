@@ -2,19 +2,26 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::process::Command;
 use std::sync::atomic::Ordering;
 
 use crate::support::bucket::Bucket;
 use crate::support::http::Run;
 use crate::support::{Model, Workspace, files};
 
-fn run(workspace: &Workspace, endpoint: &str, args: &[&str]) -> Run {
+/// A command that speaks to a store.
+pub fn command(workspace: &Workspace, endpoint: &str, args: &[&str]) -> Command {
     let mut command = workspace.command(args.iter().copied());
     command
         .env("AWS_ENDPOINT_URL", endpoint)
         .env("AWS_ALLOW_HTTP", "true")
         .env("AWS_ACCESS_KEY_ID", "key")
         .env("AWS_SECRET_ACCESS_KEY", "secret-of-the-test");
+    command
+}
+
+pub fn run(workspace: &Workspace, endpoint: &str, args: &[&str]) -> Run {
+    let mut command = command(workspace, endpoint, args);
     let (status, said) = workspace.ended(command.output().expect("the binary runs")).told();
     Run { status, said }
 }

@@ -28,6 +28,10 @@ impl Local {
         Self { name: file.name, path, sum: Sum { bytes: file.bytes, crc64nvme: file.crc64nvme } }
     }
 
+    pub(crate) fn bytes(&self) -> u64 {
+        self.sum.bytes
+    }
+
     pub(super) fn is_uploaded(&self) -> bool {
         self.sum.is_uploaded(&self.name)
     }

@@ -5,7 +5,6 @@ use std::thread;
 
 use object_store::memory::InMemory;
 
-use super::upload::Record;
 use super::*;
 use crate::report::FileRecord;
 
@@ -57,7 +56,12 @@ impl Lab {
     }
 
     fn publish(&self, store: &Store) -> Result<(), Failure> {
-        store.publish(&self.files(), &Cancel::default())
+        quietly(|going| store.publish(&self.files(), Vec::new(), going))
+    }
+
+    /// Uploads one file as a group of its own.
+    fn upload(&self, store: &Store, file: &Local, told: &str) -> Result<Group, Failure> {
+        quietly(|going| store.uploaded(std::slice::from_ref(file), told, going))
     }
 
     /// The names below the prefix, without those that are not for readers.
@@ -85,6 +89,11 @@ impl Lab {
             self.assert_published();
         }
     }
+}
+
+/// Does something that uploads files and that nobody ends or watches.
+fn quietly<T>(upload: impl FnOnce(&Going<'_>) -> T) -> T {
+    upload(&Going { cancel: &Cancel::default(), sent: &|_| {} })
 }
 
 fn code(failure: &Failure) -> (&'static str, Exit) {
@@ -150,21 +159,79 @@ fn nothing_is_visible_before_all_uploads_are_recorded() {
     let lab = Lab::new();
     let store = lab.store("p");
     store.claim().unwrap();
-    let records: Vec<Record> = lab
-        .files()
-        .iter()
-        .filter(|file| file.is_uploaded())
-        .map(|file| store.uploaded(file, &Cancel::default()).unwrap())
-        .collect();
-    assert_eq!((records.len(), lab.visible().len()), (3, 0));
-    // A second process takes the records of the first.
-    for (file, record) in lab.files().iter().zip(&records) {
-        assert_eq!(lab.store("p").uploaded(file, &Cancel::default()).unwrap(), *record);
+    let files: Vec<Local> = lab.files().into_iter().filter(Local::is_uploaded).collect();
+    let groups: Vec<Group> = files.iter().map(|file| lab.upload(&store, file, "told").unwrap()).collect();
+    assert_eq!((groups.len(), lab.visible().len()), (3, 0));
+    // A second process takes the groups of the first.
+    for (file, group) in files.iter().zip(&groups) {
+        assert_eq!(lab.upload(&lab.store("p"), file, "other").unwrap(), *group);
     }
+    assert_eq!(lab.store("p").groups().unwrap(), groups);
     let cancel = Cancel::default();
     cancel.cancel();
-    assert_eq!(lab.store("p").publish(&lab.files(), &cancel).unwrap_err().exit, Exit::Interrupted);
+    let ended = lab.store("p").publish(&lab.files(), Vec::new(), &Going { cancel: &cancel, sent: &|_| {} });
+    assert_eq!(ended.unwrap_err().exit, Exit::Interrupted);
     assert!(lab.visible().is_empty());
+    // With what is uploaded, the files are no longer needed here.
+    for file in &files {
+        fs::write(&file.path, "gone").unwrap();
+    }
+    let small: Vec<Local> =
+        lab.files().into_iter().filter(|file| !file.name.ends_with(".safetensors")).collect();
+    quietly(|going| lab.store("p").publish(&small, groups, going)).unwrap();
+    assert_eq!(lab.visible().len(), LENGTHS.len());
+    assert!(store.list(&store.own("uploads").unwrap()).unwrap().is_empty());
+}
+
+#[test]
+fn what_a_failed_run_has_uploaded_is_discarded_but_not_what_is_published() {
+    let lab = Lab::new();
+    let store = lab.store("p");
+    store.claim().unwrap();
+    for file in lab.files().iter().filter(|file| file.is_uploaded()) {
+        lab.upload(&store, file, "").unwrap();
+    }
+    lab.store("p").discard().unwrap();
+    assert!(store.list(&Path::from(PREFIX)).unwrap().is_empty());
+    lab.publish(&lab.store("p")).unwrap();
+    lab.store("p").discard().unwrap();
+    lab.assert_published();
+}
+
+#[test]
+fn files_of_other_codes_take_the_place_of_those_that_are_not_published() {
+    let lab = Lab::new();
+    let store = lab.store("p");
+    store.claim().unwrap();
+    let name = "model-00002-of-00003.safetensors";
+    lab.upload(&store, &lab.file(name), "first").unwrap();
+    fs::write(lab.folder.path().join(name), "others").unwrap();
+    let second = lab.upload(&lab.store("p"), &lab.file(name), "second").unwrap();
+    assert_eq!((second.told.as_str(), store.groups().unwrap()), ("second", vec![second.clone()]));
+    lab.publish(&store).unwrap();
+    assert!(store.file(name).unwrap() == b"others");
+    fs::write(lab.folder.path().join(name), "too late").unwrap();
+    let late = lab.upload(&lab.store("p"), &lab.file(name), "third").unwrap_err();
+    assert_eq!(code(&late).0, code::CLAIMED);
+    // A file that is not what it was.
+    fs::write(lab.folder.path().join("model-00003-of-00003.safetensors"), "x").unwrap();
+    let file = lab.file("model-00003-of-00003.safetensors");
+    fs::write(&file.path, "y").unwrap();
+    assert_eq!(lab.upload(&Lab::new().store("p"), &file, "").unwrap_err().exit, Exit::OutputDamaged);
+}
+
+#[test]
+fn a_right_to_write_is_tried_before_the_work() {
+    let lab = Lab::new();
+    let store = lab.store("p");
+    store.try_to_write(true).unwrap();
+    assert!(store.list(&Path::from(PREFIX)).unwrap().is_empty());
+    lab.store("other").claim().unwrap();
+    store.try_to_write(false).unwrap();
+    assert_eq!(code(&store.try_to_write(true).unwrap_err()).0, code::CLAIMED);
+    lab.store("other").withdraw().unwrap();
+    store.create(&store.key("notes.txt").unwrap(), b"mine").unwrap();
+    assert_eq!(code(&store.try_to_write(false).unwrap_err()).0, code::OCCUPIED);
 }
 
 #[test]
@@ -220,7 +287,7 @@ fn names_that_no_store_holds_and_records_of_others_are_told() {
     let file = lab.file("model-00002-of-00003.safetensors");
     let key = store.own("files/model-00002-of-00003.safetensors.json").unwrap();
     store.create(&key, b"{").unwrap();
-    assert_eq!(code(&store.uploaded(&file, &Cancel::default()).unwrap_err()).0, code::OCCUPIED);
+    assert_eq!(code(&lab.upload(&store, &file, "").unwrap_err()).0, code::OCCUPIED);
     let trouble = Trouble::temporary("it sleeps");
     assert_eq!(code(&failed("s3://lab/m", &trouble)), (code::UNREACHABLE, Exit::TryAgain));
 }

@@ -54,6 +54,7 @@ pub(crate) fn complete(
                     FileStart::Linked(path) => {
                         reuse.stores[index].stores.iter().find_map(|store| store.hash_of(path))
                     }
+                    FileStart::Elsewhere => reuse.uploaded(index, file).and_then(|file| file.blake3.clone()),
                     _ => None,
                 };
                 digest.blake3 = match known {

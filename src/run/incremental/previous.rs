@@ -83,6 +83,8 @@ pub(crate) struct StoredFile {
     pub is_trusted: bool,
     /// Whether it has another name too, perhaps in a published output: then it must not be written to.
     pub is_shared: bool,
+    /// Whether it is uploaded, and cannot be read here.
+    pub is_uploaded: bool,
 }
 
 /// Where the tensors of a file are, by its own header: offset and bytes.
@@ -96,7 +98,7 @@ impl StoredFile {
         let open = move || folder.open_file(&name, false);
         let Some((metadata, opened)) = open().ok().and_then(|file| Some((file.metadata().ok()?, file)))
         else {
-            return (Self { path, len: 0, file: None, is_trusted: false, is_shared: true }, Places::new());
+            return (Self::absent(path), Places::new());
         };
         let found = FileIdentity::of(&metadata);
         let read = header::read(BufReader::new(&opened), found.len, &file.name);
@@ -110,8 +112,29 @@ impl StoredFile {
             file: Handle::new(opened, open).ok(),
             is_trusted: known.is_file(file.identity, found),
             is_shared: is_shared(&metadata),
+            is_uploaded: false,
         };
         (file, places)
+    }
+
+    fn absent(path: PathBuf) -> Self {
+        Self { path, len: 0, file: None, is_trusted: false, is_shared: true, is_uploaded: false }
+    }
+
+    /// A file that is uploaded, if it is: it has its tensors where the plan has them.
+    #[cfg(feature = "cloud")]
+    fn uploaded(plan: &Plan, export: &ExportPlan, (index, file): (FileId, &WrittenFile)) -> (Self, Places) {
+        let absent = Self::absent(export.path.join(&file.name));
+        let Some(planned) = export.files.get(index).filter(|_| file.uploaded.is_some()) else {
+            return (absent, Places::new());
+        };
+        let content = plan.content();
+        let tensors = export.tensors[planned.tensors.clone()].iter();
+        let place = |tensor: &crate::plan::OutputTensor| {
+            (Name::from(&*tensor.name(content)), (tensor.offset, tensor.bytes(content)))
+        };
+        let places = tensors.map(place).collect();
+        (Self { len: planned.bytes, is_trusted: true, is_uploaded: true, ..absent }, places)
     }
 }
 
@@ -126,14 +149,30 @@ impl Store {
         let folder = Arc::new(Folder::open(root).ok()?);
         let look = |file: &WrittenFile| StoredFile::look(root, &folder, file, known);
         let (files, places): (Vec<_>, Vec<_>) = header.files.iter().map(look).unzip();
-        let (files, places) = (files.into(), places.into());
-        let mut store = Self { header, is_staging, known, finished: plan.model.tensors.map(|_| None), files };
+        let store = Self {
+            header,
+            is_staging,
+            known,
+            finished: plan.model.tensors.map(|_| None),
+            files: files.into(),
+        };
+        Some(store.with(plan, export, finished, &places.into()))
+    }
+
+    /// With the tensors that can be in the files, by these places.
+    fn with(
+        mut self,
+        plan: &Plan,
+        export: &ExportPlan,
+        finished: Vec<Finished>,
+        places: &IdVec<FileId, Places>,
+    ) -> Self {
         for one in finished {
-            if let Some(tensor) = store.tensor_of(plan, export, &one, &places) {
-                store.finished[tensor] = Some(Box::new(one));
+            if let Some(tensor) = self.tensor_of(plan, export, &one, places) {
+                self.finished[tensor] = Some(Box::new(one));
             }
         }
-        Some(store)
+        self
     }
 
     /// The tensor that a record is of, if what is recorded can be in the files, by their own headers.
@@ -185,6 +224,11 @@ impl Store {
     pub(crate) fn hash_of(&self, path: &Path) -> Option<String> {
         let at = self.files.iter().position(|file| file.path == path && file.is_trusted)?;
         self.header.files[at].blake3.clone()
+    }
+
+    /// What is known of a file that is uploaded.
+    pub(crate) fn uploaded(&self, file: FileId) -> Option<&WrittenFile> {
+        self.header.files.get(file.index()).filter(|_| self.files[file].is_uploaded)
     }
 
     /// The record of a file that is carried over, if the source is the file that was looked at then.
@@ -271,15 +315,40 @@ pub(crate) struct Stores {
 /// The finished tensors that parts of a run have left in a folder of their own, whichever machines they ran on: what all of their
 /// records say together. None if there is none.
 pub(crate) fn of_parts(plan: &Plan, export: &ExportPlan, folder: &Path) -> Option<Store> {
-    let mut all: Option<(Header, Vec<Finished>)> = None;
     let names = Folder::open(folder).ok()?.tree().ok()?;
     let records = names.iter().filter(|entry| {
         entry.is_file() && entry.name.extension().is_some_and(|extension| extension == PART_RECORD)
     });
-    for entry in records {
-        let Found::Record(header, finished) = record::read(&folder.join(&entry.name), known(plan)) else {
-            continue;
-        };
+    let all = all_of(records.map(|entry| record::read(&folder.join(&entry.name), known(plan))));
+    Store::open(plan, export, folder, all?, (false, Known::Anywhere))
+}
+
+/// The finished tensors in files that parts of a run have uploaded, by the texts of their records. None if there is none.
+#[cfg(feature = "cloud")]
+pub(crate) fn of_uploads<'t>(
+    plan: &Plan,
+    export: &ExportPlan,
+    texts: impl Iterator<Item = &'t str>,
+) -> Option<Store> {
+    let (header, finished) = all_of(texts.map(|text| record::read_text(text, known(plan))))?;
+    let files = header.files.iter().enumerate();
+    let look = |(index, file)| StoredFile::uploaded(plan, export, (FileId::new(index), file));
+    let (files, places): (Vec<_>, Vec<_>) = files.map(look).unzip();
+    let store = Store {
+        header,
+        is_staging: false,
+        known: Known::Anywhere,
+        finished: plan.model.tensors.map(|_| None),
+        files: files.into(),
+    };
+    Some(store.with(plan, export, finished, &places.into()))
+}
+
+/// What the records of all parts say together.
+fn all_of(records: impl Iterator<Item = Found>) -> Option<(Header, Vec<Finished>)> {
+    let mut all: Option<(Header, Vec<Finished>)> = None;
+    for record in records {
+        let Found::Record(header, finished) = record else { continue };
         match &mut all {
             None => all = Some((header, finished)),
             Some((so_far, all)) => {
@@ -289,7 +358,7 @@ pub(crate) fn of_parts(plan: &Plan, export: &ExportPlan, folder: &Path) -> Optio
             }
         }
     }
-    Store::open(plan, export, folder, all?, (false, Known::Anywhere))
+    all
 }
 
 /// The ending of the records of parts.

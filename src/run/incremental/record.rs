@@ -75,9 +75,26 @@ pub(crate) struct SourceFile {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub(crate) struct WrittenFile {
     pub name: String,
-    /// None while it is being written, or if a later change might not show.
+    /// None while it is being written, if a later change might not show, or if it is uploaded.
     pub identity: Option<FileIdentity>,
     pub blake3: Option<String>,
+    /// What else is known of a file that is no longer on this machine.
+    #[serde(default)]
+    pub uploaded: Option<UploadedFile>,
+}
+
+/// A weight file that is uploaded.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub(crate) struct UploadedFile {
+    /// In hexadecimal, if the output lists such hashes.
+    pub sha256: Option<String>,
+}
+
+impl WrittenFile {
+    /// Whether the file is complete, here or elsewhere.
+    fn is_there(&self) -> bool {
+        self.identity.is_some() || self.uploaded.is_some()
+    }
 }
 
 /// A file that was carried over.
@@ -183,9 +200,7 @@ impl Header {
         if !is_same {
             return false;
         }
-        for (file, other) in
-            self.files.iter_mut().zip(&other.files).filter(|(_, other)| other.identity.is_some())
-        {
+        for (file, other) in self.files.iter_mut().zip(&other.files).filter(|(_, other)| other.is_there()) {
             file.clone_from(other);
         }
         for (source, other) in self.sources.iter_mut().zip(&other.sources) {
@@ -242,16 +257,16 @@ pub fn sealed(lines: &[String]) -> String {
 }
 
 /// The lines of a record, whatever they say.
-struct Lines(std::io::Take<BufReader<File>>);
+struct Lines<R>(std::io::Take<R>);
 
-impl Lines {
+impl Lines<BufReader<File>> {
     fn open(path: &Path) -> Option<Self> {
         let file = exclusive::open_existing(path).ok()?;
         Some(Self(BufReader::new(file).take(LONGEST)))
     }
 }
 
-impl Iterator for Lines {
+impl<R: BufRead> Iterator for Lines<R> {
     type Item = Vec<u8>;
 
     fn next(&mut self) -> Option<Vec<u8>> {
@@ -285,7 +300,17 @@ pub(crate) enum Found {
 
 /// Reads a record. What cannot be understood is as good as missing: it only costs work. Of its tensors those are kept that
 /// `known` gives back.
-pub(crate) fn read(path: &Path, mut known: impl FnMut(Finished) -> Option<Finished>) -> Found {
+pub(crate) fn read(path: &Path, known: impl FnMut(Finished) -> Option<Finished>) -> Found {
+    Lines::open(path).map_or(Found::Nothing, |lines| read_lines(lines, known))
+}
+
+/// As [`read`], of a record that is no file here.
+#[cfg(feature = "cloud")]
+pub(crate) fn read_text(text: &str, known: impl FnMut(Finished) -> Option<Finished>) -> Found {
+    read_lines(Lines(text.as_bytes().take(LONGEST)), known)
+}
+
+fn read_lines(mut lines: Lines<impl BufRead>, mut known: impl FnMut(Finished) -> Option<Finished>) -> Found {
     #[derive(Deserialize)]
     struct Versions {
         record_version: u32,
@@ -293,7 +318,6 @@ pub(crate) fn read(path: &Path, mut known: impl FnMut(Finished) -> Option<Finish
         #[serde(default)]
         build: String,
     }
-    let Some(mut lines) = Lines::open(path) else { return Found::Nothing };
     let Some(first) = lines.next() else { return Found::Nothing };
     let Ok(versions) = serde_json::from_slice::<Versions>(&first) else { return Found::Nothing };
     if versions.monoquant != env!("CARGO_PKG_VERSION") {
@@ -362,15 +386,28 @@ pub(crate) fn write(
     exclusive::replace(path, temporary, write).map_err(|error| files::cannot_write("write", path, &error))
 }
 
-/// Writes a record line by line.
-struct Sealing<'f> {
-    seal: Seal,
-    out: BufWriter<&'f mut File>,
+/// The text of a complete record of these tensors.
+///
+/// # Errors
+/// If it cannot be written as JSON.
+#[cfg(feature = "cloud")]
+pub(crate) fn text(header: &Header, tensors: &[Finished]) -> io::Result<String> {
+    let header = Header { tensors: Some(tensors.len()), ..header.clone() };
+    let mut lines = Sealing::begin(Vec::new(), &header)?;
+    tensors.iter().try_for_each(|tensor| lines.add(tensor))?;
+    let bytes = lines.out.into_inner().map_err(io::IntoInnerError::into_error)?;
+    String::from_utf8(bytes).map_err(io::Error::other)
 }
 
-impl<'f> Sealing<'f> {
-    fn begin(file: &'f mut File, header: &Header) -> io::Result<Self> {
-        let mut lines = Self { seal: Seal::default(), out: BufWriter::new(file) };
+/// Writes a record line by line.
+struct Sealing<W: Write> {
+    seal: Seal,
+    out: BufWriter<W>,
+}
+
+impl<W: Write> Sealing<W> {
+    fn begin(out: W, header: &Header) -> io::Result<Self> {
+        let mut lines = Self { seal: Seal::default(), out: BufWriter::new(out) };
         lines.line(&serde_json::to_string(header)?)?;
         Ok(lines)
     }

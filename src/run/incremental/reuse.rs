@@ -6,7 +6,6 @@
 
 use std::collections::HashMap;
 use std::io::Seek;
-use std::path::PathBuf;
 
 use crate::cancel::Cancel;
 use crate::digest::checksum;
@@ -20,7 +19,7 @@ use crate::plan::fingerprint::Prints;
 use crate::plan::{ExportPlan, Plan, shared_scales};
 use crate::publish::staging::FileStart;
 use crate::run::incremental::previous::{Store, Stores, Wanted};
-use crate::run::incremental::record::{Finished, WrittenPart};
+use crate::run::incremental::record::{Finished, WrittenFile, WrittenPart};
 use crate::run::stream::tiles::Cut;
 use crate::run::stream::weights::Weights;
 use crate::run::workers::Workers;
@@ -159,8 +158,8 @@ impl<'s> Reuse<'s> {
     /// The start of a file of an export.
     fn start(&self, plan: &Plan, export: ExportId, file: FileId) -> FileStart {
         let planned = &plan.exports[export].files[file];
-        if let Some(path) = self.same_file(plan, export, file) {
-            return FileStart::Linked(path);
+        if let Some(start) = self.same_file(plan, export, file) {
+            return start;
         }
         let staged = self.stores[export].stores.iter().find(|store| store.is_staging);
         match staged.and_then(|store| store.files.get(file)) {
@@ -174,8 +173,8 @@ impl<'s> Reuse<'s> {
         }
     }
 
-    /// The published file with exactly the planned content of a file of an export.
-    fn same_file(&self, plan: &Plan, export: ExportId, file: FileId) -> Option<PathBuf> {
+    /// The start of a file that is there with exactly the planned content: published, made by a part, or uploaded.
+    fn same_file(&self, plan: &Plan, export: ExportId, file: FileId) -> Option<FileStart> {
         let (planned, content) = (&plan.exports[export], plan.content());
         let mut same: Option<(usize, FileId)> = None;
         for tensor in each(planned.files[file].tensors.clone()) {
@@ -194,6 +193,9 @@ impl<'s> Reuse<'s> {
             }
         }
         let (store, stored) = same?;
+        if self.stores[export].stores[store].files[stored].is_uploaded {
+            return Some(FileStart::Elsewhere);
+        }
         let holds = self.stores[export].stores[store].file(stored).ok()?;
         let stored = &self.stores[export].stores[store].files[stored];
         let has_header = || {
@@ -202,7 +204,27 @@ impl<'s> Reuse<'s> {
                 planned.write_header(content, file, Same::new(opened))
             })
         };
-        (stored.len == planned.files[file].bytes && has_header().is_ok()).then(|| stored.path.clone())
+        let is_same = stored.len == planned.files[file].bytes && has_header().is_ok();
+        is_same.then(|| FileStart::Linked(stored.path.clone()))
+    }
+
+    /// Takes nothing over of these tensors that is uploaded: it cannot be read, for files that are made anew.
+    pub(crate) fn leave_uploaded(&mut self, tensors: &[TensorId]) {
+        for &tensor in tensors {
+            let taken = self.stores.numbered().filter_map(|(export, stores)| {
+                let taken = self.tensors.of(tensor, export)?;
+                Some(stores.stores[taken.store].files.iter().any(|file| file.is_uploaded))
+            });
+            let is_uploaded = taken.into_iter().any(|is_uploaded| is_uploaded);
+            self.tensors.is_taken[tensor] &= !is_uploaded;
+        }
+    }
+
+    /// What is known of a file that is uploaded.
+    pub(crate) fn uploaded(&self, export: ExportId, file: FileId) -> Option<&WrittenFile> {
+        let is_elsewhere = self.starts[export][file] == FileStart::Elsewhere;
+        let mut stores = self.stores[export].stores.iter().filter(|_| is_elsewhere);
+        stores.find_map(|store| store.uploaded(file))
     }
 
     /// Where an output tensor is taken from.

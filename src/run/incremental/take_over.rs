@@ -32,8 +32,10 @@ pub(crate) fn remember(plan: &Plan, reuse: &Reuse<'_>, checks: Checks, collector
     for tensor in plan.model.tensors.ids() {
         let Some(first) = reuse.tensors.get(tensor).and_then(|mut taken| taken.next()) else { continue };
         let finished = first.finished;
-        if let Some(&checksum) = finished.source.first() {
-            collector.known_source(tensor, checksum);
+        // What is hashed is read again, but for the weights themselves.
+        let known = if plan.asks_for_hashes() { 1 } else { finished.source.len() };
+        for (input, &checksum) in plan.model.parts_of(tensor).zip(&finished.source).take(known) {
+            collector.known_source(input, checksum);
         }
         if checks.measure {
             for (task, distortion) in plan.tasks_of(tensor).zip(&finished.tasks) {

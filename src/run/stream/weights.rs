@@ -35,6 +35,15 @@ pub(crate) struct WeightBuffers {
     raw: Vec<u8>,
 }
 
+/// What the weight files begin with.
+#[derive(Debug)]
+pub(crate) struct Headers {
+    /// Their checksums.
+    pub checksums: IdVec<ShardId, u64>,
+    /// The headers themselves, if files are hashed.
+    bytes: IdVec<ShardId, Vec<u8>>,
+}
+
 impl WeightBuffers {
     /// The weights of the tile in the tensor's own type, with every bit of it: an F64 tensor is worked on as F32.
     pub(crate) fn exact(&self, tensor: &TensorInfo) -> &[u8] {
@@ -129,36 +138,51 @@ impl<'p> Weights<'p> {
         }
     }
 
-    /// Computes the checksums of the bytes that no tile reads: parts of encoded weights beside their codes,
-    /// and the headers, whose checksums it returns. Of weights that are not wanted, nothing is read.
+    /// Reads the headers of all files, which no tile reads.
+    ///
+    /// # Errors
+    /// If one cannot be read.
+    pub(crate) fn headers(&self, cancel: &Cancel) -> Result<Headers, Failure> {
+        let _ahead = self.ahead.as_ref().map(|ahead| {
+            let mut list = ahead.list();
+            let headers = self.plan.model.shards.numbered();
+            headers.for_each(|(index, shard)| list.add(index.index(), 0..shard.data_start));
+            list.begin(cancel)
+        });
+        let is_hashed = self.plan.asks_for_hashes();
+        let (mut checksums, mut bytes) = (IdVec::with_capacity(self.files.len()), IdVec::new());
+        for (index, shard) in self.plan.model.shards.numbered() {
+            let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
+            self.files[index].read_at(0, &mut header)?;
+            checksums.push(checksum::of(&header));
+            bytes.push(if is_hashed { header } else { Vec::new() });
+        }
+        Ok(Headers { checksums, bytes })
+    }
+
+    /// Computes the checksums of the bytes that no tile reads: parts of encoded weights beside their codes. Of weights that are not
+    /// wanted, nothing is read, and nothing of which the collector knows the checksum.
     ///
     /// # Errors
     /// If they cannot be read.
     pub(crate) fn sum_up_the_rest(
         &self,
         (tasks, is_wanted): (&[TaskId], &dyn Fn(TensorId) -> bool),
+        headers: &Headers,
         collector: &Collector<'_>,
         cancel: &Cancel,
-    ) -> Result<IdVec<ShardId, u64>, Failure> {
-        let others = self.read_by_no_tile(tasks, is_wanted);
+    ) -> Result<(), Failure> {
+        headers.bytes.numbered().for_each(|(index, bytes)| collector.source_header(index, bytes));
+        let mut others = self.read_by_no_tile(tasks, is_wanted);
+        others.retain(|&tensor| collector.source_checksum(tensor).is_none());
         let _ahead = self.ahead.as_ref().map(|ahead| {
             let mut list = ahead.list();
-            let headers = self.plan.model.shards.numbered();
-            headers.for_each(|(index, shard)| list.add(index.index(), 0..shard.data_start));
             for tensor in others.iter().map(|&index| &self.plan.model.tensors[index]) {
                 list.add(tensor.shard.index(), tensor.offset..tensor.offset + tensor.bytes);
             }
             list.begin(cancel)
         });
-        let mut headers = IdVec::with_capacity(self.files.len());
-        for (index, shard) in self.plan.model.shards.numbered() {
-            let mut header = vec![0; usize::try_from(shard.data_start).unwrap_or(0)];
-            self.files[index].read_at(0, &mut header)?;
-            headers.push(checksum::of(&header));
-            collector.source_header(index, &header);
-        }
-        others.into_iter().try_for_each(|index| self.sum_up(index, collector, cancel))?;
-        Ok(headers)
+        others.into_iter().try_for_each(|index| self.sum_up(index, collector, cancel))
     }
 
     /// The tensors of which tiles do not read every byte once: parts of encoded weights, and those that are read in pieces
