@@ -399,6 +399,13 @@ pub(crate) fn remove_folder(path: &Path) -> io::Result<()> {
     folder.remove(path, &tree)
 }
 
+/// Removes a folder if it is one, and nothing is in it.
+pub(crate) fn remove_if_empty(path: &Path) {
+    if let Ok(folder) = Folder::open(path) {
+        let _ = folder.remove(path, &[]);
+    }
+}
+
 #[cfg(all(test, unix))]
 mod tests {
     use std::os::unix::fs::symlink;

@@ -40,6 +40,27 @@ const LEAST_AHEAD_BYTES: u64 = 4 * BLOCK;
 /// What the client keeps beside these: connections, and what is on the way through them.
 const CLIENT_BYTES: u64 = 32 << 20;
 
+/// Parts of uploads that are sent at once.
+pub(crate) const PARTS_AT_ONCE: u64 = 4;
+
+/// Bytes of a part of an upload, if that does not make too many of them.
+const PART_BYTES: u64 = 8 << 20;
+
+/// Parts of an upload that a store allows.
+const MOST_PARTS: u64 = 10_000;
+
+/// Bytes of each part of the upload of a file of so many bytes, but for the last.
+pub(crate) fn part_bytes(file: u64) -> u64 {
+    PART_BYTES.max(file.div_ceil(MOST_PARTS).next_multiple_of(1 << 20))
+}
+
+/// Bytes of parts that are sent to stores while weights are quantized.
+fn upload_bytes(exports: &[ExportPlan]) -> u64 {
+    let uploaded = exports.iter().filter(|export| export.store.is_some());
+    let parts = uploaded.flat_map(|export| &export.files).map(|file| part_bytes(file.bytes).min(file.bytes));
+    PARTS_AT_ONCE * parts.max().unwrap_or(0)
+}
+
 /// The memory bound of a run.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Budget {
@@ -146,7 +167,9 @@ pub(super) fn budget(
     let is_remote = model.source.is_remote();
     let of_remote = |bytes: u64| if is_remote { bytes } else { 0 };
     let least_ahead = of_remote(LEAST_AHEAD_BYTES);
-    let base = BASE_BYTES + weighing.bytes + held + of_remote(CLIENT_BYTES) + least_ahead;
+    let uploads = upload_bytes(exports);
+    let client = if is_remote || uploads > 0 { CLIENT_BYTES } else { 0 };
+    let base = BASE_BYTES + weighing.bytes + held + client + least_ahead + uploads;
     let fits = memory.map_or(usize::MAX, |memory| {
         usize::try_from(memory.saturating_sub(base) / a_worker).unwrap_or(usize::MAX)
     });

@@ -20,7 +20,7 @@ use super::targets::{self, Target};
 use super::workers::Workers;
 use crate::exit::Exit;
 use crate::finding::{Failure, Finding};
-use crate::fs::exclusive::{self, Folder};
+use crate::fs::exclusive;
 use crate::ids::{ExportId, IdVec};
 use crate::plan::fingerprint::{self, Fingerprint, Prints};
 use crate::plan::parts::{Part, Unit, deal, units};
@@ -144,7 +144,7 @@ fn carry_out(
     }
     let done = rounding::round_units(plan, share, options, listener).and_then(|()| {
         match !targets.is_empty() && plan.uploads_as_made() {
-            true => in_stores(&Uploads::new(plan, &targets, options, listener), share),
+            true => in_stores(&Uploads::new(plan, &targets, options, listener, "parts"), share),
             false => in_folders(plan, share, options, listener),
         }
     });
@@ -195,14 +195,12 @@ fn in_folders(
 /// As those of [`run_part`].
 #[cfg(feature = "cloud")]
 pub(super) fn in_stores(uploads: &Uploads<'_>, units: &[&Unit]) -> Result<PartOutcome, Failure> {
-    let Uploads { plan, options, listener, .. } = *uploads;
-    let id = fingerprint::of_plan(plan, &Prints::without_codes(plan), Checks::of(plan.recipe()));
-    let folders: IdVec<ExportId, PathBuf> = plan.exports.map(|export| folder(&export.path, id));
+    let Uploads { plan, options, listener, ref folders, .. } = *uploads;
     let stores = match options.fresh {
         true => plan.exports.map(|_| Stores::default()),
         false => uploads.stores(&uploads.groups()?),
     };
-    let made = Making { plan, options, listener, stores: &stores, folders: &folders, is_flushed: false };
+    let made = Making { plan, options, listener, stores: &stores, folders, is_flushed: false };
     let done = made.each(units, |share, job| {
         let left = || share.left.iter().copied();
         let rooms = plan.exports.ids().map(|export| plan.room_of_uploads(export, left()));
@@ -220,9 +218,7 @@ pub(super) fn in_stores(uploads: &Uploads<'_>, units: &[&Unit]) -> Result<PartOu
             last.wait()
         })
     });
-    // What other processes have there stays.
-    folders.iter().for_each(|folder| remove_empty(folder));
-    plan.exports.iter().for_each(|export| remove_empty(&hidden::parts(&export.path)));
+    uploads.leave();
     done
 }
 
@@ -269,12 +265,6 @@ pub(super) fn sweep(plan: &Plan, id: Fingerprint) {
     for export in &plan.exports {
         // What cannot be removed does no harm: the next join does not take it for anything else.
         let _ = exclusive::remove_folder(&folder(&export.path, id));
-        remove_empty(&hidden::parts(&export.path));
-    }
-}
-
-fn remove_empty(path: &Path) {
-    if let Ok(folder) = Folder::open(path) {
-        let _ = folder.remove(path, &[]);
+        exclusive::remove_if_empty(&hidden::parts(&export.path));
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
 
-use super::chosen_codes::{self, Errors, Layer, LayerFiles, NewFile};
+use super::chosen_codes::{self, Codes, Errors, Layer, LayerFiles, NewFile};
 use super::event::{Event, Listener};
 use super::model_pass::{Places, Progress, Watched, failed};
 use super::outcome::Options;
@@ -166,7 +166,7 @@ impl<'p> Work<'p> {
                 if !matrices.iter().any(|matrix| self.is_wanted(matrix)) {
                     return Some(Layer::empty());
                 }
-                if is_fresh { None } else { Layer::read(&self.files(), layer, key) }
+                if is_fresh { None } else { Layer::read(&self.files(), layer, key, Codes::AreRead) }
             })
             .collect();
         let missing = known.iter().filter(|layer| layer.is_none()).count();

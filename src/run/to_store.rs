@@ -48,22 +48,21 @@ pub(super) fn run(
     if let Some(outcome) = published(plan, options, &targets)? {
         return Ok(outcome);
     }
-    let uploads = Uploads::new(plan, &targets, options, listener);
+    let uploads = Uploads::new(plan, &targets, options, listener, "run");
     let done = match plan.uploads_as_made() {
         true => make_uploaded(&uploads, make),
         false => make(None, listener).map(|outcome| (outcome, targets.iter().map(|_| Vec::new()).collect())),
     };
-    // What parts have uploaded stays for another join.
-    let give_back = |target: &Target| match options.join {
-        true => target.withdraw(),
-        // If that fails, the next run of the plan goes on there.
-        false => drop(target.store.discard()),
+    // What was uploaded stays for another try, but for what never passes. What parts have uploaded stays for another join.
+    let give_back = |target: &Target, passes_never: bool| match passes_never && !options.join {
+        true => drop(target.store.discard()),
+        false => target.withdraw(),
     };
     let (mut outcome, groups) = match done {
         Ok(done) => done,
         Err(failure) => {
             if !matches!(failure.exit, Exit::Interrupted | Exit::TryAgain) {
-                targets.iter().for_each(give_back);
+                targets.iter().for_each(|target| give_back(target, failure.exit == Exit::BadModel));
             }
             return Err(failure);
         }
@@ -73,7 +72,7 @@ pub(super) fn run(
         let of = |output: &&report::OutputRecord| output.stage == export.stage && output.published;
         if !outcome.report.outputs.iter().any(|output| of(&output)) {
             if !options.keep_unpublished {
-                give_back(target);
+                give_back(target, true);
             }
             continue;
         }
@@ -106,6 +105,7 @@ fn make_uploaded(uploads: &Uploads<'_>, make: Make<'_>) -> Result<(Outcome, Vec<
         let locks =
             plan.exports.iter().map(|export| Lock::take(&export.path)).collect::<Result<Vec<_>, _>>()?;
         let units = units(plan);
+        uploads.sweep();
         work = Some(parts::in_stores(uploads, &units.iter().collect::<Vec<&Unit>>())?.work);
         drop(locks);
     }

@@ -160,9 +160,11 @@ fn parts_and_runs_that_are_killed_are_gone_on_with_on_other_machines() {
             }
             assert!(lab.visible().is_empty());
         }
-        let said = lab.run(&others[1], if which.is_empty() { &[] } else { &["--join"] });
+        let next = if which.is_empty() { &machine } else { &others[1] };
+        let said = lab.run(next, if which.is_empty() { &[] } else { &["--join"] });
         assert_eq!(said.status, 0, "{}", said.said);
         lab.assert_published();
+        assert!(left(next).is_empty(), "{:?}", left(next));
     }
 }
 

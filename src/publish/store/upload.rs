@@ -12,17 +12,9 @@ use object_store::{Attribute, Attributes, PutMultipartOptions};
 use super::*;
 use crate::digest::checksum;
 use crate::fs::positioned;
+use crate::plan::budget::{PARTS_AT_ONCE, part_bytes};
 use crate::publish::files::{cannot_write, open_to_read};
 use crate::sync::lock;
-
-/// Bytes of a part, if that does not make too many of them.
-const PART: u64 = 8 << 20;
-
-/// Parts of an upload that a store allows.
-const MOST: u64 = 10_000;
-
-/// Parts that are sent at once.
-const AT_ONCE: u64 = 4;
 
 /// The metadata in which an object that was uploaded in parts has its checksum.
 const SUM: Attribute = Attribute::Metadata(Cow::Borrowed("monoquant-crc64nvme"));
@@ -148,7 +140,7 @@ impl Store {
         let upload = upload.map_err(|error| self.failure(&error))?;
         let note = Note { file: file.name.clone(), upload: upload.clone() };
         self.create(&self.note(&file.name, &upload)?, &serde_json::to_vec(&note).unwrap_or_default())?;
-        let bytes = PART.max(file.sum.bytes.div_ceil(MOST).next_multiple_of(1 << 20));
+        let bytes = part_bytes(file.sum.bytes);
         let count = file.sum.bytes.div_ceil(bytes).max(1);
         let (next, parts) = (AtomicU64::new(0), Mutex::new(BTreeMap::new()));
         let opened = open_to_read(&file.path)?;
@@ -175,7 +167,7 @@ impl Store {
             }
         };
         let sent: Result<(), Failure> = thread::scope(|scope| {
-            let threads: Vec<_> = (0..count.min(AT_ONCE)).map(|_| scope.spawn(send)).collect();
+            let threads: Vec<_> = (0..count.min(PARTS_AT_ONCE)).map(|_| scope.spawn(send)).collect();
             let mut ends = threads.into_iter().map(|thread| thread.join());
             ends.try_for_each(|end| end.unwrap_or_else(|panic| std::panic::resume_unwind(panic)))
         });

@@ -1,18 +1,20 @@
 //! Parts that share no folder: files are uploaded when they are complete, and their records with them. A join, on whichever
 //! machine, reads the records alone.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::{Scope, ScopedJoinHandle};
 
 use super::unit::{Made, damaged};
 use crate::digest::checksum;
 use crate::finding::Failure;
+use crate::fs::exclusive;
 use crate::fs::regular;
 use crate::gates::{self, Written};
 use crate::ids::{ExportId, IdVec};
 use crate::plan::{Checks, Plan};
 use crate::publish::files::cannot_write;
+use crate::publish::hidden;
 use crate::publish::store::{Going, Group, Local};
 use crate::report::FileRecord;
 use crate::run::event::{Event, Listener};
@@ -28,6 +30,8 @@ pub(in crate::run) struct Uploads<'a> {
     targets: &'a [Target],
     pub(in crate::run) options: &'a Options,
     pub(in crate::run) listener: &'a dyn Listener,
+    /// Where files are while they are made.
+    pub(super) folders: IdVec<ExportId, PathBuf>,
     sent: AtomicU64,
     total: AtomicU64,
 }
@@ -37,13 +41,34 @@ pub(in crate::run) struct Uploads<'a> {
 pub(super) struct Last<'s>(Option<ScopedJoinHandle<'s, Result<(), Failure>>>);
 
 impl<'a> Uploads<'a> {
+    /// For outputs at some places. Files are made in folders of this name beside them.
     pub(in crate::run) fn new(
         plan: &'a Plan,
         targets: &'a [Target],
         options: &'a Options,
         listener: &'a dyn Listener,
+        folder: &str,
     ) -> Self {
-        Self { plan, targets, options, listener, sent: AtomicU64::new(0), total: AtomicU64::new(0) }
+        let folders = plan.exports.map(|export| hidden::parts(&export.path).join(folder));
+        let (sent, total) = (AtomicU64::new(0), AtomicU64::new(0));
+        Self { plan, targets, options, listener, folders, sent, total }
+    }
+
+    /// Removes what a run has left in its folders that was killed. The locks of the outputs must be held.
+    pub(in crate::run) fn sweep(&self) {
+        for (export, folder) in self.plan.exports.iter().zip(&self.folders) {
+            // What cannot be removed is in nobody's way.
+            let _ = exclusive::remove_folder(folder);
+            exclusive::remove_if_empty(&hidden::parts(&export.path));
+        }
+    }
+
+    /// Removes the folders, if nothing of other processes is in them.
+    pub(super) fn leave(&self) {
+        for (export, folder) in self.plan.exports.iter().zip(&self.folders) {
+            exclusive::remove_if_empty(folder);
+            exclusive::remove_if_empty(&hidden::parts(&export.path));
+        }
     }
 
     /// What processes of the plan have uploaded, to the place of each target.

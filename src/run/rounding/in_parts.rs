@@ -1,13 +1,15 @@
 //! Rounding with calibration in parts: each unit's matrices by themselves, with given moments, and a join of their codes.
 
+use std::path::Path;
+
 use super::{Work, give, is_wanted, keys};
 use crate::finding::Failure;
-use crate::plan::Plan;
 use crate::plan::parts::{Unit, units};
-use crate::plan::rounding::of_layer;
+use crate::plan::rounding::{LayerMatrix, of_layer};
+use crate::plan::{ModelRuns, Plan, Roundings};
 use crate::publish::files;
 use crate::quant::Isa;
-use crate::run::chosen_codes::{Layer, LayerFiles};
+use crate::run::chosen_codes::{Codes, Layer, LayerFiles};
 use crate::run::event::Listener;
 use crate::run::missing::check_left;
 use crate::run::outcome::Options;
@@ -41,7 +43,8 @@ pub(in crate::run) fn round_units(
     Ok(())
 }
 
-/// Takes the codes that parts have chosen, each on a processor of whatever kind.
+/// Takes the codes that parts have chosen, each on a processor of whatever kind; or those of a run that was not in parts, and has
+/// replaced them.
 pub(super) fn join(plan: &mut Plan) -> Result<(), Failure> {
     let mut layers = Vec::new();
     let mut is_left = plan.model.tensors.map(|_| false);
@@ -53,14 +56,39 @@ pub(super) fn join(plan: &mut Plan) -> Result<(), Failure> {
             let (name, is_wanted) = (unit.name(plan), |matrix: &_| is_wanted(roundings, Some(&unit), matrix));
             let of = LayerFiles { target: &export.path, unit: Some(name) };
             let wanted = matrices.iter().enumerate().filter(|(_, matrices)| matrices.iter().any(&is_wanted));
-            let read = |(layer, _)| all_keys.iter().find_map(|keys| Layer::read(&of, layer, &keys[layer]));
+            let read = |(layer, _)| {
+                all_keys.iter().find_map(|keys| Layer::read(&of, layer, &keys[layer], Codes::AreWritten))
+            };
             match wanted.map(read).collect::<Option<Vec<Layer>>>() {
                 Some(read) => layers.extend(read),
                 None => unit.tensors.iter().for_each(|&tensor| is_left[tensor] = true),
             }
         }
+        if is_left.iter().any(|is_left| *is_left)
+            && let Some(whole) = of_whole_run(plan, (runs, roundings), &export.path, &matrices)
+        {
+            layers = whole;
+            is_left.iter_mut().for_each(|is_left| *is_left = false);
+        }
     }
     check_left(plan, &is_left)?;
     give(plan, layers);
     Ok(())
+}
+
+/// The codes that a run has chosen that was not in parts, if they are all there.
+fn of_whole_run(
+    plan: &Plan,
+    (runs, roundings): (&ModelRuns, &Roundings),
+    target: &Path,
+    matrices: &[Vec<LayerMatrix<'_>>],
+) -> Option<Vec<Layer>> {
+    let (run, of) = (roundings.run(runs)?, LayerFiles { target, unit: None });
+    Isa::ALL.iter().find_map(|&isa| {
+        let keys = keys::of(plan, run, roundings, matrices, isa).layers;
+        let layers = matrices.iter().zip(&keys).enumerate();
+        let wanted = layers
+            .filter(|(_, (matrices, _))| matrices.iter().any(|matrix| is_wanted(roundings, None, matrix)));
+        wanted.map(|(layer, (_, key))| Layer::read(&of, layer, key, Codes::AreWritten)).collect()
+    })
 }
