@@ -183,7 +183,7 @@ impl Store {
         });
         match got {
             Ok(bytes) => Ok(Some(bytes)),
-            Err(Error::NotFound { source, .. }) if !source.to_string().contains("NoSuchBucket") => Ok(None),
+            Err(error) if is_absent(&error) => Ok(None),
             Err(error) => Err(self.failure(&error)),
         }
     }
@@ -435,6 +435,12 @@ impl Manifest {
     pub(crate) fn has(&self, name: &str, bytes: &[u8]) -> bool {
         self.files.get(name) == Some(&Sum::of(bytes))
     }
+}
+
+/// Whether an object is not there. That it was removed while it was read is told otherwise than that it never was.
+fn is_absent(error: &Error) -> bool {
+    let trouble = trouble(error);
+    trouble.code == source::code::NOT_FOUND && !trouble.what.contains("NoSuchBucket")
 }
 
 /// A trouble with a store that is written to.

@@ -280,6 +280,19 @@ fn nothing_is_ever_replaced() {
 }
 
 #[test]
+fn an_object_that_is_removed_while_it_is_read_is_absent() {
+    let answer = |code: &str| Error::Generic {
+        store: "S3",
+        source: format!(
+            "Server returned non-2xx status code: 404 Not Found: <Error><Code>{code}</Code></Error>"
+        )
+        .into(),
+    };
+    assert!(is_absent(&answer("NoSuchKey")) && !is_absent(&answer("NoSuchBucket")));
+    assert!(!is_absent(&Error::PermissionDenied { path: "p".into(), source: "no".into() }));
+}
+
+#[test]
 fn names_that_no_store_holds_and_records_of_others_are_told() {
     let lab = Lab::new();
     let store = lab.store("p");
