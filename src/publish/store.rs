@@ -278,7 +278,14 @@ impl Store {
         if let Some(there) = self.read(&key)? {
             return if there == owner { Ok(false) } else { Err(self.claimed()) };
         }
-        self.check_is_free(&key)?;
+        if let Err(failure) = self.check_is_free(&key) {
+            // Another process of the plan may have claimed it between the two, and published.
+            return if self.read(&key)?.is_some_and(|there| there == owner) {
+                Ok(false)
+            } else {
+                Err(failure)
+            };
+        }
         match self.create(&key, &owner)? {
             Created::Other(_) => Err(self.claimed()),
             Created::Before => Ok(false),
