@@ -1,81 +1,41 @@
-//! Products of matrices, by the crate `matrixmultiply`. [`multiply`] is one thread's: rows and windows are what runs in
-//! parallel. [`multiply_shared`] is for a matrix that is alone.
+//! Products of matrices. [`multiply`] is one thread's: rows and windows are what runs in parallel. [`multiply_shared`] is
+//! for a matrix that is alone.
 //!
-//! Measured on shapes from 256 × 256 × 256 to 512 × 2048 × 8192 with AVX2, one thread, in F32: `gemm` 34 to 37 GFLOP/s,
-//! `matrixmultiply` 32 to 35, `rten-gemm` 33 to 37; for the 32 rows of an expert 21, 23 and 20. `faer` and
-//! `candle-core` multiply with `gemm`, which needs `paste`, a crate without a maintainer; `rten-gemm` needs a newer
-//! compiler. `matrixmultiply` needs one crate, and has kernels for AVX-512 and NEON too.
+//! Both sides are copied into panels that a tile of the product reads one after another, and a tile is summed in registers
+//! (Goto and van de Geijn, ACM Trans. Math. Softw. 34, 2008).
 //!
-//! Sums have an order that depends on the sizes and on the instruction set, and on nothing else.
-
-#![expect(unsafe_code, reason = "products of matrices are an unsafe function of the library")]
+//! A number is the sum of its products in their order, in blocks of [`INNER`], each in one lane. It depends on its own row and
+//! column alone: not on the other rows and columns of the product, and so on no cut into parts; nor on the instruction set, as
+//! long as that has a fused multiply-add.
 
 use rayon::prelude::*;
 
-/// The library's product of one type of numbers.
-type Kernel<T> = unsafe fn(
-    usize,
-    usize,
-    usize,
-    T,
-    *const T,
-    isize,
-    isize,
-    *const T,
-    isize,
-    isize,
-    T,
-    *mut T,
-    isize,
-    isize,
-);
+use crate::quant::Isa;
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::Machine;
 
-/// Numbers that matrices are made of: F32 or F64.
-pub(crate) trait Number: Copy + Send + Sync + std::ops::Add<Output = Self> {
-    /// 0 and 1.
-    const UNITS: [Self; 2];
-    /// factor · left · right + share · to.
-    const PRODUCT: Kernel<Self>;
-}
+mod copies;
+mod number;
+mod tile;
+mod view;
 
-impl Number for f32 {
-    const UNITS: [Self; 2] = [0.0, 1.0];
-    const PRODUCT: Kernel<Self> = matrixmultiply::sgemm;
-}
+pub(crate) use number::Number;
+pub(crate) use view::View;
 
-impl Number for f64 {
-    const UNITS: [Self; 2] = [0.0, 1.0];
-    const PRODUCT: Kernel<Self> = matrixmultiply::dgemm;
-}
+use copies::{copy_left, copy_right};
+use tile::Tile;
 
-/// A matrix in memory that is read with steps: rows may be part of wider rows, and it may stand on its side.
-#[derive(Clone, Copy)]
-pub(crate) struct View<'a, T = f32> {
-    /// Numbers from the first one on.
-    pub(crate) data: &'a [T],
-    /// From one row to the next.
-    pub(crate) row_step: usize,
-    /// From one column to the next.
-    pub(crate) column_step: usize,
-}
+/// Products that are summed in registers: what is added to a number at a time.
+const INNER: usize = 256;
 
-impl<'a, T> View<'a, T> {
-    /// Rows one after another.
-    pub(crate) fn rows(data: &'a [T], width: usize) -> Self {
-        Self { data, row_step: width, column_step: 1 }
-    }
+/// Rows of the left side that are copied at a time.
+const HIGH: usize = 480;
 
-    /// The same on its side.
-    pub(crate) fn turned(self) -> Self {
-        Self { row_step: self.column_step, column_step: self.row_step, ..self }
-    }
+/// Bytes of each row of the right side that are copied at a time: with [`INNER`] of them, half of a second cache.
+const WIDE: usize = 2048;
 
-    fn reaches(&self, rows: usize, columns: usize) -> bool {
-        rows == 0
-            || columns == 0
-            || (rows - 1) * self.row_step + (columns - 1) * self.column_step < self.data.len()
-    }
-}
+/// Bytes of the copies that a thread keeps, of F32 and of F64.
+pub(crate) const BYTES_OF_COPIES: u64 = (INNER * (HIGH * (4 + 8) + 2 * WIDE)) as u64;
 
 /// `to` [rows, columns], whose rows are `to_step` apart, becomes (or, if `adds`, is added) factor · left [rows, inner] ·
 /// right [inner, columns].
@@ -95,34 +55,98 @@ pub(crate) fn multiply<T: Number>(
         left.reaches(rows, inner) && right.reaches(inner, columns) && target.reaches(rows, columns),
         "sizes of a product"
     );
-    let step = |step: usize| isize::try_from(step).unwrap_or(isize::MAX);
-    // SAFETY: the three matrices lie within their slices, as was just checked, `to` is borrowed by nobody else, and a step is
-    // never beyond the length of a slice, so that no address overflows.
-    unsafe {
-        T::PRODUCT(
-            rows,
-            inner,
-            columns,
-            factor,
-            left.data.as_ptr(),
-            step(left.row_step),
-            step(left.column_step),
-            right.data.as_ptr(),
-            step(right.row_step),
-            step(right.column_step),
-            T::UNITS[usize::from(adds)],
-            to.as_mut_ptr(),
-            step(to_step),
-            1,
-        );
+    if inner == 0 {
+        if !adds {
+            to.chunks_mut(to_step).take(rows).for_each(|row| row[..columns].fill(T::UNITS[0]));
+        }
+        return;
+    }
+    let size = (rows, inner, columns);
+    T::panels(|panels| {
+        Isa::detect().run(Product { size, left, right, to, to_step, factor, adds, panels });
+    });
+}
+
+/// A product, compiled for each instruction set.
+struct Product<'a, T> {
+    size: (usize, usize, usize),
+    left: View<'a, T>,
+    right: View<'a, T>,
+    to: &'a mut [T],
+    to_step: usize,
+    factor: T,
+    adds: bool,
+    panels: &'a mut [Vec<T>; 2],
+}
+
+impl<T: Number> Job for Product<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, machine: M) {
+        // All registers but those of the right side and of a number of the left one.
+        if M::ONE_PASS {
+            self.blocks::<M, 4, 8, 12, 2>(machine);
+        } else {
+            self.blocks::<M, 2, 4, 6, 1>(machine);
+        }
+    }
+}
+
+impl<T: Number> Product<'_, T> {
+    /// In tiles of C rows and V registers; at the end of fewer rows.
+    #[inline(always)]
+    fn blocks<M: Machine, const A: usize, const B: usize, const C: usize, const V: usize>(self, machine: M) {
+        let Self { size: (rows, inner, columns), left, right, to, to_step, factor, adds, panels } = self;
+        let [lefts, rights] = panels;
+        let (across, wide) = (V * T::BESIDE, WIDE / size_of::<T>());
+        for top in (0..rows).step_by(HIGH) {
+            let height = HIGH.min(rows - top);
+            for from in (0..inner).step_by(INNER) {
+                let depth = INNER.min(inner - from);
+                let adds = adds || from > 0;
+                let part = &left.data[top * left.row_step + from * left.column_step..];
+                copy_left::<T, C>(lefts, (height, depth), View { data: part, ..left });
+                for start in (0..columns).step_by(wide) {
+                    let width = wide.min(columns - start);
+                    let part = &right.data[from * right.row_step + start * right.column_step..];
+                    copy_right::<T, M, V>(machine, rights, (depth, width), View { data: part, ..right });
+                    for (index, right) in
+                        rights.chunks(across * depth).take(width.div_ceil(across)).enumerate()
+                    {
+                        let column = start + index * across;
+                        let width = across.min(columns - column);
+                        for (index, left) in lefts.chunks(C * depth).take(height.div_ceil(C)).enumerate() {
+                            let row = top + index * C;
+                            let height = C.min(rows - row);
+                            let tile = Tile {
+                                left,
+                                right,
+                                to: &mut to[row * to_step + column..],
+                                to_step,
+                                factor,
+                                adds,
+                                size: (height, width),
+                            };
+                            if height <= A {
+                                tile.run::<M, C, A, V>(machine);
+                            } else if height <= B {
+                                tile.run::<M, C, B, V>(machine);
+                            } else {
+                                tile.run::<M, C, C, V>(machine);
+                            }
+                        }
+                    }
+                }
+            }
+        }
     }
 }
 
 /// Numbers that a shared product makes in one thread at least: less is not worth another.
 const SHARE: usize = 1 << 21;
 
-/// [`multiply`], shared out among the threads of the pool that this is called in. How it is cut depends on the sizes alone, so
-/// that results do not depend on the number of threads.
+/// [`multiply`], shared out among the threads of the pool that this is called in.
 pub(crate) fn multiply_shared<T: Number>(
     (rows, inner, columns): (usize, usize, usize),
     left: View<'_, T>,
@@ -136,7 +160,7 @@ pub(crate) fn multiply_shared<T: Number>(
     if parts < 2 {
         multiply((rows, inner, columns), left, right, (to, to_step), factor, adds);
     } else if rows >= columns {
-        let height = rows.div_ceil(parts).next_multiple_of(16);
+        let height = rows.div_ceil(parts).next_multiple_of(12);
         to.par_chunks_mut(height * to_step).take(rows.div_ceil(height)).enumerate().for_each(|(part, to)| {
             let start = part * height;
             let left = View { data: &left.data[start * left.row_step..], ..left };
@@ -144,25 +168,28 @@ pub(crate) fn multiply_shared<T: Number>(
         });
     } else {
         // Columns of a row are not apart in memory, so that parts are made beside each other and put in place.
-        let width = columns.div_ceil(parts).next_multiple_of(16);
+        let width = columns.div_ceil(parts).next_multiple_of(32);
         let starts: Vec<usize> = (0..columns).step_by(width).collect();
+        let old = &*to;
         let part = |start: &usize| {
             let width = width.min(columns - start);
             let right = View { data: &right.data[start * right.column_step..], ..right };
-            let mut out = vec![T::UNITS[0]; rows * width];
-            multiply((rows, inner, width), left, right, (&mut out, width), factor, false);
+            let mut out = Vec::with_capacity(rows * width);
+            if adds {
+                old.chunks(to_step)
+                    .take(rows)
+                    .for_each(|row| out.extend_from_slice(&row[*start..start + width]));
+            } else {
+                out.resize(rows * width, T::UNITS[0]);
+            }
+            multiply((rows, inner, width), left, right, (&mut out, width), factor, adds);
             out
         };
         let made: Vec<Vec<T>> = starts.par_iter().map(part).collect();
         for (start, part) in starts.into_iter().zip(made) {
             let width = width.min(columns - start);
             for (to, part) in to.chunks_mut(to_step).zip(part.chunks_exact(width)) {
-                let to = &mut to[start..start + width];
-                if adds {
-                    to.iter_mut().zip(part).for_each(|(to, x)| *to = *to + *x);
-                } else {
-                    to.copy_from_slice(part);
-                }
+                to[start..start + width].copy_from_slice(part);
             }
         }
     }
@@ -171,6 +198,7 @@ pub(crate) fn multiply_shared<T: Number>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::quant::test_weights::gaussian;
 
     #[test]
     fn rows_and_columns_may_be_turned_and_products_added() {
@@ -183,9 +211,62 @@ mod tests {
         assert_eq!(out, [2.0, -1.0, 4.0, -3.0]);
     }
 
+    /// The product of [rows, 300] and [300, columns] in F32 and in F64, of whole numbers or of any.
+    fn on(isa: Isa, (rows, columns): (usize, usize), is_whole: bool) -> (Vec<f32>, Vec<f64>) {
+        let number = |x: f32| if is_whole { (x * 3.0).round() } else { x };
+        let numbers: Vec<f32> = gaussian(300 * (rows + columns), 2).into_iter().map(number).collect();
+        let double: Vec<f64> = numbers.iter().map(|x| f64::from(*x)).collect();
+        let size = (rows, 300, columns);
+        let (mut of_single, mut of_double) = (vec![1.0; rows * columns], vec![1.0; rows * columns]);
+        let (left, right) = (View::rows(&numbers, 300), View::rows(&numbers[rows * 300..], columns));
+        let panels = &mut [Vec::new(), Vec::new()];
+        let to_step = columns;
+        isa.run(Product { size, left, right, to: &mut of_single, to_step, factor: -1.0, adds: true, panels });
+        let (left, right) = (View::rows(&double, 300), View::rows(&double[rows * 300..], columns));
+        let panels = &mut [Vec::new(), Vec::new()];
+        isa.run(Product { size, left, right, to: &mut of_double, to_step, factor: -1.0, adds: true, panels });
+        (of_single, of_double)
+    }
+
+    #[test]
+    fn instruction_sets_agree_but_for_the_rounding_of_fused_products() {
+        for size in [(1, 1), (3, 7), (13, 33), (50, 70), (500, 600)] {
+            let exact = on(Isa::Portable, size, true);
+            let mut fused = None;
+            for isa in Isa::available() {
+                assert_eq!(on(isa, size, true), exact, "{isa:?}, {size:?}");
+                if isa != Isa::Portable {
+                    let found = on(isa, size, false);
+                    assert_eq!(fused.get_or_insert_with(|| found.clone()), &found, "{isa:?}, {size:?}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn numbers_depend_on_their_row_and_column_alone() {
+        let (rows, inner, columns) = (500, 270, 600);
+        let numbers = gaussian(inner * (rows + columns), 2);
+        let (left, right) = (View::rows(&numbers, inner), View::rows(&numbers[rows * inner..], columns));
+        let mut whole = vec![0.0; rows * columns];
+        multiply((rows, inner, columns), left, right, (&mut whole, columns), 0.3, false);
+        for (row, column, height, width) in
+            [(0, 0, 1, 1), (499, 599, 1, 1), (7, 30, 11, 5), (470, 490, 30, 40)]
+        {
+            let left = View { data: &numbers[row * inner..], ..left };
+            let right = View { data: &right.data[column..], ..right };
+            let mut part = vec![0.0; height * width];
+            multiply((height, inner, width), left, right, (&mut part, width), 0.3, false);
+            for (i, found) in part.chunks(width).enumerate() {
+                let expected = &whole[(row + i) * columns + column..][..width];
+                assert_eq!(found, expected, "{row}, {column}");
+            }
+        }
+    }
+
     #[test]
     fn shared_products_are_those_of_one_thread() {
-        let numbers = crate::quant::test_weights::gaussian(300 * 700, 1);
+        let numbers = gaussian(300 * 700, 1);
         for (rows, inner, columns) in [(300, 130, 70), (60, 200, 500), (1, 5, 3), (200, 100, 200)] {
             let left = View::rows(&numbers, inner + 3);
             let right = View::rows(&numbers[7..], inner + 1).turned();
@@ -194,9 +275,7 @@ mod tests {
                 let to = columns + 2;
                 multiply((rows, inner, columns), left, right, (&mut expected, to), -2.0, adds);
                 multiply_shared((rows, inner, columns), left, right, (&mut found, to), -2.0, adds);
-                for (a, b) in expected.iter().zip(&found) {
-                    assert!((a - b).abs() < 1e-3, "{rows}, {columns}: {a} and {b}");
-                }
+                assert_eq!(expected, found, "{rows}, {columns}");
                 // Nothing between the rows is touched.
                 assert!(found.chunks(to).all(|row| row[columns..] == [0.5; 2]));
             }

@@ -2,10 +2,8 @@
 
 use super::TILE;
 use crate::network::outputs::OutputSum;
-use crate::quant::Guided;
-
-/// What a thread holds while it multiplies: the library packs a part of the right side, in F64 at most so much.
-const PACKED: u64 = 9 << 18;
+use crate::quant::product::BYTES_OF_COPIES;
+use crate::quant::{Guided, Metric};
 
 /// Matrices with the same inputs, as far as memory depends on them.
 #[derive(Debug, Clone)]
@@ -45,9 +43,12 @@ impl StageSize<'_> {
         let targets = 4 * self.rows.iter().map(|rows| weights(*rows)).sum::<u64>();
         let threads = self.threads.max(1) as u64;
         let tile = weights(TILE) * threads;
-        let correcting =
-            if self.has_cross { 12 * square + self.bytes_of_differences() + 28 * tile } else { 0 };
-        let factoring = 16 * square;
+        let correcting = if self.has_cross {
+            12 * square + self.bytes_of_differences() + (28 * tile).max(Metric::bytes(self.columns))
+        } else {
+            0
+        };
+        let factoring = 16 * square + Metric::bytes(self.columns);
         // Codes, and weights as engines see them.
         let results = 5 * self.rows.iter().map(|rows| weights(*rows)).sum::<u64>();
         let solving = self.rows.iter().map(|rows| match self.block {
@@ -59,7 +60,7 @@ impl StageSize<'_> {
             }
         });
         let solving = 8 * square + results + solving.max().unwrap_or(0);
-        targets + correcting.max(factoring).max(solving) + threads * PACKED
+        targets + correcting.max(factoring).max(solving) + threads * BYTES_OF_COPIES
     }
 
     fn bytes_of_differences(&self) -> u64 {

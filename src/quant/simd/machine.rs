@@ -7,6 +7,9 @@
 /// Lanes of all sums.
 pub(crate) const LANES: usize = 16;
 
+/// The same of f64.
+pub(crate) const DOUBLES: usize = 8;
+
 /// An instruction set as a type. Code that holds a value runs on a machine that has the set, and is compiled for it.
 pub(crate) trait Machine: Copy {
     /// Whether fused multiply-add is an instruction; only approximations whose errors are bounded, and what is
@@ -19,6 +22,9 @@ pub(crate) trait Machine: Copy {
 
     /// Sixteen f32.
     type Lanes: Copy;
+
+    /// Eight f64.
+    type Doubles: Copy;
 
     /// From memory.
     fn load(self, from: &[f32; LANES]) -> Self::Lanes;
@@ -43,6 +49,18 @@ pub(crate) trait Machine: Copy {
 
     /// a · b + c, rounded once on every machine: slow if the machine has no such instruction.
     fn fused(self, a: Self::Lanes, b: Self::Lanes, c: Self::Lanes) -> Self::Lanes;
+
+    /// From memory.
+    fn load_doubles(self, from: &[f64; DOUBLES]) -> Self::Doubles;
+
+    /// To memory.
+    fn store_doubles(self, x: Self::Doubles, to: &mut [f64; DOUBLES]);
+
+    /// The same in every lane.
+    fn splat_double(self, x: f64) -> Self::Doubles;
+
+    /// [`Machine::mul_add`] of f64.
+    fn mul_add_doubles(self, a: Self::Doubles, b: Self::Doubles, c: Self::Doubles) -> Self::Doubles;
 
     /// |a|.
     fn abs(self, a: Self::Lanes) -> Self::Lanes;
@@ -207,6 +225,8 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
 
     type Lanes = [f32; LANES];
 
+    type Doubles = [f64; DOUBLES];
+
     #[inline(always)]
     fn load(self, from: &[f32; LANES]) -> Self::Lanes {
         *from
@@ -251,6 +271,30 @@ impl<const FUSED: bool> Machine for Arrays<FUSED> {
         let mut out = c;
         for i in 0..LANES {
             out[i] = if FUSED { a[i].mul_add(b[i], c[i]) } else { fused(a[i], b[i], c[i]) };
+        }
+        out
+    }
+
+    #[inline(always)]
+    fn load_doubles(self, from: &[f64; DOUBLES]) -> Self::Doubles {
+        *from
+    }
+
+    #[inline(always)]
+    fn store_doubles(self, x: Self::Doubles, to: &mut [f64; DOUBLES]) {
+        *to = x;
+    }
+
+    #[inline(always)]
+    fn splat_double(self, x: f64) -> Self::Doubles {
+        [x; DOUBLES]
+    }
+
+    #[inline(always)]
+    fn mul_add_doubles(self, a: Self::Doubles, b: Self::Doubles, c: Self::Doubles) -> Self::Doubles {
+        let mut out = c;
+        for i in 0..DOUBLES {
+            out[i] = if FUSED { a[i].mul_add(b[i], c[i]) } else { a[i] * b[i] + c[i] };
         }
         out
     }

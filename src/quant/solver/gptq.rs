@@ -12,9 +12,9 @@
 //!
 //! Last, a row for which rounding to nearest is better has that, so that no row is ever worse.
 //!
-//! Products of matrices are those of the linked library, whose sums depend on the instruction set; codes may differ
-//! between machines if a decision is within rounding of a tie. They do not depend on the number of threads, as long as
-//! rows are cut into the same tiles.
+//! Products of matrices are rounded otherwise on machines without fused multiply-add; codes may differ between those and
+//! others if a decision is within rounding of a tie. They depend neither on the number of threads nor on the tiles that rows
+//! are cut into.
 
 use std::sync::Arc;
 

@@ -5,7 +5,7 @@
 use std::arch::x86_64::*;
 
 use crate::quant::simd::Job;
-use crate::quant::simd::machine::{LANES, Machine, look_up_bytes, take_out};
+use crate::quant::simd::machine::{DOUBLES, LANES, Machine, look_up_bytes, take_out};
 
 /// Does a job with AVX2, FMA, F16C and POPCNT.
 #[target_feature(enable = "avx2,fma,f16c,popcnt")]
@@ -56,6 +56,8 @@ impl Machine for Avx2 {
 
     type Lanes = [__m256; 2];
 
+    type Doubles = [__m256d; 2];
+
     on_halves! {
         add(a, b) = _mm256_add_ps;
         sub(a, b) = _mm256_sub_ps;
@@ -85,6 +87,33 @@ impl Machine for Avx2 {
     fn splat(self, x: f32) -> Self::Lanes {
         // SAFETY: `self` proves AVX2.
         unsafe { [_mm256_set1_ps(x); 2] }
+    }
+
+    #[inline(always)]
+    fn load_doubles(self, from: &[f64; DOUBLES]) -> Self::Doubles {
+        // SAFETY: `self` proves AVX2 and FMA; `from` has 8 elements.
+        unsafe { [_mm256_loadu_pd(from.as_ptr()), _mm256_loadu_pd(from.as_ptr().add(4))] }
+    }
+
+    #[inline(always)]
+    fn store_doubles(self, x: Self::Doubles, to: &mut [f64; DOUBLES]) {
+        // SAFETY: `self` proves AVX2 and FMA; `to` has 8 elements.
+        unsafe {
+            _mm256_storeu_pd(to.as_mut_ptr(), x[0]);
+            _mm256_storeu_pd(to.as_mut_ptr().add(4), x[1]);
+        }
+    }
+
+    #[inline(always)]
+    fn splat_double(self, x: f64) -> Self::Doubles {
+        // SAFETY: `self` proves AVX2 and FMA.
+        unsafe { [_mm256_set1_pd(x); 2] }
+    }
+
+    #[inline(always)]
+    fn mul_add_doubles(self, a: Self::Doubles, b: Self::Doubles, c: Self::Doubles) -> Self::Doubles {
+        // SAFETY: `self` proves AVX2 and FMA.
+        unsafe { [_mm256_fmadd_pd(a[0], b[0], c[0]), _mm256_fmadd_pd(a[1], b[1], c[1])] }
     }
 
     #[inline(always)]
@@ -258,6 +287,8 @@ impl Machine for Avx512 {
 
     type Lanes = __m512;
 
+    type Doubles = __m512d;
+
     on_whole! {
         add(a, b) = _mm512_add_ps;
         sub(a, b) = _mm512_sub_ps;
@@ -285,6 +316,32 @@ impl Machine for Avx512 {
     fn splat(self, x: f32) -> Self::Lanes {
         // SAFETY: `self` proves AVX-512.
         unsafe { _mm512_set1_ps(x) }
+    }
+
+    #[inline(always)]
+    fn load_doubles(self, from: &[f64; DOUBLES]) -> Self::Doubles {
+        // SAFETY: `self` proves AVX-512; `from` has 8 elements.
+        unsafe { _mm512_loadu_pd(from.as_ptr()) }
+    }
+
+    #[inline(always)]
+    fn store_doubles(self, x: Self::Doubles, to: &mut [f64; DOUBLES]) {
+        // SAFETY: `self` proves AVX-512; `to` has 8 elements.
+        unsafe {
+            _mm512_storeu_pd(to.as_mut_ptr(), x);
+        }
+    }
+
+    #[inline(always)]
+    fn splat_double(self, x: f64) -> Self::Doubles {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_set1_pd(x) }
+    }
+
+    #[inline(always)]
+    fn mul_add_doubles(self, a: Self::Doubles, b: Self::Doubles, c: Self::Doubles) -> Self::Doubles {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { _mm512_fmadd_pd(a, b, c) }
     }
 
     #[inline(always)]

@@ -1,8 +1,10 @@
 //! Triangular factors of symmetric matrices in F64: Cholesky, and the inverse of its factor.
 //!
-//! Both work in blocks of columns or rows; all but the blocks on the diagonal are products of the linked library. Of the
-//! crates that factor matrices, `faer` brings a second library of products and a crate without a maintainer; `nalgebra`
-//! brings ten more crates and works column by column, which for thousands of columns waits for memory; others need LAPACK.
+//! Both work in blocks of columns or rows; all but the blocks on the diagonal are products. Of the crates that factor
+//! matrices, `faer` brings a second implementation of products and a crate without a maintainer; `nalgebra` brings ten more
+//! crates and works column by column, which for thousands of columns waits for memory; others need LAPACK.
+
+use std::ops::Range;
 
 use rayon::prelude::*;
 
@@ -14,10 +16,10 @@ use crate::quant::simd::machine::Machine;
 /// Rows and columns of a block on the diagonal.
 const BLOCK: usize = 64;
 
-/// Columns of a strip of the inverse, whose zeros are not multiplied.
-const STRIP: usize = 512;
+/// Columns of the factor, or rows of its inverse, that are made of all before them by one product.
+const PANEL: usize = 256;
 
-/// Columns of a strip that are made together: the unit of parallel work.
+/// Columns of a panel of the inverse that are made together: the unit of parallel work.
 const PIECE: usize = 128;
 
 /// Rows that are solved side by side.
@@ -27,36 +29,67 @@ const BESIDE: usize = 16;
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct NotPositive(pub(super) usize);
 
+/// Bytes that either takes beside a matrix of so many columns.
+pub(super) fn bytes(columns: usize) -> u64 {
+    (size_of::<f64>() * columns * (PANEL + BLOCK)) as u64
+}
+
 /// Replaces a symmetric matrix [n, n], of which the lower triangle is read, with its lower factor L: matrix = L·Lᵀ.
 pub(super) fn cholesky(matrix: &mut [f64], n: usize) -> Result<(), NotPositive> {
-    let mut panel = Vec::new();
-    for start in (0..n).step_by(BLOCK) {
-        let end = n.min(start + BLOCK);
+    let (mut panel, mut block) = (Vec::new(), Vec::new());
+    for start in (0..n).step_by(PANEL) {
+        let end = n.min(start + PANEL);
         let width = end - start;
-        // The block's columns, from the diagonal down, without what the factors before them account for.
-        panel.clear();
-        for row in start..n {
-            panel.extend_from_slice(&matrix[row * n + start..row * n + end]);
-        }
+        // The panel's columns, from the diagonal down, without what the factors before them account for.
+        take_columns(&mut panel, &matrix[start * n..], n, start..end);
         if start > 0 {
             let done = View::rows(&matrix[start * n..], n);
             multiply_shared((n - start, start, width), done, done.turned(), (&mut panel, width), -1.0, true);
         }
-        let (diagonal, below) = panel.split_at_mut(width * width);
+        panel_of_factor(&mut panel, width, &mut block)
+            .map_err(|NotPositive(row)| NotPositive(start + row))?;
+        for (row, columns) in (start..n).zip(panel.chunks_exact(width)) {
+            matrix[row * n + start..row * n + end].copy_from_slice(columns);
+        }
+        for row in start..end {
+            matrix[row * n + end..(row + 1) * n].fill(0.0);
+        }
+    }
+    Ok(())
+}
+
+/// The same of the columns of a panel, which begins at the diagonal. `block` is memory.
+fn panel_of_factor(panel: &mut [f64], n: usize, block: &mut Vec<f64>) -> Result<(), NotPositive> {
+    let rows = panel.len() / n;
+    for start in (0..n).step_by(BLOCK) {
+        let end = n.min(start + BLOCK);
+        let width = end - start;
+        take_columns(block, &panel[start * n..], n, start..end);
+        if start > 0 {
+            let done = View::rows(&panel[start * n..], n);
+            multiply_shared((rows - start, start, width), done, done.turned(), (block, width), -1.0, true);
+        }
+        let (diagonal, below) = block.split_at_mut(width * width);
         pivots(diagonal, width).map_err(|NotPositive(row)| NotPositive(start + row))?;
         let diagonal = &*diagonal;
         let isa = Isa::detect();
         below
             .par_chunks_mut(BESIDE * width)
             .for_each(|rows| isa.run(Forward { lower: diagonal, width, rows }));
-        for (row, columns) in (start..n).zip(panel.chunks_exact(width)) {
-            matrix[row * n + start..row * n + end].copy_from_slice(columns);
+        for (row, columns) in (start..rows).zip(block.chunks_exact(width)) {
+            panel[row * n + start..row * n + end].copy_from_slice(columns);
         }
         for row in start..end {
-            matrix[row * n + row + 1..(row + 1) * n].fill(0.0);
+            panel[row * n + row + 1..(row + 1) * n].fill(0.0);
         }
     }
     Ok(())
+}
+
+/// Some columns of rows of `n`.
+fn take_columns(to: &mut Vec<f64>, rows: &[f64], n: usize, columns: Range<usize>) {
+    to.clear();
+    rows.chunks_exact(n).for_each(|row| to.extend_from_slice(&row[columns.clone()]));
 }
 
 /// Cholesky of a block on the diagonal, one row after another.
@@ -123,24 +156,31 @@ impl Job for Forward<'_> {
 /// diagonal must be 0.
 pub(super) fn invert(lower: &mut [f64], n: usize) {
     let isa = Isa::detect();
-    for start in (0..n).step_by(BLOCK) {
-        let end = n.min(start + BLOCK);
+    for start in (0..n).step_by(PANEL) {
+        let end = n.min(start + PANEL);
         let known = &*lower;
-        // −L[block, before] · inverse[before, before] beside the unit matrix, some columns at a time.
+        // −L[panel, before] · inverse[before, before] beside the unit matrix, some columns at a time.
         let piece = |from: usize| {
             let width = PIECE.min(end - from);
             let mut rows = vec![0.0; (end - start) * width];
             if from < start {
-                let strip = from / STRIP * STRIP;
-                let left = View::rows(&known[start * n + strip..], n);
-                let right = View::rows(&known[strip * n + from..], n);
-                let size = (end - start, start - strip, width.min(start - from));
+                // Above the piece's first column the inverse is 0.
+                let left = View::rows(&known[start * n + from..], n);
+                let right = View::rows(&known[from * n + from..], n);
+                let size = (end - start, start - from, width.min(start - from));
                 multiply(size, left, right, (&mut rows, width), -1.0, false);
             }
             for column in start.max(from)..from + width {
                 rows[(column - start) * width + column - from] = 1.0;
             }
-            isa.run(Solve { factors: &known[start * n + start..], n, rows: &mut rows, width });
+            for first in (start..end).step_by(BLOCK) {
+                let (above, own) = rows.split_at_mut((first - start) * width);
+                let own = &mut own[..(end.min(first + BLOCK) - first) * width];
+                let left = View::rows(&known[first * n + start..], n);
+                let size = (own.len() / width, first - start, width);
+                multiply(size, left, View::rows(above, width), (own, width), -1.0, true);
+                isa.run(Solve { factors: &known[first * n + first..], n, rows: own, width });
+            }
             rows
         };
         let starts: Vec<usize> = (0..end).step_by(PIECE).collect();

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use super::factor::upper_of_inverse;
+use super::factor::{self, upper_of_inverse};
 use crate::quant::product::{View, multiply, multiply_shared};
 
 /// The share of the diagonal's mean that is added to the diagonal, so that inputs that were not seen count a little.
@@ -83,6 +83,12 @@ impl Metric {
             return Err(BadMoments::Singular);
         }
         Err(BadMoments::Singular)
+    }
+
+    /// Bytes that factoring takes, of a target or of a metric, beside the moments and the factors.
+    #[must_use]
+    pub fn bytes(columns: usize) -> u64 {
+        factor::bytes(columns)
     }
 
     /// The number of columns.

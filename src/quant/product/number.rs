@@ -1,0 +1,105 @@
+//! Numbers that matrices are made of.
+
+use std::cell::RefCell;
+
+use crate::quant::simd::machine::{DOUBLES, LANES, Machine};
+
+/// Numbers that matrices are made of: F32 or F64.
+pub(crate) trait Number: Copy + Send + Sync {
+    /// 0 and 1.
+    const UNITS: [Self; 2];
+    /// How many are summed side by side.
+    const BESIDE: usize;
+    /// So many.
+    type Lanes<M: Machine>: Copy;
+
+    /// The first ones of a slice.
+    fn load<M: Machine>(machine: M, from: &[Self]) -> Self::Lanes<M>;
+
+    /// Into the first places of a slice.
+    fn store<M: Machine>(machine: M, x: Self::Lanes<M>, to: &mut [Self]);
+
+    /// The same in every lane.
+    fn splat<M: Machine>(machine: M, x: Self) -> Self::Lanes<M>;
+
+    /// a · b + c.
+    fn mul_add<M: Machine>(
+        machine: M,
+        a: Self::Lanes<M>,
+        b: Self::Lanes<M>,
+        c: Self::Lanes<M>,
+    ) -> Self::Lanes<M>;
+
+    /// Does work with this thread's copies of both sides, whose memory it keeps.
+    fn panels(work: impl FnOnce(&mut [Vec<Self>; 2]));
+}
+
+impl Number for f32 {
+    const UNITS: [Self; 2] = [0.0, 1.0];
+    const BESIDE: usize = LANES;
+    type Lanes<M: Machine> = M::Lanes;
+
+    #[inline(always)]
+    fn load<M: Machine>(machine: M, from: &[Self]) -> M::Lanes {
+        machine.load(from.first_chunk().unwrap_or(&[0.0; LANES]))
+    }
+
+    #[inline(always)]
+    fn store<M: Machine>(machine: M, x: M::Lanes, to: &mut [Self]) {
+        if let Some(to) = to.first_chunk_mut() {
+            machine.store(x, to);
+        }
+    }
+
+    #[inline(always)]
+    fn splat<M: Machine>(machine: M, x: Self) -> M::Lanes {
+        machine.splat(x)
+    }
+
+    #[inline(always)]
+    fn mul_add<M: Machine>(machine: M, a: M::Lanes, b: M::Lanes, c: M::Lanes) -> M::Lanes {
+        machine.mul_add(a, b, c)
+    }
+
+    fn panels(work: impl FnOnce(&mut [Vec<Self>; 2])) {
+        thread_local! {
+            static PANELS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+        }
+        PANELS.with_borrow_mut(work);
+    }
+}
+
+impl Number for f64 {
+    const UNITS: [Self; 2] = [0.0, 1.0];
+    const BESIDE: usize = DOUBLES;
+    type Lanes<M: Machine> = M::Doubles;
+
+    #[inline(always)]
+    fn load<M: Machine>(machine: M, from: &[Self]) -> M::Doubles {
+        machine.load_doubles(from.first_chunk().unwrap_or(&[0.0; DOUBLES]))
+    }
+
+    #[inline(always)]
+    fn store<M: Machine>(machine: M, x: M::Doubles, to: &mut [Self]) {
+        if let Some(to) = to.first_chunk_mut() {
+            machine.store_doubles(x, to);
+        }
+    }
+
+    #[inline(always)]
+    fn splat<M: Machine>(machine: M, x: Self) -> M::Doubles {
+        machine.splat_double(x)
+    }
+
+    #[inline(always)]
+    fn mul_add<M: Machine>(machine: M, a: M::Doubles, b: M::Doubles, c: M::Doubles) -> M::Doubles {
+        machine.mul_add_doubles(a, b, c)
+    }
+
+    fn panels(work: impl FnOnce(&mut [Vec<Self>; 2])) {
+        thread_local! {
+            static PANELS: RefCell<[Vec<f64>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
+        }
+        PANELS.with_borrow_mut(work);
+    }
+}
