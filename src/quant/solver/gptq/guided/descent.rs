@@ -2,6 +2,8 @@
 //!
 //! A change is made only if it lessens the error, so that the error never rises and the descent ends.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::super::Metric;
@@ -23,14 +25,20 @@ const BAND: usize = 128;
 /// Numbers of levels times moments that are held at a time.
 const STORE: usize = 1 << 25;
 
-/// Rows at most whose levels are multiplied at a time: the library copies all moments for each such product.
-const TOGETHER: usize = 64;
+/// Rows at most whose levels are multiplied at a time: all moments are copied for each such product.
+const TOGETHER: usize = 128;
 
 /// Rows that pass on changes of their scales to each other one by one, and to all later rows together.
 const NEAR: usize = 16;
 
 /// Columns whose slopes are one product.
 const STRIP: usize = 32;
+
+/// Columns whose moves are told to all others together: the products of all rows do not fit into a cache.
+const REACH: usize = 256;
+
+/// Products of a row that many moves change one after another, in a cache.
+const NEARBY: usize = 1024;
 
 /// How many of some rows have their levels multiplied at a time.
 pub(super) fn levels_at_once(columns: usize, group: usize, rows: usize) -> usize {
@@ -77,6 +85,8 @@ impl Fit<'_> {
         let (rows, columns) = (self.outputs.rows, self.metric.columns);
         let together = levels_at_once(columns, grids.group, rows);
         let mut slopes = vec![0.0; BAND.min(rows) * columns];
+        // Made once: the system clears what is new.
+        let mut of_levels = vec![0.0; columns / grids.group * together * columns];
         let mut has_changed = false;
         for start in (0..rows).step_by(BAND) {
             let end = rows.min(start + BAND);
@@ -93,7 +103,7 @@ impl Fit<'_> {
             for first in (start..end).step_by(together) {
                 let some = first..end.min(first + together);
                 let levels = self.levels(grids, some.clone());
-                let of_levels = self.times_moments(grids.group, &levels, some.len());
+                self.times_moments(grids.group, &levels, &mut of_levels);
                 for near in some.clone().step_by(NEAR) {
                     let near = near..some.end.min(near + NEAR);
                     let mut changes = Vec::with_capacity(near.len());
@@ -144,7 +154,7 @@ impl Fit<'_> {
     }
 
     /// Codes less zero points of some rows.
-    fn levels(&self, grids: &Grids, rows: std::ops::Range<usize>) -> Vec<f32> {
+    fn levels(&self, grids: &Grids, rows: Range<usize>) -> Vec<f32> {
         let columns = self.metric.columns;
         let codes = self.codes[rows.start * columns..rows.end * columns].chunks(grids.group);
         let zeros = &grids.zeros[rows.start * columns / grids.group..];
@@ -152,15 +162,15 @@ impl Fit<'_> {
     }
 
     /// Each group's levels times the moments of its columns: [groups, rows, columns].
-    fn times_moments(&self, group: usize, levels: &[f32], rows: usize) -> Vec<f32> {
+    fn times_moments(&self, group: usize, levels: &[f32], out: &mut [f32]) {
         let columns = self.metric.columns;
-        let mut out = vec![0.0; columns / group * rows * columns];
-        out.par_chunks_mut(rows * columns).enumerate().for_each(|(index, out)| {
+        let rows = levels.len() / columns;
+        let groups = out.par_chunks_mut(rows * columns).take(columns / group);
+        groups.enumerate().for_each(|(index, out)| {
             let left = View::rows(&levels[index * group..], columns);
             let right = View::rows(&self.metric.moments[index * group * columns..], columns);
             multiply((rows, group, columns), left, right, (out, columns), 1.0, false);
         });
-        out
     }
 }
 
@@ -251,29 +261,42 @@ fn sweep(
     let (rows, columns) = (outputs.rows, metric.columns);
     let mut has_changed = false;
     let mut slopes = vec![0.0; rows * STRIP.min(columns)];
-    for start in (0..columns).step_by(STRIP) {
-        let width = STRIP.min(columns - start);
-        slopes.truncate(rows * width);
-        let gradients = View::rows(&outputs.moments, rows);
-        let right = View::rows(&products[start..], columns);
-        multiply_shared((rows, rows, width), gradients, right, (&mut slopes, width), 1.0, false);
-        let mut moves = isa.run(Strip { codes, grids, metric, outputs, start, width, slopes: &slopes });
-        if moves.is_empty() {
-            continue;
+    for first in (0..columns).step_by(REACH) {
+        let last = columns.min(first + REACH);
+        let mut all_moves = Vec::new();
+        for start in (first..last).step_by(STRIP) {
+            let width = STRIP.min(last - start);
+            slopes.truncate(rows * width);
+            // Column by column: the moments of the gradients are symmetric.
+            let left = View::rows(&products[start..], columns).turned();
+            let gradients = View::rows(&outputs.moments, rows);
+            multiply_shared((width, rows, rows), left, gradients, (&mut slopes, rows), 1.0, false);
+            let slopes = &mut slopes;
+            let mut moves = isa.run(Strip { codes, grids, metric, outputs, start, width, slopes });
+            tell(&mut moves, products, metric, std::slice::from_ref(&(first..last)), isa);
+            all_moves.extend(moves);
         }
-        has_changed = true;
-        // Row by row, in the order of columns.
-        moves.sort_by_key(|(row, ..)| *row);
-        products.par_chunks_mut(columns).enumerate().for_each(|(row, products)| {
-            let first = moves.partition_point(|(other, ..)| *other < row);
-            let own: Vec<Move> =
-                moves[first..].iter().take_while(|(other, ..)| *other == row).copied().collect();
-            if !own.is_empty() {
-                isa.run(Moved { products, metric, moves: &own });
-            }
-        });
+        has_changed |= !all_moves.is_empty();
+        tell(&mut all_moves, products, metric, &[0..first, last..columns], isa);
     }
     has_changed
+}
+
+/// Changes the products in some columns by moves, those of each row in the order of their columns.
+fn tell(moves: &mut [Move], products: &mut [f32], metric: &Metric, columns: &[Range<usize>], isa: Isa) {
+    if moves.is_empty() {
+        return;
+    }
+    moves.sort_by_key(|(row, ..)| *row);
+    let moves = &*moves;
+    products.par_chunks_mut(metric.columns).enumerate().for_each(|(row, products)| {
+        let first = moves.partition_point(|(other, ..)| *other < row);
+        let count = moves[first..].partition_point(|(other, ..)| *other == row);
+        let moves = &moves[first..first + count];
+        if !moves.is_empty() {
+            isa.run(Moved { products, metric, moves, columns });
+        }
+    });
 }
 
 /// Some columns of all rows, compiled for each instruction set.
@@ -284,8 +307,8 @@ struct Strip<'a> {
     outputs: &'a Outputs,
     start: usize,
     width: usize,
-    /// [rows, width].
-    slopes: &'a [f32],
+    /// [width, rows].
+    slopes: &'a mut [f32],
 }
 
 impl Job for Strip<'_> {
@@ -296,17 +319,10 @@ impl Job for Strip<'_> {
         let Self { codes, grids, metric, outputs, start, width, slopes } = self;
         let (rows, columns) = (outputs.rows, metric.columns);
         let groups = columns / grids.group;
-        // Column by column.
-        let mut by_column = vec![0f32; rows * width];
-        for (row, slopes) in slopes.chunks_exact(width).enumerate() {
-            for (at, slope) in slopes.iter().enumerate() {
-                by_column[at * rows + row] = *slope;
-            }
-        }
         let mut moves = Vec::new();
         for at in 0..width {
             let column = start + at;
-            let own = &mut by_column[at * rows..];
+            let own = &mut slopes[at * rows..];
             for row in 0..rows {
                 let scale = grids.scales[row * groups + column / grids.group];
                 let curvature = outputs.moments[row * (rows + 1)] * metric.diagonal[column];
@@ -339,6 +355,7 @@ struct Moved<'a> {
     products: &'a mut [f32],
     metric: &'a Metric,
     moves: &'a [Move],
+    columns: &'a [Range<usize>],
 }
 
 impl Job for Moved<'_> {
@@ -346,10 +363,16 @@ impl Job for Moved<'_> {
 
     #[inline(always)]
     fn run<M: Machine>(self, _: M) {
-        let Self { products, metric, moves } = self;
-        for (_, column, step) in moves {
-            let moments = &metric.moments[column * metric.columns..(column + 1) * metric.columns];
-            products.iter_mut().zip(moments).for_each(|(product, moment)| *product += step * moment);
+        let Self { products, metric, moves, columns } = self;
+        for columns in columns {
+            for start in columns.clone().step_by(NEARBY) {
+                let end = columns.end.min(start + NEARBY);
+                let products = &mut products[start..end];
+                for (_, column, step) in moves {
+                    let moments = &metric.moments[column * metric.columns..][start..end];
+                    products.iter_mut().zip(moments).for_each(|(product, moment)| *product += step * moment);
+                }
+            }
         }
     }
 }
