@@ -25,14 +25,22 @@ pub(super) fn copy_left<T: Number, const H: usize>(
             }
             continue;
         }
-        for row in 0..filled {
-            let data = &data[row * from.row_step..];
-            if from.column_step == 1 {
-                places.iter_mut().zip(data).for_each(|(place, x)| place[row] = *x);
-            } else {
-                let data = data.iter().step_by(from.column_step);
-                places.iter_mut().zip(data).for_each(|(place, x)| place[row] = *x);
+        let row = |row: usize| &data[row * from.row_step..];
+        let mut done = 0;
+        if from.column_step == 1 {
+            // Four rows beside each other, for one store.
+            while done + 4 <= filled {
+                let [a, b, c, d] = [row(done), row(done + 1), row(done + 2), row(done + 3)];
+                let numbers = a.iter().zip(b).zip(c.iter().zip(d));
+                for (place, ((a, b), (c, d))) in places.iter_mut().zip(numbers) {
+                    place[done..done + 4].copy_from_slice(&[*a, *b, *c, *d]);
+                }
+                done += 4;
             }
+        }
+        for at in done..filled {
+            let data = row(at).iter().step_by(from.column_step);
+            places.iter_mut().zip(data).for_each(|(place, x)| place[at] = *x);
         }
         // What is beyond the last row is multiplied as well.
         for row in filled..H {
@@ -82,15 +90,22 @@ pub(super) fn copy_right<T: Number, M: Machine, const V: usize>(
         if filled < across {
             panel.fill(T::UNITS[0]);
         }
-        for column in 0..filled {
-            let data = &from.data[(index * across + column) * from.column_step..];
-            if from.row_step == 1 {
-                let places = panel.chunks_exact_mut(across).zip(data);
-                places.for_each(|(place, x)| place[column] = *x);
-            } else {
-                let places = panel.chunks_exact_mut(across).zip(data.iter().step_by(from.row_step));
-                places.for_each(|(place, x)| place[column] = *x);
+        let column = |column: usize| &from.data[(index * across + column) * from.column_step..];
+        let mut done = 0;
+        if from.row_step == 1 {
+            // Four columns beside each other, for one store.
+            while done + 4 <= filled {
+                let [a, b, c, d] = [column(done), column(done + 1), column(done + 2), column(done + 3)];
+                let places = panel.chunks_exact_mut(across).zip(a.iter().zip(b).zip(c.iter().zip(d)));
+                for (place, ((a, b), (c, d))) in places {
+                    place[done..done + 4].copy_from_slice(&[*a, *b, *c, *d]);
+                }
+                done += 4;
             }
+        }
+        for at in done..filled {
+            let places = panel.chunks_exact_mut(across).zip(column(at).iter().step_by(from.row_step));
+            places.for_each(|(place, x)| place[at] = *x);
         }
     }
 }
