@@ -156,7 +156,7 @@ pub(crate) fn multiply_shared<T: Number>(
     adds: bool,
 ) {
     let work = rows * columns * inner.max(1);
-    let parts = (work / SHARE).min(8);
+    let parts = (work / SHARE).min(rayon::current_num_threads());
     if parts < 2 {
         multiply((rows, inner, columns), left, right, (to, to_step), factor, adds);
     } else if rows >= columns {

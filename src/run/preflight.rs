@@ -104,7 +104,10 @@ pub(super) fn check_room(plan: &Plan, needed: &IdVec<ExportId, u64>) -> Result<(
             );
             let finding = Finding::error("export::no-space", message)
                 .at_opt(plan.loaded.place(&format!("/stages/{}/path", export.stage)), "written here")
-                .help("An output is built beside the old one, which stays until the new one is complete.");
+                .help(match export.store {
+                    None => "An output is built beside the old one, which stays until the new one is complete.",
+                    Some(_) => "What is uploaded is made on this machine first: `MONOQUANT_SCRATCH` names another place for it.",
+                });
             return Err(Failure::new(Exit::CannotWrite, finding));
         }
     }

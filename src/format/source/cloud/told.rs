@@ -85,7 +85,7 @@ pub(crate) fn trouble(error: &Error) -> Trouble {
     match (error, status) {
         (Error::PermissionDenied { .. } | Error::Unauthenticated { .. }, _) | (_, Some(401 | 403)) => denied(
             "access is denied",
-            "The credentials of the environment need the right to list and to read it.",
+            "The credentials of the environment need the right to list and to read it, and for an output to write and delete there.",
         ),
         (Error::NotFound { .. }, _) | (_, Some(404)) => {
             of(code::NOT_FOUND, "it is not there", "Check the name.")
