@@ -146,7 +146,7 @@ fn text(wish: &Wish, parameters: &[(&str, &str)], plan: Option<&Plan>) -> String
     parameters.iter().for_each(|(key, value)| line(&format!("    {key}: {value}")));
     if *scheme == Scheme::Int4 {
         line(
-            "    # Scales of either sign: half a dB more of the same size and speed. Every engine takes them, whatever its kernel.",
+            "    # Scales of either sign: half a dB more of the same size and speed. transformers, vLLM and SGLang take them.",
         );
         line("    scales: signed");
     }

@@ -143,6 +143,15 @@ fn floats_of_four_bits_load_in_bf16() {
     check("llama", MXFP4, "", "vllm-mxfp4-activations", both);
     check("qwen3-moe", MXFP4, "", "vllm-mxfp4-activations", both);
     assert_eq!(said(&plan_for("sglang", "llama", MXFP4)), "!sglang-mxfp4");
+    // SGLang has a loader of its own for the experts of one family, if nothing else is quantized.
+    let experts = format!("{MXFP4}    targets: [\"re:.*mlp\\\\.experts\\\\..*\"]\n");
+    let mut kimi = Fixture::load("qwen3-moe");
+    kimi.config["model_type"] = "kimi_k3".into();
+    let model = tempfile::tempdir().expect("a temporary folder");
+    kimi.write(model.path());
+    assert_eq!(said(&plan_of("sglang", &model, &experts)), "");
+    assert_eq!(said(&plan_of("sglang", &model, MXFP4)), "!sglang-mxfp4");
+    assert_eq!(said(&plan_for("sglang", "qwen3-moe", &experts)), "!sglang-mxfp4");
     const NVFP4: &str = "  - stage: quantize-nvfp4\n";
     check("llama", NVFP4, "", "", "");
     check("qwen3-moe", NVFP4, "!transformers-nvfp4-experts", "", "!transformers-nvfp4-experts");
