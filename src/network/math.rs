@@ -1,9 +1,13 @@
-//! Functions of numbers and rows, in F32.
+//! Functions of numbers and rows, in F32: a straight line of arithmetic, compiled for each instruction set. None of them fuses
+//! products and sums, so that numbers are the same on all machines.
 
 use super::parts::{Activation, Join, NormKind};
+use crate::quant::Isa;
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::Machine;
 
-/// eˣ to about one unit in the last place: a straight line of arithmetic, without a branch, that compilers turn into vectors.
-#[inline]
+/// eˣ to about one unit in the last place, without a branch, so that compilers turn it into vectors.
+#[inline(always)]
 pub(super) fn exp(x: f32) -> f32 {
     /// Adding 1.5 · 2²³ leaves a whole number in the lowest bits, rounded.
     const SHIFT: f32 = 12_582_912.0;
@@ -30,12 +34,12 @@ pub(super) fn exp(x: f32) -> f32 {
     if x < -87.0 { 0.0 } else { result }
 }
 
-#[inline]
+#[inline(always)]
 fn power_of_two(exponent: i32) -> f32 {
     f32::from_bits((exponent.wrapping_add(127).wrapping_shl(23)).cast_unsigned())
 }
 
-#[inline]
+#[inline(always)]
 pub(super) fn sigmoid(x: f32) -> f32 {
     1.0 / (1.0 + exp(-x))
 }
@@ -72,7 +76,7 @@ fn gelu(x: f32) -> f32 {
     (0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2))) as f32
 }
 
-#[inline]
+#[inline(always)]
 fn gelu_tanh(x: f32) -> f32 {
     const ROOT: f32 = 0.797_884_6;
     // ½ (1 + tanh y) is sigmoid(2 y).
@@ -90,39 +94,74 @@ pub(super) fn softplus(x: f32) -> f32 {
 
 /// Applies a function to each number.
 pub(super) fn activate(values: &mut [f32], with: Activation) {
-    let each = |f: fn(f32) -> f32, values: &mut [f32]| values.iter_mut().for_each(|x| *x = f(*x));
-    match with {
-        Activation::Silu => values.iter_mut().for_each(|x| *x *= sigmoid(*x)),
-        Activation::Gelu => each(gelu, values),
-        Activation::GeluTanh => values.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
-        Activation::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
-        Activation::ReluSquared => values.iter_mut().for_each(|x| *x = x.max(0.0) * x.max(0.0)),
-        Activation::Sigmoid => values.iter_mut().for_each(|x| *x = sigmoid(*x)),
-        Activation::Tanh => each(tanh, values),
-        Activation::Softplus => each(softplus, values),
+    Isa::detect().run(Activate { values, with });
+}
+
+struct Activate<'a> {
+    values: &'a mut [f32],
+    with: Activation,
+}
+
+impl Job for Activate<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        let Self { values, with } = self;
+        let each = |f: fn(f32) -> f32, values: &mut [f32]| values.iter_mut().for_each(|x| *x = f(*x));
+        match with {
+            Activation::Silu => values.iter_mut().for_each(|x| *x *= sigmoid(*x)),
+            Activation::Gelu => each(gelu, values),
+            Activation::GeluTanh => values.iter_mut().for_each(|x| *x = gelu_tanh(*x)),
+            Activation::Relu => values.iter_mut().for_each(|x| *x = x.max(0.0)),
+            Activation::ReluSquared => values.iter_mut().for_each(|x| *x = x.max(0.0) * x.max(0.0)),
+            Activation::Sigmoid => values.iter_mut().for_each(|x| *x = sigmoid(*x)),
+            Activation::Tanh => each(tanh, values),
+            Activation::Softplus => each(softplus, values),
+        }
     }
 }
 
 /// Gate becomes gate and up joined.
 pub(super) fn join(gate: &mut [f32], up: &[f32], how: Join) {
-    match how {
-        Join::Product(with) => {
-            activate(gate, with);
-            gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= up);
-        }
-        Join::Clamped { alpha, limit } => {
-            for (gate, up) in gate.iter_mut().zip(up) {
-                let (g, u) = (gate.min(limit), up.clamp(-limit, limit));
-                *gate = (u + 1.0) * (g * sigmoid(g * alpha));
+    Isa::detect().run(Joined { gate, up, how });
+}
+
+struct Joined<'a> {
+    gate: &'a mut [f32],
+    up: &'a [f32],
+    how: Join,
+}
+
+impl Job for Joined<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, machine: M) {
+        let Self { gate, up, how } = self;
+        match how {
+            Join::Product(with) => {
+                Activate { values: gate, with }.run(machine);
+                gate.iter_mut().zip(up).for_each(|(gate, up)| *gate *= up);
+            }
+            Join::Clamped { alpha, limit } => {
+                for (gate, up) in gate.iter_mut().zip(up) {
+                    let (g, u) = (gate.min(limit), up.clamp(-limit, limit));
+                    *gate = (u + 1.0) * (g * sigmoid(g * alpha));
+                }
             }
         }
     }
 }
 
-/// Sums in eight lanes: as exact as a short sum and the same on every machine.
+/// Lanes of a sum, and of a search: as exact as a short sum, and the same on every machine.
+const LANES: usize = 8;
+
+/// Sums in lanes.
+#[inline(always)]
 fn sum(row: &[f32], of: impl Fn(f32) -> f32) -> f32 {
-    let mut lanes = [0f32; 8];
-    let (chunks, rest) = row.as_chunks::<8>();
+    let mut lanes = [0f32; LANES];
+    let (chunks, rest) = row.as_chunks::<LANES>();
     for chunk in chunks {
         for (lane, x) in lanes.iter_mut().zip(chunk) {
             *lane += of(*x);
@@ -142,24 +181,44 @@ pub(super) fn norm(
     bias: Option<&[f32]>,
     epsilon: f32,
 ) {
-    #[expect(clippy::cast_precision_loss, reason = "widths are far below 2²⁴")]
-    let width = row.len() as f32;
-    let mut mean = 0.0;
-    let factor = match kind {
-        NormKind::Rms | NormKind::RmsPlusOne => 1.0 / (sum(row, |x| x * x) / width + epsilon).sqrt(),
-        NormKind::Length => 1.0 / (sum(row, |x| x * x) + epsilon).sqrt(),
-        NormKind::Layer => {
-            mean = sum(row, |x| x) / width;
-            1.0 / (sum(row, |x| (x - mean) * (x - mean)) / width + epsilon).sqrt()
+    Isa::detect().run(Normed { row, kind, weight, bias, epsilon });
+}
+
+struct Normed<'a> {
+    row: &'a mut [f32],
+    kind: NormKind,
+    weight: Option<&'a [f32]>,
+    bias: Option<&'a [f32]>,
+    epsilon: f32,
+}
+
+impl Job for Normed<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        let Self { row, kind, weight, bias, epsilon } = self;
+        #[expect(clippy::cast_precision_loss, reason = "widths are far below 2²⁴")]
+        let width = row.len() as f32;
+        let mut mean = 0.0;
+        let factor = match kind {
+            NormKind::Rms | NormKind::RmsPlusOne => 1.0 / (sum(row, |x| x * x) / width + epsilon).sqrt(),
+            NormKind::Length => 1.0 / (sum(row, |x| x * x) + epsilon).sqrt(),
+            NormKind::Layer => {
+                mean = sum(row, |x| x) / width;
+                1.0 / (sum(row, |x| (x - mean) * (x - mean)) / width + epsilon).sqrt()
+            }
+        };
+        let plus = if kind == NormKind::RmsPlusOne { 1.0 } else { 0.0 };
+        match weight {
+            Some(weight) => {
+                row.iter_mut().zip(weight).for_each(|(x, w)| *x = (*x - mean) * factor * (w + plus));
+            }
+            None => row.iter_mut().for_each(|x| *x = (*x - mean) * factor),
         }
-    };
-    let plus = if kind == NormKind::RmsPlusOne { 1.0 } else { 0.0 };
-    match weight {
-        Some(weight) => row.iter_mut().zip(weight).for_each(|(x, w)| *x = (*x - mean) * factor * (w + plus)),
-        None => row.iter_mut().for_each(|x| *x = (*x - mean) * factor),
-    }
-    if let Some(bias) = bias {
-        row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        if let Some(bias) = bias {
+            row.iter_mut().zip(bias).for_each(|(x, b)| *x += b);
+        }
     }
 }
 
@@ -174,11 +233,31 @@ pub(super) fn temper(rows: &mut [f32], width: usize, scale: f32, floor: f32) {
 
 /// Softmax of a row; `extra` takes part and leads nowhere.
 pub(super) fn softmax(row: &mut [f32], extra: Option<f32>) {
-    let largest = row.iter().copied().fold(extra.unwrap_or(f32::NEG_INFINITY), f32::max);
-    row.iter_mut().for_each(|x| *x = exp(*x - largest));
-    let total = sum(row, |x| x) + extra.map_or(0.0, |x| exp(x - largest));
-    let factor = 1.0 / total;
-    row.iter_mut().for_each(|x| *x *= factor);
+    Isa::detect().run(Softmax { row, extra });
+}
+
+struct Softmax<'a> {
+    row: &'a mut [f32],
+    extra: Option<f32>,
+}
+
+impl Job for Softmax<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        let Self { row, extra } = self;
+        let mut lanes = [extra.unwrap_or(f32::NEG_INFINITY); LANES];
+        let (chunks, rest) = row.as_chunks::<LANES>();
+        for chunk in chunks {
+            lanes.iter_mut().zip(chunk).for_each(|(lane, x)| *lane = lane.max(*x));
+        }
+        let largest = lanes.iter().chain(rest).copied().fold(f32::NEG_INFINITY, f32::max);
+        row.iter_mut().for_each(|x| *x = exp(*x - largest));
+        let total = sum(row, |x| x) + extra.map_or(0.0, |x| exp(x - largest));
+        let factor = 1.0 / total;
+        row.iter_mut().for_each(|x| *x *= factor);
+    }
 }
 
 #[cfg(test)]

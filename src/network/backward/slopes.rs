@@ -1,7 +1,10 @@
-//! Slopes of functions of numbers and rows.
+//! Slopes of functions of numbers and rows, compiled for each instruction set.
 
 use super::super::math::{activate, erf, sigmoid};
 use super::super::parts::{Activation, Join, NormKind};
+use crate::quant::Isa;
+use crate::quant::simd::Job;
+use crate::quant::simd::machine::Machine;
 
 /// Σ a·b, in eight lanes: as exact as a short sum and the same on every machine.
 pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
@@ -14,44 +17,59 @@ pub(super) fn dot(a: &[f32], b: &[f32]) -> f32 {
     lanes.iter().sum()
 }
 
-/// The slope of a function at x.
-fn slope(x: f32, with: Activation) -> f32 {
-    const ROOT: f32 = 0.797_884_6;
-    match with {
-        Activation::Silu => {
-            let share = sigmoid(x);
-            share * (1.0 + x * (1.0 - share))
+/// The slope of the error function's linear unit at x.
+fn slope_of_gelu(x: f32) -> f32 {
+    let wide = f64::from(x);
+    let area = 0.5 * (1.0 + erf(wide * std::f64::consts::FRAC_1_SQRT_2));
+    let density =
+        (-0.5 * wide * wide).exp() * 0.5 * std::f64::consts::FRAC_2_SQRT_PI * std::f64::consts::FRAC_1_SQRT_2;
+    #[expect(clippy::cast_possible_truncation, reason = "rounding to F32 is the purpose")]
+    let slope = (area + wide * density) as f32;
+    slope
+}
+
+/// Multiplies gradients by the slopes of a function at some numbers.
+struct Slopes<'a> {
+    gradients: &'a mut [f32],
+    values: &'a [f32],
+    with: Activation,
+}
+
+impl Job for Slopes<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) {
+        const ROOT: f32 = 0.797_884_6;
+        let Self { gradients, values, with } = self;
+        let rows = gradients.iter_mut().zip(values);
+        match with {
+            Activation::Silu => rows.for_each(|(gradient, x)| {
+                let share = sigmoid(*x);
+                *gradient *= share * (1.0 + x * (1.0 - share));
+            }),
+            Activation::Gelu => rows.for_each(|(gradient, x)| *gradient *= slope_of_gelu(*x)),
+            Activation::GeluTanh => rows.for_each(|(gradient, x)| {
+                // x · sigmoid(2 y) with y = ROOT · (x + 0.044715 x³).
+                let share = sigmoid(2.0 * ROOT * (x + 0.044_715 * x * x * x));
+                let slope = 2.0 * ROOT * (1.0 + 3.0 * 0.044_715 * x * x);
+                *gradient *= share + x * share * (1.0 - share) * slope;
+            }),
+            Activation::Relu => rows.for_each(|(gradient, x)| *gradient *= f32::from(u8::from(*x > 0.0))),
+            Activation::ReluSquared => rows.for_each(|(gradient, x)| *gradient *= 2.0 * x.max(0.0)),
+            Activation::Sigmoid => rows.for_each(|(gradient, x)| {
+                let share = sigmoid(*x);
+                *gradient *= share * (1.0 - share);
+            }),
+            Activation::Tanh => rows.for_each(|(gradient, x)| *gradient *= 1.0 - x.tanh() * x.tanh()),
+            Activation::Softplus => rows.for_each(|(gradient, x)| *gradient *= sigmoid(*x)),
         }
-        Activation::Gelu => {
-            let wide = f64::from(x);
-            let area = 0.5 * (1.0 + erf(wide * std::f64::consts::FRAC_1_SQRT_2));
-            let density = (-0.5 * wide * wide).exp()
-                * 0.5
-                * std::f64::consts::FRAC_2_SQRT_PI
-                * std::f64::consts::FRAC_1_SQRT_2;
-            #[expect(clippy::cast_possible_truncation, reason = "rounding to F32 is the purpose")]
-            let slope = (area + wide * density) as f32;
-            slope
-        }
-        Activation::GeluTanh => {
-            // x · sigmoid(2 y) with y = ROOT · (x + 0.044715 x³).
-            let share = sigmoid(2.0 * ROOT * (x + 0.044_715 * x * x * x));
-            share + x * share * (1.0 - share) * 2.0 * ROOT * (1.0 + 3.0 * 0.044_715 * x * x)
-        }
-        Activation::Relu => f32::from(u8::from(x > 0.0)),
-        Activation::ReluSquared => 2.0 * x.max(0.0),
-        Activation::Sigmoid => {
-            let share = sigmoid(x);
-            share * (1.0 - share)
-        }
-        Activation::Tanh => 1.0 - x.tanh() * x.tanh(),
-        Activation::Softplus => sigmoid(x),
     }
 }
 
 /// Replaces gradients of what a function made of numbers with those of the numbers.
 pub(super) fn activate_back(gradients: &mut [f32], values: &[f32], with: Activation) {
-    gradients.iter_mut().zip(values).for_each(|(gradient, x)| *gradient *= slope(*x, with));
+    Isa::detect().run(Slopes { gradients, values, with });
 }
 
 /// Gradients of gate and up from those of what they were joined to.
@@ -61,8 +79,10 @@ pub(super) fn join_back(gradients: &[f32], gate: &[f32], up: &[f32], how: Join) 
             let mut of_up = gate.to_vec();
             activate(&mut of_up, with);
             of_up.iter_mut().zip(gradients).for_each(|(x, gradient)| *x *= gradient);
-            let rows = gradients.iter().zip(gate).zip(up);
-            (rows.map(|((gradient, gate), up)| gradient * up * slope(*gate, with)).collect(), of_up)
+            let mut of_gate: Vec<f32> =
+                gradients.iter().zip(up).map(|(gradient, up)| gradient * up).collect();
+            activate_back(&mut of_gate, gate, with);
+            (of_gate, of_up)
         }
         Join::Clamped { alpha, limit } => {
             let one = |((gradient, gate), up): ((&f32, &f32), &f32)| {
@@ -139,7 +159,9 @@ mod tests {
                     activate(&mut values, with);
                     values[0]
                 };
-                near(slope(x, with), value(x + step), value(x - step), step, &format!("{with:?} at {x}"));
+                let mut slope = [1.0];
+                activate_back(&mut slope, &[x], with);
+                near(slope[0], value(x + step), value(x - step), step, &format!("{with:?} at {x}"));
             }
         }
         let joins = ALL.map(Join::Product).into_iter().chain([Join::Clamped { alpha: 1.7, limit: 2.0 }]);
