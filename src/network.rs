@@ -20,6 +20,7 @@ mod execute;
 mod families;
 mod feed;
 mod keys;
+mod listener;
 mod math;
 mod mixers;
 mod moments;
@@ -35,6 +36,7 @@ mod recurrent;
 mod rope;
 mod rounding;
 mod routing;
+mod row_products;
 mod rules;
 mod sequence;
 mod shape;
@@ -51,6 +53,7 @@ pub use compare::{Divergence, compare_logits, layer_error, logits, pooled_cosine
 pub use description::Description;
 pub use execute::{Hear, LayerWeights, Values, Window};
 pub use families::{FAMILIES, Family};
+pub use listener::{Listener, Silent};
 pub use moments::Moments;
 pub use moments_file::{MomentsFile, MomentsLayout, MomentsWriter};
 pub use op::{Op, Program, Slot};
@@ -58,10 +61,10 @@ pub use outputs::{OutputMoments, OutputSum};
 pub use parts::{
     Activation, Attention, Embedding, Head, Join, Layout, Linear, Norm, NormKind, Part, Rope, Router, Scores,
 };
-pub use pass::{Hidden, Listener, Pass, Silent, Tell};
+pub use pass::{Hidden, Pass, Tell};
 pub use quantized::{InputRounding, Quantized};
 pub use rounding::{RoundedMatrix, Rounding, StageSize, Unusable, round_stage};
 pub use routing::Routing;
-pub use sequence::{Round, Sequence, StageMoments, stage_parts};
+pub use sequence::{Compared, Round, Sequence, StageMoments, stage_parts};
 pub use statistics::MeanSquares;
 pub use weights::Weights;

@@ -23,6 +23,7 @@ mod model_pass;
 mod outcome;
 pub mod parts;
 mod preflight;
+pub mod prepare;
 pub mod rounding;
 pub(crate) mod stream;
 mod sums;

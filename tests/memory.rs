@@ -126,6 +126,7 @@ fn a_stage_takes_the_bytes_that_are_stated() {
     let cases = [
         size.clone(),
         StageSize { columns: 1536, rows: &[512], has_residual: true, ..size.clone() },
+        StageSize { columns: 1536, rows: &[512], has_cross: false, has_residual: true, ..size.clone() },
         StageSize { rows: &[384, 384], has_cross: false, ..size.clone() },
         StageSize { columns: 512, rows: &[512], has_residual: true, block: Some(512), ..size.clone() },
         StageSize { columns: 512, rows: &[700, 700], block: Some(128), ..size },

@@ -60,10 +60,9 @@ fn carry_out(args: &RunArgs, ci: &Ci<'_>, output: &Output, signals: &Signals) ->
     let listener = listener(output);
     let running = signals.running(&options.cancel);
     let warnings = plan.warnings.len();
-    crate::run::calibrate::calibrate(&mut plan, &options, listener.as_ref())?;
     let until = args.wait.map(|wait| Instant::now() + wait);
-    let round = || crate::run::rounding::round(&mut plan, &options, listener.as_ref());
-    waiting(until, &options.cancel, round)?;
+    let prepare = || crate::run::prepare::prepare(&mut plan, &options, listener.as_ref());
+    waiting(until, &options.cancel, prepare)?;
     if !is_json {
         output.findings(&plan.warnings[warnings..]);
     }

@@ -154,8 +154,7 @@ fn carry_out(
         keep_unpublished: trust == Trust::Trusted,
         ..options
     };
-    crate::run::calibrate::calibrate(&mut plan, &options, listener.as_ref())?;
-    crate::run::rounding::round(&mut plan, &options, listener.as_ref())?;
+    crate::run::prepare::prepare(&mut plan, &options, listener.as_ref())?;
     let outcome = crate::run::run(&plan, &options, listener.as_ref())?;
     Ok((plan, outcome))
 }

@@ -253,7 +253,7 @@ pub const CODES: &[Code] = &[
     c("run::interrupted", "The run was interrupted.", "Run it again: it goes on from where it was."),
     c("run::kernels-disagree", "Two computations of one number differ: a bug, or a broken processor.", "Report it; `--isa portable` may avoid it."),
     c("run::memory", "The system gives too little memory.", "Raise `ulimit -v`, or use a larger machine."),
-    c("run::not-rounded", "A program runs a plan before its codes are chosen.", "Call `run::rounding::round` before `run::run`."),
+    c("run::not-rounded", "A program runs a plan before its codes are chosen.", "Call `run::prepare::prepare` before `run::run`."),
     c("run::threads", "Fewer threads than wanted could be started.", "Raise `ulimit -u` or `ulimit -v`, if speed matters."),
     c("sweep::rounding", "`monoquant sweep` measures matrices that `rounding: gptq` asks for as rounded to nearest.", "Compare runs of the settings of interest (`monoquant compare`)."),
     c("sweep::values", "`sweep --set` has no values, or there are too many combinations.", "Write `PATH=VALUE,VALUE`."),

@@ -148,9 +148,10 @@ impl Pass<'_> {
                 gradients.put(index, gradient)?;
                 all_heard.extend(heard);
             }
-            outputs.add(all_heard);
+            outputs.add(&all_heard);
             tell(range.len())?;
         }
+        outputs.complete();
         Ok(())
     }
 }

@@ -87,6 +87,11 @@ impl LayerWeights {
         product::linear(inputs, (matrix.rows, matrix.columns), self.matrix(matrix), matrix.layout, bias)
     }
 
+    /// [`LayerWeights::product`] without its bias.
+    pub(super) fn product_alone(&self, matrix: &Linear, inputs: &[f32]) -> Vec<f32> {
+        product::linear(inputs, (matrix.rows, matrix.columns), self.matrix(matrix), matrix.layout, None)
+    }
+
     /// Gradients of inputs from those of outputs.
     pub(super) fn product_back(&self, matrix: &Linear, gradients: &[f32]) -> Vec<f32> {
         product::linear_back(gradients, (matrix.rows, matrix.columns), self.matrix(matrix), matrix.layout)

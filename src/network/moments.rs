@@ -6,13 +6,10 @@ use std::io::{self, Write};
 
 use rayon::prelude::*;
 
+use super::listener::Listener;
 use super::parts::{Linear, Part};
-use super::pass::Listener;
-use super::product::{View, multiply};
+use super::row_products::{Rows, add_squares, strip};
 use crate::finding::Finding;
-
-/// Columns that one product makes: the unit of parallel work.
-const STRIP: usize = 128;
 
 /// Windows whose inputs are held and summed in F32 before they join the F64 sums of all.
 const BLOCK: usize = 8;
@@ -39,21 +36,13 @@ pub(super) fn place(matrix: &Linear) -> Place {
     (matrix.module().to_owned(), expert)
 }
 
-/// Rows that were heard at each place, put side by side in their order: of one place at a time, so that only its rows are there
-/// twice.
-pub(super) fn each_together(
-    heard: impl IntoIterator<Item = (Place, Vec<f32>)>,
-    mut with: impl FnMut(&Place, &[f32]),
-) {
-    let mut pieces: BTreeMap<Place, Vec<Vec<f32>>> = BTreeMap::new();
+/// The rows that were heard at each place, in their order.
+pub(super) fn by_place(heard: &[(Place, Vec<f32>)]) -> BTreeMap<&Place, Vec<&[f32]>> {
+    let mut pieces: BTreeMap<&Place, Vec<&[f32]>> = BTreeMap::new();
     for (place, rows) in heard {
         pieces.entry(place).or_default().push(rows);
     }
-    for (place, pieces) in pieces {
-        let together = pieces.concat();
-        drop(pieces);
-        with(&place, &together);
-    }
+    pieces
 }
 
 impl Moments {
@@ -131,25 +120,41 @@ impl Sum {
         (0..columns * columns).map(|index| at(index / columns, index % columns)).collect()
     }
 
-    pub(super) fn add(&mut self, inputs: &[f32]) {
+    /// What is to be done to add some inputs, in strips of so many rows.
+    pub(super) fn strips<'s>(&'s mut self, inputs: &'s Rows<'s>, height: usize) -> Vec<Strip<'s>> {
         let columns = self.columns;
-        let rows = inputs.len() / columns;
-        self.rows += rows as u64;
-        let view = View::rows(inputs, columns);
-        // Rows of the sum in strips: each up to its own diagonal.
-        self.sum.par_chunks_mut(STRIP * columns).enumerate().for_each(|(strip, sum)| {
-            let (start, height) = (strip * STRIP, sum.len() / columns);
-            let width = start + height;
-            let mut add = vec![0f32; height * width];
-            if rows > 0 {
-                let left = View { data: &inputs[start..], ..view }.turned();
-                multiply((height, rows, width), left, view, (&mut add, width), 1.0, false);
-            }
-            for (sum, add) in sum.chunks_exact_mut(columns).zip(add.chunks_exact(width)) {
-                sum.iter_mut().zip(add).for_each(|(sum, add)| *sum += f64::from(*add));
-            }
-        });
+        self.rows += inputs.count() as u64;
+        let strips = self.sum.chunks_mut((height * columns).max(1)).enumerate();
+        strips.map(|(strip, sum)| Strip { columns, start: strip * height, sum, inputs }).collect()
     }
+}
+
+/// Some rows of a sum: each up to its own diagonal, in F32 before it joins the F64 sum.
+pub(super) struct Strip<'s> {
+    columns: usize,
+    start: usize,
+    sum: &'s mut [f64],
+    inputs: &'s Rows<'s>,
+}
+
+impl Strip<'_> {
+    pub(super) fn add(self) {
+        let Self { columns, start, sum, inputs } = self;
+        let width = start + sum.len() / columns;
+        let mut add = vec![0f32; sum.len() / columns * width];
+        add_squares((&mut add, width), inputs, 0, start);
+        for (sum, add) in sum.chunks_exact_mut(columns).zip(add.chunks_exact(width)) {
+            sum.iter_mut().zip(add).for_each(|(sum, add)| *sum += f64::from(*add));
+        }
+    }
+}
+
+/// Adds inputs to sums, those of all sums side by side: one alone has few strips.
+pub(super) fn add(all: &mut [(&mut Sum, Rows<'_>)]) {
+    let height = strip(all.iter().map(|(sum, _)| sum.columns).sum());
+    let strips: Vec<Strip<'_>> =
+        all.iter_mut().flat_map(|(sum, inputs)| sum.strips(inputs, height)).collect();
+    strips.into_par_iter().for_each(Strip::add);
 }
 
 impl Listener for Moments {
@@ -167,11 +172,16 @@ impl Listener for Moments {
     }
 
     fn keep(&mut self, heard: Vec<Self::Heard>) -> Result<(), Finding> {
-        each_together(heard.into_iter().flatten(), |place, inputs| {
-            if let Some(sum) = self.chosen.get_mut(place) {
-                sum.add(inputs);
+        let heard: Vec<_> = heard.into_iter().flatten().collect();
+        let mut heard = by_place(&heard);
+        let mut all: Vec<(&mut Sum, Rows<'_>)> = Vec::new();
+        for (place, sum) in &mut self.chosen {
+            if let Some(pieces) = heard.remove(place) {
+                let rows = Rows { width: sum.columns, pieces };
+                all.push((sum, rows));
             }
-        });
+        }
+        add(&mut all);
         Ok(())
     }
 

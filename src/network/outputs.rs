@@ -5,12 +5,9 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::batches::blocks;
-use super::moments::{Place, each_together, place};
+use super::moments::{Place, by_place, place};
 use super::parts::Linear;
-use super::product::{View, multiply};
-
-/// Rows of a sum that one product makes: the unit of parallel work.
-const STRIP: usize = 128;
+use super::row_products::{Rows, add_squares, strip};
 
 /// Σ g gᵀ of the gradients g of the outputs of chosen matrices of one layer.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -55,13 +52,26 @@ impl OutputMoments {
         Some(place(matrix)).filter(|place| self.chosen.contains_key(place))
     }
 
-    /// Adds rows of gradients, those of one matrix in their order.
-    pub(super) fn add(&mut self, heard: Vec<(Place, Vec<f32>)>) {
-        each_together(heard, |place, rows| {
-            if let Some(sum) = self.chosen.get_mut(place) {
-                sum.add(rows);
+    /// Adds rows of gradients, those of one matrix in their order. Sums are whole after [`OutputMoments::complete`].
+    pub(super) fn add(&mut self, heard: &[(Place, Vec<f32>)]) {
+        let mut heard = by_place(heard);
+        let mut all: Vec<(&mut OutputSum, Rows<'_>)> = Vec::new();
+        for (place, sum) in &mut self.chosen {
+            if let Some(pieces) = heard.remove(place) {
+                let rows = Rows { width: sum.rows, pieces };
+                all.push((sum, rows));
             }
-        });
+        }
+        // Those of all matrices side by side: one alone has few.
+        let height = strip(all.iter().map(|(sum, _)| sum.rows).sum());
+        let strips: Vec<Strip<'_>> =
+            all.iter_mut().flat_map(|(sum, rows)| sum.strips(rows, height)).collect();
+        strips.into_par_iter().for_each(Strip::add);
+    }
+
+    /// Makes sums whole: only what is below their diagonals grows.
+    pub(super) fn complete(&mut self) {
+        self.chosen.values_mut().for_each(OutputSum::mirror);
     }
 }
 
@@ -92,24 +102,56 @@ impl OutputSum {
         self.sums.iter().map(|sum| sum * share).collect()
     }
 
-    fn add(&mut self, gradients: &[f32]) {
-        let (rows, block) = (self.rows, self.block);
-        let tokens = gradients.len() / rows.max(1);
-        if tokens == 0 {
-            return;
-        }
-        self.tokens += tokens as u64;
+    /// Puts what is below the diagonals above them, too.
+    fn mirror(&mut self) {
         let mut rest = self.sums.as_mut_slice();
-        for range in blocks(rows, block) {
+        for range in blocks(self.rows, self.block) {
             let size = range.len();
             let (sums, after) = rest.split_at_mut(size * size);
             rest = after;
-            let right = View { data: &gradients[range.start..], ..View::rows(gradients, rows) };
-            sums.par_chunks_mut(STRIP * size).enumerate().for_each(|(strip, sums)| {
-                let left = View { data: &right.data[strip * STRIP..], ..right }.turned();
-                multiply((sums.len() / size, tokens, size), left, right, (sums, size), 1.0, true);
-            });
+            for row in 0..size {
+                for column in row + 1..size {
+                    sums[row * size + column] = sums[column * size + row];
+                }
+            }
         }
+    }
+
+    /// What is to be done to add rows of gradients, in strips of so many rows.
+    fn strips<'s>(&'s mut self, gradients: &'s Rows<'s>, height: usize) -> Vec<Strip<'s>> {
+        self.tokens += gradients.count() as u64;
+        let (mut out, mut rest) = (Vec::new(), self.sums.as_mut_slice());
+        for range in blocks(self.rows, self.block) {
+            let size = range.len();
+            let (sums, after) = rest.split_at_mut(size * size);
+            rest = after;
+            let strips = sums.chunks_mut(height * size).enumerate();
+            out.extend(strips.map(|(strip, sums)| Strip {
+                size,
+                block: range.start,
+                start: strip * height,
+                sums,
+                gradients,
+            }));
+        }
+        out
+    }
+}
+
+/// Some rows of a block: each up to its own diagonal.
+struct Strip<'s> {
+    /// Outputs of the block, the first of them, and the first of these rows within it.
+    size: usize,
+    block: usize,
+    start: usize,
+    sums: &'s mut [f32],
+    gradients: &'s Rows<'s>,
+}
+
+impl Strip<'_> {
+    fn add(self) {
+        let Self { size, block, start, sums, gradients } = self;
+        add_squares((sums, size), gradients, block, start);
     }
 }
 
@@ -147,8 +189,9 @@ mod tests {
         let sum = |block: usize| {
             let mut moments = OutputMoments::of([(&matrix, block)].into_iter());
             let place = moments.place(&matrix).expect("chosen");
-            moments.add(vec![(place.clone(), gradients[..rows * 7].to_vec())]);
-            moments.add(vec![(place, gradients[rows * 7..].to_vec())]);
+            moments.add(&[(place.clone(), gradients[..rows * 7].to_vec())]);
+            moments.add(&[(place, gradients[rows * 7..].to_vec())]);
+            moments.complete();
             assert_eq!(moments.bytes() as u64, OutputSum::bytes_of(rows, block));
             moments.get(&matrix).expect("chosen").clone()
         };

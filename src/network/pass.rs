@@ -1,6 +1,5 @@
 //! Windows of tokens on their way through the layers: the unit of parallel work.
 
-use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -13,102 +12,16 @@ use super::batches::{batches, blocks};
 use super::code;
 use super::description::Description;
 use super::execute::{Hear, LayerWeights, Window, first_not_finite, not_finite};
-use super::parts::Linear;
+use super::listener::Listener;
 use super::rope::Angles;
 use super::weights::Weights;
 use crate::finding::Finding;
 
-/// Windows that are run before what was heard of them is kept: a fixed number, so that sums do not depend on threads.
-const BLOCK: usize = 32;
-
 /// Rows of a table that are read at a time.
 const TABLE_ROWS: usize = 4096;
 
-/// Something that is told of the inputs of every product.
-pub trait Listener: Sync {
-    /// What is heard of one window in one layer.
-    type Heard: Send;
-
-    /// Before a window runs through a layer.
-    fn start(&self) -> Self::Heard;
-
-    /// Before a product is made: rows of inputs, [rows, columns of the matrix]. They may be changed, as engines round them.
-    fn hear(&self, heard: &mut Self::Heard, matrix: &Linear, inputs: &mut Cow<'_, [f32]>);
-
-    /// What was heard of some windows, in their order.
-    ///
-    /// # Errors
-    /// As the listener says; the pass ends with it.
-    fn keep(&mut self, heard: Vec<Self::Heard>) -> Result<(), Finding>;
-
-    /// How many windows are heard of before they are kept. Must not depend on threads.
-    fn block(&self) -> usize {
-        BLOCK
-    }
-}
-
-impl<L: Listener> Listener for &mut L {
-    type Heard = L::Heard;
-
-    fn start(&self) -> L::Heard {
-        L::start(self)
-    }
-
-    fn hear(&self, heard: &mut L::Heard, matrix: &Linear, inputs: &mut Cow<'_, [f32]>) {
-        L::hear(self, heard, matrix, inputs);
-    }
-
-    fn keep(&mut self, heard: Vec<L::Heard>) -> Result<(), Finding> {
-        L::keep(self, heard)
-    }
-
-    fn block(&self) -> usize {
-        L::block(self)
-    }
-}
-
-/// Two listeners, one after the other.
-impl<A: Listener, B: Listener> Listener for (A, B) {
-    type Heard = (A::Heard, B::Heard);
-
-    fn start(&self) -> Self::Heard {
-        (self.0.start(), self.1.start())
-    }
-
-    fn hear(&self, heard: &mut Self::Heard, matrix: &Linear, inputs: &mut Cow<'_, [f32]>) {
-        self.0.hear(&mut heard.0, matrix, inputs);
-        self.1.hear(&mut heard.1, matrix, inputs);
-    }
-
-    fn keep(&mut self, heard: Vec<Self::Heard>) -> Result<(), Finding> {
-        let (first, second) = heard.into_iter().unzip();
-        self.0.keep(first)?;
-        self.1.keep(second)
-    }
-
-    fn block(&self) -> usize {
-        self.0.block().min(self.1.block())
-    }
-}
-
 /// Is told how many windows are through with something. An error ends the work.
 pub type Tell<'a> = &'a (dyn Fn(usize) -> Result<(), Finding> + Sync);
-
-/// Hears nothing.
-#[derive(Debug, Clone, Copy, Default)]
-pub struct Silent;
-
-impl Listener for Silent {
-    type Heard = ();
-
-    fn start(&self) {}
-
-    fn hear(&self, (): &mut (), _: &Linear, _: &mut Cow<'_, [f32]>) {}
-
-    fn keep(&mut self, _: Vec<()>) -> Result<(), Finding> {
-        Ok(())
-    }
-}
 
 /// The streams of all windows between two layers: in memory, or in a file.
 #[derive(Debug)]
@@ -196,15 +109,10 @@ impl Hidden {
     }
 
     /// Keeps what a layer has made of a window, if it is finite.
-    pub(super) fn put_finite(
-        &mut self,
-        layer: usize,
-        window: usize,
-        stream: Vec<f32>,
-    ) -> Result<(), Finding> {
-        match first_not_finite(&stream, self.hidden) {
+    pub(super) fn put_after(&mut self, layer: usize, window: usize, after: After) -> Result<(), Finding> {
+        match after.broken {
             Some(token) => Err(not_finite(layer, window, token, None)),
-            None => self.put(window, stream),
+            None => self.put(window, after.stream),
         }
     }
 
@@ -220,6 +128,12 @@ impl Hidden {
         }
         Ok(())
     }
+}
+
+/// The stream of a window after a layer, and its first token that is not finite.
+pub(super) struct After {
+    stream: Vec<f32>,
+    broken: Option<usize>,
 }
 
 /// A model over some windows.
@@ -443,18 +357,25 @@ impl<'a> Pass<'a> {
     ) -> Result<(), Finding> {
         let steps = self.description.layers[layer].ops.len();
         for range in batches(self.windows) {
-            let one = |index: usize| -> Result<Vec<f32>, Finding> {
+            let one = |index: usize| -> Result<After, Finding> {
                 let mut window = self.window(layer, from, index)?;
                 self.run(layer, weights, (index, &mut window), steps, &mut |_, _, _| {});
-                Ok(window.stream())
+                Ok(self.after(window))
             };
             let done: Result<Vec<_>, Finding> = range.clone().into_par_iter().map(one).collect();
-            for (index, stream) in range.clone().zip(done?) {
-                to.put_finite(layer, index, stream)?;
+            for (index, after) in range.clone().zip(done?) {
+                to.put_after(layer, index, after)?;
             }
             tell(range.len())?;
         }
         Ok(())
+    }
+
+    /// What a layer has made of a window.
+    pub(super) fn after(&self, window: Window) -> After {
+        let stream = window.stream();
+        let broken = first_not_finite(&stream, self.description.hidden);
+        After { stream, broken }
     }
 
     /// Makes a window at the start of a layer, for callers that stop between its steps.

@@ -1,7 +1,7 @@
 //! Rows times the matrices of a checkpoint.
 
 use super::parts::Layout;
-pub(super) use crate::quant::product::{View, multiply};
+pub(super) use crate::quant::product::{View, multiply, multiply_below};
 
 /// Rows times a matrix as a checkpoint has it, with its bias: [count, columns] to [count, rows].
 pub(super) fn linear(

@@ -86,7 +86,8 @@ pub fn round_stage<'a>(
     if rows * FEW < columns as u64 {
         return Err(Unusable::FewRows(rows));
     }
-    let correction = cross.map(|cross| Correction::new(columns, &squares, cross)).transpose();
+    let is_corrected = cross.is_some() || residual.is_some();
+    let correction = is_corrected.then(|| Correction::new(columns, &squares, cross)).transpose();
     let correction = correction.map_err(Unusable::Bad)?;
     let target = |matrix: &&Linear| {
         target(upright(matrix, weights.matrix(matrix)), columns, correction.as_ref(), residual.as_deref())
@@ -94,8 +95,26 @@ pub fn round_stage<'a>(
     let targets: Vec<_> = matrices.iter().map(target).collect();
     drop((correction, residual));
     let metric = Arc::new(Metric::new(columns, squares).map_err(Unusable::Bad)?);
-    let each = matrices.into_iter().zip(targets);
-    Ok(each.map(|(matrix, target)| round(matrix, &target?, &how(matrix), &metric)).collect())
+    let how: Vec<Rounding<'_>> = matrices.iter().map(|matrix| how(matrix)).collect();
+    let rows: Vec<usize> = matrices.iter().map(|matrix| matrix.rows).collect();
+    let groups = how.iter().map(|how| how.nearest.scheme().group_cols(columns));
+    let size = StageSize {
+        columns,
+        rows: &rows,
+        has_cross: false,
+        has_residual: false,
+        group: groups.min().unwrap_or(columns),
+        block: how.iter().filter_map(|how| how.outputs).map(|outputs| outputs.block).max(),
+        threads: rayon::current_num_threads(),
+    };
+    let each: Vec<_> = matrices.into_iter().zip(targets).zip(&how).collect();
+    let one = |((matrix, target), how): ((&Linear, Result<Vec<f32>, BadWeight>), &Rounding<'_>)| {
+        round(matrix, &target?, how, &metric)
+    };
+    Ok(match size.is_side_by_side() {
+        true => each.into_par_iter().map(one).collect(),
+        false => each.into_iter().map(one).collect(),
+    })
 }
 
 /// What is rounded: the weights, or with a correction what they make good.

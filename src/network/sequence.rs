@@ -3,19 +3,20 @@
 //! One stream is that of the unquantized model, the other that of the model whose earlier matrices are rounded. Before
 //! a stage both stop; the moments of what they bring there say what the stage's matrices are to make good.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
 use super::batches::batches;
 use super::execute::{LayerWeights, Window};
-use super::moments::Sum;
+use super::listener::Listener;
+use super::moments::{self, Sum};
 use super::op::{Op, Program, Slot};
 use super::parts::Linear;
-use super::pass::{Hidden, Pass, Tell};
-use super::product::{View, multiply};
+use super::pass::{After, Hidden, Pass, Tell};
+use super::row_products::{Rows, add_products, strip};
+use super::statistics::MeanSquares;
 use crate::finding::Finding;
-
-/// Columns (of the left side) that one product of cross moments makes.
-const STRIP: usize = 128;
 
 /// Matrices with the same inputs, and what is known of these.
 #[derive(Debug, Clone, PartialEq)]
@@ -26,11 +27,39 @@ pub struct StageMoments<'a> {
     pub rows: u64,
     /// The mean of x xᵀ, [columns, columns], of the inputs x of the rounded model.
     pub squares: Vec<f32>,
-    /// The mean of (x' − x) xᵀ, [columns, columns], with the inputs x' of the unquantized model. None of experts: which
-    /// tokens they have differs between the models.
+    /// The mean of (x' − x) xᵀ, [columns, columns], with the inputs x' of the unquantized model, if [`Compared`] has it.
     pub cross: Option<Vec<f32>>,
-    /// If the products are added to the stream r: the mean of (r' − r) xᵀ, [rows, columns].
+    /// If the products are added to the stream r: the mean of (r' − r) xᵀ, [rows, columns]; and of W (x' − x) xᵀ with it where
+    /// outputs are compared.
     pub residual: Option<Vec<f32>>,
+}
+
+/// What is summed of the difference between the models before a stage.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compared {
+    /// Nothing, of experts: which tokens they have differs between the models.
+    Nothing,
+    /// The inputs.
+    Inputs,
+    /// The inputs, and the stream that the products are added to.
+    InputsAndStream,
+    /// The stream after the products are added: of a matrix with fewer outputs than inputs. It says the same of the matrix, and
+    /// takes less room and time.
+    Outputs,
+}
+
+impl Compared {
+    /// Whether there are cross moments of the inputs.
+    #[must_use]
+    pub fn has_cross(self) -> bool {
+        matches!(self, Self::Inputs | Self::InputsAndStream)
+    }
+
+    /// Whether there are moments of the stream, or of the outputs.
+    #[must_use]
+    pub fn has_residual(self) -> bool {
+        matches!(self, Self::InputsAndStream | Self::Outputs)
+    }
 }
 
 /// Rounds the matrices of a stage: other weights for some of them, by their place in [`StageMoments::matrices`].
@@ -47,14 +76,24 @@ pub struct Sequence<'a> {
     pub streams: [&'a mut Hidden; 2],
     /// Whether windows wait in memory between two stages. If not, they run from the start of the layer again.
     pub holds: bool,
+    /// Whether the streams are needed after the layer.
+    pub goes_on: bool,
+    /// Hears the unquantized model, if its inputs are to be measured.
+    pub statistics: Option<&'a mut MeanSquares>,
     /// Is told how many windows have come to a stage, or to the end. An error ends the work.
     pub tell: Tell<'a>,
 }
 
-/// The matrices of each stage of a layer, together if their inputs are the same: one list, or one of each expert.
+/// The matrices of each stage of a layer, together if their inputs are the same: one list, or one of each expert. With what is
+/// compared before the stage.
 #[must_use]
-pub fn stage_parts(program: &Program) -> Vec<Vec<Vec<&Linear>>> {
-    program.stages().iter().map(|stage| Inputs::of(program, stage).matrices).collect()
+pub fn stage_parts(program: &Program) -> Vec<(Vec<Vec<&Linear>>, Compared)> {
+    let parts = |stage: &Vec<usize>| {
+        let inputs = Inputs::of(program, stage);
+        let compared = inputs.compared();
+        (inputs.matrices, compared)
+    };
+    program.stages().iter().map(parts).collect()
 }
 
 impl Sequence<'_> {
@@ -72,6 +111,7 @@ impl Sequence<'_> {
     ) -> Result<(), Finding> {
         let (layer, program) = self.layer;
         let mut waiting: Vec<Option<[Window; 2]>> = vec![None; self.streams[0].windows()];
+        let mut heard = 0;
         for stage in program.stages() {
             let inputs = Inputs::of(program, &stage);
             if !inputs.matrices.iter().flatten().any(|matrix| wants(matrix)) {
@@ -79,14 +119,16 @@ impl Sequence<'_> {
             }
             let mut sums = inputs.sums();
             for range in batches(self.pass.windows()) {
+                let steps = heard..stage[0];
                 let windows =
-                    self.advance(&mut waiting[range.clone()], range.start, [weights, rounded], stage[0])?;
-                inputs.add(&windows, &mut sums);
+                    self.advance(&mut waiting[range.clone()], range.start, [weights, rounded], steps)?;
+                inputs.add(&windows, &mut sums, weights);
                 (self.tell)(range.len())?;
                 if self.holds {
                     waiting[range].iter_mut().zip(windows).for_each(|(place, pair)| *place = Some(pair));
                 }
             }
+            heard = stage[0];
             for (of_part, sums) in inputs.matrices.iter().zip(sums) {
                 let matrices: Vec<&Linear> = of_part.iter().copied().filter(|matrix| wants(matrix)).collect();
                 if !matrices.is_empty() {
@@ -97,46 +139,60 @@ impl Sequence<'_> {
             }
         }
         for range in batches(self.pass.windows()) {
-            let windows = self.advance(
-                &mut waiting[range.clone()],
-                range.start,
-                [weights, rounded],
-                program.ops.len(),
-            )?;
-            for (window, [first, second]) in range.clone().zip(windows) {
-                self.streams[0].put_finite(layer, window, first.stream())?;
-                self.streams[1].put_finite(layer, window, second.stream())?;
+            let steps = heard..program.ops.len();
+            if self.goes_on || self.statistics.is_some() {
+                let windows =
+                    self.advance(&mut waiting[range.clone()], range.start, [weights, rounded], steps)?;
+                if self.goes_on {
+                    let after = |pair: [Window; 2]| pair.map(|window| self.pass.after(window));
+                    let ended: Vec<[After; 2]> = windows.into_par_iter().map(after).collect();
+                    for (window, [first, second]) in range.clone().zip(ended) {
+                        self.streams[0].put_after(layer, window, first)?;
+                        self.streams[1].put_after(layer, window, second)?;
+                    }
+                }
             }
             (self.tell)(range.len())?;
         }
         Ok(())
     }
 
-    /// Takes some windows, those that wait or new ones, to a step.
+    /// Takes some windows, those that wait or new ones, to the end of some steps: the first of them that were not heard yet.
     fn advance(
-        &self,
+        &mut self,
         waiting: &mut [Option<[Window; 2]>],
         start: usize,
         weights: [&LayerWeights; 2],
-        step: usize,
+        steps: Range<usize>,
     ) -> Result<Vec<[Window; 2]>, Finding> {
-        let layer = self.layer.0;
-        waiting
-            .par_iter_mut()
-            .enumerate()
-            .map(|(place, waiting)| {
-                let window = start + place;
-                let new = |side: usize| self.pass.window(layer, self.streams[side], window);
-                let mut pair = match waiting.take() {
-                    Some(pair) => pair,
-                    None => [new(0)?, new(1)?],
-                };
-                for (own, weights) in pair.iter_mut().zip(weights) {
-                    self.pass.run(layer, weights, (window, own), step, &mut |_, _, _| {});
+        let ((layer, program), pass) = (self.layer, self.pass);
+        let is_over = !self.goes_on && steps.end == program.ops.len();
+        let (streams, statistics) = (&self.streams, self.statistics.as_deref());
+        let one = |(place, waiting): (usize, &mut Option<[Window; 2]>)| {
+            let window = start + place;
+            let new = |side: usize| pass.window(layer, streams[side], window);
+            let mut pair = match waiting.take() {
+                Some(pair) => pair,
+                None => [new(0)?, new(1)?],
+            };
+            let mut heard = statistics.map(MeanSquares::start);
+            let [first, second] = &mut pair;
+            pass.run(layer, weights[0], (window, first), steps.end, &mut |step, matrix, inputs| {
+                if let (Some(statistics), Some(heard), true) = (statistics, &mut heard, step >= steps.start) {
+                    statistics.hear(heard, matrix, inputs);
                 }
-                Ok(pair)
-            })
-            .collect()
+            });
+            if !is_over {
+                pass.run(layer, weights[1], (window, second), steps.end, &mut |_, _, _| {});
+            }
+            Ok((pair, heard))
+        };
+        let done: Result<Vec<_>, Finding> = waiting.par_iter_mut().enumerate().map(one).collect();
+        let (pairs, heard): (Vec<_>, Vec<_>) = done?.into_iter().unzip();
+        if let Some(statistics) = &mut self.statistics {
+            statistics.keep(heard.into_iter().flatten().collect())?;
+        }
+        Ok(pairs)
     }
 }
 
@@ -182,49 +238,93 @@ impl<'a> Inputs<'a> {
         out
     }
 
+    fn compared(&self) -> Compared {
+        match (self.added, self.matrices.first().and_then(|matrices| matrices.first())) {
+            _ if self.routing.is_some() => Compared::Nothing,
+            (Some(_), Some(matrix)) if matrix.rows < matrix.columns => Compared::Outputs,
+            (Some(_), _) => Compared::InputsAndStream,
+            (None, _) => Compared::Inputs,
+        }
+    }
+
     fn sums(&self) -> Vec<Sums> {
+        let compared = self.compared();
         let of_part = |matrices: &Vec<&Linear>| {
             let (rows, columns) = matrices.first().map_or((0, 0), |matrix| (matrix.rows, matrix.columns));
             Sums {
                 squares: Sum::new(columns),
-                cross: self.routing.is_none().then(|| vec![0.0; columns * columns]),
-                residual: self.added.map(|_| vec![0.0; rows * columns]),
+                cross: compared.has_cross().then(|| vec![0.0; columns * columns]),
+                residual: compared.has_residual().then(|| vec![0.0; rows * columns]),
             }
         };
         self.matrices.iter().map(of_part).collect()
     }
 
-    /// Adds the inputs of some windows that have come to the stage.
-    fn add(&self, windows: &[[Window; 2]], sums: &mut [Sums]) {
-        let all = |side: usize, slot: Slot| -> Vec<f32> {
-            windows.iter().flat_map(|pair| pair[side].rows(slot)).copied().collect()
-        };
+    /// Adds the inputs of some windows that have come to the stage. `weights` are those of the unquantized model.
+    fn add<'w>(&self, windows: &'w [[Window; 2]], sums: &mut [Sums], weights: &LayerWeights) {
         if let Some(routing) = self.routing {
+            let mut all: Vec<(&mut Sum, Rows<'_>)> = Vec::new();
             for (expert, sums) in sums.iter_mut().enumerate() {
-                let columns = self.matrices[expert][0].columns;
-                let of_window = |[_, window]: &[Window; 2]| -> Vec<f32> {
+                let width = self.matrices[expert][0].columns;
+                let of_window = |[_, window]: &'w [Window; 2]| -> &'w [f32] {
                     let rows = window.routing(routing).map_or(0..0, |routing| routing.rows(expert));
-                    window.rows(self.from)[rows.start * columns..rows.end * columns].to_vec()
+                    &window.rows(self.from)[rows.start * width..rows.end * width]
                 };
-                sums.squares.add(&windows.iter().flat_map(of_window).collect::<Vec<_>>());
+                all.push((
+                    &mut sums.squares,
+                    Rows { width, pieces: windows.iter().map(of_window).collect() },
+                ));
             }
+            moments::add(&mut all);
             return;
         }
-        let Some(sums) = sums.first_mut() else { return };
-        let own = all(1, self.from);
-        sums.squares.add(&own);
-        let columns = self.matrices[0][0].columns;
-        let less_own = |slot: Slot| {
-            let mut difference = all(0, slot);
-            difference.iter_mut().zip(all(1, slot)).for_each(|(other, own)| *other -= own);
-            difference
+        let Some(Sums { squares, cross, residual }) = sums.first_mut() else { return };
+        let width = self.matrices[0][0].columns;
+        let own = Rows { width, pieces: windows.iter().map(|[_, own]| own.rows(self.from)).collect() };
+        let of_inputs = differences(windows, self.from);
+        let of_stream = residual.as_ref().and_then(|_| differences(windows, 0));
+        let (of_inputs, of_stream) = match self.compared() {
+            Compared::Outputs => (None, self.of_outputs(of_inputs, of_stream, weights)),
+            _ => (of_inputs, of_stream),
         };
-        if let Some(cross) = &mut sums.cross {
-            add_products(cross, &less_own(self.from), &own, columns);
+        let stream = windows.first().map_or(0, |[_, own]| own.width(0));
+        let of_inputs = of_inputs.as_deref().map(|rows| Rows::of(rows, width));
+        let of_stream = of_stream.as_deref().map(|rows| Rows::of(rows, stream));
+        let between = [&of_inputs, &of_stream].into_iter().flatten().map(|rows| rows.width);
+        let height = strip(width + between.sum::<usize>());
+        let mut parts: Vec<Part<'_>> = squares.strips(&own, height).into_iter().map(Part::Squares).collect();
+        for (sum, left) in [(cross, &of_inputs), (residual, &of_stream)] {
+            if let (Some(sum), Some(left)) = (sum, left) {
+                let strips = sum.chunks_mut(height * width).enumerate();
+                parts.extend(strips.map(|(strip, sum)| Part::Products { sum, left, start: strip * height }));
+            }
         }
-        if let Some(residual) = &mut sums.residual {
-            add_products(residual, &less_own(0), &own, columns);
-        }
+        parts.into_par_iter().for_each(|part| match part {
+            Part::Squares(strip) => strip.add(),
+            Part::Products { sum, left, start } => {
+                add_products(sum, (left, start), &own);
+            }
+        });
+    }
+
+    /// Differences of the stream after the products are added, from those of the inputs and of the stream before. None if both are.
+    fn of_outputs(
+        &self,
+        of_inputs: Option<Vec<Vec<f32>>>,
+        of_stream: Option<Vec<Vec<f32>>>,
+        weights: &LayerWeights,
+    ) -> Option<Vec<Vec<f32>>> {
+        let (Some(of_inputs), Some(factor)) = (of_inputs, self.added) else { return of_stream };
+        let matrix = self.matrices[0][0];
+        let of_window = |(window, rows): (usize, &Vec<f32>)| {
+            let mut products = weights.product_alone(matrix, rows);
+            products.iter_mut().for_each(|x| *x *= factor);
+            if let Some(of_stream) = &of_stream {
+                products.iter_mut().zip(&of_stream[window]).for_each(|(x, add)| *x += add);
+            }
+            products
+        };
+        Some(of_inputs.par_iter().enumerate().map(of_window).collect())
     }
 
     /// Means of the sums of a part.
@@ -247,16 +347,23 @@ impl<'a> Inputs<'a> {
     }
 }
 
-/// Adds leftᵀ · right, over the same rows, to a sum [columns of left, columns].
-fn add_products(sum: &mut [f32], left: &[f32], right: &[f32], columns: usize) {
-    let rows = right.len() / columns.max(1);
-    if rows == 0 {
-        return;
-    }
-    let width = left.len() / rows;
-    sum.par_chunks_mut(STRIP * columns).enumerate().for_each(|(strip, sum)| {
-        let left = View { data: &left[strip * STRIP..], ..View::rows(left, width) }.turned();
-        let size = (sum.len() / columns, rows, columns);
-        multiply(size, left, View::rows(right, columns), (sum, columns), 1.0, true);
-    });
+/// Strips of the sums of a stage, side by side: those of one sum alone are few.
+enum Part<'s> {
+    Squares(moments::Strip<'s>),
+    /// Some rows of a sum of products, from this column of the left side on.
+    Products {
+        sum: &'s mut [f32],
+        left: &'s Rows<'s>,
+        start: usize,
+    },
+}
+
+/// The unquantized model's rows less those of the rounded one, window by window. None if both are the same, as they are before the
+/// first matrix that is rounded.
+fn differences(windows: &[[Window; 2]], slot: Slot) -> Option<Vec<Vec<f32>>> {
+    let of_window = |[other, own]: &[Window; 2]| -> Vec<f32> {
+        other.rows(slot).iter().zip(own.rows(slot)).map(|(other, own)| other - own).collect()
+    };
+    let rows: Vec<Vec<f32>> = windows.par_iter().map(of_window).collect();
+    rows.iter().flatten().any(|x| *x != 0.0).then_some(rows)
 }

@@ -3,8 +3,8 @@
 use std::borrow::Cow;
 use std::collections::BTreeMap;
 
+use super::listener::Listener;
 use super::parts::{Linear, Part};
-use super::pass::Listener;
 use crate::finding::Finding;
 use crate::format::container::{Entry, SAFETENSORS};
 

@@ -47,6 +47,20 @@ pub(crate) fn multiply<T: Number>(
     factor: T,
     adds: bool,
 ) {
+    multiply_below((rows, inner, columns), left, right, (to, to_step), factor, adds, columns);
+}
+
+/// [`multiply`] of which only numbers on and below a diagonal are asked for: of row i the columns up to i + `diagonal`. What is beyond
+/// them is made, too, or left as it is.
+pub(crate) fn multiply_below<T: Number>(
+    (rows, inner, columns): (usize, usize, usize),
+    left: View<'_, T>,
+    right: View<'_, T>,
+    (to, to_step): (&mut [T], usize),
+    factor: T,
+    adds: bool,
+    diagonal: usize,
+) {
     if rows == 0 || columns == 0 {
         return;
     }
@@ -63,7 +77,7 @@ pub(crate) fn multiply<T: Number>(
     }
     let size = (rows, inner, columns);
     T::panels(|panels| {
-        Isa::detect().run(Product { size, left, right, to, to_step, factor, adds, panels });
+        Isa::detect().run(Product { size, left, right, to, to_step, factor, adds, diagonal, panels });
     });
 }
 
@@ -76,6 +90,7 @@ struct Product<'a, T> {
     to_step: usize,
     factor: T,
     adds: bool,
+    diagonal: usize,
     panels: &'a mut [Vec<T>; 2],
 }
 
@@ -97,7 +112,8 @@ impl<T: Number> Product<'_, T> {
     /// In tiles of C rows and V registers; at the end of fewer rows.
     #[inline(always)]
     fn blocks<M: Machine, const A: usize, const B: usize, const C: usize, const V: usize>(self, machine: M) {
-        let Self { size: (rows, inner, columns), left, right, to, to_step, factor, adds, panels } = self;
+        let Self { size: (rows, inner, columns), left, right, to, to_step, factor, adds, diagonal, panels } =
+            self;
         let [lefts, rights] = panels;
         let (across, wide) = (V * T::BESIDE, WIDE / size_of::<T>());
         for top in (0..rows).step_by(HIGH) {
@@ -106,7 +122,7 @@ impl<T: Number> Product<'_, T> {
                 let depth = INNER.min(inner - from);
                 let adds = adds || from > 0;
                 let part = &left.data[top * left.row_step + from * left.column_step..];
-                copy_left::<T, C>(lefts, (height, depth), View { data: part, ..left });
+                copy_left::<T, M, C>(machine, lefts, (height, depth), View { data: part, ..left });
                 for start in (0..columns).step_by(wide) {
                     let width = wide.min(columns - start);
                     let part = &right.data[from * right.row_step + start * right.column_step..];
@@ -119,6 +135,9 @@ impl<T: Number> Product<'_, T> {
                         for (index, left) in lefts.chunks(C * depth).take(height.div_ceil(C)).enumerate() {
                             let row = top + index * C;
                             let height = C.min(rows - row);
+                            if column >= row + height + diagonal {
+                                continue;
+                            }
                             let tile = Tile {
                                 left,
                                 right,
@@ -221,10 +240,12 @@ mod tests {
         let (left, right) = (View::rows(&numbers, 300), View::rows(&numbers[rows * 300..], columns));
         let panels = &mut [Vec::new(), Vec::new()];
         let to_step = columns;
-        isa.run(Product { size, left, right, to: &mut of_single, to_step, factor: -1.0, adds: true, panels });
+        let (factor, adds, diagonal) = (-1.0, true, columns);
+        isa.run(Product { size, left, right, to: &mut of_single, to_step, factor, adds, diagonal, panels });
         let (left, right) = (View::rows(&double, 300), View::rows(&double[rows * 300..], columns));
         let panels = &mut [Vec::new(), Vec::new()];
-        isa.run(Product { size, left, right, to: &mut of_double, to_step, factor: -1.0, adds: true, panels });
+        let factor = -1.0;
+        isa.run(Product { size, left, right, to: &mut of_double, to_step, factor, adds, diagonal, panels });
         (of_single, of_double)
     }
 
@@ -261,6 +282,23 @@ mod tests {
                 let expected = &whole[(row + i) * columns + column..][..width];
                 assert_eq!(found, expected, "{row}, {column}");
             }
+        }
+    }
+
+    #[test]
+    fn numbers_below_a_diagonal_are_those_of_the_whole() {
+        let (size, inner) = (200, 30);
+        let numbers = gaussian(inner * size, 4);
+        let view = View::rows(&numbers, size);
+        for (start, rows) in [(0, 200), (0, 50), (70, 61), (150, 50)] {
+            let left = View { data: &numbers[start..], ..view }.turned();
+            let [mut whole, mut below] = [(); 2].map(|()| vec![0.0; rows * size]);
+            multiply((rows, inner, size), left, view, (&mut whole, size), 1.0, false);
+            multiply_below((rows, inner, size), left, view, (&mut below, size), 1.0, false, start);
+            for (row, (whole, below)) in whole.chunks(size).zip(below.chunks(size)).enumerate() {
+                assert_eq!(whole[..=row + start], below[..=row + start], "row {row} from {start}");
+            }
+            assert!(start > 0 || below[size - 1] == 0.0, "what is far beyond is left");
         }
     }
 

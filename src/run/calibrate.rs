@@ -94,20 +94,58 @@ pub fn statistics_file(
     options: &Options,
     listener: &dyn Listener,
 ) -> Result<Vec<u8>, Failure> {
-    let Some((runs, run)) = plan.runs.as_ref().and_then(|runs| Some((runs, runs.of(stage)?))) else {
-        return Ok(Vec::new());
-    };
-    let shards = plan.model.shards.iter().map(|shard| format!("{} {:?}", shard.name, shard.identity));
-    let key = kept::key(facts(plan, run).into_iter().chain(shards));
-    let export = plan.exports.first().filter(|_| !options.fresh);
-    if let Some(known) = export.and_then(|export| kept::read(&hidden::statistics(&export.path), &key)) {
+    let Some((runs, run)) = of_stage(plan, stage) else { return Ok(Vec::new()) };
+    if let Some(known) = known(plan, run, options) {
         let text = format!("the statistics of {} are those of the last run", counted(run.tokens(), "token"));
         listener.on_event(&Event::Note { text });
         return Ok(known);
     }
     let measured = measure((plan, runs, run), options, listener, None)?;
-    keep(plan, &key, &measured)?;
+    keep(plan, run, &measured)?;
     Ok(measured)
+}
+
+fn of_stage(plan: &Plan, stage: StageId) -> Option<(&ModelRuns, &ModelRun)> {
+    let runs = plan.runs.as_ref()?;
+    Some((runs, runs.of(stage)?))
+}
+
+/// What decides statistics.
+fn key(plan: &Plan, run: &ModelRun) -> String {
+    let shards = plan.model.shards.iter().map(|shard| format!("{} {:?}", shard.name, shard.identity));
+    kept::key(facts(plan, run).into_iter().chain(shards))
+}
+
+/// The statistics that an earlier run has kept.
+fn known(plan: &Plan, run: &ModelRun, options: &Options) -> Option<Vec<u8>> {
+    let export = plan.exports.first().filter(|_| !options.fresh)?;
+    kept::read(&hidden::statistics(&export.path), &key(plan, run))
+}
+
+/// Whether an earlier run has kept the statistics of a stage.
+pub(super) fn is_kept(plan: &Plan, stage: StageId, options: &Options) -> bool {
+    of_stage(plan, stage).is_some_and(|(_, run)| known(plan, run, options).is_some())
+}
+
+/// Statistics of a plan's model, of no token yet. None if no model runs.
+pub(super) fn begin(plan: &Plan) -> Option<MeanSquares> {
+    let layers = &plan.runs.as_ref()?.description.layers;
+    let mut squares = MeanSquares::default();
+    // A stack has a row for each expert, also for those that no token is sent to.
+    squares.prepare(layers.iter().flat_map(Program::matrices).filter(|matrix| matrix.part != Part::Whole));
+    Some(squares)
+}
+
+/// Gives a plan the statistics of a `calibrate` stage, which have heard all its tokens, and keeps them for the next run.
+///
+/// # Errors
+/// If they cannot be kept, or lack a module and the stage does not allow that.
+pub(super) fn finish(plan: &mut Plan, stage: StageId, measured: &MeanSquares) -> Result<(), Failure> {
+    let Some((_, run)) = of_stage(plan, stage) else { return Ok(()) };
+    let measured = measured.to_bytes(&metadata(run));
+    keep(plan, run, &measured)?;
+    let measured = BTreeMap::from([(stage, parse(&measured)?)]);
+    plan.weigh_by(&measured)
 }
 
 /// Measures the statistics of a `calibrate` stage as [`statistics_file`] does, but always anew; and writes second moments of the
@@ -122,9 +160,7 @@ pub fn with_moments(
     options: &Options,
     listener: &dyn Listener,
 ) -> Result<Vec<u8>, Failure> {
-    let Some((runs, run)) = plan.runs.as_ref().and_then(|runs| Some((runs, runs.of(stage)?))) else {
-        return Ok(Vec::new());
-    };
+    let Some((runs, run)) = of_stage(plan, stage) else { return Ok(Vec::new()) };
     let layout = MomentsLayout::new(&runs.description.layers);
     let bound = moments_bound(plan, runs, &layout)?;
     let mut measured = Ok(Vec::new());
@@ -232,10 +268,7 @@ fn measure(
     let mut places = Places::new(runs, run, plan.budget.workers, plan.limits.memory, target)?;
     let progress = Progress::new("calibrate", runs, run, listener);
     let pool = Pool::start(plan.budget.workers, usize::try_from(runs.thread_bytes()).unwrap_or(usize::MAX));
-    let mut squares = MeanSquares::default();
-    // A stack has a row for each expert, also for those that no token is sent to.
-    let matrices = runs.description.layers.iter().flat_map(Program::matrices);
-    squares.prepare(matrices.filter(|matrix| matrix.part != Part::Whole));
+    let mut squares = begin(plan).unwrap_or_default();
     let walk = || {
         let pass = Pass::new(&runs.description, &run.windows)?;
         let mut hidden = pass.embed(&checkpoint, places.take())?;
@@ -271,13 +304,13 @@ fn measure(
 
 /// Keeps statistics for the next run, unless another one is at work on the output or a weight file is so new that a later change
 /// might not show in its identity.
-fn keep(plan: &Plan, key: &str, statistics: &[u8]) -> Result<(), Failure> {
+fn keep(plan: &Plan, run: &ModelRun, statistics: &[u8]) -> Result<(), Failure> {
     let Some(export) = plan.exports.first() else { return Ok(()) };
     files::create_dir_all(export.path.parent().unwrap_or(&export.path))?;
     let is_settled = plan.model.shards.iter().all(|shard| shard.identity.is_settled());
     let Ok(lock) = Lock::take(&export.path) else { return Ok(()) };
     if is_settled {
-        kept::write(&export.path, &hidden::statistics(&export.path), key, statistics)?;
+        kept::write(&export.path, &hidden::statistics(&export.path), &key(plan, run), statistics)?;
     }
     drop(lock);
     Ok(())

@@ -62,7 +62,7 @@ fn carry_out(
     if plan.awaits_rounding() {
         let finding =
             Finding::error("run::not-rounded", "codes are to be chosen before weights are streamed")
-                .help("Programs call `run::rounding::round` before `run::run`.");
+                .help("Programs call `run::prepare::prepare` before `run::run`.");
         return Err(Failure::new(Exit::Internal, finding));
     }
     check_places(plan)?;

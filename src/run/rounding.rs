@@ -15,8 +15,8 @@ use crate::cancel::Cancel;
 use crate::finding::{Failure, Finding};
 use crate::ids::TaskId;
 use crate::network::{
-    Checkpoint, Hidden, LayerWeights, Linear, Moments, MomentsFile, Part, Pass, Program, Round, Rounding,
-    Sequence, Silent, StageMoments, round_stage, stage_parts,
+    Checkpoint, Hidden, LayerWeights, Linear, MeanSquares, Moments, MomentsFile, Part, Pass, Program, Round,
+    Rounding, Sequence, StageMoments, round_stage, stage_parts,
 };
 use crate::plan::parts::Unit;
 use crate::plan::rounding::{LayerMatrix, Rounded, of_layer};
@@ -45,26 +45,37 @@ use values::Values;
 /// If an output cannot be written later, the model cannot be read or its activations stop being finite, or the run is cancelled;
 /// and if the codes of some part of a join are not there yet.
 pub fn round(plan: &mut Plan, options: &Options, listener: &dyn Listener) -> Result<(), Failure> {
+    round_and_measure(plan, None, options, listener).map(|_| ())
+}
+
+/// [`round`], which on its way measures the inputs of the unquantized model's matrices, if it is asked to. Whether it has:
+/// layers whose codes are known may be left out.
+pub(super) fn round_and_measure(
+    plan: &mut Plan,
+    statistics: Option<&mut MeanSquares>,
+    options: &Options,
+    listener: &dyn Listener,
+) -> Result<bool, Failure> {
     if !plan.awaits_rounding() {
-        return Ok(());
+        return Ok(false);
     }
     if options.join {
-        return in_parts::join(plan);
+        return in_parts::join(plan).map(|()| false);
     }
     before_the_model_runs(plan)?;
-    let layers = {
-        let (Some(runs), Some(roundings)) = (&plan.runs, &plan.roundings) else { return Ok(()) };
-        let (Some(run), Some(export)) = (roundings.run(runs), plan.exports.first()) else { return Ok(()) };
+    let (layers, is_measured) = {
+        let (Some(runs), Some(roundings)) = (&plan.runs, &plan.roundings) else { return Ok(false) };
+        let (Some(run), Some(export)) = (roundings.run(runs), plan.exports.first()) else { return Ok(false) };
         files::create_dir_all(export.path.parent().unwrap_or(&export.path))?;
         let lock = Lock::take(&export.path)?;
         let isa = options.isa.unwrap_or_else(Isa::detect);
         let work = Work::new(plan, (runs, run, roundings), (&export.path, None), (isa, &options.cancel))?;
-        let layers = work.layers(options.fresh, listener)?;
+        let done = work.layers(statistics, options.fresh, listener)?;
         drop(lock);
-        layers
+        done
     };
     give(plan, layers);
-    Ok(())
+    Ok(is_measured)
 }
 
 /// Whether a matrix is rounded with moments, and is one of a unit if that is asked for.
@@ -143,8 +154,13 @@ impl<'p> Work<'p> {
         LayerFiles { target: self.target, unit: self.unit.map(|unit| unit.name(self.plan)) }
     }
 
-    /// The codes of all layers.
-    fn layers(&self, is_fresh: bool, listener: &dyn Listener) -> Result<Vec<Layer>, Failure> {
+    /// The codes of all layers, and whether `statistics` have heard them all.
+    fn layers(
+        &self,
+        statistics: Option<&mut MeanSquares>,
+        is_fresh: bool,
+        listener: &dyn Listener,
+    ) -> Result<(Vec<Layer>, bool), Failure> {
         let programs = &self.runs.description.layers;
         let matrices: Vec<Vec<LayerMatrix<'_>>> =
             programs.iter().map(|program| of_layer(self.plan.content(), program)).collect();
@@ -180,19 +196,22 @@ impl<'p> Work<'p> {
             };
             listener.on_event(&Event::Note { text });
         }
-        if let Some(last) = known.iter().rposition(Option::is_none) {
+        let last = known.iter().rposition(Option::is_none);
+        let statistics = statistics.filter(|_| last.is_some_and(|last| last + 1 == known.len()));
+        let is_measured = statistics.is_some();
+        if let Some(last) = last {
             let all = All { matrices: &matrices, keys: &keys, guides: guides.as_ref() };
-            self.walk(&mut known[..=last], &all, is_fresh, listener)?;
+            self.walk(&mut known[..=last], &all, statistics, (is_fresh, listener))?;
             self.checkpoint.check_unchanged()?;
         }
         let layers: Vec<Layer> = known.into_iter().flatten().collect();
         if self.unit.is_some() {
-            return Ok(layers);
+            return Ok((layers, is_measured));
         }
         let has_some = |(layer, of): (usize, &Layer)| (!of.matrices.is_empty()).then_some(layer);
         let kept: Vec<usize> = layers.iter().enumerate().filter_map(has_some).collect();
         chosen_codes::remove_others(self.target, &kept);
-        Ok(layers)
+        Ok((layers, is_measured))
     }
 
     /// Goes through layers and rounds those that are missing.
@@ -200,8 +219,8 @@ impl<'p> Work<'p> {
         &self,
         known: &mut [Option<Layer>],
         all: &All<'_>,
-        is_fresh: bool,
-        listener: &dyn Listener,
+        mut statistics: Option<&mut MeanSquares>,
+        (is_fresh, listener): (bool, &dyn Listener),
     ) -> Result<(), Failure> {
         let All { matrices, keys, guides } = *all;
         let (threads, memory) = (self.plan.budget.workers, self.plan.limits.memory);
@@ -222,7 +241,7 @@ impl<'p> Work<'p> {
                 let stages = stage_parts(&programs[layer]);
                 let stops = stages
                     .iter()
-                    .filter(|stage| stage.iter().flatten().any(|linear| wanted.contains(linear)));
+                    .filter(|(stage, _)| stage.iter().flatten().any(|linear| wanted.contains(linear)));
                 1 + stops.count()
             }
             _ if self.roundings.moments.is_some() => usize::from(known.is_none()),
@@ -256,14 +275,16 @@ impl<'p> Work<'p> {
                 None if self.roundings.is_sequential => Streams::Two(embedded()?, embedded()?),
                 None => Streams::One(embedded()?),
             };
+            let count = known.len();
             for (layer, known) in known.iter_mut().enumerate() {
                 progress.layer(layer);
-                let at =
-                    At { layer, program: &programs[layer], matrices: &matrices[layer], pass: &pass, guides };
+                let (program, matrices, goes_on) = (&programs[layer], &matrices[layer], layer + 1 < count);
+                let at = At { layer, program, matrices, pass: &pass, guides, goes_on };
+                let statistics = statistics.as_deref_mut();
                 match known {
-                    Some(known) => self.pass_by(&at, known, &mut streams, &progress)?,
+                    Some(known) => self.pass_by(&at, known, (&mut streams, statistics), &progress)?,
                     None => {
-                        let file = self.round(&at, &mut streams, (&progress, holds))?;
+                        let file = self.round(&at, (&mut streams, statistics), (&progress, holds))?;
                         *known = Some(file.write(&self.files(), layer, &keys[layer])?);
                     }
                 }
@@ -282,7 +303,7 @@ impl<'p> Work<'p> {
         &self,
         at: &At<'_>,
         known: &Layer,
-        streams: &mut Streams,
+        (streams, mut statistics): (&mut Streams, Option<&mut MeanSquares>),
         progress: &Progress<'_>,
     ) -> Result<(), Failure> {
         let (first, second) = match streams {
@@ -292,9 +313,10 @@ impl<'p> Work<'p> {
         };
         let mut weights =
             LayerWeights::read(at.program, &self.checkpoint).map_err(|finding| self.failed(finding))?;
-        let run = |weights: &LayerWeights, hidden: &mut Hidden| {
-            let mut silent = Watched { inner: Silent, progress: Some(progress), cancel: self.cancel };
-            at.pass.layer(at.layer, weights, hidden, &mut silent).map_err(|finding| self.failed(finding))
+        let mut run = |weights: &LayerWeights, hidden: &mut Hidden| {
+            let inner = statistics.take();
+            let mut watched = Watched { inner, progress: Some(progress), cancel: self.cancel };
+            at.pass.layer(at.layer, weights, hidden, &mut watched).map_err(|finding| self.failed(finding))
         };
         run(&weights, first)?;
         let Some(second) = second else { return Ok(()) };
@@ -315,7 +337,7 @@ impl<'p> Work<'p> {
     fn round(
         &self,
         at: &At<'_>,
-        streams: &mut Streams,
+        (streams, statistics): (&mut Streams, Option<&mut MeanSquares>),
         (progress, holds): (&Progress<'_>, bool),
     ) -> Result<NewFile, Failure> {
         let own = LayerWeights::read(at.program, &self.checkpoint).map_err(|finding| self.failed(finding))?;
@@ -327,7 +349,8 @@ impl<'p> Work<'p> {
             self.round_together(at, moments, own, (&by_place, &mut file))
         };
         let parts = || {
-            let mut parts: Vec<Vec<&Linear>> = stage_parts(at.program).into_iter().flatten().collect();
+            let stages = stage_parts(at.program).into_iter();
+            let mut parts: Vec<Vec<&Linear>> = stages.flat_map(|(parts, _)| parts).collect();
             parts.iter_mut().for_each(|part| part.retain(|linear| by_place.contains_key(&place(linear))));
             parts.retain(|part| !part.is_empty());
             parts
@@ -342,18 +365,20 @@ impl<'p> Work<'p> {
                     rounded.replace(matrix.linear, values);
                 }
                 let tell = |windows| progress.through(windows, self.cancel);
-                let layer = (at.layer, at.program);
+                let (layer, goes_on) = ((at.layer, at.program), at.goes_on);
+                let streams = [first, second];
                 let mut sequence =
-                    Sequence { pass: at.pass, layer, streams: [first, second], holds, tell: &tell };
+                    Sequence { pass: at.pass, layer, streams, holds, goes_on, statistics, tell: &tell };
                 let wants = |linear: &Linear| by_place.contains_key(&place(linear));
                 sequence.run(&own, &mut rounded, &wants, &mut round)
             }
             Streams::One(stream) => {
                 let parts = parts();
                 let moments = Moments::of(parts.iter().map(|part| part[0]));
-                let mut watched = Watched { inner: moments, progress: Some(progress), cancel: self.cancel };
+                let inner = (statistics, moments);
+                let mut watched = Watched { inner, progress: Some(progress), cancel: self.cancel };
                 at.pass.layer(at.layer, &own, stream, &mut watched).and_then(|()| {
-                    let mean = |linear: &Linear| Ok(watched.inner.mean(linear));
+                    let mean = |linear: &Linear| Ok(watched.inner.1.mean(linear));
                     self.round_alone(parts, &mean, &own, &mut round)
                 })
             }
@@ -465,4 +490,6 @@ struct At<'a> {
     matrices: &'a [LayerMatrix<'a>],
     pass: &'a Pass<'a>,
     guides: Option<&'a GradientFiles<'a>>,
+    /// Whether the streams are needed after it.
+    goes_on: bool,
 }

@@ -55,7 +55,7 @@ fn matrix(name: &str, rows: usize, columns: usize) {
 
     let (correction, seconds) = timed(|| {
         let cross: Vec<f32> = moments.iter().map(|x| 0.01 * x).collect();
-        Correction::new(columns, &moments, cross).expect("moments")
+        Correction::new(columns, &moments, Some(cross)).expect("moments")
     });
     // The factor and its inverse, in F64.
     tell_of(double, "target L", seconds, 2.0 / 3.0 * c * c * c);

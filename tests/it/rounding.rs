@@ -12,6 +12,7 @@ use monoquant::plan::{Limits, Plan};
 use monoquant::recipe::Overrides;
 use monoquant::report::Report;
 use monoquant::run::calibrate::calibrate;
+use monoquant::run::prepare::prepare;
 use monoquant::run::rounding::round;
 use monoquant::run::{Event, Options, Outcome, Silent};
 use safetensors::SafeTensors;
@@ -123,6 +124,50 @@ fn answers_are_nearer_and_bytes_the_same_whatever_the_threads_and_the_memory() {
     let limits = Limits { threads: Some(3), memory: Some(least - 1024) };
     let failure = plan_with(&recipe, &Overrides::default(), limits).expect_err("too little memory");
     assert_eq!((failure.exit, failure.findings[0].code), (Exit::BadRecipe, "plan::memory"));
+}
+
+/// Passes through the first layer that were told, by the name of the stage.
+fn passes(plan: &mut Plan, options: &Options) -> BTreeMap<&'static str, usize> {
+    let told = std::sync::Mutex::new(BTreeMap::new());
+    let listener = |event: &Event| {
+        if let Event::Layer { name, layer: 1, done: 0, .. } = event {
+            *told.lock().expect("unpoisoned").entry(*name).or_insert(0) += 1;
+        }
+    };
+    prepare(plan, options, &listener).expect("prepared");
+    told.into_inner().expect("unpoisoned")
+}
+
+#[test]
+fn statistics_that_choose_nothing_take_no_pass_of_their_own() {
+    let workspace = workspace();
+    let statistics = || fs::read(workspace.path(".out.monoquant-statistics")).expect("kept statistics");
+    let recipe = |rest: &str| workspace.recipe(&stages(&int4(rest)));
+    for rest in ["", "    sequential: false\n"] {
+        let recipe = recipe(rest);
+        let mut apart = plan_of(&recipe, 2, None);
+        calibrate(&mut apart, &fresh(), &Silent).expect("calibrated");
+        round(&mut apart, &fresh(), &Silent).expect("rounded");
+        let (expected, codes) = (statistics(), kept(&workspace));
+        let mut plan = plan_of(&recipe, 2, None);
+        assert_eq!(passes(&mut plan, &fresh()), BTreeMap::from([("round", 1)]), "{rest}");
+        assert!(statistics() == expected && kept(&workspace) == codes, "{rest}");
+        assert!(plan.weighing == apart.weighing && !plan.is_pending());
+        // Nothing is left to do.
+        assert_eq!(passes(&mut plan_of(&recipe, 2, None), &Options::default()), BTreeMap::new());
+        // Layers that are known do not run for the statistics alone.
+        fs::remove_file(workspace.path(".out.monoquant-statistics")).expect("removed");
+        let mut plan = plan_of(&recipe, 2, None);
+        assert_eq!(passes(&mut plan, &Options::default()), BTreeMap::from([("calibrate", 1)]), "{rest}");
+        assert!(statistics() == expected && plan.weighing == apart.weighing);
+    }
+    // A search for scales needs them first.
+    let mixed = format!(
+        "{SKIPS}{CALIBRATE}  - stage: quantize-int4\n    targets: [down_proj]\n    observer: mse\n{}",
+        int4("")
+    );
+    let mut plan = plan_of(&workspace.recipe(&mixed), 2, None);
+    assert_eq!(passes(&mut plan, &fresh()), BTreeMap::from([("calibrate", 1), ("round", 1)]));
 }
 
 #[test]

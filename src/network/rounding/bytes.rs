@@ -5,6 +5,9 @@ use crate::network::outputs::OutputSum;
 use crate::quant::product::BYTES_OF_COPIES;
 use crate::quant::{Guided, Metric};
 
+/// Matrices are rounded side by side if they take no more than this together: parts of the work of one are a single thread's.
+const SIDE_BY_SIDE: u64 = 64 << 20;
+
 /// Matrices with the same inputs, as far as memory depends on them.
 #[derive(Debug, Clone)]
 pub struct StageSize<'a> {
@@ -51,16 +54,29 @@ impl StageSize<'_> {
         let factoring = 16 * square + Metric::bytes(self.columns);
         // Codes, and weights as engines see them.
         let results = 5 * self.rows.iter().map(|rows| weights(*rows)).sum::<u64>();
-        let solving = self.rows.iter().map(|rows| match self.block {
-            None => 28 * tile + 2 * weights(*rows),
+        let solving = || self.rows.iter().map(|rows| self.bytes_of_solving(*rows));
+        // One after another, or side by side.
+        let solving = solving().max().unwrap_or(0).max(solving().sum::<u64>().min(SIDE_BY_SIDE));
+        let solving = 8 * square + results + solving;
+        targets + correcting.max(factoring).max(solving) + threads * BYTES_OF_COPIES
+    }
+
+    /// Whether the matrices are rounded side by side: what each of them needs beside the others is little.
+    pub(super) fn is_side_by_side(&self) -> bool {
+        self.rows.iter().map(|rows| self.bytes_of_solving(*rows)).sum::<u64>() <= SIDE_BY_SIDE
+    }
+
+    /// Bytes that rounding a matrix of so many outputs takes beside the metric, its target and its results.
+    fn bytes_of_solving(&self, rows: usize) -> u64 {
+        let weights = |rows: usize| (rows * self.columns) as u64;
+        match self.block {
+            None => 28 * weights(TILE) * self.threads.max(1) as u64 + 2 * weights(rows),
             Some(block) => {
-                let (block, own) = (block.min(*rows), OutputSum::bytes_of(*rows, block));
+                let (block, own) = (block.min(rows), OutputSum::bytes_of(rows, block));
                 // The mean of the moments, once more damped, and the block at work.
                 2 * own + Guided::bytes(self.columns, self.group, block)
             }
-        });
-        let solving = 8 * square + results + solving.max().unwrap_or(0);
-        targets + correcting.max(factoring).max(solving) + threads * BYTES_OF_COPIES
+        }
     }
 
     fn bytes_of_differences(&self) -> u64 {

@@ -1,6 +1,6 @@
 use super::*;
 use crate::network::test_weights::Small;
-use crate::network::{Description, Hidden, Pass, Sequence, Silent, layer_error};
+use crate::network::{Description, Hidden, MeanSquares, Op, Pass, Sequence, Silent, Window, layer_error};
 use crate::quant::test_weights::{Numbers, gaussian};
 use crate::quant::{Bits, FloatType, Granularity, Isa, Observer, Scheme, Storage};
 use serde_json::json;
@@ -100,6 +100,8 @@ fn rounded(family: &str, holds: bool, is_nearest: bool, count: usize) -> (Hidden
             layer: (layer, program),
             streams: [first, second],
             holds,
+            goes_on: true,
+            statistics: None,
             tell: &|_| Ok(()),
         };
         let wants = |matrix: &Linear| !matrix.tensor.contains("moe.gate");
@@ -201,6 +203,152 @@ fn matrices_that_saw_few_tokens_are_told() {
     assert_eq!(experts().count(), 24);
     assert!(experts().all(|(_, found)| found.is_ok() || few(found)));
     assert_eq!(Unusable::FewRows(7).to_string(), "only 7 tokens came here");
+}
+
+/// What a sequence has summed before the second layer's stages, beside what both models' windows say there: each stage as
+/// [`Compared`] has it.
+#[test]
+fn moments_are_those_of_both_models() {
+    let config = config("llama");
+    let weights = Small::new(&config);
+    let description = Description::new(&config, &weights).expect("described");
+    let windows = windows(11);
+    let pass = Pass::new(&description, &windows).expect("a pass");
+    let mut streams = [(); 2].map(|()| pass.embed(&weights, None).expect("embedded"));
+    let mut seen = Vec::new();
+    for (layer, program) in description.layers.iter().enumerate() {
+        let before = [0, 1].map(|side: usize| all(&streams[side]));
+        let own = LayerWeights::read(program, &weights).expect("weights");
+        let mut so_far = own.clone();
+        let mut other = own.clone();
+        let [first, second] = &mut streams;
+        let mut sequence = Sequence {
+            pass: &pass,
+            layer: (layer, program),
+            streams: [first, second],
+            holds: true,
+            goes_on: true,
+            statistics: None,
+            tell: &|_| Ok(()),
+        };
+        let mut round = |moments: StageMoments<'_>, own: &LayerWeights| {
+            let matrices = moments.matrices.clone();
+            let step = program
+                .ops
+                .iter()
+                .position(|op| matches!(op, Op::Linear { matrix, .. } if matrix == matrices[0]));
+            let step = step.expect("a step");
+            // Both models' inputs and streams there.
+            let at = |side: usize, weights: &LayerWeights| {
+                let from = match &program.ops[step] {
+                    Op::Linear { from, .. } => *from,
+                    _ => 0,
+                };
+                let (mut inputs, mut stream) = (Vec::new(), Vec::new());
+                for (index, start) in before[side].iter().enumerate() {
+                    let mut window = Window::new(program, start.clone(), 32);
+                    pass.run(layer, weights, (index, &mut window), step, &mut |_, _, _| {});
+                    inputs.extend_from_slice(window.rows(from));
+                    stream.extend_from_slice(window.rows(0));
+                }
+                (inputs, stream)
+            };
+            let ((others, other_stream), (inputs, stream)) = (at(0, own), at(1, &so_far));
+            let columns = matrices[0].columns;
+            let rows = inputs.len() / columns;
+            assert_eq!(moments.rows, rows as u64);
+            let less = |a: &[f32], b: &[f32]| -> Vec<f64> {
+                a.iter().zip(b).map(|(a, b)| f64::from(*a) - f64::from(*b)).collect()
+            };
+            let (lack, lack_of_stream) = (less(&others, &inputs), less(&other_stream, &stream));
+            let inputs: Vec<f64> = inputs.into_iter().map(f64::from).collect();
+            let near = |found: &[f32], left: &[f64], what: &str| {
+                let height = left.len() / rows;
+                assert_eq!(found.len(), height * columns, "{what}");
+                for i in 0..height {
+                    for j in 0..columns {
+                        let products =
+                            (0..rows).map(|row| left[row * height + i] * inputs[row * columns + j]);
+                        let mean = products.sum::<f64>() / rows as f64;
+                        let found = f64::from(found[i * columns + j]);
+                        assert!((found - mean).abs() < 1e-5, "{what} {i} {j}: {found} {mean}");
+                    }
+                }
+            };
+            let what = &matrices[0].tensor;
+            near(&moments.squares, &inputs, what);
+            if let Some(cross) = &moments.cross {
+                near(cross, &lack, what);
+            }
+            match (&moments.cross, &moments.residual) {
+                (Some(_), Some(residual)) => near(residual, &lack_of_stream, what),
+                (None, Some(residual)) => {
+                    let own = own.matrix(matrices[0]);
+                    let outputs: Vec<f64> = (0..rows * matrices[0].rows)
+                        .map(|at| {
+                            let (row, output) = (at / matrices[0].rows, at % matrices[0].rows);
+                            let weights = &own[output * columns..(output + 1) * columns];
+                            let lack = &lack[row * columns..(row + 1) * columns];
+                            weights.iter().zip(lack).map(|(w, x)| f64::from(*w) * x).sum::<f64>()
+                                + lack_of_stream[at]
+                        })
+                        .collect();
+                    near(residual, &outputs, what);
+                }
+                _ => {}
+            }
+            seen.push((moments.cross.is_some(), moments.residual.is_some()));
+            let rounded = round_stage(moments, own, &plain).expect("moments");
+            let values = rounded.into_iter().map(|found| found.expect("finite weights").values);
+            let out: Vec<_> = values.enumerate().collect();
+            out.iter().for_each(|(index, values)| so_far.replace(matrices[*index], values.clone()));
+            Ok(out)
+        };
+        sequence.run(&own, &mut other, &|_| true, &mut round).expect("a layer");
+    }
+    let of_layer = [(true, false), (true, true), (true, false), (false, true)];
+    assert_eq!(seen, [of_layer, of_layer].concat());
+}
+
+#[test]
+fn statistics_that_are_measured_on_the_way_are_those_of_a_pass() {
+    for family in ["llama", "mixtral"] {
+        let config = config(family);
+        let weights = Small::new(&config);
+        let description = Description::new(&config, &weights).expect("described");
+        let windows = windows(19);
+        let pass = Pass::new(&description, &windows).expect("a pass");
+        let mut expected = MeanSquares::default();
+        let mut hidden = pass.embed(&weights, None).expect("embedded");
+        for (layer, program) in description.layers.iter().enumerate() {
+            let weights = LayerWeights::read(program, &weights).expect("weights");
+            pass.layer(layer, &weights, &mut hidden, &mut expected).expect("a layer");
+        }
+        for holds in [true, false] {
+            let mut found = MeanSquares::default();
+            let mut streams = [(); 2].map(|()| pass.embed(&weights, None).expect("embedded"));
+            for (layer, program) in description.layers.iter().enumerate() {
+                let own = LayerWeights::read(program, &weights).expect("weights");
+                let [first, second] = &mut streams;
+                let mut sequence = Sequence {
+                    pass: &pass,
+                    layer: (layer, program),
+                    streams: [first, second],
+                    holds,
+                    goes_on: layer == 0,
+                    statistics: Some(&mut found),
+                    tell: &|_| Ok(()),
+                };
+                let mut round = |moments: StageMoments<'_>, own: &LayerWeights| {
+                    let each = moments.matrices.iter().enumerate();
+                    Ok(each.map(|(index, matrix)| (index, nearest(matrix, own.matrix(matrix)))).collect())
+                };
+                let wants = |matrix: &Linear| !matrix.tensor.contains("k_proj");
+                sequence.run(&own, &mut own.clone(), &wants, &mut round).expect("a layer");
+            }
+            assert!(found == expected, "{family}, {holds}");
+        }
+    }
 }
 
 /// A matrix that lies on its side in its tensor is rounded like the one that does not.

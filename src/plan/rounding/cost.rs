@@ -1,7 +1,7 @@
 //! What rounding with calibration costs: operations and memory, from the shapes of the layers.
 
 use super::gradients::{Asked, Gradients};
-use crate::network::{Linear, Op, Program, StageSize, stage_parts};
+use crate::network::{Compared, Linear, Op, Program, StageSize, stage_parts};
 use crate::plan::{ModelRun, ModelRuns};
 
 /// Windows, and tokens of them, whose inputs are summed together.
@@ -84,7 +84,8 @@ impl Cost {
     /// Bytes of the moments of a layer while its matrices are rounded; counts the operations.
     fn moments(&mut self, program: &Program, way: Way, wanted: &dyn Fn(&Linear) -> Option<Asked>) -> u64 {
         let (mut most, mut all) = (0, 0);
-        for stage in stage_parts(program) {
+        for (stage, compared) in stage_parts(program) {
+            let compared = if way.is_sequential { compared } else { Compared::Nothing };
             let mut sizes = Vec::new();
             for part in &stage {
                 let asked: Vec<(usize, Asked)> =
@@ -98,13 +99,12 @@ impl Cost {
                 let gradients = way.gradients.filter(|_| !guided.is_empty());
                 let tokens = self.tokens as f64;
                 self.operations +=
-                    operations(tokens, columns as f64, rows.iter().sum::<usize>() as f64, way.is_sequential);
-                let has_cross = way.is_sequential && stage.len() == 1;
+                    operations(tokens, columns as f64, rows.iter().sum::<usize>() as f64, compared);
                 let size = StageSize {
                     columns,
                     rows: &rows,
-                    has_cross,
-                    has_residual: has_cross && part.len() == 1,
+                    has_cross: compared.has_cross(),
+                    has_residual: compared.has_residual(),
                     group: asked.iter().map(|(_, asked)| asked.group).min().unwrap_or(columns),
                     block: gradients.map(|gradients| gradients.most),
                     threads: way.threads,
@@ -176,7 +176,13 @@ fn widest_inputs(program: &Program) -> u64 {
 }
 
 /// Operations of moments, factors and rows.
-fn operations(tokens: f64, columns: f64, rows: f64, is_sequential: bool) -> f64 {
-    let (sums, factors) = if is_sequential { (3.0, 2.0) } else { (1.0, 1.0) };
-    sums * tokens * columns * columns + factors * columns.powi(3) + ROUNDS * rows * columns * columns
+fn operations(tokens: f64, columns: f64, rows: f64, compared: Compared) -> f64 {
+    let square = columns * columns;
+    let (compares, factors) = match compared {
+        Compared::Nothing => (0.0, 1.0),
+        Compared::Inputs => (2.0 * square, 2.0),
+        Compared::InputsAndStream => (2.0 * (square + rows * columns), 2.0),
+        Compared::Outputs => (4.0 * rows * columns, 2.0),
+    };
+    tokens * (square + compares) + factors * columns.powi(3) + ROUNDS * rows * square
 }

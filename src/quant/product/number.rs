@@ -30,6 +30,16 @@ pub(crate) trait Number: Copy + Send + Sync {
         c: Self::Lanes<M>,
     ) -> Self::Lanes<M>;
 
+    /// Copies R rows, which are `step` apart, on their side: the numbers of a column come beside each other, those of two columns
+    /// `to_step` apart. So many columns as fill registers are copied, and counted; behind the R numbers of the last one, up to
+    /// [`Number::BESIDE`] are overwritten.
+    fn turn<M: Machine, const R: usize>(
+        machine: M,
+        from: (&[Self], usize),
+        columns: usize,
+        to: (&mut [Self], usize),
+    ) -> usize;
+
     /// Does work with this thread's copies of both sides, whose memory it keeps.
     fn panels(work: impl FnOnce(&mut [Vec<Self>; 2]));
 }
@@ -59,6 +69,30 @@ impl Number for f32 {
     #[inline(always)]
     fn mul_add<M: Machine>(machine: M, a: M::Lanes, b: M::Lanes, c: M::Lanes) -> M::Lanes {
         machine.mul_add(a, b, c)
+    }
+
+    #[inline(always)]
+    fn turn<M: Machine, const R: usize>(
+        machine: M,
+        (from, step): (&[Self], usize),
+        columns: usize,
+        (to, to_step): (&mut [Self], usize),
+    ) -> usize {
+        if !M::ONE_PASS {
+            return 0;
+        }
+        let whole = columns - columns % LANES;
+        for column in (0..whole).step_by(LANES) {
+            let mut rows = [machine.splat(0.0); LANES];
+            for row in 0..R {
+                rows[row] = Self::load(machine, &from[row * step + column..]);
+            }
+            let turned = machine.turn(rows);
+            for place in 0..LANES {
+                Self::store(machine, turned[place], &mut to[(column + place) * to_step..]);
+            }
+        }
+        whole
     }
 
     fn panels(work: impl FnOnce(&mut [Vec<Self>; 2])) {
@@ -94,6 +128,16 @@ impl Number for f64 {
     #[inline(always)]
     fn mul_add<M: Machine>(machine: M, a: M::Doubles, b: M::Doubles, c: M::Doubles) -> M::Doubles {
         machine.mul_add_doubles(a, b, c)
+    }
+
+    #[inline(always)]
+    fn turn<M: Machine, const R: usize>(
+        _: M,
+        _: (&[Self], usize),
+        _: usize,
+        _: (&mut [Self], usize),
+    ) -> usize {
+        0
     }
 
     fn panels(work: impl FnOnce(&mut [Vec<Self>; 2])) {

@@ -89,6 +89,17 @@ pub(crate) trait Machine: Copy {
     /// [`Machine::sum`] of each row, in little more time than for two rows.
     fn sum_rows(self, rows: &[[f32; LANES]; LANES], sums: &mut [f32; LANES]);
 
+    /// Rows become columns: lane j of row i comes to lane i of row j. Useful with [`Machine::ONE_PASS`].
+    #[inline(always)]
+    fn turn(self, rows: [Self::Lanes; LANES]) -> [Self::Lanes; LANES] {
+        let rows = rows.map(|row| {
+            let mut lanes = [0.0; LANES];
+            self.store(row, &mut lanes);
+            lanes
+        });
+        std::array::from_fn(|column| self.load(&rows.map(|row| row[column])))
+    }
+
     /// The greater of a ≥ 0 and |b|, of numbers.
     fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 

@@ -36,7 +36,7 @@ pub(in crate::run) fn round_units(
         for unit in units {
             let of = (export.path.as_path(), Some(*unit));
             let work = Work::new(plan, (runs, run, roundings), of, (isa, &options.cancel))?;
-            layers.extend(work.layers(options.fresh, listener)?);
+            layers.extend(work.layers(None, options.fresh, listener)?.0);
         }
     }
     give(plan, layers);

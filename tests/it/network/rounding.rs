@@ -89,8 +89,15 @@ impl Example {
                 Ok(out)
             };
             let streams = [&mut first, &mut second];
-            let mut sequence =
-                Sequence { pass: &pass, layer: (layer, program), streams, holds: true, tell: &|_| Ok(()) };
+            let mut sequence = Sequence {
+                pass: &pass,
+                layer: (layer, program),
+                streams,
+                holds: true,
+                goes_on: true,
+                statistics: None,
+                tell: &|_| Ok(()),
+            };
             sequence.run(&own, &mut other, &|_| true, &mut round).expect("a layer");
         }
         let quantized = Files(tensors);

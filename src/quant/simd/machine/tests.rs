@@ -26,6 +26,31 @@ fn fused_sums_without_the_instruction_are_those_with_it() {
     }
 }
 
+struct Turn<'a>(&'a [[f32; LANES]; LANES]);
+
+impl Job for Turn<'_> {
+    type Output = [[f32; LANES]; LANES];
+
+    #[inline(always)]
+    fn run<M: Machine>(self, machine: M) -> Self::Output {
+        let mut out = [[0.0; LANES]; LANES];
+        let turned = machine.turn(std::array::from_fn(|i| machine.load(&self.0[i])));
+        out.iter_mut().zip(turned).for_each(|(out, row)| machine.store(row, out));
+        out
+    }
+}
+
+#[test]
+fn rows_become_columns() {
+    let rows = std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as f32));
+    for isa in Isa::available() {
+        let turned = isa.run(Turn(&rows));
+        for (i, row) in turned.iter().enumerate() {
+            assert_eq!(*row, std::array::from_fn(|j| (16 * j + i) as f32), "{isa:?}");
+        }
+    }
+}
+
 struct LookUp<'a>(&'a [f32; 16], &'a [u8], &'a mut [f32]);
 
 impl Job for LookUp<'_> {

@@ -14,31 +14,33 @@ const STRIP: usize = 512;
 
 /// Turns weights W into the target that is rounded, given inputs x of the model that is rounded so far and x' of the
 /// unquantized one: T = W + (W·E + R)·(H + λI)⁻¹, with H = mean of x xᵀ, E = mean of (x' − x) xᵀ, and, of matrices whose
-/// outputs are added to a stream r, R = mean of (r' − r) xᵀ. It minimizes ‖(W x' + r') − (T x + r)‖² + λ‖T − W‖².
+/// outputs are added to a stream r, R = mean of (r' − r) xᵀ. It minimizes ‖(W x' + r') − (T x + r)‖² + λ‖T − W‖². Where E is not
+/// given, R is W·E + R.
 ///
 /// Made once for all matrices with the same inputs. The target is that of GPTAQ and Qronos in closed form, with the
 /// stream's error as one more term.
 #[derive(Debug)]
 pub struct Correction {
     columns: usize,
-    /// E.
-    cross: Vec<f32>,
+    /// E, if it is given.
+    cross: Option<Vec<f32>>,
     /// The inverse of L, H + λI = L Lᵀ.
     inverse: Vec<f64>,
 }
 
 impl Correction {
-    /// Of the second moments H [columns, columns] and the cross moments E of the same shape.
+    /// Of the second moments H [columns, columns] and the cross moments E of the same shape, if residuals do not hold what they do.
     ///
     /// # Errors
     /// If they are no moments, or none that could be used.
     ///
     /// # Panics
     /// If there are not as many numbers as the square of `columns` of each.
-    pub fn new(columns: usize, moments: &[f32], cross: Vec<f32>) -> Result<Self, BadMoments> {
-        assert_eq!(cross.len(), moments.len(), "cross moments are as many as moments");
+    pub fn new(columns: usize, moments: &[f32], cross: Option<Vec<f32>>) -> Result<Self, BadMoments> {
+        let given = cross.as_deref().unwrap_or_default();
+        assert!(given.is_empty() || given.len() == moments.len(), "cross moments are as many as moments");
         let added = DAMPING * mean_square(columns, moments)?;
-        if let Some(bad) = cross.iter().position(|x| !x.is_finite()) {
+        if let Some(bad) = given.iter().position(|x| !x.is_finite()) {
             return Err(BadMoments::Column(bad % columns));
         }
         let mut inverse: Vec<f64> = moments.iter().map(|x| f64::from(*x)).collect();
@@ -65,8 +67,10 @@ impl Correction {
         }
         let mut missing = residual.map_or_else(|| vec![0.0; weights.len()], <[f32]>::to_vec);
         assert_eq!(missing.len(), weights.len(), "a residual of the same rows");
-        let (left, right) = (View::rows(weights, columns), View::rows(&self.cross, columns));
-        multiply((rows, columns, columns), left, right, (&mut missing, columns), 1.0, true);
+        if let Some(cross) = &self.cross {
+            let (left, right) = (View::rows(weights, columns), View::rows(cross, columns));
+            multiply((rows, columns, columns), left, right, (&mut missing, columns), 1.0, true);
+        }
         let missing: Vec<f64> = missing.into_iter().map(f64::from).collect();
         // Times L⁻ᵀ, and then times L⁻¹.
         let mut half = vec![0.0; missing.len()];

@@ -99,7 +99,7 @@ fn the_golden_matrix_is_rounded_as_numpy_does() {
     assert_eq!(metric.damping(), 0.05);
 
     let mut target = numbers("weights");
-    let correction = Correction::new(columns, &moments, numbers("cross")).expect("moments");
+    let correction = Correction::new(columns, &moments, Some(numbers("cross"))).expect("moments");
     correction.apply(&mut target, Some(&numbers("residual"))).expect("finite weights");
     let expected = numbers("target");
     let size = expected.iter().fold(0f32, |most, x| most.max(x.abs()));
@@ -165,7 +165,7 @@ fn every_scheme_is_rounded_as_the_slow_twin_does() {
                 let codes = feedback::feed_back(&targets, &metric, &grids, Isa::detect());
                 assert!(agreement(&codes, &flat(&fed_back.codes)) >= 0.98, "{scheme}, {columns}");
 
-                let correction = Correction::new(columns, &moments, cross.clone()).expect("moments");
+                let correction = Correction::new(columns, &moments, Some(cross.clone())).expect("moments");
                 let mut ours = values.clone();
                 correction.apply(&mut ours, Some(&residual)).expect("finite weights");
                 let rounded = solver(scheme, &metric).signed(is_signed).round(&ours).expect("rounded");
@@ -250,7 +250,7 @@ fn equal_inputs_need_no_correction_and_weights_on_a_grid_no_error() {
     let mut values: Vec<f32> = (0..4 * columns).map(|_| (numbers.next() % 16) as f32 * scale).collect();
     values.iter_mut().for_each(|x| *x -= 8.0 * scale);
     values.chunks_exact_mut(columns).for_each(|row| row[5] = -8.0 * scale);
-    let correction = Correction::new(columns, &moments, vec![0.0; columns * columns]).expect("moments");
+    let correction = Correction::new(columns, &moments, Some(vec![0.0; columns * columns])).expect("moments");
     let mut target = values.clone();
     correction.apply(&mut target, None).expect("finite weights");
     assert_eq!(target, values);
@@ -402,7 +402,7 @@ fn bad_weights_and_bad_moments_are_named() {
     // No moments: what two columns have in common is more than each has.
     assert_eq!(Metric::new(2, vec![1.0, 1e6, 1e6, 1.0]).map(drop), Err(BadMoments::Singular));
     let cross = vec![f32::INFINITY; columns * columns];
-    assert_eq!(Correction::new(columns, &moments, cross).map(drop), Err(BadMoments::Column(0)));
+    assert_eq!(Correction::new(columns, &moments, Some(cross)).map(drop), Err(BadMoments::Column(0)));
 
     let metric = Arc::new(Metric::new(columns, moments.clone()).expect("moments"));
     let scheme = Scheme { granularity: Granularity::Group(8), scale_type: FloatType::F16, ..INT4 };

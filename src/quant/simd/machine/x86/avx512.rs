@@ -92,6 +92,12 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
+    fn turn(self, rows: [Self::Lanes; LANES]) -> [Self::Lanes; LANES] {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { turn_avx512(rows) }
+    }
+
+    #[inline(always)]
     fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         // The greater of absolute values, with the sign cleared.
         // SAFETY: `self` proves AVX-512.
@@ -273,4 +279,37 @@ fn look_up_avx512(table: &[f32; 16], packed: &[u8], out: &mut [f32]) {
         unsafe { _mm512_storeu_ps(out.as_mut_ptr(), _mm512_permutexvar_ps(index, entries)) };
     }
     look_up_bytes(table, last, rest);
+}
+
+/// Rows become columns: pairs of lanes first, then pairs of these, then quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turn_avx512(rows: [__m512; LANES]) -> [__m512; LANES] {
+    let mut pairs = rows;
+    for i in (0..LANES).step_by(2) {
+        pairs[i] = _mm512_unpacklo_ps(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_ps(rows[i], rows[i + 1]);
+    }
+    // Of rows i to i + 3: columns j, 4 + j, 8 + j and 12 + j, a quarter each.
+    let mut fours = pairs;
+    for i in (0..LANES).step_by(4) {
+        let (a, b) = (_mm512_castps_pd(pairs[i]), _mm512_castps_pd(pairs[i + 1]));
+        let (c, d) = (_mm512_castps_pd(pairs[i + 2]), _mm512_castps_pd(pairs[i + 3]));
+        fours[i] = _mm512_castpd_ps(_mm512_unpacklo_pd(a, c));
+        fours[i + 1] = _mm512_castpd_ps(_mm512_unpackhi_pd(a, c));
+        fours[i + 2] = _mm512_castpd_ps(_mm512_unpacklo_pd(b, d));
+        fours[i + 3] = _mm512_castpd_ps(_mm512_unpackhi_pd(b, d));
+    }
+    let mut out = rows;
+    for j in 0..4 {
+        let [a, b, c, d] = [fours[j], fours[4 + j], fours[8 + j], fours[12 + j]];
+        // Quarters 0 and 2, and 1 and 3.
+        let (even, later_even) = (_mm512_shuffle_f32x4::<0x88>(a, b), _mm512_shuffle_f32x4::<0x88>(c, d));
+        let (odd, later_odd) = (_mm512_shuffle_f32x4::<0xdd>(a, b), _mm512_shuffle_f32x4::<0xdd>(c, d));
+        out[j] = _mm512_shuffle_f32x4::<0x88>(even, later_even);
+        out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, later_odd);
+        out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, later_even);
+        out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, later_odd);
+    }
+    out
 }

@@ -51,7 +51,7 @@ fn the_golden_matrix_is_rounded_as_numpy_does() {
         metadata[&format!("error.both.{name}")].parse::<f64>().expect("a number") / (1.1 * mean)
     };
     let metric = Arc::new(Metric::new(columns, numbers("moments")).expect("moments"));
-    let correction = Correction::new(columns, &numbers("moments"), numbers("cross")).expect("moments");
+    let correction = Correction::new(columns, &numbers("moments"), Some(numbers("cross"))).expect("moments");
     let mut target = numbers("weights");
     correction.apply(&mut target, Some(&numbers("residual"))).expect("finite weights");
     let all = OutputMetric::new(rows, rows, &numbers("gradients")).expect("moments");
