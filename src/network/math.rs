@@ -277,6 +277,65 @@ mod tests {
         assert_eq!(exp(0.0), 1.0);
     }
 
+    /// Functions of rows, of any length and with numbers of any kind, on an instruction set.
+    fn all_on(isa: Isa, values: &[f32]) -> Vec<u32> {
+        let mut out = Vec::new();
+        let mut keep = |values: &[f32]| {
+            // Which bits a NaN has is not said.
+            out.extend(values.iter().map(|x| if x.is_nan() { f32::NAN.to_bits() } else { x.to_bits() }));
+        };
+        let (weight, up) = (vec![0.7; values.len()], vec![-1.3; values.len()]);
+        for with in [
+            Activation::Silu,
+            Activation::Gelu,
+            Activation::GeluTanh,
+            Activation::Relu,
+            Activation::ReluSquared,
+            Activation::Sigmoid,
+            Activation::Tanh,
+            Activation::Softplus,
+        ] {
+            let mut own = values.to_vec();
+            isa.run(Activate { values: &mut own, with });
+            keep(&own);
+            let mut gate = values.to_vec();
+            isa.run(Joined { gate: &mut gate, up: &up, how: Join::Product(with) });
+            keep(&gate);
+        }
+        let mut gate = values.to_vec();
+        isa.run(Joined { gate: &mut gate, up: &up, how: Join::Clamped { alpha: 1.7, limit: 7.0 } });
+        keep(&gate);
+        for kind in [NormKind::Rms, NormKind::RmsPlusOne, NormKind::Layer, NormKind::Length] {
+            let mut row = values.to_vec();
+            let (weight, bias) = (Some(weight.as_slice()), Some(up.as_slice()));
+            isa.run(Normed { row: &mut row, kind, weight, bias, epsilon: 1e-5 });
+            keep(&row);
+        }
+        for extra in [None, Some(0.3)] {
+            let mut row = values.to_vec();
+            isa.run(Softmax { row: &mut row, extra });
+            keep(&row);
+        }
+        out
+    }
+
+    #[test]
+    fn numbers_are_the_same_on_all_instruction_sets() {
+        for count in [1, 7, 8, 31, 32, 33, 257] {
+            let plain: Vec<f32> =
+                crate::quant::test_weights::gaussian(count, 7).iter().map(|x| 9.0 * x).collect();
+            let mut odd = plain.clone();
+            let kinds = [f32::NAN, f32::INFINITY, -0.0, 0.0, f32::NEG_INFINITY, 1e-40, 3e38, -200.0];
+            odd.iter_mut().skip(count / 2).zip(kinds).for_each(|(x, kind)| *x = kind);
+            for values in [plain, odd] {
+                let expected = all_on(Isa::Portable, &values);
+                for isa in Isa::available() {
+                    assert!(all_on(isa, &values) == expected, "{isa:?}, {count}");
+                }
+            }
+        }
+    }
+
     #[test]
     fn the_error_function_has_its_known_values() {
         for (x, exact) in [

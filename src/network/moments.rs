@@ -8,7 +8,7 @@ use rayon::prelude::*;
 
 use super::listener::Listener;
 use super::parts::{Linear, Part};
-use super::row_products::{Rows, add_squares, strip};
+use super::row_products::{Rows, add_squares, strip_height};
 use crate::finding::Finding;
 
 /// Windows whose inputs are held and summed in F32 before they join the F64 sums of all.
@@ -36,13 +36,21 @@ pub(super) fn place(matrix: &Linear) -> Place {
     (matrix.module().to_owned(), expert)
 }
 
-/// The rows that were heard at each place, in their order.
-pub(super) fn by_place(heard: &[(Place, Vec<f32>)]) -> BTreeMap<&Place, Vec<&[f32]>> {
+/// Sums that something was heard of, with the rows that were heard at their place, in their order. `width` is that of a sum's rows.
+pub(super) fn with_rows<'s, S>(
+    sums: &'s mut BTreeMap<Place, S>,
+    heard: &'s [(Place, Vec<f32>)],
+    width: impl Fn(&S) -> usize,
+) -> Vec<(&'s mut S, Rows<'s>)> {
     let mut pieces: BTreeMap<&Place, Vec<&[f32]>> = BTreeMap::new();
     for (place, rows) in heard {
         pieces.entry(place).or_default().push(rows);
     }
-    pieces
+    let heard = |(place, sum): (&Place, &'s mut S)| {
+        let rows = Rows { width: width(sum), pieces: pieces.remove(place)? };
+        Some((sum, rows))
+    };
+    sums.iter_mut().filter_map(heard).collect()
 }
 
 impl Moments {
@@ -143,15 +151,16 @@ impl Strip<'_> {
         let width = start + sum.len() / columns;
         let mut add = vec![0f32; sum.len() / columns * width];
         add_squares((&mut add, width), inputs, 0, start);
-        for (sum, add) in sum.chunks_exact_mut(columns).zip(add.chunks_exact(width)) {
-            sum.iter_mut().zip(add).for_each(|(sum, add)| *sum += f64::from(*add));
+        for (row, (sum, add)) in sum.chunks_exact_mut(columns).zip(add.chunks_exact(width)).enumerate() {
+            let below = &mut sum[..=start + row];
+            below.iter_mut().zip(add).for_each(|(sum, add)| *sum += f64::from(*add));
         }
     }
 }
 
 /// Adds inputs to sums, those of all sums side by side: one alone has few strips.
 pub(super) fn add(all: &mut [(&mut Sum, Rows<'_>)]) {
-    let height = strip(all.iter().map(|(sum, _)| sum.columns).sum());
+    let height = strip_height(all.iter().map(|(sum, _)| sum.columns).sum());
     let strips: Vec<Strip<'_>> =
         all.iter_mut().flat_map(|(sum, inputs)| sum.strips(inputs, height)).collect();
     strips.into_par_iter().for_each(Strip::add);
@@ -173,15 +182,7 @@ impl Listener for Moments {
 
     fn keep(&mut self, heard: Vec<Self::Heard>) -> Result<(), Finding> {
         let heard: Vec<_> = heard.into_iter().flatten().collect();
-        let mut heard = by_place(&heard);
-        let mut all: Vec<(&mut Sum, Rows<'_>)> = Vec::new();
-        for (place, sum) in &mut self.chosen {
-            if let Some(pieces) = heard.remove(place) {
-                let rows = Rows { width: sum.columns, pieces };
-                all.push((sum, rows));
-            }
-        }
-        add(&mut all);
+        add(&mut with_rows(&mut self.chosen, &heard, |sum| sum.columns));
         Ok(())
     }
 

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 use rayon::prelude::*;
 
 use super::batches::blocks;
-use super::moments::{Place, by_place, place};
+use super::moments::{Place, place, with_rows};
 use super::parts::Linear;
-use super::row_products::{Rows, add_squares, strip};
+use super::row_products::{Rows, add_squares, strip_height};
 
 /// Σ g gᵀ of the gradients g of the outputs of chosen matrices of one layer.
 #[derive(Debug, Clone, PartialEq, Default)]
@@ -54,16 +54,9 @@ impl OutputMoments {
 
     /// Adds rows of gradients, those of one matrix in their order. Sums are whole after [`OutputMoments::complete`].
     pub(super) fn add(&mut self, heard: &[(Place, Vec<f32>)]) {
-        let mut heard = by_place(heard);
-        let mut all: Vec<(&mut OutputSum, Rows<'_>)> = Vec::new();
-        for (place, sum) in &mut self.chosen {
-            if let Some(pieces) = heard.remove(place) {
-                let rows = Rows { width: sum.rows, pieces };
-                all.push((sum, rows));
-            }
-        }
+        let mut all = with_rows(&mut self.chosen, heard, |sum| sum.rows);
         // Those of all matrices side by side: one alone has few.
-        let height = strip(all.iter().map(|(sum, _)| sum.rows).sum());
+        let height = strip_height(all.iter().map(|(sum, _)| sum.rows).sum());
         let strips: Vec<Strip<'_>> =
             all.iter_mut().flat_map(|(sum, rows)| sum.strips(rows, height)).collect();
         strips.into_par_iter().for_each(Strip::add);

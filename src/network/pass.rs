@@ -371,6 +371,23 @@ impl<'a> Pass<'a> {
         Ok(())
     }
 
+    /// Checks that what a layer has made of a window is finite. `before` is the stream before the layer.
+    ///
+    /// # Errors
+    /// If it is not, with the module that is the first not to be; or the file cannot be read.
+    pub(super) fn check(
+        &self,
+        layer: usize,
+        weights: &LayerWeights,
+        before: &Hidden,
+        (window, after): (usize, &After),
+    ) -> Result<(), Finding> {
+        let Some(token) = after.broken else { return Ok(()) };
+        let program = &self.description.layers[layer];
+        let module = self.window(layer, before, window)?.first_broken(program, weights, self.angles(window));
+        Err(not_finite(layer, window, token, module.as_deref()))
+    }
+
     /// What a layer has made of a window.
     pub(super) fn after(&self, window: Window) -> After {
         let stream = window.stream();

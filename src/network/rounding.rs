@@ -95,19 +95,20 @@ pub fn round_stage<'a>(
     let targets: Vec<_> = matrices.iter().map(target).collect();
     drop((correction, residual));
     let metric = Arc::new(Metric::new(columns, squares).map_err(Unusable::Bad)?);
-    let how: Vec<Rounding<'_>> = matrices.iter().map(|matrix| how(matrix)).collect();
-    let rows: Vec<usize> = matrices.iter().map(|matrix| matrix.rows).collect();
-    let groups = how.iter().map(|how| how.nearest.scheme().group_cols(columns));
+    let roundings: Vec<Rounding<'_>> = matrices.iter().map(|matrix| how(matrix)).collect();
+    let outputs: Vec<usize> = matrices.iter().map(|matrix| matrix.rows).collect();
+    let groups = roundings.iter().map(|how| how.nearest.scheme().group_cols(columns));
+    // The target is made: only what it takes to choose codes is asked for.
     let size = StageSize {
         columns,
-        rows: &rows,
+        rows: &outputs,
         has_cross: false,
         has_residual: false,
         group: groups.min().unwrap_or(columns),
-        block: how.iter().filter_map(|how| how.outputs).map(|outputs| outputs.block).max(),
+        block: roundings.iter().filter_map(|how| how.outputs).map(|outputs| outputs.block).max(),
         threads: rayon::current_num_threads(),
     };
-    let each: Vec<_> = matrices.into_iter().zip(targets).zip(&how).collect();
+    let each: Vec<_> = matrices.into_iter().zip(targets).zip(&roundings).collect();
     let one = |((matrix, target), how): ((&Linear, Result<Vec<f32>, BadWeight>), &Rounding<'_>)| {
         round(matrix, &target?, how, &metric)
     };

@@ -2,11 +2,15 @@
 
 use super::product::{View, multiply, multiply_below};
 
+/// The least and the most rows of a strip, and what they are multiples of: tiles of products, and rows that these copy at a time.
+const LEAST: usize = 48;
+const MOST: usize = 480;
+const TILES: usize = 24;
+
 /// How many rows of sums are made together, of so many in all: some strips a thread, so that all threads end at about the same time.
 /// The more rows of a sum are made together, the less often the right side is copied. Numbers do not depend on it.
-pub(super) fn strip(rows: usize) -> usize {
-    // Whole tiles of products.
-    rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(24).clamp(48, 480)
+pub(super) fn strip_height(rows: usize) -> usize {
+    rows.div_ceil(4 * rayon::current_num_threads()).next_multiple_of(TILES).clamp(LEAST, MOST)
 }
 
 /// Rows of one width, in pieces: those of several windows.

@@ -14,7 +14,7 @@ use super::moments::{self, Sum};
 use super::op::{Op, Program, Slot};
 use super::parts::Linear;
 use super::pass::{After, Hidden, Pass, Tell};
-use super::row_products::{Rows, add_products, strip};
+use super::row_products::{Rows, add_products, strip_height};
 use super::statistics::MeanSquares;
 use crate::finding::Finding;
 
@@ -76,8 +76,9 @@ pub struct Sequence<'a> {
     pub streams: [&'a mut Hidden; 2],
     /// Whether windows wait in memory between two stages. If not, they run from the start of the layer again.
     pub holds: bool,
-    /// Whether the streams are needed after the layer.
-    pub goes_on: bool,
+    /// Whether the stream of each model is needed after the layer. If not, it stays as it was before, and the rounded model ends
+    /// before the last stage. The unquantized one is run to the end, to see that it is finite.
+    pub goes_on: [bool; 2],
     /// Hears the unquantized model, if its inputs are to be measured.
     pub statistics: Option<&'a mut MeanSquares>,
     /// Is told how many windows have come to a stage, or to the end. An error ends the work.
@@ -140,15 +141,15 @@ impl Sequence<'_> {
         }
         for range in batches(self.pass.windows()) {
             let steps = heard..program.ops.len();
-            if self.goes_on || self.statistics.is_some() {
-                let windows =
-                    self.advance(&mut waiting[range.clone()], range.start, [weights, rounded], steps)?;
-                if self.goes_on {
-                    let after = |pair: [Window; 2]| pair.map(|window| self.pass.after(window));
-                    let ended: Vec<[After; 2]> = windows.into_par_iter().map(after).collect();
-                    for (window, [first, second]) in range.clone().zip(ended) {
-                        self.streams[0].put_after(layer, window, first)?;
-                        self.streams[1].put_after(layer, window, second)?;
+            let windows =
+                self.advance(&mut waiting[range.clone()], range.start, [weights, rounded], steps)?;
+            let ends = |pair: [Window; 2]| pair.map(|window| self.pass.after(window));
+            let ended: Vec<[After; 2]> = windows.into_par_iter().map(ends).collect();
+            for (window, ended) in range.clone().zip(ended) {
+                self.pass.check(layer, weights, self.streams[0], (window, &ended[0]))?;
+                for (side, after) in ended.into_iter().enumerate() {
+                    if self.goes_on[side] {
+                        self.streams[side].put_after(layer, window, after)?;
                     }
                 }
             }
@@ -166,7 +167,7 @@ impl Sequence<'_> {
         steps: Range<usize>,
     ) -> Result<Vec<[Window; 2]>, Finding> {
         let ((layer, program), pass) = (self.layer, self.pass);
-        let is_over = !self.goes_on && steps.end == program.ops.len();
+        let is_over = !self.goes_on[1] && steps.end == program.ops.len();
         let (streams, statistics) = (&self.streams, self.statistics.as_deref());
         let one = |(place, waiting): (usize, &mut Option<[Window; 2]>)| {
             let window = start + place;
@@ -290,18 +291,23 @@ impl<'a> Inputs<'a> {
         let stream = windows.first().map_or(0, |[_, own]| own.width(0));
         let of_inputs = of_inputs.as_deref().map(|rows| Rows::of(rows, width));
         let of_stream = of_stream.as_deref().map(|rows| Rows::of(rows, stream));
-        let between = [&of_inputs, &of_stream].into_iter().flatten().map(|rows| rows.width);
-        let height = strip(width + between.sum::<usize>());
-        let mut parts: Vec<Part<'_>> = squares.strips(&own, height).into_iter().map(Part::Squares).collect();
+        let widths = [&of_inputs, &of_stream].into_iter().flatten().map(|rows| rows.width);
+        let height = strip_height(width + widths.sum::<usize>());
+        let mut pieces: Vec<Piece<'_>> =
+            squares.strips(&own, height).into_iter().map(Piece::Squares).collect();
         for (sum, left) in [(cross, &of_inputs), (residual, &of_stream)] {
             if let (Some(sum), Some(left)) = (sum, left) {
                 let strips = sum.chunks_mut(height * width).enumerate();
-                parts.extend(strips.map(|(strip, sum)| Part::Products { sum, left, start: strip * height }));
+                pieces.extend(strips.map(|(index, sum)| Piece::Products {
+                    sum,
+                    left,
+                    start: index * height,
+                }));
             }
         }
-        parts.into_par_iter().for_each(|part| match part {
-            Part::Squares(strip) => strip.add(),
-            Part::Products { sum, left, start } => {
+        pieces.into_par_iter().for_each(|piece| match piece {
+            Piece::Squares(strip) => strip.add(),
+            Piece::Products { sum, left, start } => {
                 add_products(sum, (left, start), &own);
             }
         });
@@ -348,7 +354,7 @@ impl<'a> Inputs<'a> {
 }
 
 /// Strips of the sums of a stage, side by side: those of one sum alone are few.
-enum Part<'s> {
+enum Piece<'s> {
     Squares(moments::Strip<'s>),
     /// Some rows of a sum of products, from this column of the left side on.
     Products {

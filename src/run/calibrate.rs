@@ -95,10 +95,10 @@ pub fn statistics_file(
     listener: &dyn Listener,
 ) -> Result<Vec<u8>, Failure> {
     let Some((runs, run)) = of_stage(plan, stage) else { return Ok(Vec::new()) };
-    if let Some(known) = known(plan, run, options) {
+    if let Some(kept) = known(plan, run, options) {
         let text = format!("the statistics of {} are those of the last run", counted(run.tokens(), "token"));
         listener.on_event(&Event::Note { text });
-        return Ok(known);
+        return Ok(kept);
     }
     let measured = measure((plan, runs, run), options, listener, None)?;
     keep(plan, run, &measured)?;
@@ -143,9 +143,9 @@ pub(super) fn begin(plan: &Plan) -> Option<MeanSquares> {
 pub(super) fn finish(plan: &mut Plan, stage: StageId, measured: &MeanSquares) -> Result<(), Failure> {
     let Some((_, run)) = of_stage(plan, stage) else { return Ok(()) };
     let measured = measured.to_bytes(&metadata(run));
+    let statistics = BTreeMap::from([(stage, parse(&measured)?)]);
     keep(plan, run, &measured)?;
-    let measured = BTreeMap::from([(stage, parse(&measured)?)]);
-    plan.weigh_by(&measured)
+    plan.weigh_by(&statistics)
 }
 
 /// Measures the statistics of a `calibrate` stage as [`statistics_file`] does, but always anew; and writes second moments of the

@@ -16,16 +16,16 @@ use crate::stage::{OnMissing, Stage, statistics_of};
 /// # Errors
 /// As [`calibrate::calibrate`] and [`rounding::round`].
 pub fn prepare(plan: &mut Plan, options: &Options, listener: &dyn Listener) -> Result<(), Failure> {
-    let on_the_way = on_the_way(plan).filter(|_| !options.join);
-    let Some(stage) = on_the_way.filter(|stage| !calibrate::is_kept(plan, *stage, options)) else {
+    let stage = on_the_way(plan).filter(|stage| !options.join && !calibrate::is_kept(plan, *stage, options));
+    let Some(stage) = stage else {
         calibrate::calibrate(plan, options, listener)?;
         return rounding::round(plan, options, listener);
     };
-    let Some(mut statistics) = calibrate::begin(plan) else { return Ok(()) };
+    let mut statistics = calibrate::begin(plan).unwrap_or_default();
     if rounding::round_and_measure(plan, Some(&mut statistics), options, listener)? {
         calibrate::finish(plan, stage, &statistics)
     } else {
-        // Layers whose codes were known have been left out.
+        // All codes were known.
         calibrate::calibrate(plan, options, listener)
     }
 }

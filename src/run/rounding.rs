@@ -48,8 +48,8 @@ pub fn round(plan: &mut Plan, options: &Options, listener: &dyn Listener) -> Res
     round_and_measure(plan, None, options, listener).map(|_| ())
 }
 
-/// [`round`], which on its way measures the inputs of the unquantized model's matrices, if it is asked to. Whether it has:
-/// layers whose codes are known may be left out.
+/// [`round`], which on its way measures the inputs of the unquantized model's matrices, if it is asked to. Whether it has: if all
+/// codes are known, nothing runs.
 pub(super) fn round_and_measure(
     plan: &mut Plan,
     statistics: Option<&mut MeanSquares>,
@@ -197,11 +197,11 @@ impl<'p> Work<'p> {
             listener.on_event(&Event::Note { text });
         }
         let last = known.iter().rposition(Option::is_none);
-        let statistics = statistics.filter(|_| last.is_some_and(|last| last + 1 == known.len()));
-        let is_measured = statistics.is_some();
+        let is_measured = last.is_some() && statistics.is_some();
         if let Some(last) = last {
-            let all = All { matrices: &matrices, keys: &keys, guides: guides.as_ref() };
-            self.walk(&mut known[..=last], &all, statistics, (is_fresh, listener))?;
+            let all = All { matrices: &matrices, keys: &keys, guides: guides.as_ref(), last };
+            let end = if is_measured { known.len() } else { last + 1 };
+            self.walk(&mut known[..end], &all, statistics, (is_fresh, listener))?;
             self.checkpoint.check_unchanged()?;
         }
         let layers: Vec<Layer> = known.into_iter().flatten().collect();
@@ -222,7 +222,7 @@ impl<'p> Work<'p> {
         mut statistics: Option<&mut MeanSquares>,
         (is_fresh, listener): (bool, &dyn Listener),
     ) -> Result<(), Failure> {
-        let All { matrices, keys, guides } = *all;
+        let All { matrices, keys, guides, last } = *all;
         let (threads, memory) = (self.plan.budget.workers, self.plan.limits.memory);
         let least = self.roundings.least_memory(self.runs, threads);
         let cost = &self.roundings.cost;
@@ -245,6 +245,7 @@ impl<'p> Work<'p> {
                 1 + stops.count()
             }
             _ if self.roundings.moments.is_some() => usize::from(known.is_none()),
+            _ if layer > last => 1,
             _ => self.run.models,
         };
         let passes: usize = known.iter().enumerate().map(through).sum();
@@ -278,7 +279,8 @@ impl<'p> Work<'p> {
             let count = known.len();
             for (layer, known) in known.iter_mut().enumerate() {
                 progress.layer(layer);
-                let (program, matrices, goes_on) = (&programs[layer], &matrices[layer], layer + 1 < count);
+                let (program, matrices) = (&programs[layer], &matrices[layer]);
+                let goes_on = [layer + 1 < count, layer < last];
                 let at = At { layer, program, matrices, pass: &pass, guides, goes_on };
                 let statistics = statistics.as_deref_mut();
                 match known {
@@ -319,7 +321,8 @@ impl<'p> Work<'p> {
             at.pass.layer(at.layer, weights, hidden, &mut watched).map_err(|finding| self.failed(finding))
         };
         run(&weights, first)?;
-        let Some(second) = second else { return Ok(()) };
+        // After the last layer that is rounded, only the first one is listened to.
+        let Some(second) = second.filter(|_| at.goes_on[1]) else { return Ok(()) };
         let by_name: HashMap<&str, &Rounded> =
             known.matrices.iter().map(|(module, rounded)| (module.as_str(), rounded)).collect();
         for matrix in at.matrices {
@@ -481,6 +484,8 @@ struct All<'a> {
     matrices: &'a [Vec<LayerMatrix<'a>>],
     keys: &'a [String],
     guides: Option<&'a GradientFiles<'a>>,
+    /// The last layer that is rounded.
+    last: usize,
 }
 
 /// A layer, and how it runs.
@@ -490,6 +495,6 @@ struct At<'a> {
     matrices: &'a [LayerMatrix<'a>],
     pass: &'a Pass<'a>,
     guides: Option<&'a GradientFiles<'a>>,
-    /// Whether the streams are needed after it.
-    goes_on: bool,
+    /// Whether the stream of each model is needed after it.
+    goes_on: [bool; 2],
 }

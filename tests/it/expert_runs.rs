@@ -187,6 +187,21 @@ fn activations_that_stop_being_numbers_are_named_with_layer_module_and_sample() 
     }
 }
 
+/// The last layer's own products go into no other layer.
+#[test]
+fn activations_that_stop_being_numbers_in_the_last_layer_are_named_where_it_is_rounded() {
+    let workspace = workspace("llama", |_, weights| {
+        let last = "model.layers.1.mlp.down_proj.weight";
+        weights.get_mut(last).expect("a tensor").1.fill(f32::INFINITY);
+    });
+    let ended =
+        workspace.run(&workspace.recipe(&format!("{CALIBRATE}{QUANTIZE}    rounding: gptq\n"))).exits(3);
+    let told = ended.stderr.split_whitespace().collect::<Vec<_>>().join(" ").replace("│ ", "");
+    let message =
+        "the stream after layer 1 is not finite at token 0 of sample 0, since `model.layers.1.mlp.down_proj`";
+    assert!(told.contains(message) && !workspace.path("out").exists(), "{told}");
+}
+
 #[test]
 fn a_tokenizer_of_another_vocabulary_is_named() {
     let workspace = workspace("llama", |_, _| {});

@@ -161,7 +161,24 @@ fn statistics_that_choose_nothing_take_no_pass_of_their_own() {
         assert_eq!(passes(&mut plan, &Options::default()), BTreeMap::from([("calibrate", 1)]), "{rest}");
         assert!(statistics() == expected && plan.weighing == apart.weighing);
     }
-    // A search for scales needs them first.
+    // Layers after the last one that is rounded are only listened to; a run that was killed has heard nothing.
+    let last = stages(&int4("")).replace("[lm_head]", "[lm_head, layers.3]");
+    let recipe = workspace.recipe(&last);
+    assert_eq!(passes(&mut plan_of(&recipe, 2, None), &fresh()), BTreeMap::from([("round", 1)]));
+    let heard = statistics();
+    calibrate(&mut plan_of(&recipe, 2, None), &fresh(), &Silent).expect("calibrated");
+    assert!(heard == statistics());
+    fs::remove_file(workspace.path(".out.monoquant-statistics")).expect("removed");
+    fs::remove_file(workspace.path(".out.monoquant-rounding/layer-1")).expect("removed");
+    assert_eq!(passes(&mut plan_of(&recipe, 2, None), &Options::default()), BTreeMap::from([("round", 1)]));
+    assert!(heard == statistics());
+    // A search for scales needs them first, and so does an error that might end the run.
+    let experts = family("mixtral");
+    let experts = experts.recipe(
+        "  - stage: calibrate\n    samples: 8\n    sequence_length: 32\n  - stage: quantize-int4\n    rounding: gptq\n    group_size: 16\n",
+    );
+    let mut plan = plan_of(&experts, 2, None);
+    assert_eq!(passes(&mut plan, &fresh()), BTreeMap::from([("calibrate", 1), ("round", 1)]));
     let mixed = format!(
         "{SKIPS}{CALIBRATE}  - stage: quantize-int4\n    targets: [down_proj]\n    observer: mse\n{}",
         int4("")

@@ -181,6 +181,22 @@ mod tests {
     }
 
     #[test]
+    fn slopes_are_the_same_on_all_instruction_sets() {
+        for count in [1, 8, 33, 200] {
+            let values: Vec<f32> = gaussian(count, 5).iter().map(|x| 6.0 * x).collect();
+            for with in ALL {
+                let on = |isa: Isa| {
+                    let mut gradients = gaussian(count, 6);
+                    isa.run(Slopes { gradients: &mut gradients, values: &values, with });
+                    gradients
+                };
+                let expected = on(Isa::Portable);
+                assert!(Isa::available().into_iter().all(|isa| on(isa) == expected), "{with:?}, {count}");
+            }
+        }
+    }
+
+    #[test]
     fn slopes_of_norms_are_those_of_rows_nearby() {
         let (row, gradient, weight) = (gaussian(24, 1), gaussian(24, 2), gaussian(24, 3));
         for kind in [NormKind::Rms, NormKind::RmsPlusOne, NormKind::Layer, NormKind::Length] {

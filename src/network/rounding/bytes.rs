@@ -15,9 +15,9 @@ pub struct StageSize<'a> {
     pub columns: usize,
     /// Outputs of each matrix.
     pub rows: &'a [usize],
-    /// Whether the inputs of the unquantized model are compared: not of experts.
+    /// Whether there are cross moments of the inputs ([`crate::network::Compared::has_cross`]).
     pub has_cross: bool,
-    /// Whether the products are added to the stream.
+    /// Whether there are moments of the stream, or of the outputs ([`crate::network::Compared::has_residual`]).
     pub has_residual: bool,
     /// Columns that share a scale.
     pub group: usize,
@@ -46,7 +46,7 @@ impl StageSize<'_> {
         let targets = 4 * self.rows.iter().map(|rows| weights(*rows)).sum::<u64>();
         let threads = self.threads.max(1) as u64;
         let tile = weights(TILE) * threads;
-        let correcting = if self.has_cross {
+        let correcting = if self.has_cross || self.has_residual {
             12 * square + self.bytes_of_differences() + (28 * tile).max(Metric::bytes(self.columns))
         } else {
             0

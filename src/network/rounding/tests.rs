@@ -100,7 +100,7 @@ fn rounded(family: &str, holds: bool, is_nearest: bool, count: usize) -> (Hidden
             layer: (layer, program),
             streams: [first, second],
             holds,
-            goes_on: true,
+            goes_on: [true; 2],
             statistics: None,
             tell: &|_| Ok(()),
         };
@@ -227,7 +227,7 @@ fn moments_are_those_of_both_models() {
             layer: (layer, program),
             streams: [first, second],
             holds: true,
-            goes_on: true,
+            goes_on: [true; 2],
             statistics: None,
             tell: &|_| Ok(()),
         };
@@ -335,7 +335,7 @@ fn statistics_that_are_measured_on_the_way_are_those_of_a_pass() {
                     layer: (layer, program),
                     streams: [first, second],
                     holds,
-                    goes_on: layer == 0,
+                    goes_on: [layer == 0; 2],
                     statistics: Some(&mut found),
                     tell: &|_| Ok(()),
                 };

@@ -26,12 +26,14 @@ pub struct Cost {
     pub operations: f64,
     /// Bytes at once of weights and moments of the layer that needs most, without activations.
     pub layer_bytes: u64,
-    /// Bytes of the windows that are at work at once, with their inputs side by side.
+    /// Bytes of the windows that are at work at once, with the differences between the models.
     pub batch_bytes: u64,
     /// Bytes of all windows that wait within a layer.
     pub waiting_bytes: u64,
     /// Bytes of the streams between two layers.
     pub stream_bytes: u64,
+    /// Bytes of the statistics of all layers, which may be measured on the way.
+    pub statistics_bytes: u64,
 }
 
 /// How it is done.
@@ -64,6 +66,7 @@ impl Cost {
             batch_bytes: 0,
             waiting_bytes: 0,
             stream_bytes: tokens * runs.description.hidden as u64 * 4 * streams,
+            statistics_bytes: 0,
         };
         if let Some(gradients) = way.gradients {
             cost.operations += (6 * gradients.tokens as u64 * passed(runs)) as f64;
@@ -77,6 +80,10 @@ impl Cost {
             let held = streams * (runs.description.hidden as u64 + inputs) * 4;
             cost.waiting_bytes = cost.waiting_bytes.max(tokens * held);
             cost.batch_bytes = cost.batch_bytes.max(batch * (held + 3 * inputs * 4));
+        }
+        if !way.is_given {
+            let matrices = runs.description.layers.iter().flat_map(Program::matrices);
+            cost.statistics_bytes = matrices.map(|matrix| 8 * matrix.columns as u64).sum();
         }
         cost
     }
@@ -143,7 +150,7 @@ impl Cost {
     /// The least memory in which a layer is rounded, beside what the process and its threads take.
     #[must_use]
     pub fn least_bytes(&self) -> u64 {
-        self.layer_bytes + self.batch_bytes
+        self.layer_bytes + self.batch_bytes + self.statistics_bytes
     }
 
     /// Whether windows wait in memory within a layer, and do not run from its start again.

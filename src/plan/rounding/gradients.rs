@@ -107,11 +107,9 @@ impl Gradients {
         out.kept_bytes = layers.iter().map(|program| moments(&out, program)).sum();
         let of_layer = |program: &Program| {
             let weights: u64 = program.matrices().map(|matrix| (matrix.rows * matrix.columns) as u64).sum();
-            let (inputs, outputs, widest) = numbers(program);
+            let (inputs, outputs) = numbers(program);
             let window = COPIES * longest * threads as u64 * (inputs + outputs + 2 * hidden);
-            // What is heard of a batch is put side by side, one matrix after another, once all windows are through.
-            let at_work = window.max(batch * widest);
-            4 * (weights + batch * (outputs + hidden) + at_work) + moments(&out, program)
+            4 * (weights + batch * (outputs + hidden) + window) + moments(&out, program)
         };
         let head = 4 * (PIECE * hidden + 2 * batch * hidden + threads as u64 * longest * PIECE);
         out.layer_bytes = layers.iter().map(of_layer).max().unwrap_or(0).max(head);
@@ -143,8 +141,8 @@ impl Gradients {
     }
 }
 
-/// Numbers that go into the matrices of a layer, out of them, and out of the step of it that makes most, for each token.
-fn numbers(program: &Program) -> (u64, u64, u64) {
+/// Numbers that go into the matrices of a layer and out of them, for each token.
+fn numbers(program: &Program) -> (u64, u64) {
     let chosen = program.ops.iter().filter_map(|op| match op {
         Op::Route { router, .. } => Some(router.chosen),
         _ => None,
@@ -158,7 +156,5 @@ fn numbers(program: &Program) -> (u64, u64, u64) {
         _ => (0, 0),
     };
     let all = program.ops.iter().map(of_step);
-    all.fold((0, 0, 0), |(inputs, outputs, widest), (own, made)| {
-        (inputs + own, outputs + made, widest.max(made))
-    })
+    all.fold((0, 0), |(inputs, outputs), (own, made)| (inputs + own, outputs + made))
 }

@@ -2,7 +2,7 @@
 
 use super::number::Number;
 use super::view::View;
-use crate::quant::simd::machine::{LANES, Machine};
+use crate::quant::simd::machine::Machine;
 
 /// Rows in panels of H: column after column of them.
 #[inline(always)]
@@ -13,7 +13,7 @@ pub(super) fn copy_left<T: Number, M: Machine, const H: usize>(
     from: View<'_, T>,
 ) {
     // Registers that are wider than a column reach into the next one.
-    let (size, beyond) = (H * columns, T::BESIDE.saturating_sub(H));
+    let (size, beyond) = (H * columns, H.next_multiple_of(T::BESIDE) - H);
     let all = rows.div_ceil(H) * size + beyond;
     if panels.len() < all {
         panels.resize(all, T::UNITS[0]);
@@ -101,7 +101,7 @@ pub(super) fn copy_right<T: Number, M: Machine, const V: usize>(
         if from.row_step == 1 && filled == across {
             for v in 0..V {
                 let data = (column(v * T::BESIDE), from.column_step);
-                start = T::turn::<M, LANES>(machine, data, rows, (&mut panel[v * T::BESIDE..], across));
+                start = T::turn_lanes::<M>(machine, data, rows, (&mut panel[v * T::BESIDE..], across));
             }
         }
         if start == rows {

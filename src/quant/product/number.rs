@@ -30,10 +30,18 @@ pub(crate) trait Number: Copy + Send + Sync {
         c: Self::Lanes<M>,
     ) -> Self::Lanes<M>;
 
-    /// Copies R rows, which are `step` apart, on their side: the numbers of a column come beside each other, those of two columns
-    /// `to_step` apart. So many columns as fill registers are copied, and counted; behind the R numbers of the last one, up to
-    /// [`Number::BESIDE`] are overwritten.
+    /// Copies R rows, at most sixteen, which are `step` apart, on their side: the numbers of a column come beside each other, those of two columns
+    /// `to_step` apart. As many columns as fill registers are copied, and counted: none where it would gain nothing. Behind the last
+    /// one, what is missing in its last register is overwritten.
     fn turn<M: Machine, const R: usize>(
+        machine: M,
+        from: (&[Self], usize),
+        columns: usize,
+        to: (&mut [Self], usize),
+    ) -> usize;
+
+    /// [`Number::turn`] of as many rows as fill a register.
+    fn turn_lanes<M: Machine>(
         machine: M,
         from: (&[Self], usize),
         columns: usize,
@@ -95,6 +103,16 @@ impl Number for f32 {
         whole
     }
 
+    #[inline(always)]
+    fn turn_lanes<M: Machine>(
+        machine: M,
+        from: (&[Self], usize),
+        columns: usize,
+        to: (&mut [Self], usize),
+    ) -> usize {
+        Self::turn::<M, LANES>(machine, from, columns, to)
+    }
+
     fn panels(work: impl FnOnce(&mut [Vec<Self>; 2])) {
         thread_local! {
             static PANELS: RefCell<[Vec<f32>; 2]> = const { RefCell::new([Vec::new(), Vec::new()]) };
@@ -132,12 +150,42 @@ impl Number for f64 {
 
     #[inline(always)]
     fn turn<M: Machine, const R: usize>(
-        _: M,
-        _: (&[Self], usize),
-        _: usize,
-        _: (&mut [Self], usize),
+        machine: M,
+        (from, step): (&[Self], usize),
+        columns: usize,
+        (to, to_step): (&mut [Self], usize),
     ) -> usize {
-        0
+        if !M::ONE_PASS {
+            return 0;
+        }
+        let whole = columns - columns % DOUBLES;
+        for column in (0..whole).step_by(DOUBLES) {
+            let mut turned = [[machine.splat_double(0.0); DOUBLES]; 2];
+            for first in (0..R).step_by(DOUBLES) {
+                let mut rows = [machine.splat_double(0.0); DOUBLES];
+                for row in first..R.min(first + DOUBLES) {
+                    rows[row - first] = Self::load(machine, &from[row * step + column..]);
+                }
+                turned[first / DOUBLES] = machine.turn_doubles(rows);
+            }
+            for place in 0..DOUBLES {
+                for first in (0..R).step_by(DOUBLES) {
+                    let numbers = turned[first / DOUBLES][place];
+                    Self::store(machine, numbers, &mut to[(column + place) * to_step + first..]);
+                }
+            }
+        }
+        whole
+    }
+
+    #[inline(always)]
+    fn turn_lanes<M: Machine>(
+        machine: M,
+        from: (&[Self], usize),
+        columns: usize,
+        to: (&mut [Self], usize),
+    ) -> usize {
+        Self::turn::<M, DOUBLES>(machine, from, columns, to)
     }
 
     fn panels(work: impl FnOnce(&mut [Vec<Self>; 2])) {

@@ -100,6 +100,17 @@ pub(crate) trait Machine: Copy {
         std::array::from_fn(|column| self.load(&rows.map(|row| row[column])))
     }
 
+    /// [`Machine::turn`] of f64.
+    #[inline(always)]
+    fn turn_doubles(self, rows: [Self::Doubles; DOUBLES]) -> [Self::Doubles; DOUBLES] {
+        let rows = rows.map(|row| {
+            let mut lanes = [0.0; DOUBLES];
+            self.store_doubles(row, &mut lanes);
+            lanes
+        });
+        std::array::from_fn(|column| self.load_doubles(&rows.map(|row| row[column])))
+    }
+
     /// The greater of a ≥ 0 and |b|, of numbers.
     fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes;
 

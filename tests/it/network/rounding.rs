@@ -94,7 +94,7 @@ impl Example {
                 layer: (layer, program),
                 streams,
                 holds: true,
-                goes_on: true,
+                goes_on: [true; 2],
                 statistics: None,
                 tell: &|_| Ok(()),
             };

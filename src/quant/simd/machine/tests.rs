@@ -29,14 +29,20 @@ fn fused_sums_without_the_instruction_are_those_with_it() {
 struct Turn<'a>(&'a [[f32; LANES]; LANES]);
 
 impl Job for Turn<'_> {
-    type Output = [[f32; LANES]; LANES];
+    type Output = ([[f32; LANES]; LANES], [[f64; DOUBLES]; DOUBLES]);
 
     #[inline(always)]
     fn run<M: Machine>(self, machine: M) -> Self::Output {
-        let mut out = [[0.0; LANES]; LANES];
+        let (mut out, mut doubles) = ([[0.0; LANES]; LANES], [[0.0; DOUBLES]; DOUBLES]);
         let turned = machine.turn(std::array::from_fn(|i| machine.load(&self.0[i])));
         out.iter_mut().zip(turned).for_each(|(out, row)| machine.store(row, out));
-        out
+        let rows =
+            std::array::from_fn(|i| machine.load_doubles(&std::array::from_fn(|j| f64::from(self.0[i][j]))));
+        doubles
+            .iter_mut()
+            .zip(machine.turn_doubles(rows))
+            .for_each(|(out, row)| machine.store_doubles(row, out));
+        (out, doubles)
     }
 }
 
@@ -44,9 +50,12 @@ impl Job for Turn<'_> {
 fn rows_become_columns() {
     let rows = std::array::from_fn(|i| std::array::from_fn(|j| (16 * i + j) as f32));
     for isa in Isa::available() {
-        let turned = isa.run(Turn(&rows));
+        let (turned, doubles) = isa.run(Turn(&rows));
         for (i, row) in turned.iter().enumerate() {
             assert_eq!(*row, std::array::from_fn(|j| (16 * j + i) as f32), "{isa:?}");
+        }
+        for (i, row) in doubles.iter().enumerate() {
+            assert_eq!(*row, std::array::from_fn(|j| (16 * j + i) as f64), "{isa:?}");
         }
     }
 }

@@ -14,8 +14,8 @@ const STRIP: usize = 512;
 
 /// Turns weights W into the target that is rounded, given inputs x of the model that is rounded so far and x' of the
 /// unquantized one: T = W + (W·E + R)·(H + λI)⁻¹, with H = mean of x xᵀ, E = mean of (x' − x) xᵀ, and, of matrices whose
-/// outputs are added to a stream r, R = mean of (r' − r) xᵀ. It minimizes ‖(W x' + r') − (T x + r)‖² + λ‖T − W‖². Where E is not
-/// given, R is W·E + R.
+/// outputs are added to a stream r, R = mean of (r' − r) xᵀ. It minimizes ‖(W x' + r') − (T x + r)‖² + λ‖T − W‖². Without E, the
+/// residual that is given is W·E + R already: the mean of (W (x' − x) + r' − r) xᵀ.
 ///
 /// Made once for all matrices with the same inputs. The target is that of GPTAQ and Qronos in closed form, with the
 /// stream's error as one more term.
@@ -37,10 +37,13 @@ impl Correction {
     /// # Panics
     /// If there are not as many numbers as the square of `columns` of each.
     pub fn new(columns: usize, moments: &[f32], cross: Option<Vec<f32>>) -> Result<Self, BadMoments> {
-        let given = cross.as_deref().unwrap_or_default();
-        assert!(given.is_empty() || given.len() == moments.len(), "cross moments are as many as moments");
+        let given = cross.as_deref();
+        assert!(
+            given.is_none_or(|given| given.len() == moments.len()),
+            "cross moments are as many as moments"
+        );
         let added = DAMPING * mean_square(columns, moments)?;
-        if let Some(bad) = given.iter().position(|x| !x.is_finite()) {
+        if let Some(bad) = given.unwrap_or_default().iter().position(|x| !x.is_finite()) {
             return Err(BadMoments::Column(bad % columns));
         }
         let mut inverse: Vec<f64> = moments.iter().map(|x| f64::from(*x)).collect();

@@ -98,6 +98,12 @@ impl Machine for Avx512 {
     }
 
     #[inline(always)]
+    fn turn_doubles(self, rows: [Self::Doubles; DOUBLES]) -> [Self::Doubles; DOUBLES] {
+        // SAFETY: `self` proves AVX-512.
+        unsafe { turn_doubles_avx512(rows) }
+    }
+
+    #[inline(always)]
     fn max_abs(self, a: Self::Lanes, b: Self::Lanes) -> Self::Lanes {
         // The greater of absolute values, with the sign cleared.
         // SAFETY: `self` proves AVX-512.
@@ -310,6 +316,30 @@ fn turn_avx512(rows: [__m512; LANES]) -> [__m512; LANES] {
         out[4 + j] = _mm512_shuffle_f32x4::<0x88>(odd, later_odd);
         out[8 + j] = _mm512_shuffle_f32x4::<0xdd>(even, later_even);
         out[12 + j] = _mm512_shuffle_f32x4::<0xdd>(odd, later_odd);
+    }
+    out
+}
+
+/// Rows become columns: pairs of lanes first, then quarters.
+#[inline]
+#[target_feature(enable = "avx512f")]
+fn turn_doubles_avx512(rows: [__m512d; DOUBLES]) -> [__m512d; DOUBLES] {
+    // Of two rows: columns j, 2 + j, 4 + j and 6 + j, a quarter each.
+    let mut pairs = rows;
+    for i in (0..DOUBLES).step_by(2) {
+        pairs[i] = _mm512_unpacklo_pd(rows[i], rows[i + 1]);
+        pairs[i + 1] = _mm512_unpackhi_pd(rows[i], rows[i + 1]);
+    }
+    let mut out = rows;
+    for j in 0..2 {
+        let (a, b, c, d) = (pairs[j], pairs[2 + j], pairs[4 + j], pairs[6 + j]);
+        // Quarters 0 and 2, and 1 and 3.
+        let (even, later_even) = (_mm512_shuffle_f64x2::<0x88>(a, b), _mm512_shuffle_f64x2::<0x88>(c, d));
+        let (odd, later_odd) = (_mm512_shuffle_f64x2::<0xdd>(a, b), _mm512_shuffle_f64x2::<0xdd>(c, d));
+        out[j] = _mm512_shuffle_f64x2::<0x88>(even, later_even);
+        out[2 + j] = _mm512_shuffle_f64x2::<0x88>(odd, later_odd);
+        out[4 + j] = _mm512_shuffle_f64x2::<0xdd>(even, later_even);
+        out[6 + j] = _mm512_shuffle_f64x2::<0xdd>(odd, later_odd);
     }
     out
 }
