@@ -18,8 +18,15 @@ mod bytes;
 
 pub use bytes::StageSize;
 
-/// Rows that are rounded together: the unit of parallel work, and the same for any number of threads.
-const TILE: usize = 64;
+/// The least and the most rows that are rounded together.
+const LEAST_TILE: usize = 64;
+const MOST_TILE: usize = 256;
+
+/// How many rows of so many are rounded together, the unit of parallel work: some tiles a thread. For each of them all moments of the
+/// inputs are read, several times. Numbers do not depend on it.
+fn tile_rows(rows: usize, threads: usize) -> usize {
+    rows.div_ceil(4 * threads.max(1)).clamp(LEAST_TILE, MOST_TILE)
+}
 
 /// Moments of fewer rows than this share of the columns say too little of them.
 const FEW: u64 = 4;
@@ -126,19 +133,21 @@ fn target(
     residual: Option<&[f32]>,
 ) -> Result<Vec<f32>, BadWeight> {
     let Some(correction) = correction else { return Ok(weights) };
+    let height = tile_rows(weights.len() / columns.max(1), rayon::current_num_threads());
     let tile = |(tile, weights): (usize, &mut [f32])| {
-        let start = tile * TILE * columns;
+        let start = tile * height * columns;
         let residual = residual.map(|all| &all[start..start + weights.len()]);
-        correction.apply(weights, residual).map_err(|bad| in_tile(bad, tile))
+        correction.apply(weights, residual).map_err(|bad| in_tile(bad, tile * height))
     };
     // The first tile that fails, whichever thread was first.
-    let tiles: Vec<_> = weights.par_chunks_mut(TILE * columns).enumerate().map(tile).collect();
+    let tiles: Vec<_> = weights.par_chunks_mut(height * columns).enumerate().map(tile).collect();
     tiles.into_iter().collect::<Result<(), BadWeight>>()?;
     Ok(weights)
 }
 
-fn in_tile(bad: BadWeight, tile: usize) -> BadWeight {
-    BadWeight { row: bad.row + tile * TILE, ..bad }
+/// A weight of a tile that begins at this row.
+fn in_tile(bad: BadWeight, start: usize) -> BadWeight {
+    BadWeight { row: bad.row + start, ..bad }
 }
 
 fn round(
@@ -166,8 +175,9 @@ fn round(
 /// Rows each for itself, tile by tile.
 fn round_rows(target: &[f32], how: &Rounding<'_>, metric: &Arc<Metric>) -> Result<Rounded, BadWeight> {
     let solver = Gptq::new(how.nearest.clone(), Arc::clone(metric)).signed(how.is_signed);
-    let tiles = target.par_chunks(TILE * metric.columns()).enumerate();
-    let tiles = tiles.map(|(tile, target)| solver.round(target).map_err(|bad| in_tile(bad, tile)));
+    let height = tile_rows(target.len() / metric.columns().max(1), rayon::current_num_threads());
+    let tiles = target.par_chunks(height * metric.columns()).enumerate();
+    let tiles = tiles.map(|(tile, target)| solver.round(target).map_err(|bad| in_tile(bad, tile * height)));
     let tiles: Vec<_> = tiles.collect();
     let mut out = Rounded::default();
     for tile in tiles {

@@ -30,6 +30,9 @@ const SHAPES: [(&str, usize, usize); 6] = [
     ("8B down", 4096, 14336),
 ];
 
+/// Rows that are rounded together, as two threads have them of so many.
+const TILE: usize = 256;
+
 /// Outputs of a block of the gradients' moments.
 const BLOCK: usize = 512;
 
@@ -61,7 +64,7 @@ fn matrix(name: &str, rows: usize, columns: usize) {
     tell_of(double, "target L", seconds, 2.0 / 3.0 * c * c * c);
     let mut target = weights;
     let ((), seconds) = timed(|| {
-        target.par_chunks_mut(64 * columns).for_each(|tile| {
+        target.par_chunks_mut(TILE * columns).for_each(|tile| {
             correction.apply(tile, None).expect("finite weights");
         });
     });
@@ -73,7 +76,7 @@ fn matrix(name: &str, rows: usize, columns: usize) {
     let nearest = quantizer(columns);
     let solver = Gptq::new(nearest.clone(), Arc::clone(&metric));
     let (found, seconds) = timed(|| {
-        target.par_chunks(64 * columns).map(|tile| solver.round(tile).expect("rounded").error).sum::<f64>()
+        target.par_chunks(TILE * columns).map(|tile| solver.round(tile).expect("rounded").error).sum::<f64>()
     });
     assert!(found.is_finite());
     // Feedback, a few rounds of products and of fits, and the two errors that are told.

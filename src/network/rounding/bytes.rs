@@ -1,6 +1,6 @@
 //! Memory that rounding takes, for plans that are made before it.
 
-use super::TILE;
+use super::tile_rows;
 use crate::network::outputs::OutputSum;
 use crate::quant::product::BYTES_OF_COPIES;
 use crate::quant::{Guided, Metric};
@@ -45,9 +45,9 @@ impl StageSize<'_> {
         let weights = |rows: usize| (rows * self.columns) as u64;
         let targets = 4 * self.rows.iter().map(|rows| weights(*rows)).sum::<u64>();
         let threads = self.threads.max(1) as u64;
-        let tile = weights(TILE) * threads;
+        let tiles = self.rows.iter().map(|rows| self.weights_at_work(*rows)).max().unwrap_or(0);
         let correcting = if self.has_cross || self.has_residual {
-            12 * square + self.bytes_of_differences() + (28 * tile).max(Metric::bytes(self.columns))
+            12 * square + self.bytes_of_differences() + (28 * tiles).max(Metric::bytes(self.columns))
         } else {
             0
         };
@@ -66,11 +66,17 @@ impl StageSize<'_> {
         self.rows.iter().map(|rows| self.bytes_of_solving(*rows)).sum::<u64>() <= SIDE_BY_SIDE
     }
 
+    /// Weights of the tiles of a matrix that all threads work on at once.
+    fn weights_at_work(&self, rows: usize) -> u64 {
+        let threads = self.threads.max(1);
+        ((tile_rows(rows, threads) * threads).min(rows) * self.columns) as u64
+    }
+
     /// Bytes that rounding a matrix of so many outputs takes beside the metric, its target and its results.
     fn bytes_of_solving(&self, rows: usize) -> u64 {
         let weights = |rows: usize| (rows * self.columns) as u64;
         match self.block {
-            None => 28 * weights(TILE) * self.threads.max(1) as u64 + 2 * weights(rows),
+            None => 28 * self.weights_at_work(rows) + 2 * weights(rows),
             Some(block) => {
                 let (block, own) = (block.min(rows), OutputSum::bytes_of(rows, block));
                 // The mean of the moments, once more damped, and the block at work.

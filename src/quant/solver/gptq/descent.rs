@@ -22,7 +22,7 @@ pub(super) fn descend(codes: &mut [f32], grids: &mut Grids, targets: &[f32], met
         let mut products = metric.times(&grids.errors(codes, targets));
         let mut has_changed = false;
         for _ in 0..FITS {
-            has_changed |= fit_scales(codes, grids, &mut products, metric);
+            has_changed |= fit_scales(codes, grids, &mut products, metric, isa);
         }
         let mut products = metric.times(&grids.errors(codes, targets));
         has_changed |= choose_codes(codes, grids, &mut products, metric, isa);
@@ -33,7 +33,7 @@ pub(super) fn descend(codes: &mut [f32], grids: &mut Grids, targets: &[f32], met
 }
 
 /// Fits each group's scale, one after another. `products` are errors times moments.
-fn fit_scales(codes: &[f32], grids: &mut Grids, products: &mut [f32], metric: &Metric) -> bool {
+fn fit_scales(codes: &[f32], grids: &mut Grids, products: &mut [f32], metric: &Metric, isa: Isa) -> bool {
     let (columns, size) = (metric.columns, grids.group);
     let (rows, groups) = (codes.len() / columns, columns / size);
     let (mut levels, mut of_levels) = (vec![0.0; rows * size], vec![0.0; codes.len()]);
@@ -47,6 +47,32 @@ fn fit_scales(codes: &[f32], grids: &mut Grids, products: &mut [f32], metric: &M
         let moments = View::rows(&metric.moments[start * columns..], columns);
         let size_of_product = (rows, size, columns);
         multiply(size_of_product, View::rows(&levels, size), moments, (&mut of_levels, columns), 1.0, false);
+        let (levels, of_levels) = (&levels, &of_levels);
+        has_changed |= isa.run(Fit { grids, group, columns, levels, of_levels, products });
+    }
+    has_changed
+}
+
+/// The fit of one group's scale in all rows, compiled for each instruction set.
+struct Fit<'a> {
+    grids: &'a mut Grids,
+    group: usize,
+    columns: usize,
+    /// Codes less zero points of the group's columns, and these times moments.
+    levels: &'a [f32],
+    of_levels: &'a [f32],
+    products: &'a mut [f32],
+}
+
+impl Job for Fit<'_> {
+    type Output = bool;
+
+    #[inline(always)]
+    fn run<M: Machine>(self, _: M) -> bool {
+        let Self { grids, group, columns, levels, of_levels, products } = self;
+        let (size, groups) = (grids.group, columns / grids.group);
+        let start = group * size;
+        let mut has_changed = false;
         let rows = levels.chunks_exact(size).zip(of_levels.chunks_exact(columns));
         for (row, ((levels, of_levels), products)) in rows.zip(products.chunks_exact_mut(columns)).enumerate()
         {
@@ -62,8 +88,8 @@ fn fit_scales(codes: &[f32], grids: &mut Grids, products: &mut [f32], metric: &M
             products.iter_mut().zip(of_levels).for_each(|(product, of)| *product += step * of);
             has_changed = true;
         }
+        has_changed
     }
-    has_changed
 }
 
 /// Chooses each code anew, column after column, until a row stays as it is.
