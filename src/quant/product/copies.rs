@@ -30,7 +30,7 @@ pub(super) fn copy_left<T: Number, M: Machine, const H: usize>(
         let places = &mut places[start..];
         if from.row_step == 1 && filled == H {
             for (column, place) in places.iter_mut().enumerate() {
-                place.copy_from_slice(&data[column * from.column_step..][..H]);
+                place.copy_from_slice(&data[(start + column) * from.column_step..][..H]);
             }
             continue;
         }

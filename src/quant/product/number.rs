@@ -30,9 +30,9 @@ pub(crate) trait Number: Copy + Send + Sync {
         c: Self::Lanes<M>,
     ) -> Self::Lanes<M>;
 
-    /// Copies R rows, at most sixteen, which are `step` apart, on their side: the numbers of a column come beside each other, those of two columns
-    /// `to_step` apart. As many columns as fill registers are copied, and counted: none where it would gain nothing. Behind the last
-    /// one, what is missing in its last register is overwritten.
+    /// Copies R rows, at most sixteen, which are `step` apart, on their side: the numbers of a column come beside each other, those
+    /// of two columns `to_step` apart. As many columns as fill registers are copied, and counted: none where it would gain nothing.
+    /// Behind the last one, what is missing in its last register is overwritten.
     fn turn<M: Machine, const R: usize>(
         machine: M,
         from: (&[Self], usize),

@@ -13,7 +13,7 @@ use crate::quant::Isa;
 use crate::quant::kernel::round_code;
 use crate::quant::product::{View, multiply, multiply_shared};
 use crate::quant::simd::Job;
-use crate::quant::simd::machine::Machine;
+use crate::quant::simd::machine::{LANES, Machine};
 
 /// Times that scales and codes are gone over, at most, and how often codes are each time.
 const ROUNDS: usize = 3;
@@ -261,6 +261,7 @@ fn sweep(
     let (rows, columns) = (outputs.rows, metric.columns);
     let mut has_changed = false;
     let mut slopes = vec![0.0; rows * STRIP.min(columns)];
+    let strengths: Vec<f32> = (0..rows).map(|row| outputs.moments[row * (rows + 1)]).collect();
     for first in (0..columns).step_by(REACH) {
         let last = columns.min(first + REACH);
         let mut all_moves = Vec::new();
@@ -271,8 +272,8 @@ fn sweep(
             let left = View::rows(&products[start..], columns).turned();
             let gradients = View::rows(&outputs.moments, rows);
             multiply_shared((width, rows, rows), left, gradients, (&mut slopes, rows), 1.0, false);
-            let slopes = &mut slopes;
-            let mut moves = isa.run(Strip { codes, grids, metric, outputs, start, width, slopes });
+            let (strengths, slopes) = (&strengths, &mut slopes);
+            let mut moves = isa.run(Strip { codes, grids, metric, outputs, strengths, start, width, slopes });
             tell(&mut moves, products, metric, std::slice::from_ref(&(first..last)), isa);
             all_moves.extend(moves);
         }
@@ -305,6 +306,8 @@ struct Strip<'a> {
     grids: &'a Grids,
     metric: &'a Metric,
     outputs: &'a Outputs,
+    /// The diagonal of the outputs' moments.
+    strengths: &'a [f32],
     start: usize,
     width: usize,
     /// [width, rows].
@@ -316,24 +319,42 @@ impl Job for Strip<'_> {
 
     #[inline(always)]
     fn run<M: Machine>(self, _: M) -> Vec<Move> {
-        let Self { codes, grids, metric, outputs, start, width, slopes } = self;
+        let Self { codes, grids, metric, outputs, strengths, start, width, slopes } = self;
         let (rows, columns) = (outputs.rows, metric.columns);
         let groups = columns / grids.group;
         let mut moves = Vec::new();
+        // Codes and scales beside each other, as slopes are.
+        let (mut values, mut scales) = (vec![0.0; width * rows], vec![0.0; rows]);
+        for (row, codes) in codes.chunks_exact(columns).enumerate() {
+            for at in 0..width {
+                values[at * rows + row] = codes[start + at];
+            }
+        }
         for at in 0..width {
             let column = start + at;
+            if at == 0 || column.is_multiple_of(grids.group) {
+                let of_group = grids.scales.iter().skip(column / grids.group).step_by(groups);
+                scales.iter_mut().zip(of_group).for_each(|(to, scale)| *to = *scale);
+            }
+            let diagonal = metric.diagonal[column];
             let own = &mut slopes[at * rows..];
-            for row in 0..rows {
-                let scale = grids.scales[row * groups + column / grids.group];
-                let curvature = outputs.moments[row * (rows + 1)] * metric.diagonal[column];
-                let (old, slope) = (codes[row * columns + column], own[row]);
-                let new = round_code(old - slope / (curvature * scale), grids.codes.0, grids.codes.1);
-                if new == old {
-                    continue;
+            let values = &values[at * rows..(at + 1) * rows];
+            for first in (0..rows).step_by(LANES) {
+                let last = rows.min(first + LANES);
+                // Few codes move: some rows are looked at side by side.
+                let each = strengths[first..last].iter().zip(&scales[first..last]);
+                let each = each.zip(values[first..last].iter().zip(&own[first..last]));
+                let mut any = false;
+                for ((strength, scale), (old, slope)) in each {
+                    any |= moved(*old, *slope, strength * diagonal, *scale, grids.codes).1;
                 }
-                let step = (new - old) * scale;
-                // Not a number is no less.
-                if step * slope + 0.5 * curvature * step * step < 0.0 {
+                for row in if any { first..last } else { 0..0 } {
+                    let (curvature, scale) = (strengths[row] * diagonal, scales[row]);
+                    let (new, is_better) = moved(values[row], own[row], curvature, scale, grids.codes);
+                    if !is_better {
+                        continue;
+                    }
+                    let step = (new - values[row]) * scale;
                     codes[row * columns + column] = new;
                     moves.push((row, column, step));
                     let gradients = &outputs.moments[row * rows..(row + 1) * rows];
@@ -348,6 +369,15 @@ impl Job for Strip<'_> {
         }
         moves
     }
+}
+
+/// The best code in the place of an old one, all others staying, and whether the error is less with it.
+#[inline(always)]
+fn moved(old: f32, slope: f32, curvature: f32, scale: f32, codes: (f32, f32)) -> (f32, bool) {
+    let new = round_code(old - slope / (curvature * scale), codes.0, codes.1);
+    let step = (new - old) * scale;
+    // Not a number is no less; a code that stays changes nothing.
+    (new, step * slope + 0.5 * curvature * step * step < 0.0)
 }
 
 /// What moves of a row do to its products, compiled for each instruction set.
